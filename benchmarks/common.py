@@ -6,19 +6,20 @@ That matters to benchmarks of memory: their child processes import it.
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import multiprocessing
 import re
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from ledom.core.records import Candidate, Problem
 
-__all__ = ["add_answers", "new_parser", "parse", "read_answers", "resident", "run_child"]
+__all__ = ["add_answers", "in_process", "new_parser", "parse", "read_answers", "resident"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def new_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -36,26 +37,19 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
-def resident(key: str = "VmRSS", pid: int | str = "self") -> float:
+def resident(key: str = "VmRSS", pid: int | str = "self") -> int:
     """Memory of a process in bytes: resident now (VmRSS), or at its peak (VmHWM)."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)
     if found is None:
         raise OSError(f"no {key} in /proc/{pid}/status")
-    return 1024 * float(found[1])
+    return 1024 * int(found[1])
 
 
-def run_child(file: str, arguments: Sequence[object], **environment: str) -> Any:
-    """Run a benchmark's file in a process of its own; returns the JSON in its last line.
-
-    Ends this process with the child's error output if the child fails.
-    """
-    command = [sys.executable, file, *map(str, arguments)]
-    variables: Mapping[str, str] = {**os.environ, **environment}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def in_process(work: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
+    """The result of a function, called in a new process, whose memory and threads are its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        return child.submit(work, *arguments, **options).result()
 
 
 def add_answers(parser: argparse.ArgumentParser, questions: int) -> None:

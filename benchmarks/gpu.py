@@ -278,7 +278,7 @@ def training(
             made = run_ledom(own, data, folder / arm, device)
         else:
             made = run_plain(recipe, data, compiled, bf16, device)
-        table.row(arm, made["batch"] * SEQ_LEN / statistics.median(made["seconds"][size.warm :]))
+        table.row(arm, made.batch * SEQ_LEN / statistics.median(made.seconds[size.warm :]))
 
 
 def main() -> None:

@@ -10,16 +10,13 @@ folder takes 15.6 GB of disk.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from common import new_parser, resident
+from common import in_process, new_parser, resident
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -86,43 +83,39 @@ def write_source(folder: Path) -> None:
 
 
 def step(name: str, folder: Path) -> None:
-    """Run one step in this process."""
+    """Run one step in this process, and print its peak resident memory and its time."""
+    start = time.perf_counter()
     from transformers import AutoConfig
 
     from ledom.core.direction import Direction
     from ledom.model.checkpoint import read_checkpoint_info
     from ledom.model.foreign.check import check_model
     from ledom.model.foreign.importer import ImportOptions, import_model
+    from ledom.model.foreign.skeleton import build_skeleton
 
     out = folder / "imported"
     if name == "import":
         import_model(str(folder / "source"), out, ImportOptions("reverse", check=False))
     elif name == "check":
         tokenizer = read_checkpoint_info(out).tokenizer.backend
-        found = check_model(out, AutoConfig.from_pretrained(out), tokenizer, Direction.REVERSE)
+        skeleton = build_skeleton(AutoConfig.from_pretrained(out))
+        found = check_model(out, skeleton, tokenizer, Direction.REVERSE)
         print(f"loss {found.reverse_loss:.3f} nats per token (all weights 0: ln 64256 = 11.071)")
+    seconds = time.perf_counter() - start
+    print(f"{name}: peak {resident('VmHWM') / 1e9:.2f} GB resident, {seconds:.0f} s", flush=True)
 
 
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/import-benchmark"))
     parser.add_argument("--keep", action="store_true", help="do not delete the files")
-    parser.add_argument("--step", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.step:
-        start = time.perf_counter()
-        step(options.step, options.folder)
-        seconds = time.perf_counter() - start
-        peak = resident("VmHWM") / 1e9
-        print(f"{options.step}: peak {peak:.2f} GB resident, {seconds:.0f} s")
-        return
     try:
         write_source(options.folder / "source")
         files = (options.folder / "source").glob("*.safetensors")
         print(f"source: {sum(file.stat().st_size for file in files) / 1e9:.2f} GB")
         for name in ("start", "import", "check"):
-            command = [sys.executable, __file__, "--folder", options.folder, "--step", name]
-            subprocess.run([str(part) for part in command], check=True)
+            in_process(step, name, options.folder)
     finally:
         if not options.keep:
             shutil.rmtree(options.folder, ignore_errors=True)

@@ -69,7 +69,7 @@ def trained_inverter(found: Sequence[Problem], steps: int, out: Path) -> Path:
         train=TrainConfig(batch_size=16),
     )
     data = prepare_data(recipe.data_of(Direction.REVERSE), out / "data")
-    return train(recipe, Direction.REVERSE, data, out / "inverter", lambda _: None)
+    return train(recipe, Direction.REVERSE, data, out / "inverter")
 
 
 def by_count(out: Path) -> list[tuple[str, str]]:

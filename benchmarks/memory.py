@@ -12,20 +12,19 @@ in use is measured.
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import tempfile
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from common import new_parser, resident, run_child
+from common import in_process, new_parser, resident
 
 VOCAB_SIZE, SEQ_LEN = 8192, 512
 MB = 1e6
 
 
-def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, Any]:
+def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, int]:
     """Train in this process; resident memory before and at the peak in bytes, and sizes."""
     import torch
 
@@ -81,14 +80,8 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child is not None:
-        [tokens] = arguments.tokens
-        result = measure(arguments.child, arguments.preset, tokens, arguments.steps)
-        print(json.dumps(result))
-        return
-
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # of the processes that follow
     from ledom.model.presets import ModelConfig
     from ledom.train.estimate import memory
 
@@ -99,9 +92,7 @@ def main() -> None:
     for tokens in arguments.tokens:
         with tempfile.TemporaryDirectory() as folder:
             write_documents(Path(folder) / "train.jsonl", 400)
-            command: list[object] = ["--preset", arguments.preset, "--child", folder]
-            command += ["--tokens", tokens, "--steps", arguments.steps]
-            found = run_child(__file__, command, MALLOC_MMAP_THRESHOLD_="65536")
+            found = in_process(measure, Path(folder), arguments.preset, tokens, arguments.steps)
         model = ModelConfig.model_validate(arguments.preset)
         part = memory(model, found["vocab_size"], found["tokens"], "float32")
         planned = max(part.peak, part.weights + part.optimizer + part.checkpoint)

@@ -11,7 +11,6 @@ in the same process, on one core.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -20,7 +19,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from common import new_parser, resident, run_child
+from common import in_process, new_parser, resident
 
 SHARD_TOKENS = 250_000_000  # half a gigabyte
 DOCUMENT_TOKENS = 1000  # in sparse stores; like a web page
@@ -53,7 +52,7 @@ def sparse_store(folder: Path, num_tokens: int, with_index: bool) -> None:
     (folder / "manifest.json").write_text(json.dumps({**manifest, "shards": shards}))
 
 
-def opening(folder: Path) -> dict[str, Any]:
+def opening(folder: Path) -> dict[str, float]:
     """Open a store and read one batch of it: seconds and memory."""
     from ledom.data.packing import Batches, Windows
     from ledom.data.store import TokenStore
@@ -73,7 +72,7 @@ def opening(folder: Path) -> dict[str, Any]:
     }
 
 
-def reading(folder: Path, batches_read: int, packing: Any) -> dict[str, Any]:
+def reading(folder: Path, batches_read: int, packing: Any) -> dict[str, float]:
     """Read batches at random places of a store: speed and memory."""
     from ledom.data.packing import Batches, Windows
     from ledom.data.store import TokenStore
@@ -94,7 +93,7 @@ def reading(folder: Path, batches_read: int, packing: Any) -> dict[str, Any]:
     }
 
 
-def rate(folder: Path, steps: int, packing: Any, seq_len: int) -> dict[str, Any]:
+def rate(folder: Path, steps: int, packing: Any, seq_len: int) -> dict[str, float]:
     """Tokens/s of reading and packing, and of training the embedded shape on the same batches."""
     import torch
 
@@ -165,41 +164,26 @@ def write_rate_store(folder: Path) -> None:
     tokenizer.save(folder / "store")
 
 
-def in_process(name: str, **arguments: Any) -> dict[str, Any]:
-    """The result of a function of this file, run in a process of its own."""
-    result: dict[str, Any] = run_child(__file__, ["--child", json.dumps([name, arguments])])
-    return result
-
-
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--steps", type=int, default=30, help="steps of training")
     parser.add_argument("--tokens", type=float, default=435e9, help="size of the store to open")
     parser.add_argument("--store-gb", type=float, default=10, help="size of the store to read")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child is not None:
-        name, given = json.loads(arguments.child)
-        given["folder"] = Path(given["folder"])
-        print(json.dumps(globals()[name](**given)))
-        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         sparse_store(folder / "large", int(arguments.tokens), with_index=False)
-        show("opening", in_process("opening", folder=str(folder / "large")))
+        show("opening", in_process(opening, folder / "large"))
         sparse_store(folder / "read", int(arguments.store_gb * 1e9 / 2), with_index=True)
         for packing in ("fixed", "documents"):
-            options = {"batches_read": 10_000, "packing": packing}
-            show(
-                f"memory, {packing}", in_process("reading", folder=str(folder / "read"), **options)
-            )
+            show(f"memory, {packing}", in_process(reading, folder / "read", 10_000, packing))
         write_rate_store(folder)
         for packing, seq_len in (("documents", 512), ("fixed", 512)):
-            options = {"steps": arguments.steps, "packing": packing, "seq_len": seq_len}
-            show(f"rate, {packing}", in_process("rate", folder=str(folder), **options))
+            found = in_process(rate, folder, arguments.steps, packing, seq_len)
+            show(f"rate, {packing}", found)
 
 
-def show(title: str, found: dict[str, Any]) -> None:
+def show(title: str, found: dict[str, float]) -> None:
     """Print a line of figures."""
     print(f"{title}: " + ", ".join(f"{key} {value:,.5g}" for key, value in found.items()))
 

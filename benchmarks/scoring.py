@@ -16,18 +16,16 @@ plain products (`rates.py`) count only the necessary work (`needed_flops`).
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import add_answers, new_parser, parse, read_answers, resident
+from common import add_answers, in_process, new_parser, parse, read_answers, resident
 from ctranslate import CTranslate2
 from hflm import HarnessScorer
 from rates import print_rates, seconds
@@ -207,9 +205,7 @@ def memory(num_candidates: int) -> None:
     Texts have 2,048 tokens of a vocabulary of 151,936, and every token but the first is scored. The
     model is narrow, so that activations are small.
     """
-    # In a process of its own, because the peak is that of the whole process.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
-        before, peak = child.submit(score_long_texts, num_candidates).result()
+    before, peak = in_process(score_long_texts, num_candidates)
     more = (peak - before) / 1e6
     print(f"\nmemory, {num_candidates} texts: {before / 1e6:.0f} MB before, {more:.0f} MB more")
 

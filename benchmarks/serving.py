@@ -88,7 +88,7 @@ class Client:
             self.streams = None
 
 
-def small(pair: tuple[str, str]) -> dict[str, Any]:
+def small(pair: tuple[str, str]) -> dict[str, str]:
     """The body of a request of one sample."""
     return {"prompt": pair[0], "response": pair[1]}
 
@@ -113,7 +113,7 @@ def cpu_seconds(process: subprocess.Popen[str]) -> float:
 
 async def throughput(
     port: int, process: subprocess.Popen[str], given: list[tuple[str, str]], rounds: int
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Pairs per second over HTTP and in this process, measured in turn.
 
     Also the ratio of CPU times, which other work on the machine affects less.
@@ -167,7 +167,7 @@ async def timed(
 
 async def latency(
     port: int, process: subprocess.Popen[str], given: list[tuple[str, str]], count: int
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """The latency of a small request: p50 alone, p99 beside large ones."""
     client = Client(port)
     pair = sorted(given, key=lambda pair: sum(map(len, pair)))[len(given) // 2]
@@ -198,7 +198,7 @@ async def latency(
 
 async def memory(
     port: int, process: subprocess.Popen[str], given: list[tuple[str, str]], minutes: float
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Resident memory under full load, after a fifth of the time and at the end."""
     clients = [Client(port) for _ in given]
     sizes: list[tuple[float, float]] = []
@@ -216,7 +216,7 @@ async def memory(
     }
 
 
-async def killed(given: list[tuple[str, str]]) -> dict[str, Any]:
+async def killed(given: list[tuple[str, str]]) -> dict[str, float]:
     """What clients see when the server is killed under load and started again."""
     errors = wrong = right = 0
     servers = ExitStack()
@@ -272,7 +272,7 @@ def main() -> None:
     show("killed", killed(texts))
 
 
-def show(name: str, measurement: Coroutine[Any, Any, dict[str, Any]]) -> None:
+def show(name: str, measurement: Coroutine[Any, Any, dict[str, float]]) -> None:
     """Run a measurement and print its figures."""
     print(name, json.dumps(asyncio.run(measurement)), flush=True)
 

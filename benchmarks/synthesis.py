@@ -144,7 +144,7 @@ def trained(
         train=TrainConfig(batch_size=8, validate_every=steps, checkpoint_every=25),
     )
     data = prepare_data(recipe.data_of(direction), folder / "data")
-    return train(recipe, direction, data, folder, lambda _: None)
+    return train(recipe, direction, data, folder)
 
 
 def base_model(direction: Direction, real: Sequence[Problem], options: Namespace) -> Path:

@@ -18,17 +18,16 @@ attention.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import new_parser, parse, run_child
+from common import in_process, new_parser, parse
 
 BATCH, SEQ_LEN, WARM = 16, 256, 10
 RATE = 2e-3
@@ -43,7 +42,17 @@ SHAPES: dict[str, Any] = {
     },
 }
 ARMS = ("trainer", "trainer-16", "trainer-16-c", "plain", "plain-c", "ledom", "ledom-c")
-Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training."""
+
+    seconds: list[float]
+    """Of each step."""
+    losses: list[float]
+    batch: int
+    """Windows per step."""
 
 
 def make_recipe(shape: Any, steps: int, compiled: bool) -> Any:
@@ -74,7 +83,7 @@ def make_recipe(shape: Any, steps: int, compiled: bool) -> Any:
     )
 
 
-def run_ledom(recipe: Any, data: Any, folder: Path, device: str = "cpu") -> Result:
+def run_ledom(recipe: Any, data: Any, folder: Path, device: str = "cpu") -> Run:
     """Train by ledom's loop; its metrics give the seconds of each step."""
     from ledom.core.direction import Direction
     from ledom.train.distributed import connect
@@ -85,7 +94,7 @@ def run_ledom(recipe: Any, data: Any, folder: Path, device: str = "cpu") -> Resu
         train(recipe, Direction.FORWARD, data, folder, world=world)
     rows = read_metrics(folder / "metrics.jsonl")
     seconds = [row["tokens"] / row["tokens_per_second"] for row in rows]
-    return {"seconds": seconds, "losses": [row["loss"] for row in rows], "batch": BATCH}
+    return Run(seconds, [row["loss"] for row in rows], BATCH)
 
 
 def plain_model(recipe: Any, data: Any) -> Any:
@@ -115,7 +124,7 @@ def batches(recipe: Any, data: Any) -> Iterator[Any]:
         yield torch.from_numpy(np.stack(source[step].windows))
 
 
-def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool, device: str = "cpu") -> Result:
+def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool, device: str = "cpu") -> Run:
     """Train by a plain loop: whole batches, autocast, fused AdamW, clipping."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -140,14 +149,14 @@ def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool, device: str = 
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         seconds.append(time.perf_counter() - started)
-    return {"seconds": seconds, "losses": losses, "batch": BATCH}
+    return Run(seconds, losses, BATCH)
 
 
-def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> Result:
+def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> Run:
     """Train by Trainer. It shifts the labels itself, so it reads one token more per window."""
     from torch.optim.lr_scheduler import LambdaLR
     from torch.utils.data import Dataset, SequentialSampler
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     rows = [row for ids in batches(recipe, data) for row in ids]
 
@@ -197,14 +206,15 @@ def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> R
     trainer = InOrder(
         plain_model(recipe, data), arguments, train_dataset=Rows(), callbacks=[Clock()]
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     seconds = [end - start for start, end in pairwise(ends)]
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return {"seconds": seconds, "losses": losses, "batch": batch}
+    return Run(seconds, losses, batch)
 
 
-def run_arm(arm: str, shape: str, steps: int, folder: Path) -> Result:
-    """Train one arm in this process."""
+def run_arm(arm: str, shape: str, steps: int, folder: Path) -> tuple[Run, float, float]:
+    """Train one arm in this process; returns the run, and the figures of `needed_flops`."""
     import torch
 
     from ledom.data.prepare import prepare_data
@@ -220,7 +230,7 @@ def run_arm(arm: str, shape: str, steps: int, folder: Path) -> Result:
             made = run_plain(recipe, data, arm.endswith("-c"), bf16)
         else:
             made = run_trainer(recipe, data, Path(scratch), arm, bf16)
-    return made | needed_flops(recipe, data)
+    return made, *needed_flops(recipe, data)
 
 
 def flops_per_token(recipe: Any, data: Any) -> float:
@@ -235,8 +245,8 @@ def flops_per_token(recipe: Any, data: Any) -> float:
     return 6.0 * weights + attention
 
 
-def needed_flops(recipe: Any, data: Any) -> Result:
-    """FLOPs per token (`flops`), and the FLOP/s of a plain product (`product`)."""
+def needed_flops(recipe: Any, data: Any) -> tuple[float, float]:
+    """FLOPs per token, and the FLOP/s of a plain product."""
     import torch
     from rates import median_seconds
 
@@ -247,7 +257,7 @@ def needed_flops(recipe: Any, data: Any) -> Result:
     a = torch.randn(BATCH * SEQ_LEN, shape.hidden_size).to(dtype)
     b = torch.randn(shape.hidden_size, shape.intermediate_size).to(dtype)
     seconds = median_seconds(lambda: a @ b, rounds=100)
-    return {"flops": flops_per_token(recipe, data), "product": 2 * a.shape[0] * b.numel() / seconds}
+    return flops_per_token(recipe, data), 2 * a.shape[0] * b.numel() / seconds
 
 
 def main() -> None:
@@ -256,13 +266,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--child", nargs=2, metavar=("ARM", "FOLDER"), help=argparse.SUPPRESS)
     args = parse(parser)
-    if args.child:
-        arm, folder = args.child
-        made = run_arm(arm, args.shape[0], args.steps, Path(folder))
-        print(json.dumps(made))
-        return
     for shape in args.shape:
         compare(shape, args)
 
@@ -275,13 +279,10 @@ def compare(shape: str, args: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rounds):
             for arm in args.arms:
-                settings = ["--shape", shape, "--steps", args.steps]
-                made = run_child(__file__, [*settings, "--child", arm, folder])
-                seconds = statistics.median(made["seconds"][WARM:])
-                rates[arm].append(made["batch"] * SEQ_LEN / seconds)
-                losses[arm] = statistics.mean(made["losses"][-20:])
-                product.append(made["product"])
-                flops = made["flops"]
+                made, flops, rate = in_process(run_arm, arm, shape, args.steps, Path(folder))
+                rates[arm].append(made.batch * SEQ_LEN / statistics.median(made.seconds[WARM:]))
+                losses[arm] = statistics.mean(made.losses[-20:])
+                product.append(rate)
     peak = statistics.median(product)
     base = statistics.median(rates.get("trainer") or next(iter(rates.values())))
     print(f"\n{shape}: {flops / 1e6:.1f} MFLOP per token; a plain product {peak / 1e9:.0f} GFLOP/s")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import re
 import runpy
 import sys
@@ -46,3 +48,20 @@ def test_the_gpu_benchmark_runs_on_a_cpu(
     difference = re.search(r"from transformers': (\S+) nats", printed)
     assert difference is not None
     assert float(difference[1]) < 1e-3
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_importing_runs_on_a_small_shape(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """All weights are 0, so every token of the vocabulary has the same probability."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, "argv", ["importing.py", "--folder", str(tmp_path / "import")])
+    importing = importlib.import_module("importing")
+    size = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 2048}
+    size |= {f"num_{name}": 2 for name in ("hidden_layers", "attention_heads", "key_value_heads")}
+    monkeypatch.setattr(importing, "CONFIG", importing.CONFIG | size)
+    importing.main()
+    printed = capfd.readouterr().out
+    assert f"loss {math.log(2048):.3f} nats" in printed
+    assert re.findall(r"^(\w+): peak", printed, re.MULTILINE) == ["start", "import", "check"]

@@ -11,13 +11,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from ledom.cli.display import log
 from ledom.core import processes as parallel
 from ledom.report.formatting import count
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    from ledom.data.tokenize import TokenizeProgress
+    from ledom.train.loop import Progress as TrainingProgress
+
 __all__ = ["Progress", "track", "track_tokenizing", "track_training"]
+
+_T = TypeVar("_T")
 
 SECONDS = 30.0
 """Seconds between two lines when standard error is not a terminal."""
@@ -34,7 +43,7 @@ class Progress:
         self.name, self.done, self.total, self.state = name, done, total, ""
         self._before = done
         self._start = time.monotonic()
-        self._bar: Any = None
+        self._bar: Bar | None = None
         self._ended = threading.Event()
 
     def __enter__(self) -> Progress:
@@ -60,8 +69,8 @@ class Progress:
         self.done = self.done if done is None else done
         self.total = self.total if total is None else total
         self.state = self.state if state is None else state
-        if self._bar is not None:
-            self._bar.update(0, completed=self.done, total=self.total, state=self.state)
+        if (bar := self._bar) is not None:
+            bar.update(bar.task_ids[0], completed=self.done, total=self.total, state=self.state)
 
     def begin(self, done: int) -> None:
         """Set how much an earlier run has done. It does not count toward the rate."""
@@ -98,7 +107,7 @@ class Progress:
             log(self.line(time.monotonic() - self._start))
 
 
-def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
+def track(chunks: Iterable[_T], name: str, done: int, total: int | None) -> Iterator[_T]:
     """Yield the chunks and show progress. Each chunk counts as one; `total` may be unknown (None).
 
     >>> list(track(["a", "b"], "scoring", done=0, total=2))
@@ -111,7 +120,9 @@ def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Ite
 
 
 @contextmanager
-def track_training(name: str, done: int, steps: int) -> Iterator[Callable[[Any], None]]:
+def track_training(
+    name: str, done: int, steps: int
+) -> Iterator[Callable[[TrainingProgress], None]]:
     """Show steps, loss and tokens per second; yields the callback for `ledom.train.loop`.
 
     `done` is the number of steps that an earlier run took. SIGTERM ends a training with
@@ -121,7 +132,7 @@ def track_training(name: str, done: int, steps: int) -> Iterator[Callable[[Any],
     try:
         with Progress(name, done, steps) as progress:
 
-            def show(report: Any) -> None:
+            def show(report: TrainingProgress) -> None:
                 nonlocal valid
                 if report.notice is not None:
                     progress.note(f"step {report.step}: {report.notice}")
@@ -137,12 +148,12 @@ def track_training(name: str, done: int, steps: int) -> Iterator[Callable[[Any],
 
 
 @contextmanager
-def track_tokenizing() -> Iterator[Callable[[Any], None]]:
+def track_tokenizing() -> Iterator[Callable[[TokenizeProgress], None]]:
     """Show tasks, tokens and their rate; yields the callback for `tokenize`."""
     first: tuple[float, int] | None = None  # time and tokens of the first report
     with Progress("tasks") as progress:
 
-        def show(report: Any) -> None:
+        def show(report: TokenizeProgress) -> None:
             nonlocal first
             now, written = time.monotonic(), report.num_tokens
             if first is None:
@@ -156,7 +167,7 @@ def track_tokenizing() -> Iterator[Callable[[Any], None]]:
         yield show
 
 
-def _start_bar(progress: Progress, console: Any) -> Any:
+def _start_bar(progress: Progress, console: Console) -> Bar:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

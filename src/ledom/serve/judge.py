@@ -126,8 +126,8 @@ class Judge:
         for line in self.weights.other_models({str(m.direction): m.identity for m in self.models}):
             logging.getLogger("ledom").warning("%s", line)
         self.mask_copies = mask_copies
-        default = "reverse_reward" if len(self.models) == 2 else None
-        self.strategy = strategy or default or ("reverse_only" if reverse else "forward")
+        alone = "reverse_only" if reverse else "forward"
+        self.strategy = strategy or ("reverse_reward" if len(self.models) == 2 else alone)
         self._strategy, self._weights = self._find(self.strategy)
 
     @property
