@@ -43,4 +43,4 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Pat
 @pytest.fixture(scope="session")
 def data(data_folder: Path) -> PreparedData:
     """The recipe's data."""
-    return PreparedData(data_folder)
+    return PreparedData(data_folder, DataConfig())

@@ -17,7 +17,7 @@ from kills import run_through_kills
 from ledom.core.direction import Direction
 from ledom.core.errors import RecipeError, WorkerError
 from ledom.data.packing import Windows
-from ledom.data.prepare import PreparedData
+from ledom.data.prepare import DataConfig, PreparedData
 from ledom.model.checkpoint import build_model
 from ledom.train.distributed import ParallelConfig, ProcessGroup, connect, distribute, share_out
 from ledom.train.loop import train, validate
@@ -73,7 +73,14 @@ def train_until(world, recipe, data_folder, folder, stop):
             os.kill(os.getpid(), signal.SIGTERM)
 
     recipe = Recipe.model_validate_json(recipe)
-    train(recipe, Direction.REVERSE, PreparedData(data_folder), folder, on_progress, world)
+    train(
+        recipe,
+        Direction.REVERSE,
+        PreparedData(data_folder, DataConfig()),
+        folder,
+        on_progress,
+        world,
+    )
 
 
 def losses(folder):
@@ -90,7 +97,7 @@ def validations(folder):
 
 def validate_on(world, recipe, data_folder, folder):
     recipe = Recipe.model_validate_json(recipe)
-    data = PreparedData(data_folder)
+    data = PreparedData(data_folder, DataConfig())
     model = build_model(recipe.model, data.tokenizer, 5)
     distribute(model, world, recipe.parallel, torch.float32)
     row = validate(model, data, Direction.REVERSE, recipe, world)
@@ -126,7 +133,7 @@ def short(recipe):
 def alone(tmp_path_factory, short, data_folder):
     """The folder of that run in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    train(short, Direction.REVERSE, PreparedData(data_folder), folder)
+    train(short, Direction.REVERSE, PreparedData(data_folder, DataConfig()), folder)
     return folder
 
 
@@ -176,7 +183,7 @@ def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(
     codes = run(2, train_and_lose_one, recipe, data_folder, folder)
     assert codes == [WORKER_LOST, -signal.SIGKILL]
     assert len(losses(folder)[0]) == 7
-    train(short, Direction.REVERSE, PreparedData(data_folder), folder)
+    train(short, Direction.REVERSE, PreparedData(data_folder, DataConfig()), folder)
     assert losses(folder)[0] == pytest.approx(losses(alone)[0], abs=1e-5)
 
 
@@ -186,7 +193,7 @@ def test_killed_at_any_moments_a_run_ends_as_if_it_never_was(tmp_path, recipe, d
     alone, folder = tmp_path / "alone", tmp_path / "killed"
 
     def work(out):
-        train(recipe, Direction.REVERSE, PreparedData(data_folder), out)
+        train(recipe, Direction.REVERSE, PreparedData(data_folder, DataConfig()), out)
 
     assert run_through_kills(work, alone, folder, seed=3, kills=5) > 1
     assert losses(folder) == losses(alone)

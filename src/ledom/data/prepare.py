@@ -117,10 +117,9 @@ class PreparedData:
     Raises `InputError` for a store that is damaged, or made with another tokenizer.
     """
 
-    def __init__(self, folder: Path, config: DataConfig | None = None) -> None:
+    def __init__(self, folder: Path, config: DataConfig) -> None:
         """`folder` is where `prepare_data` writes the data of a recipe without sources."""
-        named = () if config is None else config.sources
-        if config is not None and named:
+        if named := config.sources:
             self.tokenizer = Tokenizer.load(config.tokenizer or named[0].path, config.eos_token)
             self.sources = tuple(Source(TokenStore(s.path), s.weight) for s in named)
             self.valid = TokenStore(config.valid or "")
@@ -142,7 +141,7 @@ class PreparedData:
                     "of the other stores",
                     path=store.folder,
                 )
-            if config is None or config.verify:
+            if config.verify:
                 store.verify(processes.rank(), processes.size())
 
 

@@ -162,7 +162,7 @@ def _generation_config(tokenizer: Tokenizer) -> JsonObject:
 
 
 def _model_card(
-    run: Run, config: JsonObject, tokenizer: Tokenizer, name: str, license: str | None = None
+    run: Run, config: JsonObject, tokenizer: Tokenizer, name: str, license: str | None
 ) -> str:
     """The model card: Markdown with the hub's front matter."""
     reverse = config[DIRECTION_KEY] == Direction.REVERSE
