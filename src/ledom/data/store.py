@@ -154,7 +154,10 @@ class TokenStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not exists(self.folder / MANIFEST):
-            raise InputError(f"no {MANIFEST}: not a finished token store", path=self.folder)
+            raise InputError(
+                f"no {MANIFEST}: not a finished token store; let ledom tokenize finish it",
+                path=self.folder,
+            )
         self.manifest = _read_manifest(self.folder / MANIFEST)
         dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         self.shards = tuple(Shard(self.folder, entry, dtype) for entry in self.manifest.shards)

@@ -56,7 +56,7 @@ class ChoiceQuestion(Record):
         if not self.question.strip():
             raise InputError(f"{named} has an empty question; remove it")
         if last < 1:
-            raise InputError(f"{named} has fewer than two choices: {last + 1}")
+            raise InputError(f"{named} has fewer than two choices: {last + 1}; remove it")
         for number, text in enumerate(self.choices):
             if not text.strip():
                 raise InputError(f"{named}: choice {number} is {text!r:.40}, expected a text")

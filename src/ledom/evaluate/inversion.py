@@ -67,6 +67,8 @@ class Output(Record):
 class InvertedPrompt(Record):
     """A prompt proposed for an output, its rank from 1, and its score in nats."""
 
+    KEY = ("output_id", "rank")
+
     output_id: str
     rank: int
     prompt: str

@@ -102,7 +102,7 @@ def _local_file(folder: Path | None, names: Sequence[str]) -> Path | None:
     if folder is None:
         return None
     if not folder.is_dir():
-        raise InputError("not a folder of task files", path=folder)
+        raise InputError("not a folder; give one with task files", path=folder)
     places = [f"{name}.jsonl" for name in names]
     places += [BENCHMARKS[name].file for name in names if name in BENCHMARKS]
     return next((folder / place for place in places if exists(folder / place)), None)
@@ -185,7 +185,10 @@ def _problems(name: str, source: str, options: Options, direction: Direction) ->
     problems = load_problems(source, None)
     for problem in problems:
         if not problem.answer:
-            raise InputError(f"problem {problem.id!r} of {source} has no answer to compare with")
+            raise InputError(
+                f"problem {problem.id!r} of {source} has no answer to compare with; add the key "
+                "'answer', or remove it"
+            )
     return [_written_task(name, "text", problems, options, direction)]
 
 
@@ -247,7 +250,9 @@ def _choice_task(
 def _check_examples(name: str, count: int, options: Options) -> None:
     """Raise `InputError` if all questions are used as examples."""
     if count <= options.num_fewshot:
-        raise InputError(f"task {name!r} has {count} questions, all used as examples")
+        raise InputError(
+            f"task {name!r} has {count} questions, all used as examples; lower --num-fewshot"
+        )
 
 
 def _written_task(

@@ -227,7 +227,8 @@ def share_out(
     """
     if len(sizes) < world.size:
         raise RecipeError(
-            f"key train.batch_size: {len(sizes)} windows are too few for {world.size} processes"
+            f"key train.batch_size: {len(sizes)} windows are too few for {world.size} processes; "
+            "raise it, or start fewer processes"
         )
     wanted = -(-sum(sizes) // (world.size * (tokens_per_microbatch or sum(sizes))))
     count = world.size * min(wanted, len(sizes) // world.size)

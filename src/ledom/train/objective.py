@@ -153,7 +153,9 @@ class PairBatches:
                 self._right.append(right)
                 self._wrong.append([other for other in others if other is not None])
         if not self._right:
-            raise InputError(f"none of the pairs fits into the {seq_len} tokens of train.seq_len")
+            raise InputError(
+                f"none of the pairs fits into the {seq_len} tokens of train.seq_len; raise it"
+            )
         if config.contrastive and not any(self._wrong):
             raise InputError("none of the problems has a wrong solution", path=config.negatives)
         if skipped:
