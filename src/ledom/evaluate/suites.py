@@ -21,7 +21,7 @@ class Published:
     forward: float
     reverse: float
     note: str
-    """How they were measured, as far as it is known."""
+    """How they were measured, as far as is known."""
 
 
 @dataclass(frozen=True)

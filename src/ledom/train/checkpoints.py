@@ -124,8 +124,8 @@ class Checkpoints:
     def restore(self) -> int:
         """Load the newest checkpoint into model and optimizers; returns its step, or 0 without one.
 
-        Raises `CheckpointError` if it is damaged or belongs to a run with other settings; without
-        one, if the twin in `runs/<name>` has other settings than this run.
+        Raises `CheckpointError` if it is damaged or belongs to a run with other settings. If there
+        is none yet, raises it if the twin in `runs/<name>` was trained with other settings.
         """
         newest, refusal = self._world.agreed(self._find() if self._world.is_first else (None, ""))
         if refusal:

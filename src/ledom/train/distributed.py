@@ -54,9 +54,9 @@ ValueT = TypeVar("ValueT")
 class ParallelConfig(Config):
     """How the work is spread over processes and memory. A run may resume with other values.
 
-    Results depend on it only by rounding. In bfloat16 that is more with several processes: FSDP
-    keeps what passes between layers, and the norms' weights, in bfloat16, where a single process
-    keeps them in fp32."""
+    Results differ only by rounding. In bfloat16, several processes round more than one: FSDP keeps
+    what passes between layers, and the norms' weights, in bfloat16; a single process keeps them in
+    fp32."""
 
     shard_size: PositiveInt | None = None
     """Processes that share one copy of the weights; null: all of them. If it is the number of GPUs

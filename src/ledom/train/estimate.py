@@ -218,7 +218,7 @@ class Plan:
     parameters: ParameterCount
     steps: int
     tokens: int
-    """Most tokens read in all steps; a window may be shorter than `seq_len`."""
+    """Tokens read in all steps, at most: windows may be shorter than `seq_len`."""
     passes: int
     """Forward and backward passes per step, into which a GPU's share of the batch is split."""
     tokens_per_pass: int

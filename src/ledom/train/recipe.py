@@ -52,7 +52,7 @@ class TrainConfig(Config):
     """Maximum number of predicted tokens per window."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the products. auto is bfloat16 if the device is fast at it, else float32; it is
-    chosen when a run starts, which resumes in no other precision."""
+    chosen when a run starts, and the run resumes in that precision only."""
     validate_every: PositiveInt = 250
     """Steps between validations."""
     checkpoint_every: PositiveInt = 250
