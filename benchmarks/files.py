@@ -32,7 +32,7 @@ COMMANDS = {
     "rerank": ["rerank", "--num-problems", "2", "--samples", "2", "--max-tokens", "32"],
     "train": [
         "train",
-        "recipes/tiny.yaml",
+        "tiny",
         "optim.steps=2",
         "data.num_documents=200",
         "data.num_valid=20",

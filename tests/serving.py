@@ -54,7 +54,7 @@ def running(judge: Judge, limits: Limits, reports: Path | None = None) -> Iterat
 
 
 def choices(count: int, first: int = 0) -> list[dict[str, Any]]:
-    """So many choices of an upstream's chat, from the first of `ANSWERS` on."""
+    """`count` choices as in a chat response: `ANSWERS` from index `first` on, repeated."""
     return [
         {
             "index": i,
@@ -66,7 +66,7 @@ def choices(count: int, first: int = 0) -> list[dict[str, Any]]:
 
 
 def honest(request: httpx.Request) -> httpx.Response:
-    """An upstream that does as it is asked."""
+    """An upstream that returns the `n` choices that the request asks for."""
     body = json.loads(request.content)
     usage = {"prompt_tokens": 11, "completion_tokens": 5 * body["n"], "total_tokens": 0}
     return httpx.Response(200, json={"choices": choices(body["n"]), "usage": usage})

@@ -1,4 +1,4 @@
-"""Whatever comes in is answered by a status and one line, and the server goes on."""
+"""Every input gets a status and one line, and the server keeps running."""
 
 from __future__ import annotations
 

@@ -139,9 +139,10 @@ def _failed(error: BaseException) -> int:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, LedomError):
-        return _one_line(str(error))
+        return str(error).replace("\n", " ")
     if hasattr(error, "format_message"):  # a usage error of typer
-        return f"{_one_line(error.format_message()).rstrip('.')}. See: ledom --help"
+        usage = error.format_message().replace("\n", " ")
+        return f"{usage.rstrip('.')}. See: ledom --help"
     if isinstance(error, MemoryError):
         return "out of memory; use fewer or shorter texts at a time, or a smaller model"
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
@@ -151,7 +152,3 @@ def _message(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}"
     what = shorten(f"{type(error).__name__}: {error}", 300)
     return f"internal error: {what}; run `ledom --debug ...` to see the traceback, and report it"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split("\n"))

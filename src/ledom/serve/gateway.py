@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -228,11 +229,9 @@ def _named(asked: str, able: Collection[str]) -> str:
 
 def _answers(table: CandidateTable, candidates: Sequence[Candidate]) -> list[JsonObject]:
     """Distinct answers and their numbers of candidates, the most frequent first."""
-    groups: dict[int, list[Candidate]] = {}
-    for number, candidate in zip(table.answers[0], candidates, strict=True):
-        if number >= 0:
-            groups.setdefault(int(number), []).append(candidate)
-    return sorted(
-        ({"answer": extract_answer(g[0].text), "count": len(g)} for g in groups.values()),
-        key=lambda row: -int(row["count"]),
-    )
+    numbers = table.answers[0].tolist()
+    counts = Counter(number for number in numbers if number >= 0)
+    return [
+        {"answer": extract_answer(candidates[numbers.index(number)].text), "count": count}
+        for number, count in counts.most_common()
+    ]

@@ -44,7 +44,7 @@ class Judgement:
     reward: float
     """The strategy's score: the larger, the better."""
     scores: dict[str, Score]
-    """Log-probabilities by target (`y|x`, `x|y`, `y`), as far as their models are loaded."""
+    """Log-probabilities by target (`y|x`, `x|y`, `y`), for the models that are loaded."""
     features: dict[str, float]
     """See `FEATURES`."""
 

@@ -91,12 +91,12 @@ class Server:
             self._server.should_exit = True
 
     def close(self) -> None:
-        """Give the port back; for a server that does not run."""
+        """Release the port of a server that does not run."""
         self._socket.close()
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A socket that has the port, and does not listen yet."""
+    """A socket that is bound to the port, and does not listen yet."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -122,7 +122,7 @@ export class Judge {
   rank() {
     const lambda = Number($("lambda").value);
     const perToken = $("per-token").checked;
-    $("lambda-value").textContent = lambda.toFixed(3).replace(/0+$/, "").replace(/\.$/, "");
+    $("lambda-value").textContent = Number(lambda.toFixed(3));
     const scores = this.cards.map((card) => card.score(lambda, perToken));
     const worst = Math.min(...scores);
     this.cards.forEach((card, i) => card.update(scores[i], worst, perToken));

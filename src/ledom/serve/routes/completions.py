@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
+from itertools import accumulate
 from typing import Annotated
 
 from fastapi import APIRouter
@@ -207,9 +208,6 @@ def _following(lm: LanguageModel, ids: Sequence[int], count: int) -> Token:
 def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> JsonObject:
     """OpenAI's `logprobs`. Its `top_logprobs` hold the alternatives and the token itself."""
     texts = [token_text(lm, token.id) for token in tokens]
-    offsets = [0]
-    for text in texts:
-        offsets.append(offsets[-1] + len(text))
     tops = []
     for token, text in zip(tokens, texts, strict=True):
         top: dict[str, float] = {}
@@ -222,7 +220,7 @@ def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> JsonObject:
         "tokens": texts,
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": tops,
-        "text_offset": offsets[:-1],
+        "text_offset": list(accumulate(map(len, texts), initial=0))[:-1],
     }
 
 
