@@ -34,7 +34,6 @@ from ledom.report.formatting import interval
 from ledom.report.intervals import paired_interval
 
 BEGINNING, MIDDLE, ENDING = 60, 14, 40  # words of a novel
-Values = dict[str, NDArray[np.float64]]
 
 
 def of_problems(count: int, seed: int) -> Iterator[tuple[Gap, str]]:

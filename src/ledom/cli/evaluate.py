@@ -59,7 +59,7 @@ Limit = Annotated[
     _task_option(
         min=1,
         max=options.MOST_PROBLEMS,
-        help="Documents per task, from its start; for reversal, facts per order.",
+        help="Use only the first N documents of each task; for reversal, N facts per order.",
     ),
 ]
 NumFewshot = Annotated[int, _task_option(min=0, max=1000, help="Solved examples in each prompt.")]

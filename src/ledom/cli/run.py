@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from textwrap import shorten
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
@@ -53,8 +53,8 @@ def prepare_process() -> None:
     os.close(opened)
     if was_closed:
         sys.stdin = None
-    sys.stdout = _stream(1, sys.stdout, _Output(1))
-    sys.stderr = _stream(2, sys.stderr, _Messages(2))
+    sys.stdout = _stream(sys.stdout, _Output(1))
+    sys.stderr = _stream(sys.stderr, _Messages(2))
     if not sys.warnoptions and not os.environ.get(DEBUG_VARIABLE):
         warnings.simplefilter("ignore")
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # on unwritable folders
@@ -99,12 +99,12 @@ class _Messages(_Output):
         return size
 
 
-def _stream(number: int, given: Any, raw: io.RawIOBase) -> io.TextIOWrapper:
+def _stream(given: TextIO | None, raw: _Output) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=getattr(given, "encoding", None) or "utf-8",
         errors="backslashreplace",
-        line_buffering=number == 2 or os.isatty(number),
+        line_buffering=isinstance(raw, _Messages) or raw.isatty(),
     )
 
 

@@ -56,8 +56,8 @@ CompletionPrice = Annotated[
 Host = Annotated[
     str,
     typer.Option(
-        help=f"Address to listen on. Others than loopback require a token in {TOKEN_VARIABLE}, "
-        "which clients then send as a bearer token."
+        help=f"Address to listen on. Any but loopback requires a token in {TOKEN_VARIABLE}, which "
+        "clients send as a bearer token."
     ),
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")]
