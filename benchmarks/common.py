@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 if TYPE_CHECKING:
     from ledom.core.records import Candidate, Problem
 
-__all__ = ["add_answers", "in_process", "new_parser", "parse", "read_answers", "resident"]
+__all__ = [
+    "add_answers",
+    "in_process",
+    "new_parser",
+    "parse",
+    "print_head",
+    "print_row",
+    "read_answers",
+    "resident",
+]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -35,6 +44,17 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     arguments = parser.parse_args()
     set_threads(arguments.threads)
     return arguments
+
+
+def print_head(*names: str) -> None:
+    """Print the head of a table in Markdown."""
+    print_row(*names)
+    print("|---" * len(names) + "|")
+
+
+def print_row(*cells: object) -> None:
+    """Print a row of a table in Markdown."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def resident(key: str = "VmRSS", pid: int | str = "self") -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from common import new_parser, parse
+from common import new_parser, parse, print_head, print_row
 from error_kinds import ERROR_KINDS, error_kind
 from numpy.typing import NDArray
 
@@ -149,8 +149,8 @@ def print_arms(table: CandidateTable) -> None:
         if all(score in table.features for score in scores)
     }
     baseline = next(name for name in (REFERENCE, "forward", "reverse") if name in results)
-    print(f"\n| arm | AUC | minus {baseline} | pick, % | minus {baseline}, points |")
-    print("|---|---|---|---|---|")
+    print()
+    print_head("arm", "AUC", f"minus {baseline}", "pick, %", f"minus {baseline}, points")
     for name, result in results.items():
         other = results[baseline]
         known = ~np.isnan(result.auc)
@@ -158,15 +158,14 @@ def print_arms(table: CandidateTable) -> None:
         auc_gain = paired_interval(result.auc[known], other.auc[known])
         pick = bootstrap_interval(100 * result.pick)
         pick_gain = paired_interval(100 * result.pick, 100 * other.pick)
-        print(
-            f"| {name} | {interval(auc)} | {interval(auc_gain, sign='+')} | {interval(pick, 1)} "
-            f"| {interval(pick_gain, 1, '+')} |"
-        )
+        gains = interval(auc_gain, sign="+"), interval(pick_gain, 1, "+")
+        print_row(name, interval(auc), gains[0], interval(pick, 1), gains[1])
 
 
 def print_scores(table: CandidateTable) -> None:
     """Print the AUC of each score per token, and paired differences between two like models."""
-    print("\n| score per token | AUC | minus the first model |\n|---|---|---|")
+    print()
+    print_head("score per token", "AUC", "minus the first model")
     auc = {
         name: pairwise_auc(*by_problem(table.features[f"{name}_mean"], table))
         for name in SCORES
@@ -177,7 +176,7 @@ def print_scores(table: CandidateTable) -> None:
         gain = MISSING
         if own is not first:
             gain = interval(paired_interval(own[known], first[known]), sign="+")
-        print(f"| {name} | {interval(bootstrap_interval(own[known]))} | {gain} |")
+        print_row(name, interval(bootstrap_interval(own[known])), gain)
 
 
 def print_kinds(
@@ -193,8 +192,8 @@ def print_kinds(
                 kinds[row, column] = error_kind(problem.question, candidate.text)
     shown = [f"{name}_mean" for name in SCORES if f"{name}_mean" in table.features]
     wrong = (table.mask & ~table.correct).sum()
-    print(f"\n| kind of error | wrong answers, % | {' | '.join(shown)} |")
-    print("|---" * (2 + len(shown)) + "|")
+    print()
+    print_head("kind of error", "wrong answers, %", *shown)
     for kind in ERROR_KINDS:
         chosen = table.mask & (table.correct | (kinds == kind))
         part = replace(table, mask=chosen)
@@ -204,7 +203,7 @@ def print_kinds(
             auc = pairwise_auc(*by_problem(table.features[name], part))
             auc = auc[~np.isnan(auc)]
             cells.append(interval(bootstrap_interval(auc)) if len(auc) else MISSING)
-        print(f"| {kind} | {share:.1f} | {' | '.join(cells)} |")
+        print_row(kind, f"{share:.1f}", *cells)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from common import new_parser, parse
+from common import new_parser, parse, print_head, print_row
 
 import ledom
 from ledom.core.records import Candidate, Problem, read_records
@@ -66,16 +66,15 @@ def main() -> None:
         solved = [p for p in read_records(arguments.problems, Problem) if p.solution]
         problems = sorted(solved, key=lambda problem: len(problem.question))[:count]
     lm = ledom.load(arguments.reverse, "reverse")
-    print(
-        "| the scorer reads | median log P(x|y), reference | planted | planted answer preferred |"
+    print_head(
+        "the scorer reads", "median log P(x|y), reference", "planted", "planted answer preferred"
     )
-    print("|---|---|---|---|")
     for words in (0, arguments.mask_copies):
         values = question_logprobs(problems, lm, words)
         reads = f"no copies of {words} words or more" if words else "everything"
-        medians = " | ".join(f"{value:.1f}" for value in np.median(values, axis=0))
+        medians = [f"{value:.1f}" for value in np.median(values, axis=0)]
         won = int((values[:, 1] > values[:, 0]).sum())
-        print(f"| {reads} | {medians} | {won} of {len(problems)} |", flush=True)
+        print_row(reads, *medians, f"{won} of {len(problems)}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common import new_parser, parse
+from common import new_parser, parse, print_head, print_row
 
 from ledom.report.formatting import accuracy, difference, verdict
 from ledom.report.results import Interval
@@ -50,26 +50,22 @@ def run_seed(seed: int, folder: Path, arguments: list[str]) -> Run:
     return run
 
 
-def table(runs: list[Run], reports: list[dict[str, Any]]) -> str:
-    """A row per seed, then the number of intervals above 0 per claim."""
+def show(runs: list[Run], reports: list[dict[str, Any]]) -> None:
+    """Print a row per seed, then the number of intervals above 0 per claim."""
     claims = [row["claim"] for row in reports[0]["headline"] if row.get("main")]
-    lines = [
-        "| seed | greedy, % | " + " | ".join(claims) + " | time |",
-        "|---" * (3 + len(claims)) + "|",
-    ]
+    print_head("seed", "greedy, %", *claims, "time")
     shown = dict.fromkeys(claims, 0)
     for run, report in zip(runs, reports, strict=True):
         by_claim = {row["claim"]: Interval(**row["difference"]) for row in report["headline"]}
         for claim in claims:
             shown[claim] += verdict(by_claim[claim]) == "better"
         greedy = next(row for row in report["strategies"] if row["id"] == "greedy")
-        cells = [str(run.seed), accuracy(Interval(**greedy["accuracy"]))]
-        cells += [difference(by_claim[claim]) for claim in claims]
-        lines.append(f"| {' | '.join(cells)} | {run.seconds:.0f} s{' (resumed)' * run.resumed} |")
+        gains = [difference(by_claim[claim]) for claim in claims]
+        taken = f"{run.seconds:.0f} s{' (resumed)' * run.resumed}"
+        print_row(run.seed, accuracy(Interval(**greedy["accuracy"])), *gains, taken)
     totals = [f"{shown[claim]} of {len(runs)} above 0" for claim in claims]
     slowest = max(run.seconds for run in runs)
-    lines.append(f"| all | | {' | '.join(totals)} | at most {slowest:.0f} s |")
-    return "\n".join(lines)
+    print_row("all", "", *totals, f"at most {slowest:.0f} s")
 
 
 def main() -> None:
@@ -89,7 +85,7 @@ def main() -> None:
         folder = options.out / str(seed)
         runs.append(run_seed(seed, folder, arguments))
         reports.append(json.loads((folder / "report.json").read_text(encoding="utf-8")))
-    print(table(runs, reports))
+    show(runs, reports)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from common import add_answers, new_parser, parse, read_answers
+from common import add_answers, new_parser, parse, print_head, print_row, read_answers
 from control import by_problem
 
 from ledom.core.records import Candidate, Problem, Score
@@ -99,10 +99,15 @@ def print_table(
     problems: Sequence[Problem], candidates: Sequence[Candidate], arms: Sequence[Arm]
 ) -> None:
     """Print a row per precision, with its differences from fp32."""
-    print(
-        f"\n| {len(problems)} problems, {len(candidates)} texts | CPU s | of fp32's time "
-        "| error of a token, mean and largest, nats | AUC | other picks | picks right "
-        "| minus fp32, points |\n|---|---|---|---|---|---|---|---|"
+    print_head(
+        f"{len(problems)} problems, {len(candidates)} texts",
+        "CPU s",
+        "of fp32's time",
+        "error of a token, mean and largest, nats",
+        "AUC",
+        "other picks",
+        "picks right",
+        "minus fp32, points",
     )
     exact: Result | None = None
     for arm in arms:
@@ -110,11 +115,15 @@ def print_table(
         exact = exact or found
         error = np.abs(found.tokens - exact.tokens)
         points = paired_interval(100 * found.right, 100 * exact.right)
-        print(
-            f"| {arm.name} | {arm.seconds:.1f} | {arm.seconds / arms[0].seconds:.2f} "
-            f"| {error.mean():.1e}, {error.max():.2g} | {np.nanmean(found.auc):.4f} "
-            f"| {(found.pick != exact.pick).sum()} | {found.right.mean():.1%} "
-            f"| {interval(points, 1, '+')} |"
+        print_row(
+            arm.name,
+            f"{arm.seconds:.1f}",
+            f"{arm.seconds / arms[0].seconds:.2f}",
+            f"{error.mean():.1e}, {error.max():.2g}",
+            f"{np.nanmean(found.auc):.4f}",
+            (found.pick != exact.pick).sum(),
+            f"{found.right.mean():.1%}",
+            interval(points, 1, "+"),
         )
 
 

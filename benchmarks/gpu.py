@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import new_parser
+from common import new_parser, print_head, print_row
 from hflm import HarnessScorer
 from rates import left_padded, median_seconds, processor
 from training import SEQ_LEN, WARM, flops_per_token, make_recipe, run_ledom, run_plain
@@ -145,18 +145,15 @@ class Table:
 
     def __post_init__(self) -> None:
         self._ours = 0.0
-        print(f"\n| {self.title} | tokens/s | ledom's advantage | of a plain product |")
-        print("|---|---|---|---|")
+        print()
+        print_head(self.title, "tokens/s", "ledom's advantage", "of a plain product")
 
     def row(self, arm: str, tokens_per_second: float) -> None:
         """Print an arm's row; the first must be ledom's."""
         self._ours = self._ours or tokens_per_second
         share = tokens_per_second * self.flops / self.rate
-        print(
-            f"| {arm} | {tokens_per_second:,.0f} | {self._ours / tokens_per_second:.2f}x "
-            f"| {share:.1%} |",
-            flush=True,
-        )
+        advantage = self._ours / tokens_per_second
+        print_row(arm, f"{tokens_per_second:,.0f}", f"{advantage:.2f}x", f"{share:.1%}")
 
 
 def scoring(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:

@@ -18,7 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-from common import new_parser, parse
+from common import new_parser, parse, print_head, print_row
 
 SIZES = (100, 400, 1600)
 
@@ -49,20 +49,15 @@ def run(problems: int, options: list[str]) -> Run:
     return Run(problems, seconds, usage.ru_utime + usage.ru_stime, megabytes)
 
 
-def rows(runs: list[Run]) -> list[str]:
-    """The table's rows: seconds per problem, and per problem added since the previous run."""
-    made = []
-    for before, now in zip([None, *runs], runs, strict=False):
-        each = f"{now.seconds / now.problems:.3f} ({now.cpu_seconds / now.problems:.3f})"
-        more = "–"
-        if before is not None:
-            added = now.problems - before.problems
-            more = f"{(now.seconds - before.seconds) / added:.3f} "
-            more += f"({(now.cpu_seconds - before.cpu_seconds) / added:.3f})"
-        made.append(
-            f"| {now.problems} | {now.seconds:.0f} | {each} | {more} | {now.megabytes:.0f} |"
-        )
-    return made
+def show(now: Run, before: Run | None) -> None:
+    """Print a row: seconds per problem, and per problem added since the previous run."""
+    each = f"{now.seconds / now.problems:.3f} ({now.cpu_seconds / now.problems:.3f})"
+    more = "–"
+    if before is not None:
+        added = now.problems - before.problems
+        more = f"{(now.seconds - before.seconds) / added:.3f} "
+        more += f"({(now.cpu_seconds - before.cpu_seconds) / added:.3f})"
+    print_row(now.problems, f"{now.seconds:.0f}", each, more, f"{now.megabytes:.0f}")
 
 
 def main() -> None:
@@ -72,12 +67,12 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=96)
     args = parse(parser)
     options = ["--samples", str(args.samples), "--max-tokens", str(args.max_tokens)]
-    print("| problems | s | s per problem (CPU) | per added problem (CPU) | peak, MB |")
-    print("|---|---|---|---|---|", flush=True)
-    runs: list[Run] = []
+    print_head("problems", "s", "s per problem (CPU)", "per added problem (CPU)", "peak, MB")
+    before: Run | None = None
     for size in sorted(args.sizes):
-        runs.append(run(size, options))
-        print(rows(runs)[-1], flush=True)
+        now = run(size, options)
+        show(now, before)
+        before = now
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from common import new_parser, parse
+from common import new_parser, parse, print_head, print_row
 from numpy.typing import NDArray
 
 import ledom
@@ -90,17 +90,14 @@ def show(
     lengths: Mapping[str, float],
 ) -> None:
     """Print the table; the baseline is the forward model with proposals of its own."""
-    print(
-        "| middle | its tokens | perplexity, middle and ending | minus forward "
-        "| ending alone | minus forward |"
-    )
-    print("|---|---|---|---|---|---|")
+    both = "perplexity, middle and ending"
+    print_head("middle", "its tokens", both, "minus forward", "ending alone", "minus forward")
     for name, values in arms.items():
         cells = [name, f"{lengths[name]:.0f}"]
         for value, base in zip(values, arms["forward"], strict=True):
             versus = interval(paired_interval(value, base), sign="+")
             cells += [f"{np.exp(-value.mean()):.2f}", "–" if name == "forward" else versus]
-        print(f"| {' | '.join(cells)} |")
+        print_row(*cells)
 
 
 def main() -> None:

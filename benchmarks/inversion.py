@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from common import new_parser, parse
+from common import new_parser, parse, print_head, print_row
 from numpy.typing import NDArray
 
 import ledom
@@ -107,21 +107,19 @@ def measure(
 
 def show(arms: Arms) -> None:
     """Print the table, with the trained arm's paired difference from the embedded one."""
-    print("| arm, ordered by | proposed, % | exact match, % | MRR | exact match minus embedded |")
-    print("|---|---|---|---|---|")
+    exact_match = ("exact match, %", "MRR", "exact match minus embedded")
+    print_head("arm, ordered by", "proposed, %", *exact_match)
     for name, ranks in arms.items():
         exact, arm = (ranks == 1).astype(float), name.partition(",")[0]
         other = arms[name.replace(arm, "embedded", 1)] == 1
-        cells = [
+        versus = difference(paired_share_interval(exact, other.astype(float)))
+        print_row(
             name,
             accuracy(share_interval((ranks > 0).astype(float))),
             accuracy(share_interval(exact)),
             interval(share_interval(ranks)),
-            "–"
-            if arm == "embedded"
-            else difference(paired_share_interval(exact, other.astype(float))),
-        ]
-        print(f"| {' | '.join(cells)} |")
+            "–" if arm == "embedded" else versus,
+        )
 
 
 def main() -> None:

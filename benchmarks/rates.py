@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from common import print_head, print_row
 
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.model.kernels import linear, onednn_linear
@@ -127,16 +128,17 @@ def print_rates(lm: HFLanguageModel, rows: int) -> dict[str, float]:
     projection to the vocabulary, which runs on fewer rows.
     """
     print(f"\n{processor()}; products in fp32 on {rows} rows, GFLOP/s")
-    print(f"| product | shape | {' | '.join(KERNELS)} |\n|---|---|{'---|' * len(KERNELS)}")
+    print_head("product", "shape", *KERNELS)
     total, spent = 0.0, dict.fromkeys(KERNELS, 0.0)
     for name, (width, outputs, count) in shapes(lm).items():
         flop = 2.0 * rows * width * outputs
         found = product_seconds(rows, width, outputs)
-        rates = " | ".join(f"{flop / taken / 1e9:.0f}" for taken in found.values())
-        print(f"| {name} | {width} x {outputs} | {rates} |")
+        rates = [f"{flop / taken / 1e9:.0f}" for taken in found.values()]
+        print_row(name, f"{width} x {outputs}", *rates)
         if name != "vocabulary":
             total += count * flop
             spent = {name: spent[name] + count * found[name] for name in KERNELS}
     together = {name: total / spent[name] for name in KERNELS}
-    print(f"| the layers' | | {' | '.join(f'{r / 1e9:.0f}' for r in together.values())} |\n")
+    print_row("the layers'", "", *(f"{rate / 1e9:.0f}" for rate in together.values()))
+    print()
     return together

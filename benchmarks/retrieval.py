@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 
 import bm25s
 import numpy as np
-from common import new_parser, parse
+from common import new_parser, parse, print_head, print_row
 from numpy.typing import NDArray
 
 import ledom
@@ -118,7 +118,7 @@ def main() -> None:
     for pool_name in options.pools:
         queries, passages = pool(POOLS[pool_name](options.problems, options.seed))
         print(f"{pool_name}: {len(queries)} queries and passages")
-        print("| ranked by | MRR | minus BM25 | own solution first, % |\n|---|---|---|---|")
+        print_head("ranked by", "MRR", "minus BM25", "own solution first, %")
         bm25: NDArray[np.float64] | None = None
         for name, ranking in rankings(queries, passages):
             values = reciprocal_ranks(
@@ -128,10 +128,7 @@ def main() -> None:
             bm25 = values if bm25 is None else bm25
             gain = interval(paired_share_interval(values, bm25), sign="+")
             first = percent(float((values == 1).mean()))
-            print(
-                f"| {name} | {interval(share_interval(values))} | {gain} | {first} |",
-                flush=True,
-            )
+            print_row(name, interval(share_interval(values)), gain, first)
 
 
 if __name__ == "__main__":

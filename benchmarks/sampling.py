@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import new_parser, parse
+from common import new_parser, parse, print_head, print_row
 from ctranslate import CTranslate2
 from rates import left_padded, print_rates
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -152,19 +152,16 @@ def print_rows(
     title: str, rates: dict[str, list[float]], flop: float, peaks: dict[str, float]
 ) -> None:
     """Print tokens per second, ledom's advantage per round, and shares of products' rates."""
-    print(f"\n| {title} | tokens/s | ledom's advantage (rounds) | GFLOP/s | of products |")
-    print("|---|---|---|---|---|")
+    print()
+    print_head(title, "tokens/s", "ledom's advantage (rounds)", "GFLOP/s", "of products")
     for name, found in rates.items():
         ratios = [our / their for our, their in zip(rates["ledom"], found, strict=True)]
         rate = statistics.median(found)
         shares = ", ".join(
             f"{rate * flop / peak:.0%} of {kernel}" for kernel, peak in peaks.items()
         )
-        print(
-            f"| {name} | {rate:.0f} | {statistics.median(ratios):.2f}x "
-            f"({min(ratios):.2f} to {max(ratios):.2f}) | {rate * flop / 1e9:.1f} | {shares} |",
-            flush=True,
-        )
+        advantage = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+        print_row(name, f"{rate:.0f}", advantage, f"{rate * flop / 1e9:.1f}", shares)
 
 
 def main() -> None:

@@ -25,7 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import add_answers, in_process, new_parser, parse, read_answers, resident
+from common import (
+    add_answers,
+    in_process,
+    new_parser,
+    parse,
+    print_head,
+    print_row,
+    read_answers,
+    resident,
+)
 from ctranslate import CTranslate2
 from hflm import HarnessScorer
 from rates import print_rates, seconds
@@ -177,11 +186,9 @@ def compare(
     rates = print_rates(lm, lm.tokens_per_batch)
     needed = needed_flops(lm, asked)
     shares = ", ".join(f"{needed / ours / rate:.0%} of {kernel}" for kernel, rate in rates.items())
-    print(
-        f"| {case}, {len(asked)} pairs | s | ledom's advantage (rounds) | difference of a sum, "
-        "median and largest |\n|---|---|---|---|"
-    )
-    print(f"| ledom, {needed / ours / 1e9:.0f} GFLOP/s: {shares} | {ours:.2f} | | |")
+    differences = "difference of a sum, median and largest"
+    print_head(f"{case}, {len(asked)} pairs", "s", "ledom's advantage (rounds)", differences)
+    print_row(f"ledom, {needed / ours / 1e9:.0f} GFLOP/s: {shares}", f"{ours:.2f}", "", "")
     found = [float(values.sum()) for values in lm.logprobs(few)]
     scale = len(asked) / len(few)
     for place, (other, taken) in enumerate(zip(others, theirs, strict=True), start=1):
@@ -191,11 +198,11 @@ def compare(
 def print_peer(peer: Peer, taken: float, ratios: Sequence[float], found: list[float]) -> None:
     """Print a peer's row of the table."""
     differences = [abs(a - b) for a, b in zip(found, peer.sums(), strict=True)]
-    print(
-        f"| {peer.name}, batches of {peer.batch} | {taken:.2f} "
-        f"| **{statistics.median(ratios):.2f}x** ({min(ratios):.2f} to {max(ratios):.2f}) "
-        f"| {statistics.median(differences):.1e}, {max(differences):.1e} |",
-        flush=True,
+    print_row(
+        f"{peer.name}, batches of {peer.batch}",
+        f"{taken:.2f}",
+        f"**{statistics.median(ratios):.2f}x** ({min(ratios):.2f} to {max(ratios):.2f})",
+        f"{statistics.median(differences):.1e}, {max(differences):.1e}",
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 import numpy as np
-from common import new_parser, parse
+from common import new_parser, parse, print_head, print_row
 
 import ledom
 from ledom.core.records import Candidate, Problem
@@ -94,8 +94,7 @@ def main() -> None:
     chance = np.array([1 / len(steps) for steps in forward])
     print(f"{len(problems)} problems, {np.mean([len(s) for s in forward]):.1f} steps each")
     print(f"a random step is right in {100 * chance.mean():.1f}%")
-    print("| score of a step | model | the wrong step is named, % | minus forward, points |")
-    print("|---|---|---|---|")
+    print_head("score of a step", "model", "the wrong step is named, %", "minus forward, points")
     for name, summary in _SUMMARIES.items():
         rows = {
             "forward": named([forward], summary),
@@ -105,7 +104,7 @@ def main() -> None:
         right = {reading: np.equal(row, places).astype(float) for reading, row in rows.items()}
         for reading, values in right.items():
             own, versus = share_interval(values), paired_share_interval(values, right["forward"])
-            print(f"| {name} | {reading} | {accuracy(own)} | {difference(versus)} |")
+            print_row(name, reading, accuracy(own), difference(versus))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from common import new_parser, parse
+from common import new_parser, parse, print_head, print_row
 from numpy.typing import NDArray
 
 import ledom
@@ -79,8 +79,7 @@ def measure_agreement(options: Namespace) -> None:
     if options.problems is not None:
         given = read_records(options.problems, Problem)[: options.num_seeds]
         sources["given"] = [as_generated(problem) for problem in given]
-    print("| questions for | written | seeds | forward answer agrees, % | stay |")
-    print("|---|---|---|---|---|")
+    print_head("questions for", "written", "seeds", "forward answer agrees, %", "stay")
     for name, own in sources.items():
         solutions = [without_question(problem) for problem in own]
         bare = distinct_answers(Seed(id=p.id, answer=p.answer) for p in own)
@@ -105,7 +104,7 @@ def show_agreement(name: str, found: Synthesized) -> None:
     """Print a row; seeds whose questions were all removed before any answer have no share."""
     total, shares = len(found.problems) + len(found.removed), found.agreements
     share = accuracy(share_interval(shares)) if len(shares) else "–"
-    print(f"| {name} | {total} | {len(shares)} | {share} | {len(found.problems)} |", flush=True)
+    print_row(name, total, len(shares), share, len(found.problems))
 
 
 def distinct_answers(seeds: Iterable[Seed]) -> list[Seed]:
@@ -237,14 +236,13 @@ def measure_training(options: Namespace) -> None:
 def show_training(means: Mapping[str, NDArray[np.float64]]) -> None:
     """Print the accuracy of each arm, and its paired differences from three of them."""
     others = ("real", "forward", "solutions")
-    print(f"| trained on | right, % | minus {' | minus '.join(others)} |")
-    print("|---|---|---|---|---|")
+    print_head("trained on", "right, %", *(f"minus {other}" for other in others))
     for name, values in means.items():
         cells = [accuracy(share_interval(values))]
         for other in others:
             versus = difference(paired_share_interval(values, means[other]))
             cells.append("–" if name == other else versus)
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        print_row(name, *cells)
 
 
 def main() -> None:

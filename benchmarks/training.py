@@ -27,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import in_process, new_parser, parse
+from common import in_process, new_parser, parse, print_head, print_row
 
 BATCH, SEQ_LEN, WARM = 16, 256, 10
 RATE = 2e-3
@@ -286,15 +286,11 @@ def compare(shape: str, args: Any) -> None:
     peak = statistics.median(product)
     base = statistics.median(rates.get("trainer") or next(iter(rates.values())))
     print(f"\n{shape}: {flops / 1e6:.1f} MFLOP per token; a plain product {peak / 1e9:.0f} GFLOP/s")
-    print("| arm | tokens/s | relative to trainer | of a plain product | loss |")
-    print("|---|---|---|---|---|")
+    print_head("arm", "tokens/s", "relative to trainer", "of a plain product", "loss")
     for arm, found_rates in rates.items():
         rate = statistics.median(found_rates)
-        print(
-            f"| {arm} | {rate:.0f} | {rate / base:.2f}x | {rate * flops / peak:.0%} "
-            f"| {losses[arm]:.3f} |",
-            flush=True,
-        )
+        share = f"{rate * flops / peak:.0%}"
+        print_row(arm, f"{rate:.0f}", f"{rate / base:.2f}x", share, f"{losses[arm]:.3f}")
 
 
 if __name__ == "__main__":

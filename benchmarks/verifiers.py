@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import new_parser, parse
+from common import new_parser, parse, print_head, print_row
 from control import PARTS, Result, cross_fitted, renamed, scored
 
 import ledom
@@ -97,19 +97,19 @@ def report(table: CandidateTable, fields: Sequence[str]) -> None:
     for name in ("random", "majority", "oracle"):
         right = STRATEGIES[name].accuracy(table, None)
         print(f"{name}: {interval(bootstrap_interval(100 * right), 1)}%")
-    print("\n| arm | AUC | minus verifier | pick, % | minus verifier | minus majority |")
-    print("|---|---|---|---|---|---|")
+    print()
+    print_head("arm", "AUC", "minus verifier", "pick, %", "minus verifier", "minus majority")
     known = ~np.isnan(verifier.auc)
     for name, result in results.items():
         auc, pick = result.auc[known], 100 * result.pick
-        cells = [
+        print_row(
+            name,
             interval(bootstrap_interval(auc)),
             interval(paired_interval(auc, verifier.auc[known]), sign="+"),
             interval(bootstrap_interval(pick), 1),
             interval(paired_interval(pick, 100 * verifier.pick), 1, "+"),
             interval(paired_interval(pick, 100 * majority), 1, "+"),
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
+        )
 
 
 def main() -> None:
