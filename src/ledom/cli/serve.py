@@ -15,6 +15,7 @@ from ledom.cli.display import log
 from ledom.cli.inputs import models_or_none
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
+from ledom.serve.settings import Limits, Settings
 
 if TYPE_CHECKING:
     from ledom.serve.server import Server
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 _gateway_option = partial(typer.Option, rich_help_panel="Gateway")
+_DEFAULTS = Settings()
 _UPSTREAM = ("upstream_model", "prompt_price", "completion_price")
 
 TOKEN_VARIABLE = "LEDOM_TOKEN"
@@ -93,12 +95,12 @@ def serve(
     upstream_model: UpstreamModel = None,
     prompt_price: PromptPrice = None,
     completion_price: CompletionPrice = None,
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
+    host: Host = _DEFAULTS.host,
+    port: Port = _DEFAULTS.port,
     reports: Reports = None,
-    max_waiting: MaxWaiting = 4096,
-    max_candidates: MaxCandidates = 1024,
-    max_seconds: MaxSeconds = 120.0,
+    max_waiting: MaxWaiting = _DEFAULTS.limits.max_waiting,
+    max_candidates: MaxCandidates = _DEFAULTS.limits.max_candidates,
+    max_seconds: MaxSeconds = _DEFAULTS.limits.seconds,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
@@ -116,7 +118,6 @@ def serve(
         raise InputError("--upstream needs --upstream-model, the model name to request from it")
     from ledom.rerank.weights import choose_weights
     from ledom.serve.server import Server, require_extra
-    from ledom.serve.settings import Limits, Settings
 
     require_extra()
     from ledom.serve.judge import Judge

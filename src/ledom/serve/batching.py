@@ -73,6 +73,10 @@ class _Request(Generic[_T, _R]):
         return self.done.done()
 
 
+_Batch: TypeAlias = list[tuple[_Request[_T, _R], _T]]
+"""Items, each with its request."""
+
+
 class Batcher(Generic[_T, _R]):
     """A queue in front of `work`, which runs in one thread of its own.
 
@@ -164,10 +168,10 @@ class Batcher(Generic[_T, _R]):
             else:
                 self._wake.clear()
 
-    def _take(self) -> list[tuple[_Request[_T, _R], _T]]:
+    def _take(self) -> _Batch[_T, _R]:
         """The next batch."""
         usual = self._usual_cost()
-        batch: list[tuple[_Request[_T, _R], _T]] = []
+        batch: _Batch[_T, _R] = []
         cost = 0.0
         self._passed_over += 1
         if self._begun and self._passed_over >= _FAIR:
@@ -181,7 +185,7 @@ class Batcher(Generic[_T, _R]):
             self._passed_over = 0
         return batch
 
-    def _take_fresh(self, batch: list[tuple[_Request[_T, _R], _T]], cost: float = 0.0) -> float:
+    def _take_fresh(self, batch: _Batch[_T, _R], cost: float = 0.0) -> float:
         """Add an item of each new request to a batch of this cost; its new cost."""
         most = _WIDE * self._usual_cost()
         while self._fresh and (
@@ -197,9 +201,7 @@ class Batcher(Generic[_T, _R]):
     def _next_cost(self, queue: deque[_Request[_T, _R]]) -> float:
         return self._cost(queue[0].items[queue[0].taken])
 
-    def _take_one(
-        self, queue: deque[_Request[_T, _R]], batch: list[tuple[_Request[_T, _R], _T]]
-    ) -> float:
+    def _take_one(self, queue: deque[_Request[_T, _R]], batch: _Batch[_T, _R]) -> float:
         """Move an item of the queue's first request to the batch; its cost.
 
         A request with further items goes to the end of `_begun`.
@@ -221,21 +223,21 @@ class Batcher(Generic[_T, _R]):
                 self._waiting -= len(request.items) - request.taken
                 request.taken = len(request.items)
 
-    async def _do(self, batch: list[tuple[_Request[_T, _R], _T]]) -> None:
+    async def _do(self, batch: _Batch[_T, _R]) -> None:
         """Compute a batch. If it fails, compute each request's items alone: only the requests that
         cannot be computed fail.
         """
         try:
             results = await self._compute(batch)
         except Exception as error:
-            parts: dict[_Request[_T, _R], list[_T]] = {}
+            parts: dict[_Request[_T, _R], _Batch[_T, _R]] = {}
             for request, item in batch:
-                parts.setdefault(request, []).append(item)
+                parts.setdefault(request, []).append((request, item))
             if len(parts) == 1:
                 self._fail(batch[0][0], error)
                 return
-            for request, items in parts.items():
-                await self._do([(request, item) for item in items])
+            for part in parts.values():
+                await self._do(part)
             return
         if results is None:
             return
@@ -249,7 +251,7 @@ class Batcher(Generic[_T, _R]):
             request.done.set_exception(error)
         self._drop(request)
 
-    async def _compute(self, batch: list[tuple[_Request[_T, _R], _T]]) -> list[_R] | None:
+    async def _compute(self, batch: _Batch[_T, _R]) -> list[_R] | None:
         """Compute a batch, step by step; None if all of its requests end first.
 
         If the batch completes no request, new requests are served between two steps.
@@ -274,7 +276,7 @@ class Batcher(Generic[_T, _R]):
             results = await run(self._thread, _advance, steps, pauses)
             seconds += time.perf_counter() - start
             if results is None and interrupted():
-                between: list[tuple[_Request[_T, _R], _T]] = []
+                between: _Batch[_T, _R] = []
                 self._take_fresh(between)
                 await self._do(between)
         self._learn(items, seconds)
@@ -325,11 +327,11 @@ class _Pace:
         return min(max(limit - overhead, overhead) / slope, most) if slope > 0 else most
 
 
-def _is_over(batch: Sequence[tuple[_Request[_T, _R], _T]]) -> bool:
+def _is_over(batch: _Batch[_T, _R]) -> bool:
     return all(request.is_over for request, _ in batch)
 
 
-def _completes_a_request(batch: Sequence[tuple[_Request[_T, _R], _T]]) -> bool:
+def _completes_a_request(batch: _Batch[_T, _R]) -> bool:
     return any(request.taken == len(request.items) for request, _ in batch)
 
 
