@@ -20,7 +20,7 @@ from ledom.serve.server import Server
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
 from ledom.serve.upstream import Upstream
-from waiting import SECONDS
+from waiting import SECONDS, until
 
 Handler = Callable[[httpx.Request], Any]
 Models = tuple[LanguageModel, LanguageModel]
@@ -45,6 +45,7 @@ def running(judge: Judge, limits: Limits, reports: Path | None = None) -> Iterat
     server.listen()  # requests wait until it runs
     thread = threading.Thread(target=server.run, args=(service,), daemon=True)
     thread.start()
+    until(lambda: server._server is not None or not thread.is_alive())  # `stop` has an effect
     try:
         yield server
     finally:
