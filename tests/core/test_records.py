@@ -207,9 +207,13 @@ def test_the_tokens_of_scores_take_little_memory():
 
 
 @pytest.mark.parametrize(
-    "values", [{"token_logprobs": [None]}, {"token_spans": [[0]]}, {"token_spans": [[0, 2**70]]}]
+    "values",
+    [
+        {"token_logprobs": [None]},
+        *({"token_spans": [span]} for span in ([0], [0, 2**70], [-1, 2], [2**16, 2**16 + 1])),
+    ],
 )
-def test_tokens_that_are_wrong_stay_as_they_are(values):
+def test_tokens_that_are_wrong_or_far_stay_as_they_are(values):
     """So that the checks of a file can say what is wrong."""
     row = {"problem_id": "a", "index": 0, "model": "m", "direction": "forward", "target": "y|x"}
     score = Score(**row, logprob=-1.0, num_tokens=1, **values)

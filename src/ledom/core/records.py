@@ -243,12 +243,12 @@ class Candidate(Record):
 class _Packed:
     """A field that keeps its list in an array: Python objects would take ten times the memory.
 
-    `pairs` is for a list of pairs. Every read returns a new list. Values that do not fit an array
-    are kept unchanged.
+    `kinds` are types of arrays; the first that fits is used. `pairs` is for a list of pairs. Every
+    read returns a new list. Values that fit no array are kept unchanged.
     """
 
-    def __init__(self, kind: str, pairs: bool = False) -> None:
-        self._kind, self._pairs = kind, pairs
+    def __init__(self, kinds: str, pairs: bool = False) -> None:
+        self._kinds, self._pairs = kinds, pairs
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._slot = f"_{name}"
@@ -263,9 +263,12 @@ class _Packed:
 
     def __set__(self, record: Any, values: Any) -> None:
         held = values
-        with suppress(TypeError, ValueError, OverflowError):  # the reader's checks report these
+        with suppress(TypeError, ValueError):  # the reader's checks report these
             flat = [x for a, b in values for x in (a, b)] if self._pairs else values
-            held = array(self._kind, flat)
+            for kind in self._kinds:
+                with suppress(OverflowError):
+                    held = array(kind, flat)
+                    break
         vars(record)[self._slot] = held
 
 
@@ -301,7 +304,7 @@ class Score(Record):
     logprob: float
     num_tokens: int
     token_logprobs: list[float] | None = _Packed("d")  # type: ignore[assignment]
-    token_spans: list[list[int]] | None = _Packed("i", pairs=True)  # type: ignore[assignment]
+    token_spans: list[list[int]] | None = _Packed("Hi", pairs=True)  # type: ignore[assignment]
     text: str | None = None
 
     def tokens(self) -> list[tuple[float, list[int]]] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -220,7 +221,6 @@ def as_candidate(
 
     `early_stop_of` is the planned number of candidates, if sampling may stop before.
     """
-    planned = {} if early_stop_of is None else {EARLY_STOP: early_stop_of}
     candidate = Candidate(
         problem_id=problem_id,
         index=index,
@@ -228,7 +228,7 @@ def as_candidate(
         model=lm.name,
         finish_reason="length" if text.finish_reason == "pattern" else text.finish_reason,
         greedy=sampling.temperature == 0,
-        sampling=asdict(sampling) | planned,
+        sampling=_settings(sampling, early_stop_of),
     )
     candidate.extra[NUM_TOKENS] = len(text.ids) + (text.finish_reason == "stop")
     if text.self_certainty is not None:
@@ -237,3 +237,10 @@ def as_candidate(
         values = (found.mean, found.tail, found.lowest)
         candidate.extra |= {k: round(v, 5) for k, v in zip(CONFIDENCE, values, strict=True)}
     return candidate
+
+
+@lru_cache(maxsize=16)
+def _settings(sampling: Sampling, early_stop_of: int | None) -> JsonObject:
+    """What a candidate records of its sampling: one object for all of a run, which saves memory."""
+    planned = {} if early_stop_of is None else {EARLY_STOP: early_stop_of}
+    return asdict(sampling) | planned

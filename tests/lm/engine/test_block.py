@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from ledom.lm.engine.block import Block, Job, Prefilled
+from ledom.lm.engine.block import Block, Job, Prefilled, attend_to
 
 LAYERS, HEADS = 3, 2
+HALVES = slice(2), slice(2, 4)
 
 
 @pytest.fixture(params=[4, 16])
@@ -28,7 +29,7 @@ def write(block: Block, token: int, width: int) -> None:
     texts = torch.arange(len(block.jobs)).view(-1, 1, 1)
     for layer in range(LAYERS):
         k = (100 * token + 10 * texts + layer).expand(-1, HEADS, width).float()
-        block.attend(layer, torch.zeros_like(k), k, -k, torch.empty(k.shape))
+        attend_to([block])(layer, torch.zeros_like(k), k, -k)
     block.age += 1
 
 
@@ -50,5 +51,24 @@ def test_one_layer_grows_at_a_time(width: int) -> None:
     """A tensor of all layers would be held twice while it grows."""
     block = made_block(2, width)
     write(block, 0, width)
-    sizes = [held.untyped_storage().nbytes() for held in (*block._keys, *block._values)]
-    assert sizes == [block._keys[0].nbytes] * (2 * LAYERS)
+    sizes = [held.untyped_storage().nbytes() for pair in block.own for held in pair]
+    assert sizes == [block.own[0][0].nbytes] * (2 * LAYERS)
+
+
+def test_blocks_of_several_ages_are_computed_together(width: int) -> None:
+    """As each is by itself, bit by bit; a text that has ended leaves no trace."""
+    torch.manual_seed(0)
+    blocks = [made_block(num, width) for num in (3, 2)]
+    for token in range(40):
+        write(blocks[0], token, width)
+    write(blocks[1], 7, width)
+    blocks[0].drop([1])
+    for block in blocks:
+        block.reserve()
+    q, k, v = torch.randn(3, 4, HEADS, width).unbind(0)
+    for layer in range(LAYERS):
+        together = attend_to(blocks)(layer, q, k, v)
+        apart = [
+            attend_to([b])(layer, q[s], k[s], v[s]) for b, s in zip(blocks, HALVES, strict=True)
+        ]
+        assert torch.equal(together, torch.cat(apart))

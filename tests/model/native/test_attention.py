@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ledom.lm.engine.block import Block, Job
+from ledom.lm.engine.block import Block, Job, attend_to
 from ledom.model.native import attention as native
 from ledom.model.prefix_tree import PrefixTree, TreeAttention
 
@@ -94,8 +94,7 @@ def test_attention_over_caches(width: int, heads: tuple[int, int], compiled: boo
                 seen[job.sample][which] = torch.cat(grown, dim=2)
         for layer in range(layers):
             q = torch.randn(len(block.jobs), heads[0] + 1, width)[:, 1:]
-            out = torch.empty(q.shape)
-            block.attend(layer, q, new[0, :, layer], new[1, :, layer], out)
+            out = attend_to([block])(layer, q, new[0, :, layer], new[1, :, layer])
             for place, job in enumerate(block.jobs):
                 keys, values = (x[layer].transpose(0, 1) for x in seen[job.sample])
                 everything = torch.ones(1, len(keys), dtype=torch.bool)

@@ -3,6 +3,7 @@
 The texts of a block are admitted together, so all have read their prompt and the same number of
 tokens after it. A step attends to two caches: the prompts' keys, read once for all samples of a
 prompt, and the texts' own keys, which have equal length and so need neither padding nor a mask.
+Ledom's own kernel finds those of each text by their addresses, so it takes all blocks in one call.
 
 Shapes: A texts, P prompts, n the most texts of any prompt, K key-value heads, G query heads per
 key-value head, H = K * G, D head width, C tokens of the longest prompt, V vocabulary.
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from ledom.model.attention import Attend
 from ledom.model.native.attention import LANES, cache_attention, has_native
 
-__all__ = ["Block", "GenerationState", "Job", "Prefilled"]
+__all__ = ["Block", "GenerationState", "Job", "Prefilled", "attend_to"]
 
 _COLUMN_STEP = 32  # tokens by which the cache of the texts' own keys grows
-_DROP_AT = 3 / 4  # unused prompts are dropped when at most this share is still in use
+_DROP_AT = 3 / 4  # stacked prompts are copied when at most this share of them is still in use
 
 Prefilled = tuple[Tensor | None, Tensor, Tensor]
 """A prompt's next-token logits [V], and its keys and values [layers, K, T, D]. The logits are None
@@ -93,71 +95,121 @@ class Block:
     def __init__(self, jobs: list[Job], prompts: Sequence[Prefilled], prompt_of: list[int]) -> None:
         self.jobs = jobs
         self.age = 0
-        self._prompt_of = np.array(prompt_of)
+        self.prompt_of = np.array(prompt_of)
         """Index of each text's prompt [A]."""
         self._device = prompts[0][1].device
         layers, heads, _, width = prompts[0][1].shape
         known = [(keys, values) for _, keys, values in prompts]
-        self._prompts: _Apart | _Stacked
-        self._prompts = _Apart(known) if has_native(*known[0]) else _Stacked(known)
+        self.prompts: _Apart | _Stacked
+        self.prompts = _Apart(known) if has_native(*known[0]) else _Stacked(known)
         empty = known[0][0].new_empty(len(jobs), heads, 0, width)
-        self._keys, self._values = [empty.mT] * layers, [empty] * layers
-        """The texts' own keys [A, K, D, room] and values [A, K, room, D] by layer: a layer at a
-        time can grow. One tensor of all layers would be held twice meanwhile, and would leave a gap
-        in memory that is too small for its successor."""
+        self.own: list[_Pair] = [(empty.mT, empty)] * layers
+        """The texts' own keys [rows, K, D, room] and values [rows, K, room, D] by layer: a layer at
+        a time can grow. One tensor of all layers would be held twice meanwhile, and would leave a
+        gap in memory that is too small for its successor."""
+        self._rows = np.arange(len(jobs))
+        """The row of each text [A]; plain products need them in order, without gaps."""
 
     def positions(self) -> Tensor:
         """Position ids [A] of the tokens to be read next."""
-        lengths = self._prompts.lengths[self._prompt_of]
+        lengths = self.prompts.lengths[self.prompt_of]
         return torch.from_numpy(lengths + self.age).to(self._device)
 
     def reserve(self) -> None:
         """Make room for the keys and values of one more token per text."""
-        if self.age < self._keys[0].shape[-1]:
+        room = self.own[0][1].shape[2]
+        if self.age < room:
             return
-        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
-            texts, heads, room, width = values.shape
-            room += _COLUMN_STEP
-            self._keys[layer] = keys.new_empty(texts, heads, width, room)
-            self._keys[layer][..., : self.age] = keys
-            self._values[layer] = values.new_empty(texts, heads, room, width)
-            self._values[layer][:, :, : self.age] = values
+        kept = torch.from_numpy(self._rows).to(self._device)
+        for layer, (keys, values) in enumerate(self.own):
+            _, heads, _, width = values.shape
+            new_keys = keys.new_empty(len(kept), heads, width, room + _COLUMN_STEP)
+            new_values = values.new_empty(len(kept), heads, room + _COLUMN_STEP, width)
+            new_keys[..., :room], new_values[:, :, :room] = keys[kept], values[kept]
+            self.own[layer] = new_keys, new_values
+        self._rows, self._addresses = np.arange(len(kept)), None
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        """Attention of one token per text, to `out` [A, H, D]: q [A, H, D], k and v [A, K, D]."""
-        own = self._keys[layer], self._values[layer]
-        self._prompts.attend(layer, q, k, v, own, self.age, self._prompt_of, out)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `attend_to`; by plain products."""
+        assert isinstance(self.prompts, _Stacked)
+        return self.prompts.attend(q, k, v, layer, self.own[layer], self.age, self.prompt_of)
 
-    def copy(self, place: int) -> tuple[Tensor, Tensor]:
+    def addresses(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The arguments `own`, for all layers, and `about` of `cache_attention`."""
+        if self._addresses is None:
+            self._addresses = self._find()
+        own, about = self._addresses
+        about[1] = self.age
+        return own, about
+
+    _addresses: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def _find(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        prompts, of = self.prompts, self.prompt_of
+        assert isinstance(prompts, _Apart)
+        own = [
+            [x.data_ptr() + self._rows * x.stride(0) * x.element_size() for x in pair]
+            for pair in self.own
+        ]
+        about = np.empty((5, len(of)), dtype=np.int64)
+        about[0] = self.own[0][1].shape[2]
+        about[2:] = prompts.keys_at[of], prompts.values_at[of], prompts.lengths[of]
+        return np.array(own), about
+
+    def copy(self, place: int) -> _Pair:
         """Keys and values [layers, K, T, D] of all tokens that the text at `place` has read."""
-        keys, values = self._prompts.one(int(self._prompt_of[place]))
-        own_keys = torch.stack([own[place, :, :, : self.age].mT for own in self._keys])
-        own_values = torch.stack([own[place, :, : self.age] for own in self._values])
+        keys, values = self.prompts.one(int(self.prompt_of[place]))
+        row, age = self._rows[place], self.age
+        own_keys = torch.stack([own[row, :, :, :age].mT for own, _ in self.own])
+        own_values = torch.stack([own[row, :, :age] for _, own in self.own])
         return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
 
     def drop(self, ended: Sequence[int]) -> None:
-        """Remove the texts at these places; the last texts move into the gaps."""
+        """Remove the texts at these places; the last texts take their places."""
         gone = set(ended)
         count = len(self.jobs) - len(gone)
         behind = (place for place in range(count, len(self.jobs)) if place not in gone)
-        kept = [next(behind) if place in gone else place for place in range(count)]
-        moved = [(new, old) for new, old in enumerate(kept) if new != old]
-        if moved:
-            new, old = torch.tensor(moved, device=self._device).unbind(1)
-            for rows in (*self._keys, *self._values):
-                rows[new] = rows[old]
-        self._keys = [rows[:count] for rows in self._keys]
-        self._values = [rows[:count] for rows in self._values]
+        kept = np.array([next(behind) if at in gone else at for at in range(count)], dtype=np.int64)
         self.jobs = [self.jobs[place] for place in kept]
-        self._prompt_of = self._prompt_of[kept]
-        self._drop_prompts()
+        self.prompt_of = self.prompt_of[kept]
+        if isinstance(self.prompts, _Apart):
+            self._rows = self._rows[kept]
+        else:
+            self._move(kept)
+        used, places = np.unique(self.prompt_of, return_inverse=True)
+        share = len(used) / len(self.prompts.lengths)
+        if 0 < share <= (_DROP_AT if isinstance(self.prompts, _Stacked) else 1):
+            self.prompt_of = places
+            self.prompts = self.prompts.only(used)
+        self._addresses = None
 
-    def _drop_prompts(self) -> None:
-        """Remove the prompts whose texts have all ended, once these are many."""
-        used, places = np.unique(self._prompt_of, return_inverse=True)
-        if 0 < len(used) <= _DROP_AT * len(self._prompts.lengths):
-            self._prompt_of = places
-            self._prompts = self._prompts.only(used)
+    def _move(self, kept: NDArray[np.int64]) -> None:
+        """Move texts to the first rows: plain products take no gaps."""
+        new = np.flatnonzero(kept != np.arange(len(kept)))
+        into, old = (torch.from_numpy(x).to(self._device) for x in (new, kept[new]))
+        for pair in self.own if len(new) else ():
+            for rows in pair:
+                rows[into] = rows[old]
+        self.own = [(keys[: len(kept)], values[: len(kept)]) for keys, values in self.own]
+        self._rows = np.arange(len(kept))
+
+
+def attend_to(blocks: Sequence[Block]) -> Attend:
+    """Attention of one token per text of these blocks: q [A, H, D], k and v [A, K, D], in order.
+
+    Each token's key and value are added to its text's own. For one step: at the blocks' age.
+    """
+    if all(isinstance(block.prompts, _Apart) for block in blocks):
+        own, about = zip(*(block.addresses() for block in blocks), strict=True)
+        all_own, all_about = np.concatenate(own, axis=2), np.concatenate(about, axis=1)
+        return lambda layer, q, k, v: cache_attention(q, k, v, all_own[layer], all_about, layer)
+    sizes = [len(block.jobs) for block in blocks]
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = zip(blocks, *(x.split(sizes) for x in (q, k, v)), strict=True)
+        return torch.cat([block.attend(layer, *qkv) for block, *qkv in parts])
+
+    return attend
 
 
 _Pair = tuple[Tensor, Tensor]
@@ -178,22 +230,7 @@ class _Apart:
 
     def _find(self) -> None:
         addresses = [(keys.data_ptr(), values.data_ptr()) for keys, values in self._prompts]
-        self._keys, self._values = np.array(addresses, dtype=np.int64).T.copy()
-
-    def attend(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        own: _Pair,
-        age: int,
-        prompt_of: _Places,
-        out: Tensor,
-    ) -> None:
-        """See `Block.attend`; text a has prompt `prompt_of[a]`, and `age` tokens of its own."""
-        known = self._keys, self._values, self.lengths
-        cache_attention(q, k, v, own, age, known, prompt_of, layer, out)
+        self.keys_at, self.values_at = np.array(addresses, dtype=np.int64).T
 
     def one(self, prompt: int) -> _Pair:
         """A prompt's keys and values [layers, K, T, D]."""
@@ -233,17 +270,9 @@ class _Stacked:
             self._values[:, place, :, : values.shape[2]] = values
 
     def attend(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        own: _Pair,
-        age: int,
-        prompt_of: _Places,
-        out: Tensor,
-    ) -> None:
-        """See `_Apart.attend`.
+        self, q: Tensor, k: Tensor, v: Tensor, layer: int, own: _Pair, age: int, prompt_of: _Places
+    ) -> Tensor:
+        """See `attend_to`; text a has prompt `prompt_of[a]`, and `age` tokens of its own.
 
         Query heads that share a key-value head form one group of queries, so no key is repeated.
         For so few queries, plain products take half the time of torch's fused kernel on a CPU. In
@@ -271,7 +300,9 @@ class _Stacked:
         cells = weights.index_select(0, into).view(prompts, -1, columns + end)
         found = torch.bmm(cells[:, :, :columns], known_values)
         found = found.view(-1, group, width).index_select(0, back)
-        out.copy_(torch.baddbmm(found, weights[:, :, columns:], values).view(out.shape))
+        return torch.baddbmm(found, weights[:, :, columns:], values).reshape(
+            len(prompt_of), -1, width
+        )
 
     @cached_property
     def _mask(self) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import chain
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ledom.core.errors import InputError
 from ledom.lm.confidence import is_unsure
-from ledom.lm.engine.block import Block, Job, Prefilled
+from ledom.lm.engine.block import Block, Job, Prefilled, attend_to
 from ledom.lm.engine.trunk import Trunk, build_trunk
 from ledom.lm.language_model import Sampling
 from ledom.model.exactness import in_float32, random_text, tolerance
@@ -129,8 +129,11 @@ class Decoder(Writer):
     @torch.inference_mode()
     def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """Yield the list of jobs that ended in each step. Equal prompts are read once."""
-        # Jobs are popped from the end: the longest prompts first, equal ones in the order given.
-        waiting = sorted(jobs, key=lambda job: len(job.prompt), reverse=True)[::-1]
+        waiting = [*reversed(jobs)]  # popped from the end
+        if not self.trunk.shares_rows:
+            # Prompts of similar length are stacked with little padding: the longest first. The
+            # compiled kernels pad nothing; with all long prompts together, caches would be larger.
+            waiting.sort(key=lambda job: len(job.prompt))
         blocks: list[Block] = []
         while waiting or blocks:
             free = self.max_rows - sum(len(block.jobs) for block in blocks)
@@ -220,19 +223,10 @@ class Decoder(Writer):
         newest = [job.ids[-1] if job.ids else job.prompt[-1] for job in jobs]
         for block in blocks:
             block.reserve()
-        ends = list(accumulate(len(block.jobs) for block in blocks))
-        rows = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out = q.new_empty(q.shape)
-            for block, own in zip(blocks, rows, strict=True):
-                block.attend(layer, q[own], k[own], v[own], out[own])
-            return out
-
         hidden = self.trunk(
             torch.tensor(newest, device=self.model.device),
             torch.cat([block.positions() for block in blocks]),
-            attend,
+            attend_to(blocks),
         )
         self._take(self.trunk.logits(hidden), jobs)
         for block in blocks:

@@ -173,21 +173,22 @@ static inline void prefetch(const float *x, i64 count) {
 }
 
 void cache_attention(const float *q, const float *k, const float *v, i64 q_stride, i64 k_stride,
-                     i64 v_stride, float *own_keys, float *own_values, i64 room, i64 age,
-                     const float **known_keys, const float **known_values, const i64 *lengths,
-                     const i64 *prompt_of, i64 layer, float *out, i64 texts, i64 kv_heads,
-                     i64 group, i64 width, int threads) {
+                     i64 v_stride, const i64 *own, const i64 *about, i64 layer, float *out,
+                     i64 texts, i64 kv_heads, i64 group, i64 width, int threads) {
+    const i64 *rooms = about, *ages = about + texts, *lengths = about + 4 * texts;
+    const i64 *known_keys = about + 2 * texts, *known_values = about + 3 * texts;
     float scale = 1.0f / sqrtf(width);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 job = 0; job < texts * kv_heads; job++) {
-        i64 text = job / kv_heads, head = job % kv_heads, prompt = prompt_of[text];
-        float *keys = own_keys + job * room * width, *values = own_values + job * room * width;
+        i64 text = job / kv_heads, head = job % kv_heads, room = rooms[text], age = ages[text];
+        float *keys = (float *)own[text] + head * width * room;
+        float *values = (float *)own[texts + text] + head * room * width;
         const float *key = k + text * k_stride + head * width;
         for (i64 d = 0; d < width; d++) keys[d * room + age] = key[d];
         memcpy(values + age * width, v + text * v_stride + head * width, sizeof(float) * width);
-        i64 length = lengths[prompt], columns = (length + 15) / 16 * 16, at = layer * kv_heads + head;
-        const float *read_keys = known_keys[prompt] + at * width * columns;
-        const float *read_values = known_values[prompt] + at * width * length;
+        i64 length = lengths[text], columns = (length + 15) / 16 * 16, at = layer * kv_heads + head;
+        const float *read_keys = (const float *)known_keys[text] + at * width * columns;
+        const float *read_values = (const float *)known_values[text] + at * width * length;
         prefetch(read_values, length * width);
         prefetch(keys, width * room);
         prefetch(values, age * width);

@@ -76,29 +76,27 @@ def cache_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    own: tuple[Tensor, Tensor],
-    age: int,
-    known: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-    prompt_of: NDArray[np.int64],
+    own: NDArray[np.int64],
+    about: NDArray[np.int64],
     layer: int,
-    out: Tensor,
-) -> None:
-    """Attention of one token per text, written to `out` [A, H, D]: q [A, H, D], k and v [A, K, D].
+) -> Tensor:
+    """Attention [A, H, D] of one token per text: q [A, H, D], k and v [A, K, D].
 
-    Text a sees the tokens of prompt `prompt_of[a]`, then `age` tokens of its own, and then itself:
-    k and v are first added to its own keys [A, K, D, room] and values [A, K, room, D]. The known
-    prompts are given by the addresses of their keys [layers, K, D, C] and values [layers, K, T, D]
-    and their lengths T; C is T up to a multiple of `LANES`, as is the room. Needs `has_native`.
+    Each text sees the tokens of its prompt, then `age` tokens of its own, and then itself: k and v
+    are first added to its own keys [K, D, room] and values [K, room, D], whose addresses are in
+    `own` [2, A]. `about` [5, A] is for each text: its room, its age, the addresses of its prompt's
+    keys [layers, K, D, C] and values [layers, K, T, D], and their length T; C is T up to a multiple
+    of `LANES`, as is the room. Needs `has_native`.
     """
     native = library_for(q, k, v)
     assert native is not None
     q, k, v = _with_whole_heads(q), _with_whole_heads(k), _with_whole_heads(v)
     texts, heads, width = q.shape
     kv_heads = k.shape[1]
+    out = q.new_empty(q.shape)
     native.cache_attention(
         *(q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0), k.stride(0), v.stride(0)),
-        *(own[0].data_ptr(), own[1].data_ptr(), own[0].shape[-1], age),
-        *(array.ctypes.data for array in known),
-        *(prompt_of.ctypes.data, layer, out.data_ptr()),
+        *(own.ctypes.data, about.ctypes.data, layer, out.data_ptr()),
         *(texts, kv_heads, heads // kv_heads, width, torch.get_num_threads()),
     )
+    return out

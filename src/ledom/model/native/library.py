@@ -45,9 +45,7 @@ _SIGNATURES = {
     "sample_hash": (_P, _P, _N),
     "transpose_keys": (_P, _N, _P, _N, _N, _N, _T),
     "tree_attention": (_P, _N, _P, _N, _P, _N, _P, _N, _N, _N, _P, _N, _P, _P, _T),
-    "cache_attention": (
-        *(_P, _P, _P, _N, _N, _N, _P, _P, _N, _N, _P, _P, _P, _P, _N, _P, _N, _N, _N, _N, _T),
-    ),
+    "cache_attention": (_P, _P, _P, _N, _N, _N, _P, _P, _N, _P, _N, _N, _N, _N, _T),
     "draw": (_P, _N, _N, _F, _P, _P, _P, _P, _T),
 }
 
