@@ -133,7 +133,7 @@ class HFLanguageModel(LanguageModel):
         asked = [place for place, target in enumerate(targets) if target.end > target.start]
         # The last token is only predicted, never read.
         packed = [place for place in asked if len(ordered[place]) - 1 <= self._reach]
-        workers = self._trunk.num_workers
+        workers = 1 if self._trunk.shares_rows else self._trunk.num_workers
         texts = [ordered[place][:-1] for place in packed]
         together = deque(batches(texts, self.tokens_per_batch, workers))
 

@@ -86,10 +86,10 @@ class Trunk:
     def num_workers(self) -> int:
         """The number of threads to split the work over, each with texts of its own.
 
-        A product of a narrow model takes microseconds; torch loses as much by splitting it over
-        threads as it gains. Compiled kernels split several steps at once.
+        A product of a narrow model takes microseconds; splitting it over threads costs as much as
+        it saves.
         """
-        if self.shares_rows or self.runs_modules or self.model.device.type != "cpu":
+        if self.runs_modules or self.model.device.type != "cpu":
             return 1
         narrow = self.model.config.get_text_config().hidden_size <= _NARROW
         return processes.torch_threads() if narrow else 1
