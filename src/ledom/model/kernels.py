@@ -57,13 +57,15 @@ _SOFTMAX_BACKWARD: Any = getattr(torch.ops.aten, "_softmax_backward_data", None)
 _INT8: Any = getattr(torch.ops.onednn, "qlinear_pointwise", None)
 _INT8_PACK: Any = getattr(torch.ops.onednn, "qlinear_prepack", None)
 
+_SHIFT = 128  # the unsigned number that stands for an input of 0
+
 
 class Int8Weight:
     """A weight [out, in] on a CPU, quantized to 7-bit integers with one scale per output.
 
     Inputs are quantized to 8 bits with one scale per token, so no token's result depends on its
     neighbors. Sums are exact. Weights have 7 bits because processors without VNNI add pairs of
-    products in 16 bits: 8-bit weights would overflow silently.
+    products in 16 bits: 8-bit weights would overflow silently (2 * 255 * 63 fits).
 
     >>> weight = Int8Weight(torch.tensor([[63.0, -31.0]]))
     >>> weight(torch.tensor([[127.0, 127.0]]), torch.tensor([1.0]))  # 127 * 63 - 127 * 31 + 1
@@ -89,7 +91,9 @@ class Int8Weight:
         if self._plain:
             out = (rounded @ self._rounded.t()).mul_(self._scales)
         else:
-            given = (rounded.to(torch.int8), 1.0, 0, self._rounded, self._scales, self._zeros)
+            # Unsigned, since with AVX-512 oneDNN has no fast product of signed inputs.
+            shifted = rounded.add_(_SHIFT).to(torch.uint8)
+            given = (shifted, 1.0, _SHIFT, self._rounded, self._scales, self._zeros)
             out = _INT8(*given, None, 1.0, 0, torch.float32, "none", [], "")  # fp32, no more steps
         out.mul_(scales)
         return out if bias is None else out.add_(bias)
