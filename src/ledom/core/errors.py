@@ -35,6 +35,7 @@ __all__ = [
     "ServerError",
     "TrainingError",
     "WorkerError",
+    "in_one_line",
 ]
 
 
@@ -126,3 +127,12 @@ class MissingExtraError(LedomError, ImportError):
 
     def __reduce__(self) -> tuple[type, tuple[str, ...]]:
         return type(self), self._arguments  # worker processes pickle their errors
+
+
+def in_one_line(error: object, most: int = 200) -> str:
+    """The first `most` characters of another package's error, or of a text, for a message of ours.
+
+    >>> in_one_line(ValueError("no such\\n  file")), in_one_line(KeyboardInterrupt())
+    ('no such file', 'KeyboardInterrupt')
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ledom.core.errors import HubError, InputError, MissingExtraError
+from ledom.core.errors import HubError, InputError, MissingExtraError, in_one_line
 from ledom.core.reading import JsonObject
 from ledom.core.records import Problem, read_records, unique_ids
 
@@ -121,6 +121,6 @@ def _from_hub(name: str, benchmark: Benchmark) -> Iterable[Any]:
     except Exception as error:  # the hub's client raises many types without a network
         raise HubError(
             f"benchmark {name!r} could not be loaded from the hub ({benchmark.hub[0]}): "
-            f"{' '.join(str(error).split())[:200]}; or name a local folder in {FOLDER_VARIABLE}"
+            f"{in_one_line(error)}; or name a local folder in {FOLDER_VARIABLE}"
         ) from error
     return rows

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol
 
-from ledom.core.errors import InputError, MissingExtraError
+from ledom.core.errors import InputError, MissingExtraError, in_one_line
 from ledom.core.reading import JsonObject, check_regular, parse_json
 from ledom.data.folders import FileFinder
 
@@ -240,7 +240,7 @@ class HubDocuments:
         except InputError as error:
             raise InputError(f"{HUB}{self.name}: row {number} of part {part}: {error}") from None
         except Exception as error:  # the hub's client raises many types without a network
-            reason = " ".join(str(error).split())[:200]
+            reason = in_one_line(error)
             raise InputError(f"{HUB}{self.name}: cannot be read: {reason}") from error
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.direction import Direction
-from ledom.core.errors import HubError, InputError, LedomError, MissingExtraError
+from ledom.core.errors import HubError, InputError, LedomError, MissingExtraError, in_one_line
 from ledom.core.reading import JsonObject, check_regular, exists, read_jsonl
 from ledom.core.records import Document, Problem, read_records, unique_ids
 from ledom.data.benchmarks import BENCHMARKS
@@ -349,7 +349,7 @@ def _reach(name: str, load: Callable[[], Any]) -> Any:
     except (LedomError, MissingExtraError):
         raise
     except Exception as error:  # whatever the hub's client and the harness raise
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         remedy = (
             "it comes from the hub: with no network give --data FOLDER with local task files or "
             "copies of datasets (ledom docs evaluate)"

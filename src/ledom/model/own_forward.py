@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ledom.core.errors import CheckpointError
+from ledom.core.errors import CheckpointError, in_one_line
 from ledom.model.architectures import half_precision
 from ledom.model.attention import IMPLEMENTATION, turn
 
@@ -96,7 +96,7 @@ class OwnForward:
     def refusal(self, error: object, what: str, remedy: str) -> CheckpointError:
         """The error for a model that cannot be used; in half precision, that may be the cause."""
         kind, half = type(self.model).__name__, half_precision(self.model)
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = in_one_line(error)
         if half:
             what, remedy = f"does not run correctly in {half}", f"try float32, or {remedy}"
         return CheckpointError(f"{kind} {what} ({reason}); {remedy}")

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from transformers import PreTrainedModel
 
-from ledom.core.errors import MissingExtraError, RecipeError
+from ledom.core.errors import MissingExtraError, RecipeError, in_one_line
 from ledom.core.reading import Config
 
 __all__ = ["Adapters", "LoraConfig"]
@@ -55,7 +55,7 @@ class Adapters:
             try:  # changes the model in place
                 self._wrapper: Any = peft.get_peft_model(model, settings)
             except (ValueError, TypeError, AttributeError) as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = in_one_line(error)
                 raise RecipeError(
                     f"key lora: {type(model).__name__} does not support adapters ({reason}); leave "
                     "lora out"

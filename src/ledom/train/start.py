@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, InputError, RecipeError
+from ledom.core.errors import CheckpointError, InputError, RecipeError, in_one_line
 from ledom.core.files import file_hash, write_json
 from ledom.core.reading import check_regular, read_json
 from ledom.core.records import Problem
@@ -167,7 +167,7 @@ def _autocast_error(model: PreTrainedModel) -> str | None:
         with torch.random.fork_rng(), autocast:  # dropout draws
             token_losses(model, ids, ids, torch.tensor([0, len(ids)]), ids)
     except Exception as error:
-        return " ".join(str(error).split())[:200]
+        return in_one_line(error)
     return None
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ledom.core import processes
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, InputError, MissingExtraError
+from ledom.core.errors import CheckpointError, InputError, MissingExtraError, in_one_line
 from ledom.core.files import digest
 from ledom.lm.confidence import of_alternatives
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
@@ -171,5 +171,5 @@ def _start(vllm: Any, path: str, **options: Any) -> Any:
             model=path, skip_tokenizer_init=True, enable_prefix_caching=False, **options
         )
     except (TypeError, ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error, 300)
         raise CheckpointError(f"{path}: vLLM cannot load this: {reason}") from error

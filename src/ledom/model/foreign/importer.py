@@ -20,7 +20,14 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 import ledom
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, DirectionError, InputError, LedomError, OutputError
+from ledom.core.errors import (
+    CheckpointError,
+    DirectionError,
+    InputError,
+    LedomError,
+    OutputError,
+    in_one_line,
+)
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import JsonObject
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet
@@ -276,10 +283,8 @@ def _checked_config(config: JsonObject, path: Path) -> PretrainedConfig:
             write_json(Path(folder, "config.json"), config)
             known: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many types for bad configs
-        if not isinstance(kind, str):
-            reason = f"model_type is {kind!r}"
-        else:
-            reason = " ".join(str(error).split())[:200]
+        named = isinstance(kind, str)
+        reason = in_one_line(error) if named else f"model_type is {kind!r}"
         raise CheckpointError(
             f"{path}: config.json is not of a model built into transformers ({reason}); ledom runs "
             "no code that comes with a model"
@@ -327,7 +332,7 @@ def _check(
     except LedomError:
         raise
     except Exception as error:  # an architecture may fail in any way on token ids alone
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise CheckpointError(
             f"the self-check failed ({reason}); give --no-check to import the model as it is"
         ) from error
