@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,13 @@ def candidate_file(tmp_path: Path) -> Path:
     ]
     write_records(path, rows)
     return path
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    """torch uses four threads; the test must leave their number as it found it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    assert torch.get_num_threads() == 4
+    torch.set_num_threads(before)

@@ -10,14 +10,7 @@ import torch
 
 from ledom.core.processes import merged
 
-
-@pytest.fixture(autouse=True)
-def four_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    assert torch.get_num_threads() == 4
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("four_threads")
 
 
 def counting(start: int, seen: list[int]) -> Iterator[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from threading import Event
@@ -21,14 +20,7 @@ from ledom.lm.language_model import Sampling
 from made import whole_text
 from waiting import SECONDS
 
-
-@pytest.fixture(autouse=True)
-def four_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    assert torch.get_num_threads() == 4
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("four_threads")
 
 
 def test_narrow_models_of_our_own_trunk_are_dealt_out(

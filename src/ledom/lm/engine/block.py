@@ -177,8 +177,8 @@ class Block:
         else:
             self._move(kept)
         used, places = np.unique(self.prompt_of, return_inverse=True)
-        share = len(used) / len(self.prompts.lengths)
-        if 0 < share <= (_DROP_AT if isinstance(self.prompts, _Stacked) else 1):
+        known = len(self.prompts.lengths)
+        if 0 < len(used) <= (known - 1 if isinstance(self.prompts, _Apart) else _DROP_AT * known):
             self.prompt_of = places
             self.prompts = self.prompts.only(used)
         self._addresses = None
