@@ -24,6 +24,7 @@ from ledom.core.reading import JsonObject, first_problem, read_jsonl
 
 __all__ = [
     "CONFIDENCE",
+    "DECIMALS",
     "EARLY_STOP",
     "NUM_TOKENS",
     "SELF_CERTAINTY",
@@ -45,6 +46,8 @@ CONFIDENCE = ("confidence_mean", "confidence_tail", "confidence_lowest")
 """Extra keys of a sampled candidate: the confidence of its tokens (`ledom.lm.confidence`)."""
 NUM_TOKENS = "num_tokens"
 """Extra key of a sampled candidate: the number of tokens, the end token included."""
+DECIMALS = 5
+"""Decimals of the log-probabilities in files."""
 EARLY_STOP = "early_stop_of"
 """Key in a candidate's `sampling`: how many its problem would have without an early stop."""
 
@@ -242,9 +245,7 @@ class _Packed:
     Every read returns a new list. Values that fit no array are kept unchanged.
     """
 
-    def __init__(
-        self, pack: Callable[[Any], array[Any]], unpack: Callable[[array[Any]], Any]
-    ) -> None:
+    def __init__(self, pack: Callable[[Any], object], unpack: Callable[[Any], object]) -> None:
         self._pack, self._unpack = pack, unpack
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -261,20 +262,17 @@ class _Packed:
         setattr(record, self._slot, held)
 
 
-_SCALE = 10**5  # scores are written with five decimals
-
-
 def _pack_numbers(values: list[float]) -> array[Any]:
-    """Numbers of at most five decimals as whole numbers, in half the memory; others as they are."""
+    """Numbers of few decimals as whole numbers of the last, in half the memory; or as they are."""
     with suppress(ValueError, OverflowError):  # not finite, or too large
-        whole = array("i", [round(x * _SCALE) for x in values])
+        whole = array("i", [round(x * 10**DECIMALS) for x in values])
         if _unpack_numbers(whole) == values:
             return whole
     return array("d", values)
 
 
 def _unpack_numbers(held: array[Any]) -> list[float]:
-    return held.tolist() if held.typecode == "d" else [n / _SCALE for n in held]
+    return held.tolist() if held.typecode == "d" else [n / 10**DECIMALS for n in held]
 
 
 def _pack_spans(spans: list[list[int]]) -> array[Any]:

@@ -19,7 +19,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError, ServerError
 from ledom.core.files import fingerprint
 from ledom.core.reading import JsonObject
-from ledom.core.records import Candidate, Problem, Score, Target
+from ledom.core.records import DECIMALS, Candidate, Problem, Score, Target
 from ledom.core.stage import Stage, Track, Work, at_once, even_groups
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.rerank.candidates import distinct_candidates, text_hashes
@@ -338,7 +338,7 @@ def _record(
 ) -> Score:
     logprob = float(values.sum(dtype=np.float64))
     score = make_score(candidate, lm, target, logprob, len(values), scored.truncated)
-    score.token_logprobs = [round(float(value), 5) for value in values]
+    score.token_logprobs = [round(float(value), DECIMALS) for value in values]
     score.token_spans = [list(span) for span in spans]
     if target != "x|y" and scored.solution != candidate.text:
         score.text = scored.solution
@@ -366,7 +366,7 @@ def make_score(
         model=lm.name,
         direction=lm.direction.value,
         target=target,
-        logprob=round(logprob, 5),
+        logprob=round(logprob, DECIMALS),
         num_tokens=num_tokens,
         extra={"truncated": True} if truncated else {},
     )
