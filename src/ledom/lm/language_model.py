@@ -169,7 +169,7 @@ class LanguageModel(ABC):
 
     @property
     def identity(self) -> dict[str, str]:
-        """Name and fingerprint, recorded in the files that are made with the model."""
+        """Name and fingerprint, recorded in the files made with the model as it is now."""
         return {"name": self.name, "hash": self.fingerprint}
 
     @property

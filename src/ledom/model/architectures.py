@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from ledom.core.errors import CheckpointError
+from ledom.model.changes import does_more
 
 __all__ = [
     "COMPUTED_BUFFERS",
@@ -23,10 +26,13 @@ __all__ = [
     "finish_logits",
     "half_precision",
     "has_plain_logits",
+    "is_linear",
+    "is_llama_shaped",
     "layer_list",
     "layer_matrices",
     "longest_text",
     "num_weights",
+    "used_layers",
 ]
 
 COMPUTED_BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
@@ -36,6 +42,8 @@ NO_LIMIT = 2**31 - 1
 _CONTEXT_KEYS = (  # by architecture
     *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"),
 )
+_LLAMA_SHAPED = ("llama", "mistral", "qwen2")
+_ACTIVATION = type(ACT2FN["silu"])
 _PADDED_POSITIONS = (
     *("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta"),
     *("xlm-roberta-xl", "xmod"),
@@ -157,3 +165,58 @@ def finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
         if value := getattr(config, name, None):
             logits = finish(logits, value)
     return logits
+
+
+def is_llama_shaped(model: PreTrainedModel) -> bool:
+    """Whether a model computes what Llama does: by its config, and by modules without additions.
+
+    An adapter or a hook that somebody adds makes it another model.
+
+    >>> from ledom.lm import load
+    >>> is_llama_shaped(load("tiny", "forward").model)
+    True
+    """
+    config, base = model.config, cast(Any, model.base_model)
+    full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    return (
+        config.model_type in _LLAMA_SHAPED
+        and full
+        and getattr(config, "sliding_window", None) is None
+        and not getattr(config, "mlp_bias", False)
+        and config.hidden_act == "silu"
+        and is_linear(model.get_output_embeddings())
+        and all(_is_plain(module, base) for module in (base, base.norm))
+        and all(_is_plain_layer(layer, base) for layer in used_layers(base))
+    )
+
+
+def used_layers(base: Any) -> list[Any]:
+    """The layers of a model of Llama's shape that run: the config's number decides.
+
+    >>> from ledom.lm import load
+    >>> len(used_layers(load("tiny", "forward").model.base_model))
+    6
+    """
+    return list(base.layers[: base.config.num_hidden_layers])
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module only multiplies by its weight: it is no adapter, and has no hooks.
+
+    >>> is_linear(nn.Linear(2, 3)), is_linear(nn.Identity())
+    (True, False)
+    """
+    return type(module) is nn.Linear and not does_more(module)
+
+
+def _is_plain_layer(layer: Any, base: nn.Module) -> bool:
+    attention = layer.self_attn
+    scaled: bool = attention.scaling == attention.head_dim**-0.5
+    return scaled and all(_is_plain(module, base) for module in layer.modules())
+
+
+def _is_plain(module: nn.Module, base: nn.Module) -> bool:
+    """Whether it is a module of the architecture of `base`, a linear one or its activation."""
+    kind = type(module)
+    own = kind.__module__ == type(base).__module__ or kind in (nn.Linear, _ACTIVATION)
+    return own and not does_more(module)

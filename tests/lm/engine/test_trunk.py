@@ -260,7 +260,8 @@ def test_adapters_and_hooks_take_part(products, monkeypatch):
         """The model's own pass does not read the trunk's copies."""
         with attending(everything):
             own = ours(torch.arange(30)[None], use_cache=False).logits[0]
-        torch.testing.assert_close(outputs(), own, atol=1e-4, rtol=1e-4)
+        close = 0.05 if trunk.layers and products == "int8" else 1e-4
+        torch.testing.assert_close(outputs(), own, atol=close, rtol=1e-4)
         assert not torch.allclose(own, first, atol=1e-3)
 
     def double(module, given, output):
@@ -281,6 +282,25 @@ def test_adapters_and_hooks_take_part(products, monkeypatch):
         assert type(build_trunk(ours)) is Trunk  # which round_weights refuses
         setattr(parent, name, plain)
         assert torch.equal(outputs(), first)
+    attention, norm = layer.self_attn, layer.input_layernorm
+    for changed, name, value in (
+        (ours.config, "num_hidden_layers", 1),
+        (norm, "variance_epsilon", 10.0),
+        (attention, "scaling", 2.0),
+        (layer.mlp, "act_fn", torch.nn.GELU()),
+        (ours.model, "norm", torch.nn.LayerNorm(SHAPE["hidden_size"])),
+        (layer.mlp, "forward", lambda x: 2 * x),
+    ):
+        before = getattr(changed, name)
+        setattr(changed, name, value)
+        check()
+        if name == "forward":
+            del layer.mlp.forward
+        else:
+            setattr(changed, name, before)
+        assert torch.equal(outputs(), first)
+    layer.mlp.down_proj.weight.data[3, 5] += 30  # torch does not count this
+    check()
 
 
 @pytest.mark.parametrize("compiled", [True, False])

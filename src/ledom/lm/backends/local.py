@@ -37,6 +37,7 @@ from ledom.lm.engine.own_decoder import LoneDecoder, keeps_exactly
 from ledom.lm.engine.trunk import build_trunk, longest_packed, round_weights
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.architectures import num_weights
+from ledom.model.changes import Contents
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
 from ledom.model.device import configure_memory, default_device, torch_device
 from ledom.model.exactness import vocab_size
@@ -113,6 +114,13 @@ class HFLanguageModel(LanguageModel):
             round_weights(self._trunk, self._reach == self.context and self._decodes, self.name)
         self.tokens_per_batch = tokens_per_batch
         self.rows = rows
+        self._contents = Contents(self.model)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        name, loaded = super().identity.values()
+        change = self._contents.change()
+        return {"name": name, "hash": f"{loaded}-{change}" if change else loaded}
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         return self._evaluate(targets, _logprobs)

@@ -15,14 +15,21 @@ from threading import Lock
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
 from ledom.core import processes
 from ledom.core.errors import CheckpointError
-from ledom.model.architectures import finish_logits, num_weights
+from ledom.model.architectures import (
+    finish_logits,
+    is_linear,
+    is_llama_shaped,
+    num_weights,
+    used_layers,
+)
 from ledom.model.attention import Attend, attending, turn, without_filling
+from ledom.model.changes import weights_state
 from ledom.model.exactness import check_long_text, in_float32, packing_reach
 from ledom.model.kernels import Int8Weight, add_linear, filled_rows, linear
 from ledom.model.native.attention import has_native
@@ -33,7 +40,6 @@ from ledom.model.native.layers import (
     rms_norm,
     rotate,
     silu_product,
-    weights_state,
 )
 from ledom.model.native.library import library_for
 from ledom.model.own_forward import OwnForward
@@ -42,7 +48,6 @@ from ledom.model.prefix_tree import PrefixTree, TreeAttention
 __all__ = ["LlamaTrunk", "Trunk", "build_trunk", "longest_packed", "round_weights"]
 
 _Weight = Tensor | Int8Weight
-_LLAMA_SHAPED = ("llama", "mistral", "qwen2")
 _MOST_PACKED = 2**28  # weights; a copy of them takes up to 1 GB
 _PIECE = 1024  # tokens that the feed-forward part takes at a time
 _NARROW = 512  # widest model whose products one thread does as fast as several
@@ -115,7 +120,7 @@ class Trunk:
 
     def _projected(self, hidden: Tensor) -> Tensor:
         head: Any = self.model.get_output_embeddings()
-        if not _is_linear(head):
+        if not is_linear(head):
             logits: Tensor = head(hidden)
             return logits
         return linear(hidden, head.weight, head.bias)
@@ -132,7 +137,8 @@ class Trunk:
 class LlamaTrunk(Trunk):
     """Runs models of Llama's shape. The model's weights become views of concatenated ones.
 
-    As long as a model has adapters that are not merged, or hooks, its own modules run.
+    As long as a model has adapters that are not merged, hooks, or other modules than its
+    architecture's, its own modules run.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -156,7 +162,9 @@ class LlamaTrunk(Trunk):
     def _state(self) -> object:
         copied = self._rounded or self._packed is not None
         weights = weights_state(list(self.model.parameters()), copied)
-        return weights, _has_plain_modules(self.model)
+        if not is_llama_shaped(self.model):
+            return weights
+        return weights, [_epsilons(layer) for layer in used_layers(self.base)]
 
     def round_weights(self) -> None:
         """Use int8 products from now on, as long as the model's own weights, kept too, are fp32."""
@@ -166,10 +174,10 @@ class LlamaTrunk(Trunk):
     def _read(self) -> None:
         """Join the model's weights, and copy them as fits the way to compute with them."""
         self._packed = None  # frees an earlier copy, so that there is one at a time
-        if not _has_plain_modules(self.model):
+        if not is_llama_shaped(self.model):
             self.layers, self._known = [], self._state()
             return
-        model, layers = self.model, [_Layer(layer) for layer in self.base.layers]
+        model, layers = self.model, [_Layer(layer) for layer in used_layers(self.base)]
         head: Any = model.get_output_embeddings()
         self._head: _Weight = head.weight
         weights = list(model.parameters())
@@ -335,39 +343,13 @@ def _norm(module: Any) -> tuple[Tensor, float]:
     return module.weight, module.variance_epsilon
 
 
-def _is_linear(module: nn.Module) -> bool:
-    """Whether a module only multiplies by its weight: it is no adapter, and has no hooks."""
-    return type(module) is nn.Linear and not _has_hooks(module)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _has_plain_modules(model: PreTrainedModel) -> bool:
-    """Whether a model of Llama's shape has the modules of its architecture, without hooks."""
-    base: Any = model.base_model
-    products = [model.get_output_embeddings()]
-    for layer in base.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        products += [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-        products += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    hooked = any(map(_has_hooks, (base, base.norm, *base.layers.modules())))
-    return not hooked and all(map(_is_linear, products))
+def _epsilons(layer: Any) -> tuple[float, float]:
+    return _norm(layer.input_layernorm)[1], _norm(layer.post_attention_layernorm)[1]
 
 
 def build_trunk(model: PreTrainedModel) -> Trunk:
     """The fastest trunk that supports the model's architecture."""
-    config = model.config
-    full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-    plain = (
-        config.model_type in _LLAMA_SHAPED
-        and full
-        and getattr(config, "sliding_window", None) is None
-        and not getattr(config, "mlp_bias", False)
-        and config.hidden_act == "silu"
-    )
-    return LlamaTrunk(model) if plain and _has_plain_modules(model) else Trunk(model)
+    return LlamaTrunk(model) if is_llama_shaped(model) else Trunk(model)
 
 
 def longest_packed(trunk: Trunk, own: OwnForward, eos_id: int, context: int) -> int:

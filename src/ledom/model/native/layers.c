@@ -122,20 +122,30 @@ static void multiply(const float *x, i64 x_stride, i64 rows, const float *weight
     }
 }
 
-/* Of one number of each row, and of each column, of some matrices. `shapes` are their rows and
-   columns, and the numbers from one row, and one column, to the next. */
-u64 sample_hash(const uint32_t **matrices, const i64 (*shapes)[4], i64 count) {
-    u64 hash = 14695981039346656037u;
+/* ---- changes ---- */
+
+/* Of each array's bytes. An array of which one number changes has another hash, as no step maps two
+   numbers to the same one. The shift is for changes of all numbers alike, such as doubling them:
+   products alone move bits only upward, where they are lost. */
+#define MIX(hash, x) (hash = (hash ^ (x)) * 16777619, hash ^= hash >> 15)
+void hash_arrays(const char **arrays, const i64 *sizes, i64 count, uint32_t *hashes, int threads) {
+    typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
+    enum { SIDE_BY_SIDE = 4 }; /* because a product takes many cycles */
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
     for (i64 i = 0; i < count; i++) {
-        i64 rows = shapes[i][0], columns = shapes[i][1], row = 0, column = 0;
-        for (i64 left = rows && columns ? rows > columns ? rows : columns : 0; left > 0; left--) {
-            uint32_t number = matrices[i][row * shapes[i][2] + column * shapes[i][3]];
-            hash = (hash ^ number) * 1099511628211u;
-            row = row + 1 < rows ? row + 1 : 0;
-            column = column + 1 < columns ? column + 1 : 0;
+        words mixed[SIDE_BY_SIDE] = {{0}}, last[SIDE_BY_SIDE] = {{0}};
+        i64 done = 0;
+        for (; done + (i64)sizeof mixed <= sizes[i]; done += sizeof mixed)
+            UNROLL for (int j = 0; j < SIDE_BY_SIDE; j++)
+                MIX(mixed[j], ((const words *)(arrays[i] + done))[j]);
+        memcpy(last, arrays[i] + done, sizes[i] - done);
+        uint32_t hash = 0;
+        for (int j = 0; j < SIDE_BY_SIDE; j++) {
+            MIX(mixed[j], last[j]);
+            for (int lane = 0; lane < LANES; lane++) MIX(hash, mixed[j][lane]);
         }
+        hashes[i] = hash;
     }
-    return hash;
 }
 
 /* ---- parts of a layer ---- */

@@ -9,9 +9,6 @@ Shapes: T tokens, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,7 +22,6 @@ __all__ = [
     "rms_norm",
     "rotate",
     "silu_product",
-    "weights_state",
 ]
 
 _TILE_ROWS = 6  # ROWS in vectors.h
@@ -160,49 +156,6 @@ def finish_layer(
         *(up.panels.data_ptr(), inner, down.panels.data_ptr()),
         *(scratch.data_ptr(), _BLOCK, threads),
     )
-
-
-def weights_state(weights: Sequence[Tensor], copied: bool = True) -> object:
-    """Differs, in all likelihood, from an earlier one if a weight has changed since, however.
-
-    It holds the weights' addresses and torch's counts of changes. torch does not count changes
-    through `data`, nor those of tensors made in inference mode. So if the weights are `copied`, it
-    holds a sample too: every number of a vector, one of each row and one of each column of a
-    matrix.
-
-    >>> weight = torch.ones(3, 5)
-    >>> before = weights_state([weight])
-    >>> weights_state([weight]) == before
-    True
-    >>> weight.data[:, 4] = 2
-    >>> weights_state([weight]) == before
-    False
-    """
-    addresses = np.array([weight.data_ptr() for weight in weights])
-    shapes = np.array([_as_matrix(weight) for weight in weights])
-    counts = tuple(0 if weight.is_inference() else weight._version for weight in weights)
-    known = addresses.tobytes(), shapes.tobytes(), counts
-    if not copied:
-        return known
-    native = library_for(*(weight.detach() for weight in weights))
-    if native is None:
-        return known, b"".join(_sampled(weight.detach(), *_as_matrix(weight)) for weight in weights)
-    return known, native.sample_hash(addresses.ctypes.data, shapes.ctypes.data, len(weights))
-
-
-def _as_matrix(weight: Tensor) -> tuple[int, int, int, int]:
-    """A weight's rows and columns, and the numbers from one row, and one column, to the next."""
-    down = weight.stride(0) if weight.dim() else 0
-    if weight.dim() < 2:
-        return weight.numel(), 1, down, 0
-    return weight.shape[0], weight.shape[-1], down, weight.stride(-1)
-
-
-def _sampled(weight: Tensor, rows: int, columns: int, down: int, along: int) -> bytes:
-    """What `sample_hash` in layers.c reads."""
-    place = torch.arange(max(rows, columns) if rows and columns else 0)
-    found = weight.as_strided((rows, columns), (down, along))[place % rows, place % columns]
-    return found.cpu().view(torch.uint8).numpy().tobytes()
 
 
 def _address(x: Tensor | None) -> int | None:

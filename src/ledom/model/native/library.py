@@ -42,7 +42,7 @@ _SIGNATURES = {
     "rotate": (_P, _P, _P, _N, _N, _N, _N, _T),
     "project": (_P, _N, _N, _P, _F, _P, _P, _N, _P, _P, _N, _N, _P, _P, _N, _T),
     "finish_layer": (_P, _N, _N, _P, _N, _P, _P, _P, _F, _P, _N, _P, _P, _N, _T),
-    "sample_hash": (_P, _P, _N),
+    "hash_arrays": (_P, _P, _N, _P, _T),
     "transpose_keys": (_P, _N, _P, _N, _N, _N, _T),
     "tree_attention": (_P, _N, _P, _N, _P, _N, _P, _N, _N, _N, _P, _N, _P, _P, _T),
     "cache_attention": (_P, _P, _P, _N, _N, _N, _P, _P, _N, _P, _N, _N, _N, _N, _T),
@@ -62,7 +62,6 @@ def _library() -> ctypes.CDLL | None:
         function = getattr(library, name)
         function.argtypes, function.restype = signature, None
     library.panel_width.restype = _N
-    library.sample_hash.restype = ctypes.c_uint64
     return library
 
 

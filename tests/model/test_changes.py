@@ -1,0 +1,105 @@
+"""Changes of a model in memory are seen, however they are made."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ledom.lm import load
+from ledom.lm.language_model import Sampling, TokenSpan
+from ledom.model import changes
+from ledom.model.changes import Contents, weights_state
+from ledom.model.native import library
+
+KERNELS = pytest.mark.parametrize("kernels", [True, False])
+
+
+def without_kernels(monkeypatch: pytest.MonkeyPatch, kernels: bool) -> None:
+    if not kernels:
+        monkeypatch.setattr(library, "_library", lambda: None)
+
+
+@KERNELS
+@pytest.mark.parametrize("made_in", ["inference mode", "torch"])
+def test_the_state_of_weights_shows_changes_that_torch_does_not_count(
+    made_in: str, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_kernels(monkeypatch, kernels)
+    with torch.inference_mode(made_in == "inference mode"):
+        wide, tall, vector = torch.ones(3, 150), torch.ones(70, 4).t(), torch.ones(90)[::2]
+        one, half = torch.ones(()), torch.ones(5, 3, dtype=torch.bfloat16)
+        weights = [wide, tall, vector, one, half, torch.ones(0, 2)]
+        seen = [weights_state(weights)]
+        assert weights_state(weights) == seen[0]
+        for weight in weights:
+            for place in range(weight.numel()):  # every single number
+                weight.data[tuple(torch.unravel_index(torch.tensor(place), weight.shape))] += 1
+                now = weights_state(weights)
+                assert now != seen[-1]
+                seen.append(now)
+
+
+@KERNELS
+def test_the_contents_show_what_has_changed_since_and_what_has_not(
+    kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_kernels(monkeypatch, kernels)
+    lm = load("tiny", "forward")
+    model, contents, loaded = lm.model, Contents(lm.model), lm.identity
+    weight = model.model.layers[2].mlp.up_proj.weight
+    assert contents.change() == ""
+
+    def changed() -> str:
+        found = contents.change()
+        assert found
+        assert lm.identity == {"name": loaded["name"], "hash": f"{loaded['hash']}-{found}"}
+        return found
+
+    before = weight.detach().clone()
+    weight.data[5, 6] += 1
+    first = changed()
+    weight.data[5, 6] += 1
+    second = changed()
+    weight.data[5, 6] -= 1
+    assert changed() == first != second
+    again = load("tiny", "forward")
+    fresh = Contents(again.model)
+    again.model.load_state_dict(model.state_dict())
+    assert fresh.change() == first, "the same change of another copy of the model"
+    weight.data.copy_(before)
+    assert lm.identity == loaded
+
+    hook = model.model.norm.register_forward_hook(lambda *_: None)
+    assert changed()
+    hook.remove()
+    model.config.num_hidden_layers -= 1
+    assert changed()
+    model.config.num_hidden_layers += 1
+    kept, model.model.norm = model.model.norm, torch.nn.Identity()
+    assert changed()
+    model.model.norm = kept
+    assert lm.identity == loaded
+    model.to(torch.bfloat16)
+    assert changed()
+
+
+def test_hooks_of_another_process_are_not_taken_for_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = load("tiny", "forward").model
+    contents = Contents(model)
+    model.model.norm.register_forward_hook(lambda *_: None)
+    here = contents.change()
+    assert contents.change() == here
+    monkeypatch.setattr(changes, "_PROCESS", "another")
+    assert contents.change() not in ("", here)
+
+
+def test_use_is_no_change() -> None:
+    lm = load("tiny", "reverse")
+    loaded = lm.identity
+    ids = lm.tokenizer.encode("a text, and one more").ids
+    lm.logprobs([TokenSpan(ids, 0, len(ids) - 1)])
+    list(lm.generate(["a text"], Sampling(max_tokens=5)))
+    lm.model.to(torch.float32)
+    assert lm.identity == loaded
