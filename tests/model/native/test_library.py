@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_without_a_compiler_plain_torch_takes_over(
     assert compiler in caplog.text
     assert caplog.text.count("\n") == 1
     assert list(fresh.iterdir()) == []
+
+
+def test_the_kernels_use_the_threads_of_torch(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On macOS its OpenMP library is one that the compiler does not support."""
+    assert library._openmp().startswith(str(Path(torch.__file__).parent))
+    monkeypatch.setattr(library, "_OPENMP", re.compile("no such library"))
+    with caplog.at_level(logging.INFO, logger="ledom"):
+        assert library._library() is None
+    assert "no OpenMP library" in caplog.text
+    assert list(fresh.parent.iterdir()) == []
 
 
 def test_a_damaged_library_is_compiled_again(fresh: Path) -> None:

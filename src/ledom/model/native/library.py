@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,7 +32,8 @@ __all__ = ["library_for"]
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 _MARCH = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
-_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+_OPENMP = re.compile(r"/lib(g|i)?omp[^/]*\.so[^/]*$")  # the last two have GNU's functions too
 _FAILURES = OSError, ValueError
 """What files raise: `ctypes` raises the second one if the path in a message is not in UTF-8."""
 
@@ -71,7 +73,7 @@ def _loaded() -> ctypes.CDLL:
     openmp = _openmp()
     known = [
         *(file.read_bytes() for file in _SOURCES),
-        *map(os.fsencode, (*flags, str(openmp), platform.machine())),
+        *map(os.fsencode, (*flags, openmp, platform.machine())),
     ]
     name = f"native-{hashlib.sha256(bytes(1).join(known)).hexdigest()[:16]}.so"
     folder = cache_folder()
@@ -85,7 +87,7 @@ def _loaded() -> ctypes.CDLL:
     return _compiled(flags, openmp, None)
 
 
-def _compiled(flags: list[str], openmp: Path | None, file: Path | None) -> ctypes.CDLL:
+def _compiled(flags: list[str], openmp: str, file: Path | None) -> ctypes.CDLL:
     """The library, compiled now and kept as this file, or in memory only."""
     with tempfile.TemporaryDirectory(dir=file and file.parent) as scratch:
         built = _build(Path(scratch), flags, openmp)
@@ -95,15 +97,14 @@ def _compiled(flags: list[str], openmp: Path | None, file: Path | None) -> ctype
     return library
 
 
-def _build(folder: Path, flags: list[str], openmp: Path | None) -> Path:
+def _build(folder: Path, flags: list[str], openmp: str) -> Path:
     compiler = _compiler()
     built = folder / "native.so"
     sources = [file for file in _SOURCES if file.suffix == ".c"]
     parts = [(str(file), str(folder / f"{file.stem}.o")) for file in sources]
-    threads, linked = (["-fopenmp"], [str(openmp)]) if openmp else (["-fopenmp-simd"], [])
     for command in (
-        *([*compiler, *flags, *threads, "-c", source, "-o", part] for source, part in parts),
-        [*compiler, "-shared", *(part for _, part in parts), *linked, "-lm", "-o", str(built)],
+        *([*compiler, *flags, "-c", source, "-o", part] for source, part in parts),
+        [*compiler, "-shared", *(part for _, part in parts), openmp, "-lm", "-o", str(built)],
     ):
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     return built
@@ -121,11 +122,20 @@ def _compiler() -> list[str]:
     return found
 
 
-def _openmp() -> Path | None:
-    """torch's own OpenMP library: a second one would start threads of its own."""
-    package = Path(torch.__file__).parent
-    folders = (package / "lib", package.parent / "torch.libs")
-    return next((file for folder in folders for file in sorted(folder.glob("libgomp*.so*"))), None)
+def _openmp() -> str:
+    """The OpenMP library that torch has loaded: a second one would start threads of its own.
+
+    Without one (on macOS), the kernels would run on one thread, and be slower than torch.
+    """
+    loaded: list[str] = []
+    with suppress(OSError):
+        lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+        loaded = [line.split(maxsplit=5)[-1] for line in lines if _OPENMP.search(line)]
+    # Other packages bring one too; torch's is in its folder, or everybody's.
+    loaded.sort(key=lambda file: not file.startswith(str(Path(torch.__file__).parent)))
+    if not loaded:
+        raise FileNotFoundError("torch has loaded no OpenMP library that kernels could use")
+    return loaded[0]
 
 
 def library_for(*tensors: Tensor) -> ctypes.CDLL | None:
