@@ -8,7 +8,7 @@ import torch
 from ledom.lm import load
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model import changes
-from ledom.model.changes import Contents, weights_state
+from ledom.model.changes import Changes, weights_state
 from ledom.model.native import library
 
 KERNELS = pytest.mark.parametrize("kernels", [True, False])
@@ -45,14 +45,14 @@ def test_the_contents_show_what_has_changed_since_and_what_has_not(
 ) -> None:
     without_kernels(monkeypatch, kernels)
     lm = load("tiny", "forward")
-    model, contents, loaded = lm.model, Contents(lm.model), lm.identity
+    model, contents, loaded = lm.model, Changes(lm.model), lm.identity
     weight = model.model.layers[2].mlp.up_proj.weight
-    assert contents.change() == ""
+    assert contents.mark() == ""
 
     def changed() -> str:
-        found = contents.change()
+        found = contents.mark()
         assert found
-        assert lm.identity == {"name": loaded["name"], "hash": f"{loaded['hash']}-{found}"}
+        assert lm.identity == {"name": loaded["name"], "hash": loaded["hash"] + found}
         return found
 
     before = weight.detach().clone()
@@ -63,9 +63,9 @@ def test_the_contents_show_what_has_changed_since_and_what_has_not(
     weight.data[5, 6] -= 1
     assert changed() == first != second
     again = load("tiny", "forward")
-    fresh = Contents(again.model)
+    fresh = Changes(again.model)
     again.model.load_state_dict(model.state_dict())
-    assert fresh.change() == first, "the same change of another copy of the model"
+    assert fresh.mark() == first, "the same change of another copy of the model"
     weight.data.copy_(before)
     assert lm.identity == loaded
 
@@ -87,12 +87,12 @@ def test_hooks_of_another_process_are_not_taken_for_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = load("tiny", "forward").model
-    contents = Contents(model)
+    contents = Changes(model)
     model.model.norm.register_forward_hook(lambda *_: None)
-    here = contents.change()
-    assert contents.change() == here
+    here = contents.mark()
+    assert contents.mark() == here
     monkeypatch.setattr(changes, "_PROCESS", "another")
-    assert contents.change() not in ("", here)
+    assert contents.mark() not in ("", here)
 
 
 def test_use_is_no_change() -> None:

@@ -1,4 +1,4 @@
-"""Whether a model in memory has changed: its weights, modules, hooks or settings.
+"""Whether a caller has changed a loaded model: its weights, modules, hooks or settings.
 
 Kernels compute with copies of weights, and results are kept in files under a model's name. Neither
 may outlive a change of the model, however it was made.
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ledom.model.native.library import library_for
 
-__all__ = ["Contents", "does_more", "weights_state"]
+__all__ = ["Changes", "does_more", "evaluating", "weights_state"]
 
 _PROCESS = uuid4().hex
 _PIECE = 2**24  # bytes that a GPU hashes at a time
@@ -46,43 +48,68 @@ def weights_state(weights: Sequence[Tensor], copied: bool = True) -> object:
     return (known, _hashes(weights)) if copied else known
 
 
-def does_more(module: torch.nn.Module) -> bool:
+def does_more(module: nn.Module) -> bool:
     """Whether a call of the module does more, or other things, than its class says.
 
-    >>> module = torch.nn.Linear(1, 1)
+    >>> module = nn.Linear(1, 1)
     >>> handle = module.register_forward_hook(print)
-    >>> does_more(module), does_more(torch.nn.Linear(1, 1))
+    >>> does_more(module), does_more(nn.Linear(1, 1))
     (True, False)
     """
     return bool(_additions(module))
 
 
-class Contents:
-    """What a model consists of when this is made."""
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off until the block ends, for a model that is being trained.
+
+    >>> model = nn.Dropout(0.5)
+    >>> with evaluating(model):
+    ...     model(torch.ones(3))
+    tensor([1., 1., 1.])
+    >>> model.training
+    True
+    """
+    in_training = [module for module in model.modules() if module.training]
+    for module in in_training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+class Changes:
+    """Notices changes to a model since this was made, in about the time of reading it once."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._first = self._now()
+        self._latest: tuple[object, str] = self._first, ""
 
-    def change(self) -> str:
-        """A hash of what the model is now if it has changed since, in any process; else "".
+    def mark(self) -> str:
+        """Empty for an unchanged model; else equal, in every process, for equal changes.
 
         Hooks and replaced `forward` methods are functions, which no other process recognizes.
         """
-        if self._now() == self._first:
+        now = self._now()
+        if now == self._first:
             return ""
-        digest = hashlib.sha256(self._structure().encode())
-        for weight in self._model.state_dict().values():
-            digest.update(_bytes(weight).cpu().numpy().data)
-        return digest.hexdigest()[:16]
+        if now != self._latest[0]:
+            digest = hashlib.sha256(self._structure().encode())
+            for weight in self._model.state_dict().values():
+                digest.update(_bytes(weight).cpu().numpy().data)
+            self._latest = now, f"-changed-{digest.hexdigest()[:16]}"
+        return self._latest[1]
 
     def _now(self) -> object:
         return self._structure(), _hashes(list(self._model.state_dict().values()))
 
     def _structure(self) -> str:
-        """The modules with what was added to them, the weights' shapes, and the settings."""
+        """The modules with what was added to them, the weights' shapes, and the config."""
         modules = [
-            f"{name} {type(module).__qualname__} {_additions(module)}"
+            f"{name} {type(module).__qualname__} {_additions(module)} {_settings(module)}"
             for name, module in self._model.named_modules()
         ]
         weights = self._model.state_dict().items()
@@ -90,7 +117,25 @@ class Contents:
         return "\n".join([*modules, *shapes, self._model.config.to_json_string()])
 
 
-def _additions(module: torch.nn.Module) -> list[str]:
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The plain attributes of an adapter, such as its scale, and whether it is on.
+
+    Of torch's and transformers' modules, some change in every pass.
+    """
+    if type(module).__module__.startswith(("torch.", "transformers.", "ledom.")):
+        return {}
+    return {k: v for k, v in vars(module).items() if k != "training" and _is_plain(v)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _additions(module: nn.Module) -> list[str]:
     """What a call of the module does besides what its class says: hooks, another `forward`."""
     hooks = [*module._forward_hooks, *module._forward_pre_hooks]  # numbered within a process
     other = vars(module).get("forward")

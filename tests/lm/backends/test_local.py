@@ -6,19 +6,25 @@ import pickle
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ledom
+from architectures import tiny
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Writer
 from ledom.lm.language_model import Sampling
+from ledom.model.checkpoint import save_checkpoint
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer
 from made import whole_text
 
 TEXTS = [
@@ -78,10 +84,58 @@ def test_a_copied_model_is_complete(lm: HFLanguageModel) -> None:
     (expected,) = lm.logprobs([text])
     for copied in (deepcopy(lm), pickle.loads(pickle.dumps(lm))):
         assert np.array_equal(copied.logprobs([text])[0], expected)
+        assert copied.fingerprint == lm.fingerprint
         for weight in copied.model.parameters():
             weight.data.mul_(2)
         assert not np.allclose(copied.logprobs([text])[0], expected)
     assert np.array_equal(lm.logprobs([text])[0], expected)
+
+
+class Adapter(nn.Module):
+    """An adapter as other packages make them: it may be turned off."""
+
+    def __init__(self, base: nn.Linear, scale: float) -> None:
+        super().__init__()
+        self.base, self.scale, self.on = base, scale, True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.base(x)
+        return out * self.scale if self.on else out
+
+
+def test_a_changed_model_has_another_fingerprint(checkpoints: dict[str, Path]) -> None:
+    """So that no file made with one is resumed with the other; equal changes are equal."""
+    marks = []
+    for scale in (2.0, 2.0, 3.0):
+        loaded = ledom.load(checkpoints["forward"], device="cpu")
+        assert isinstance(loaded, HFLanguageModel)
+        of_files = loaded.fingerprint
+        loaded.logprobs([whole_text(loaded, TEXTS[0])])
+        assert loaded.fingerprint == of_files
+        attention: Any = loaded.model.base_model.layers[0].self_attn
+        adapter = attention.q_proj = Adapter(attention.q_proj, scale)
+        marks.append(loaded.fingerprint)
+        adapter.on = False
+        assert loaded.fingerprint not in marks
+    assert marks[0] == marks[1]
+    with torch.no_grad():
+        adapter.base.weight[0, 1] += 1
+    assert len({of_files, *marks, loaded.fingerprint}) == 4
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_dropout_takes_no_part(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The model may be in training between two calls."""
+    plain = tiny(kind, tokenizer, **dict.fromkeys(("attn_pdrop", "attention_dropout"), 0.5))
+    save_checkpoint(tmp_path, plain, tokenizer, ledom.Direction.FORWARD, PairFormat())
+    lm = HFLanguageModel(tmp_path, device="cpu", dtype="float32")
+    target, greedy = whole_text(lm, TEXTS[0]), Sampling(temperature=0, max_tokens=5)
+    expected = lm.logprobs([target])[0], dict(lm.generate([TEXTS[0]], greedy))
+    lm.model.train()
+    found = lm.logprobs([target])[0], dict(lm.generate([TEXTS[0]], greedy))
+    assert np.array_equal(found[0], expected[0])
+    assert found[1] == expected[1]
+    assert all(module.training for module in lm.model.modules())
 
 
 def prompts(problems: list[Problem], count: int) -> list[str]:
@@ -264,8 +318,10 @@ def test_many_resume_from_one_pattern(lm: HFLanguageModel) -> None:
     assert cut
     anew = [replace(first, state=replace(first.state, kv_cache=None)) for first in cut]
     assert dict(lm.generate(cut, pieces, 3)) == dict(lm.generate(anew, pieces, 3))
-    with pytest.raises(InputError, match="by the model that wrote it"):
-        list(lm.generate([replace(cut[0], state=None)], pieces))
+    other = ledom.load(lm.name, device="cpu")
+    for writer, part in ((lm, replace(cut[0], state=None)), (other, cut[0])):
+        with pytest.raises(InputError, match="by the model that wrote it"):
+            list(writer.generate([part], pieces))
 
 
 def test_a_changed_model_reads_the_text_that_it_continues_again(lm: HFLanguageModel) -> None:

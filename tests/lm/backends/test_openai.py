@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -15,6 +16,7 @@ import pytest
 import ledom
 from ledom.core.errors import DirectionError, InputError, ServerError
 from ledom.lm.backends.openai import OpenAILanguageModel, _RateLimit
+from ledom.lm.confidence import ConfidenceSettings
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, Reply
@@ -110,7 +112,7 @@ def test_what_may_pass_is_tried_again(
                 b'{"choices": [{"logprobs": {"token_logprobs": ["a", "b", {}, "c"' + b","
                 b'"d"' * 60 + b"]}}]}",
             ),
-            "is not valid",
+            "read 63 tokens where",
         ),
         ((200, b'{"choices": []}'), "no log-probabilities of the prompt's tokens"),
         ((200, b'{"choices": [{"text": "x", "logprobs": null}]}'), "no log-probabilities"),
@@ -118,7 +120,7 @@ def test_what_may_pass_is_tried_again(
             (200, b'{"choices": [{"logprobs": {"token_logprobs": [null, -1]}}]}'),
             "it can generate, but not score",
         ),
-        (None, "no usable answer from the server: Connection error"),
+        (None, r"from the server at http://127.0.0.1:\d+/v1/: Connection error. \(.+\)"),
     ],
 )
 def test_what_does_not_pass_is_one_clear_line(
@@ -133,12 +135,90 @@ def test_what_does_not_pass_is_one_clear_line(
         lm.logprobs(targets(lm))
 
 
-def test_too_few_texts_are_refused(
+def scored(values: list[Any], **more: Any) -> bytes:
+    """A server's answer with these log-probabilities of the prompt's tokens."""
+    return json.dumps({"choices": [{"logprobs": {"token_logprobs": values}}], **more}).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda good: scored([None, -9.0, *good[1:]]), "the server read 4 tokens where 3 were"),
+        (lambda good: scored(good, usage={"prompt_tokens": 4}), "read 4 tokens where 3 were sent"),
+        (lambda good: scored(good, usage={"prompt_tokens": 2}), "read 2 tokens where 3 were sent"),
+        (lambda _: scored([None, 0.5, -1.0, -1.0]), "a log-probability is 0.5, and none can be ab"),
+        (lambda _: scored([None, "-1", -1.0, -1.0]), "is not valid: a log-probability is not a nu"),
+        (lambda _: scored([None, -1.0, math.nan, -1.0]), "a log-probability is not finite"),
+        (lambda _: scored([None, -1e39, -1.0, -1.0]), "a log-probability is not finite"),
+        (lambda _: b'{"choices": {"0": 1}}', "is not valid"),
+        (lambda _: b"[" * 5000, "no usable answer from the server: maximum recursion depth"),
+        (lambda _: b'"two\\nlines"', "no usable answer from the server: two lines$"),
+    ],
+)
+def test_numbers_of_another_text_are_refused(
+    load: Callable[..., OpenAILanguageModel],
+    server: CompletionsServer,
+    change: Callable[[list[Any]], bytes],
+    message: str,
+) -> None:
+    lm = load()
+    target = TokenSpan([lm.tokenizer.eos_id, 5, 6], 1, 3)
+    good = [None, -1.0, -2.0, -3.0]  # the last is of the token that is written after the prompt
+    server.always = lambda _: (200, scored(good, usage={"prompt_tokens": 3}))
+    assert lm.logprobs([target])[0].tolist() == [-1.0, -2.0]
+    server.always = lambda _: (200, change(good))
+    with pytest.raises(ServerError, match=message):
+        lm.logprobs([target])
+
+
+def test_a_server_that_writes_one_text_is_asked_again(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
-    server.always = lambda _: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
-    with pytest.raises(ServerError, match="asked for 3 texts, the server sent 1"):
+    server.always = lambda body: (200, json.dumps(answer(body | {"n": 1})).encode())
+    ((_, made),) = load().generate(["one?"], Sampling(seed=2), 3)
+    assert len(made) == 3
+    seeds = [body["seed"] for body in server.requests]
+    assert seeds == [*range(seeds[0], seeds[0] + 3)]  # as a server that writes all three draws
+    server.always = lambda _: (200, b'{"choices": []}')
+    with pytest.raises(ServerError, match="asked for 3 texts, the server sent 0"):
         list(load().generate(["one?"], Sampling(), 3))
+
+
+def test_greedy_texts_are_asked_for_once(
+    load: Callable[..., OpenAILanguageModel], server: CompletionsServer
+) -> None:
+    ((_, made),) = load(bos_token="").generate(["one?"], Sampling(temperature=0), 3)
+    assert [text.text for text in made] == ["one 0"] * 3
+    assert [body["n"] for body in server.requests] == [1]  # vLLM refuses more
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('[{"a": NaN, "b": -1}]', "a log-probability is not finite"),
+        ('[{"a": -Infinity, "b": -1}]', "a log-probability is not finite"),
+        ('[{"a": 3, "b": -1}]', "a log-probability is 3"),
+        ("[]", "returned no log-probabilities of the most likely tokens"),
+    ],
+)
+def test_no_confidence_comes_from_what_are_no_logprobs(
+    load: Callable[..., OpenAILanguageModel], server: CompletionsServer, rows: str, message: str
+) -> None:
+    reply = '{"choices": [{"text": "x", "logprobs": {"top_logprobs": ' + rows + "}}]}"
+    server.always = lambda _: (200, reply.encode())
+    with pytest.raises(ServerError, match=message):
+        list(load().generate(["one?"], Sampling(confidence=ConfidenceSettings(top_k=2))))
+
+
+def test_a_reverse_text_ends_where_its_document_begins(
+    load: Callable[..., OpenAILanguageModel], server: CompletionsServer
+) -> None:
+    """The server's files may name another EOS: then it writes on."""
+    lm = load("reverse")
+    reply = {"text": "", "finish_reason": "length", "token_ids": [5, 6, lm.tokenizer.eos_id, 7]}
+    server.always = lambda _: (200, json.dumps({"choices": [reply]}).encode())
+    ((_, (made,)),) = lm.generate(["x"], Sampling())
+    assert (made.ids, made.finish_reason) == ([6, 5], "stop")
 
 
 def test_a_server_that_dies_half_way_keeps_what_it_gave(
@@ -189,8 +269,19 @@ def test_what_must_be_given(
         load(None)
     with pytest.raises(InputError, match="openai:m,tokenizer=FOLDER"):
         load(tokenizer=None)
-    with pytest.raises(InputError, match="concurrency is 0"):
-        load(concurrency=0)
+    for options in (
+        {"concurrency": 0},
+        {"max_retries": -1},
+        {"timeout": math.nan},
+        {"context": 0},
+        {"base_url": "localhost:8000/v1"},
+        {"base_url": "http://[::1"},
+    ):
+        ((name, value),) = options.items()
+        with pytest.raises(InputError, match=re.escape(f"{name} is {value!r}; ")):
+            load(**options)
+    with pytest.raises(InputError, match="OPENAI_API_KEY has spaces, line ends"):
+        load(api_key="two\nlines")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert load(api_key=None)  # a server of one's own may ask for no key
     with pytest.raises(InputError, match="OPENAI_API_KEY"):

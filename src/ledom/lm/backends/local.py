@@ -19,6 +19,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ from ledom.lm.engine.own_decoder import LoneDecoder, keeps_exactly
 from ledom.lm.engine.trunk import build_trunk, longest_packed, round_weights
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.architectures import num_weights
-from ledom.model.changes import Contents
+from ledom.model.changes import Changes, evaluating
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
 from ledom.model.device import configure_memory, default_device, torch_device
 from ledom.model.exactness import vocab_size
@@ -90,9 +91,8 @@ class HFLanguageModel(LanguageModel):
             return found
 
         checkpoint, self.precision = load_in(dtype, place, load)
-        fingerprint = checkpoint.fingerprint
-        if self.precision != "float32":  # results of different precisions must not be mixed
-            fingerprint += f"-{self.precision}"
+        # Results of different precisions must not be mixed.
+        mark = "" if self.precision == "float32" else f"-{self.precision}"
         super().__init__(
             name=str(path),
             direction=checkpoint.direction,
@@ -100,27 +100,30 @@ class HFLanguageModel(LanguageModel):
             pair_format=checkpoint.pair_format,
             bos_ids=checkpoint.bos_ids,
             context=checkpoint.context,
-            fingerprint=fingerprint,
+            fingerprint=checkpoint.fingerprint + mark,
             num_parameters=num_weights(checkpoint.model),
             stop_ids=checkpoint.stop_ids,
         )
         self.model = checkpoint.model
         self._own = OwnForward(self.model)
         self._trunk = build_trunk(self.model)
-        eos_id = self.tokenizer.eos_id
-        self._reach = longest_packed(self._trunk, self._own, eos_id, self.context)
+        self._reach = longest_packed(self._trunk, self._own, self.tokenizer.eos_id, self.context)
         self._warned = False
         if self.precision == INT8:
             round_weights(self._trunk, self._reach == self.context and self._decodes, self.name)
         self.tokens_per_batch = tokens_per_batch
         self.rows = rows
-        self._contents = Contents(self.model)
+        self._key = uuid4().hex
+        self._changes = Changes(self.model)
 
     @property
-    def identity(self) -> dict[str, str]:
-        name, loaded = super().identity.values()
-        change = self._contents.change()
-        return {"name": name, "hash": f"{loaded}-{change}" if change else loaded}
+    def fingerprint(self) -> str:
+        """See `LanguageModel`; another one as soon as the caller changes the model."""
+        return self._of_files + self._changes.mark()
+
+    @fingerprint.setter
+    def fingerprint(self, of_files: str) -> None:
+        self._of_files = of_files
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         return self._evaluate(targets, _logprobs)
@@ -142,8 +145,8 @@ class HFLanguageModel(LanguageModel):
         # The last token is only predicted, never read.
         packed = [place for place in asked if len(ordered[place]) - 1 <= self._reach]
         workers = 1 if self._trunk.shares_rows else self._trunk.num_workers
-        texts = [ordered[place][:-1] for place in packed]
-        together = deque(batches(texts, self.tokens_per_batch, workers))
+        rows = [ordered[place][:-1] for place in packed]
+        together = deque(batches(rows, self.tokens_per_batch, workers))
 
         def scored() -> Iterator[tuple[int, NDArray[np.float32]]]:
             while together:
@@ -155,10 +158,11 @@ class HFLanguageModel(LanguageModel):
                 values = self._score(some, [ordered[place] for place in places], read)
                 yield from zip(places, values, strict=True)
 
-        for place, values in merged([scored() for _ in range(min(workers, len(together)))]):
-            results[place] = values
-        for place in sorted({*asked}.difference(packed)):
-            results[place] = self._score_alone(targets[place], ordered[place], read)
+        with evaluating(self.model):
+            for place, values in merged([scored() for _ in range(min(workers, len(together)))]):
+                results[place] = values
+            for place in sorted({*asked}.difference(packed)):
+                results[place] = self._score_alone(targets[place], ordered[place], read)
         return results
 
     @torch.inference_mode()
@@ -173,8 +177,6 @@ class HFLanguageModel(LanguageModel):
         return np.ascontiguousarray(self.direction.to_reading_order(read(logits, labels)))
 
     def alternatives(self, target: TokenSpan, count: int) -> list[list[tuple[int, float]]]:
-        """See `LanguageModel.alternatives`."""
-
         def likeliest(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
             best = logits.log_softmax(-1).topk(min(count, logits.shape[-1]), dim=-1)
             both = torch.stack([best.indices.float(), best.values])  # ids below 2^24 stay exact
@@ -291,15 +293,16 @@ class HFLanguageModel(LanguageModel):
         pattern = sampling.stop_pattern
         ends_at_pattern = None if pattern is None else self._pattern_finder(pattern)
         done: dict[int, dict[int, Generation]] = {}
-        for ended in self._write(jobs, sampling, ends_at_pattern):
-            complete = []
-            for job in ended:
-                texts = done.setdefault(job.place, {})
-                texts[job.sample] = self._generation(job, starts[job.place], sampling)
-                if len(texts) == len(numbers) + with_greedy:
-                    del done[job.place]
-                    complete.append((job.place, [texts[sample] for sample in sorted(texts)]))
-            yield complete
+        with evaluating(self.model):
+            for ended in self._write(jobs, sampling, ends_at_pattern):
+                complete = []
+                for job in ended:
+                    texts = done.setdefault(job.place, {})
+                    texts[job.sample] = self._generation(job, starts[job.place], sampling)
+                    if len(texts) == len(numbers) + with_greedy:
+                        del done[job.place]
+                        complete.append((job.place, [texts[sample] for sample in sorted(texts)]))
+                yield complete
 
     def _write(
         self,
@@ -335,7 +338,7 @@ class HFLanguageModel(LanguageModel):
     def _start(self, prompt: str | Generation, sampling: Sampling) -> GenerationState:
         """The state in which the model begins to write for a prompt."""
         if isinstance(prompt, Generation):
-            if not isinstance(prompt.state, GenerationState):
+            if not isinstance(prompt.state, GenerationState) or prompt.state.model != self._key:
                 raise InputError(
                     "only a generation that stopped at a pattern can be continued, and only by the "
                     "model that wrote it"
@@ -346,7 +349,7 @@ class HFLanguageModel(LanguageModel):
                 return replace(start, kv_cache=None, version=version)
             return start
         ids = self.prompt_ids(prompt, sampling.max_tokens)
-        return GenerationState(ids, digest(prompt), prompt, version=self._trunk.version)
+        return GenerationState(self._key, ids, digest(prompt), prompt, version=self._trunk.version)
 
     def _pattern_finder(self, pattern: str) -> Callable[[list[int]], bool]:
         """A function that tells whether a text matches the pattern; called after every new token.
@@ -377,12 +380,11 @@ class HFLanguageModel(LanguageModel):
         confidence = confidence_of(job.confidences, asked.window) if asked else None
         if not job.at_pattern:
             cut: Literal["unsure", "length"] = "unsure" if job.unsure else "length"
-            reason: Literal["stop", "unsure", "length"] = "stop" if job.stopped else cut
+            reason = "stop" if job.stopped else cut
             return Generation(text, ids, reason, None, certainty, confidence)
-        key = digest(f"{start.key} {text}")
-        context = [*job.prompt, *job.ids]
+        key, context = digest(f"{start.key} {text}"), [*job.prompt, *job.ids]
         kept = job.kv_cache, start.version
-        state = GenerationState(context, key, start.prompt, written, whole, *kept)
+        state = GenerationState(self._key, context, key, start.prompt, written, whole, *kept)
         return Generation(text, ids, "pattern", state, certainty, confidence)
 
 
@@ -394,7 +396,5 @@ def _logprobs(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]
 
 def _logprobs_and_hits(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
     """[2, T]: log P(label), and 1 where the label is the most likely token."""
-    if not len(labels):
-        return np.empty((2, 0), np.float32)
     hits = (logits.argmax(-1) == labels).float().cpu().numpy()
     return np.stack([_logprobs(logits, labels), hits])

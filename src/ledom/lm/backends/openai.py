@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Literal, TypeVar
@@ -24,8 +28,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
-from ledom.core.errors import DirectionError, InputError, MissingExtraError, ServerError
+from ledom.core.errors import (
+    DirectionError,
+    InputError,
+    MissingExtraError,
+    ServerError,
+    in_one_line,
+)
 from ledom.core.files import digest
+from ledom.core.reading import require
 from ledom.lm.confidence import Confidence, of_alternatives
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import CheckpointInfo, bos_ids, read_checkpoint_info
@@ -35,6 +46,7 @@ from ledom.text.tokenizer import Tokenizer
 __all__ = ["OpenAILanguageModel"]
 
 _CONTEXT = 4096  # tokens, unless given
+_ROUNDING = 1e-3  # nats by which a log-probability may be above 0
 _T = TypeVar("_T")
 
 
@@ -65,16 +77,16 @@ class OpenAILanguageModel(LanguageModel):
         concurrency: int = 8,
         requests_per_second: float | None = None,
     ) -> None:
-        openai = _import_openai()
-        if concurrency < 1:
-            raise InputError(f"concurrency is {concurrency}; it must be at least 1")
-        info = _model_info(model, tokenizer, direction, eos_token, bos_token)
+        checks = {
+            f"concurrency is {concurrency}; it must be at least 1": concurrency >= 1,
+            f"max_retries is {max_retries}; it must be 0 or more": max_retries >= 0,
+            f"timeout is {timeout}; it must be above 0": 0 < timeout < math.inf,
+            f"context is {context}; it must be at least 1": context is None or context >= 1,
+        }
+        require(checks)
         key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
-        options = {"base_url": base_url, "max_retries": max_retries, "timeout": timeout}
-        try:
-            self._client = openai.OpenAI(api_key=key, **options)
-        except openai.OpenAIError as error:
-            raise InputError(f"{model}: {error}") from None
+        self._client = _client(model, key, base_url, max_retries=max_retries, timeout=timeout)
+        info = _model_info(model, tokenizer, direction, eos_token, bos_token)
         context = context or info.context
         super().__init__(
             name=model,
@@ -117,12 +129,14 @@ class OpenAILanguageModel(LanguageModel):
                 f"{self.name}: the server returned no log-probabilities of the prompt's tokens; it "
                 "can generate, but not score (it must accept echo with logprobs)"
             )
-        scores = np.array(values[start:end], np.float32)
-        if not np.isfinite(scores).all():
+        read = _num_read(answer)
+        if len(values) > end + 1 or read not in (None, end):  # one token is written after the end
             raise ServerError(
-                f"{self.name}: the server returned log-probabilities that are not finite"
+                f"{self.name}: the server read {read or len(values) - 1} tokens where {end} were "
+                "sent, so its log-probabilities are of another text; it must neither add tokens, "
+                "such as BOS, nor leave any out"
             )
-        return self.direction.to_reading_order(scores)
+        return self.direction.to_reading_order(_numbers(values[start:end]))
 
     def generate(
         self,
@@ -138,31 +152,38 @@ class OpenAILanguageModel(LanguageModel):
         extra = {"top_k": sampling.top_k} if sampling.top_k else {}
         if self.direction is Direction.REVERSE:
             extra["return_token_ids"] = True
-        asked = {} if sampling.confidence is None else {"logprobs": sampling.confidence.top_k}
+        request = {
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            **({} if sampling.confidence is None else {"logprobs": sampling.confidence.top_k}),
+            **({"extra_body": extra} if extra else {}),
+        }
+        # All greedy texts of a prompt are the same one, and vLLM refuses to write it twice.
+        count = 1 if sampling.temperature == 0 else num_samples
 
         def draw(place: int) -> list[Generation]:
-            return self._ask(
-                lambda answer: self._texts(texts[place], answer, num_samples, sampling),
-                prompt=contexts[place] if reads_ids else texts[place],
-                n=num_samples,
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                # vLLM adds the sample's number: plain seeds would share samples between them.
-                seed=(digest(f"{sampling.seed} {texts[place]}") >> 33) + first_sample,
-                **asked,
-                **({"extra_body": extra} if extra else {}),
-            )
+            text = texts[place]
+            # vLLM adds the sample's number: plain seeds would share samples between them.
+            seed = (digest(f"{sampling.seed} {text}") >> 33) + first_sample
+            drawn: list[Generation] = []
+            while len(drawn) < count:  # some servers write one text, however many are asked for
+                drawn += self._ask(
+                    partial(self._texts, text, count - len(drawn), sampling),
+                    prompt=contexts[place] if reads_ids else text,
+                    n=count - len(drawn),
+                    seed=seed + len(drawn),
+                    **request,
+                )
+            return drawn * (num_samples // count)
 
         yield from self._side_by_side(draw, range(len(texts)))
 
-    def _texts(
-        self, prompt: str, answer: Any, num_samples: int, sampling: Sampling
-    ) -> list[Generation]:
+    def _texts(self, prompt: str, most: int, sampling: Sampling, answer: Any) -> list[Generation]:
         choices = sorted(answer.choices or [], key=lambda choice: choice.index or 0)
-        if len(choices) != num_samples:
+        if not 1 <= len(choices) <= most:
             raise ServerError(
-                f"{self.name}: asked for {num_samples} texts, the server sent {len(choices)}"
+                f"{self.name}: asked for {most} texts, the server sent {len(choices)}"
             )
         return [self._generation(prompt, choice, sampling) for choice in choices]
 
@@ -173,28 +194,37 @@ class OpenAILanguageModel(LanguageModel):
             if not isinstance(choice.text, str):
                 raise ServerError(f"{self.name}: the server returned a choice without text")
             text = choice.text.encode(errors="replace").decode()  # without lone surrogates
-            known = self.tokenizer.encode(text).ids
-            return Generation(text, known, reason, confidence=confidence)
-        ids = getattr(choice, "token_ids", None)
-        if not isinstance(ids, list):
+            inside = self.tokenizer.encode_inside(text)
+            ids = inside if prompt else self.tokenizer.encode(text).ids
+            return Generation(text, ids, reason, confidence=confidence)
+        written = getattr(choice, "token_ids", None)
+        if not isinstance(written, list) or not all(type(i) is int for i in written):
             raise ServerError(
                 f"{self.name}: the server returned no token ids (it must accept return_token_ids), "
                 "and a reverse model's tokens must be flipped before they are decoded; give the "
                 "model's folder"
             )
-        ids = self.direction.to_reading_order([i for i in ids if i not in self.stop_ids])
+        # The server may not know every token that ends a text, and write on.
+        kept = [*takewhile(lambda i: i not in self.stop_ids, written)]
+        if len(kept) < len(written):
+            reason = "stop"
+        ids = self.direction.to_reading_order(kept)
         return Generation(self.written_text(prompt, ids), ids, reason, confidence=confidence)
 
     def _confidence(self, choice: Any, sampling: Sampling) -> Confidence | None:
         if sampling.confidence is None:
             return None
-        found = getattr(choice.logprobs, "top_logprobs", None)
-        if not isinstance(found, list) or not all(isinstance(row, dict) and row for row in found):
+        rows = getattr(choice.logprobs, "top_logprobs", None)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and row for row in rows):
+            rows = []
+        if not rows and choice.text:
             raise ServerError(
                 f"{self.name}: the server returned no log-probabilities of the most likely tokens "
                 "(it must accept logprobs), so it cannot report confidence"
             )
-        return of_alternatives(found, sampling.confidence)
+        for row in rows:
+            _numbers([*row.values()])
+        return of_alternatives(rows, sampling.confidence)
 
     def _side_by_side(
         self, work: Callable[[Any], _T], items: Sequence[Any]
@@ -237,24 +267,50 @@ class OpenAILanguageModel(LanguageModel):
             answer = self._client.completions.create(model=self.name, **request)
         except openai.APIStatusError as error:
             raise ServerError(
-                f"{self.name}: the server answered {error.status_code}: {error.message[:200]}"
+                f"{self.name}: the server answered {error.status_code}: "
+                f"{in_one_line(error.message)}"
             ) from error
-        except (openai.OpenAIError, ValueError) as error:
-            raise ServerError(f"{self.name}: no usable answer from the server: {error}") from error
+        except openai.APIConnectionError as error:
+            why = f"{in_one_line(error)} ({in_one_line(error.__cause__ or error)})"
+            raise ServerError(
+                f"{self.name}: no usable answer from the server at {self._client.base_url}: {why}"
+            ) from error
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
+            raise self._unusable(error) from error
         if not hasattr(answer, "choices"):
-            raise ServerError(f"{self.name}: no usable answer from the server: {str(answer)[:200]}")
+            raise self._unusable(answer)
         try:
             return read(answer)
-        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError, LookupError) as error:
             raise ServerError(f"{self.name}: the server's answer is not valid: {error}") from error
 
+    def _unusable(self, what: object) -> ServerError:
+        return ServerError(f"{self.name}: no usable answer from the server: {in_one_line(what)}")
 
-def _import_openai() -> Any:
+
+def _client(model: str, key: str | None, base_url: str | None, **options: Any) -> Any:
+    """OpenAI's client; raises `InputError` for a key or an address that cannot be used."""
     try:
         import openai
     except ImportError:
         raise MissingExtraError("openai", "openai") from None
-    return openai
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        raise InputError(
+            "OPENAI_API_KEY has spaces, line ends or characters beyond ASCII, which no header can "
+            "hold; give another, or unset it"
+        )
+    try:
+        client = openai.OpenAI(api_key=key, base_url=base_url, **options)
+    except openai.OpenAIError as error:
+        raise InputError(f"{model}: {in_one_line(error)}") from None
+    except Exception:  # the type of its HTTP library, which is not always the same
+        client = None
+    address = client and client.base_url
+    if not address or address.scheme not in ("http", "https") or not address.host:
+        raise InputError(
+            f"{model}: base_url is {base_url!r}; give an address such as http://127.0.0.1:8000/v1"
+        )
+    return client
 
 
 def _model_info(
@@ -296,6 +352,25 @@ def _prompt_logprobs(answer: Any) -> list[float | None] | None:
     choices = answer.choices or []
     logprobs = choices[0].logprobs if choices else None
     return None if logprobs is None else logprobs.token_logprobs
+
+
+def _num_read(answer: Any) -> int | None:
+    """The number of tokens that the server says it read; None if it says nothing."""
+    count = getattr(getattr(answer, "usage", None), "prompt_tokens", None)
+    return count if type(count) is int and count > 0 else None
+
+
+def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:
+    """Log-probabilities as an array; raises `TypeError` or `ValueError` for anything else."""
+    if not all(isinstance(value, float | int) for value in values):
+        raise TypeError("a log-probability is not a number")
+    with np.errstate(over="ignore"):
+        found = np.array(values, np.float32)
+    if not np.isfinite(found).all():
+        raise ValueError("a log-probability is not finite")
+    if (found > _ROUNDING).any():
+        raise ValueError(f"a log-probability is {found.max():.4g}, and none can be above 0")
+    return found
 
 
 class _RateLimit:

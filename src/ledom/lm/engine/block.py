@@ -73,6 +73,8 @@ class Job:
 class GenerationState:
     """The state from which a model writes, or continues, a text."""
 
+    model: str
+    """A key of the model that wrote it: no other can use its keys and values."""
     context: list[int]
     """The ids that the model has read, in model order."""
     key: int

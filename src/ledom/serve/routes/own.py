@@ -63,7 +63,7 @@ async def models(service: ServiceOf) -> JsonObject:
             name: {
                 "name": lm.name,
                 "direction": str(lm.direction),
-                "fingerprint": lm.identity["hash"],
+                "fingerprint": lm.fingerprint,
                 "context": lm.context,
                 "parameters": lm.num_parameters,
                 "template": lm.pair_format.template,
