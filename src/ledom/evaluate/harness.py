@@ -98,6 +98,8 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         self.add_bos_token = add_bos_token
         self.batch_size = batch_size  # recorded by the harness; ledom chooses its own
         self.cut: Counter[str] = Counter()
+        self.tasks: dict[str, Any] = {}
+        """Tasks by name, for a reverse model to read their examples first (`run_tasks`)."""
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -190,7 +192,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
         Raises `InputError` for requests to which the scoring does not apply.
         """
-        asked = [_request(instance) for instance in requests]
+        asked = [self.request(instance) for instance in requests]
         found = []
         for instance, parts in zip(requests, self.parts(requests, asked), strict=True):
             value = SCORINGS[self.direction][self.scoring](parts)
@@ -204,6 +206,29 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
             found.append((value, parts.greedy))
             self.cache_hook.add_partial("loglikelihood", instance.args, found[-1])
         return found
+
+    def request(self, instance: Instance) -> Request:
+        """A request of the harness, in the group of its document.
+
+        If its task is in `tasks`, its examples are behind the continuation.
+        """
+        context, continuation = instance.args[:2]
+        known = instance.task_name is not None and instance.doc_id is not None
+        group = (instance.task_name, instance.doc_id) if known else None
+        examples = self._examples(instance)
+        blank = examples[len(examples.rstrip()) :]
+        after = blank + examples.rstrip()
+        return Request(context[len(examples) :], continuation, group, after)
+
+    def _examples(self, instance: Instance) -> str:
+        """What a context has in front of its own question; empty if it is to stay there."""
+        task, context = self.tasks.get(str(instance.task_name)), str(instance.args[0])
+        if task is None or not context.strip():
+            return ""
+        doc = instance.doc
+        several = getattr(task, "multiple_input", False)
+        asked = str(task.doc_to_choice(doc)[instance.idx] if several else task.doc_to_text(doc))
+        return context[: max(0, context.rfind(asked))] if asked.strip() else context
 
     def parts(self, requests: Sequence[Instance], asked: Sequence[Request]) -> list[Parts]:
         """The parts of every request; the requests of a document are scored together."""
@@ -334,21 +359,20 @@ def _load(model: str, direction: str | None, device: str | None, dtype: str) -> 
     return load(model, direction, device=device, dtype=dtype)
 
 
-def _request(instance: Instance) -> Request:
-    """A request of the harness, in the group of its document."""
-    context, continuation = instance.args[:2]
-    known = instance.task_name is not None and instance.doc_id is not None
-    group = (instance.task_name, instance.doc_id) if known else None
-    return Request(context, continuation, group)
-
-
 def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) -> JsonObject:
-    """The harness's results and samples for these tasks."""
+    """The harness's results and samples for these tasks.
+
+    The harness puts solved examples in front of the question. A reverse model would read them last,
+    so they are given to it behind the choice (except in a chat).
+    """
+    by_name = {str(task.config.task): task for task in tasks}
     for task in tasks:
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    if lm.direction is Direction.REVERSE and not chat:
+        lm.tasks = {name: task for name, task in by_name.items() if task.config.num_fewshot}
     found = evaluate(
         lm,
-        {"tasks": {str(task.config.task): task for task in tasks}},
+        {"tasks": by_name},
         limit=limit,
         bootstrap_iters=0,
         apply_chat_template=chat,

@@ -82,7 +82,10 @@ class KeptLM(LedomLM):
             answers = self._fill(
                 "loglikelihood",
                 asked,
-                [(r.context, r.continuation, str(r.group)) for r in asked],
+                [
+                    (r.context, r.continuation, str(r.group), *filter(None, [r.after]))
+                    for r in asked
+                ],
                 lambda some: [
                     asdict(parts) for parts in score(self.lm, some, self.convention, control=True)
                 ],
