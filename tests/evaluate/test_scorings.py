@@ -155,6 +155,7 @@ def test_greedy_metrics_are_not_applicable_in_reverse(
     assert rows_found["reverse", "Bayes"]["note"].startswith("not applicable")
     assert "note" not in rows_found["forward", "conditional"]
     assert "less_forward" not in rows_found["reverse", "Bayes"]
+    assert found["tasks"][0]["chance"] is None  # there is nothing to choose from
 
 
 def test_a_metric_that_is_no_mean_is_the_harness_own_number(
