@@ -135,6 +135,41 @@ def test_written_answers_are_read_off_in_both_directions(
         assert found["tasks"][0]["num_documents"] == 4
 
 
+def test_written_answers_fit_a_short_context(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    problems = [{"id": "a", "question": "2 + 3?", "answer": "5"}]
+    source = find_source(str(write_rows(tmp_path / "sums.jsonl", problems)), Options())
+    model = FakeLanguageModel(tokenizer, FORWARD, ["The answer is 5."], context=128)
+    found = evaluate(source, tmp_path / "out", model)
+    assert found["tasks"][0]["notes"] == [
+        "forward: answers have at most 64 tokens, half of the model's context"
+    ]
+    (row,) = found_rows(found, "exact_match").values()
+    assert row["value"] == 1
+
+
+def test_a_prompt_of_the_harness_says_little_about_a_reverse_model(
+    tmp_path: Path, models: dict[Direction, FakeLanguageModel]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"q": "2 + 3 =", "a": "5"}])
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        f"""
+task: own
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{q}}}}"
+doc_to_target: "{{{{a}}}}"
+metric_list: [{{metric: exact_match}}]
+"""
+    )
+    found = evaluate(find_source(str(file), Options()), tmp_path / "out", *models.values())
+    (note,) = found["tasks"][0]["notes"]
+    assert note.startswith("reverse: the harness's prompt asks for text behind it")
+    assert found["tasks"][0]["num_documents"] == 1
+
+
 def test_what_is_cut_and_what_begins_another_choice_is_noted(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

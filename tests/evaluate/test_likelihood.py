@@ -266,6 +266,34 @@ def test_a_long_context_loses_its_far_end_in_all_choices_alike(direction: Direct
         assert found == pytest.approx(exact)
 
 
+def test_a_text_behind_the_choice_is_read_first_and_not_scored() -> None:
+    """In reverse, solved examples stand behind the choice."""
+    requests = [Request("ab", choice, 1, " dab") for choice in CHOICES]
+    behind = chain(" dab", REVERSE)
+    joints = [chain("ab" + choice + " dab", REVERSE) / behind for choice in CHOICES]
+    alone = chain("ab dab", REVERSE) / behind
+    choices = [chain(choice + " dab", REVERSE) / behind for choice in CHOICES]
+    assert values("Bayes", REVERSE, *requests) == pytest.approx([j / alone for j in joints])
+    posterior = [joint / choice for joint, choice in zip(joints, choices, strict=True)]
+    assert values("posterior", REVERSE, *requests) == pytest.approx(posterior)
+    reversed_prompts = [
+        chain(f"{choice.strip()} ab dab", REVERSE) / chain(" ab dab", REVERSE) for choice in CHOICES
+    ]
+    assert values("reversed prompt", REVERSE, *requests) == pytest.approx(reversed_prompts)
+
+
+@pytest.mark.parametrize(("context", "read", "kept", "cut"), [(9, "ab", " d", 2), (6, "b", "", 5)])
+def test_examples_are_cut_before_the_question(context: int, read: str, kept: str, cut: int) -> None:
+    """The longest text, "ab" + " abca" + " dab", has 11 tokens, and the end marker is read too."""
+    requests = [Request("ab", choice, 1, " dab") for choice in (" c", " abca")]
+    parts = parts_of(REVERSE, *requests, context=context)
+    assert [p.cut for p in parts] == [cut, cut]
+    alone = chain(read + kept, REVERSE)
+    exact = [chain(read + choice + kept, REVERSE) / alone for choice in (" c", " abca")]
+    found = [math.exp(SCORINGS[REVERSE]["Bayes"](p) or 0) for p in parts]
+    assert found == pytest.approx(exact)
+
+
 def test_a_choice_that_the_model_cannot_read_is_refused() -> None:
     for direction in Direction:
         with pytest.raises(InputError, match="choice of 8 tokens is longer.*context of 6"):

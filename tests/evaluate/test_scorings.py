@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluated import QUESTIONS, evaluate, found_rows, logprobs
+from evaluated import QUESTIONS, evaluate, found_rows, logprobs, write_rows
 from ledom.core.direction import Direction
 from ledom.lm.backends.fake import FakeLanguageModel
 
@@ -98,6 +98,40 @@ def test_choices_in_front_are_scored_as_whole_texts_both_ways(
     assert [i.args for i in task.instances[:4]] == [(c, continuation) for c in first["choices"]]
 
 
+@pytest.mark.parametrize("place", ["after", "before"])
+def test_a_reverse_model_reads_the_examples_before_the_choice(
+    place: str, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    """In front of the question it would read them last, and its posterior would count them."""
+    rows = [row | {"place": place} for row in QUESTIONS]
+    file = write_rows(tmp_path / "shown.jsonl", rows)
+    source = find_source(str(file), Options(num_fewshot=2))
+    found = evaluate(source, tmp_path / "out", models[REVERSE])
+
+    def parts(row: dict[str, Any], choice: str) -> tuple[str, str]:
+        """Context and continuation."""
+        if place == "before":
+            return choice, f" {row['question']}"
+        return f"Question: {row['question']}\nAnswer:", f" {choice}"
+
+    shown = ["".join(parts(row, row["choices"][row["answer_index"]])) for row in rows[:2]]
+    after = "\n\n" + "\n\n".join(shown)
+    encode, eos = models[REVERSE].tokenizer.encode, models[REVERSE].tokenizer.eos_id
+    right, entropies = [], []
+    for row in rows[2:]:
+        scores = []
+        for choice in row["choices"]:
+            context, continuation = parts(row, choice)
+            ids = encode(context + continuation + after).ids
+            flipped = logprobs(models[REVERSE], [eos, *ids[::-1]])
+            scores.append(sum(flipped[-len(encode(context).ids) :]))
+        right.append(int(np.argmax(scores)) == row["answer_index"])
+        entropies.append(-scores[row["answer_index"]])
+    assert found_rows(found, "acc")["reverse", "posterior"]["value"] == np.mean(right)
+    entropy = found_rows(found, ENTROPY)["reverse", "posterior"]["value"]
+    assert entropy == pytest.approx(np.mean(entropies), abs=1e-5)
+
+
 def test_greedy_metrics_are_not_applicable_in_reverse(
     models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
@@ -121,6 +155,7 @@ def test_greedy_metrics_are_not_applicable_in_reverse(
     assert rows_found["reverse", "Bayes"]["note"].startswith("not applicable")
     assert "note" not in rows_found["forward", "conditional"]
     assert "less_forward" not in rows_found["reverse", "Bayes"]
+    assert found["tasks"][0]["chance"] is None  # there is nothing to choose from
 
 
 def test_a_metric_that_is_no_mean_is_the_harness_own_number(

@@ -113,6 +113,12 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "no such file" in refused(str(tmp_path / "none.jsonl")).lower()
     file = write(tmp_path / "open.jsonl", [{"id": "1", "question": "why?"}])
     assert "has no answer to compare with" in refused(str(file))
+    file = write(tmp_path / "blank.jsonl", [{"id": "1", "question": "why?", "answer": " "}])
+    assert "has no answer to compare with" in refused(str(file))
+    for aliases in ("Lutetia", [7], None):  # letters of a text are no answers
+        row = {"id": "1", "question": "?", "answer": "Paris", "aliases": aliases}
+        message = refused(str(write(tmp_path / "alias.jsonl", [row])))
+        assert f"aliases is {aliases!r}, expected a list of texts" in message
     mixed = [QUESTIONS[0], QUESTIONS[1] | {"place": "before"}]
     assert "mixes questions" in refused(str(write(tmp_path / "mixed.jsonl", mixed)))
     assert "not a folder" in refused("arc_easy", Options(data=tmp_path / "no"))

@@ -116,21 +116,39 @@ def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
     """The result of one benchmark, with the rows of every model and scoring."""
     measured: list[Measured] = []
     notes = list(source.notes)
-    chance = None
+    chance, count = None, 0
     for model in job.models:
         lm = KeptLM(model, source.name, job.out, track, job.add_bos_token)
         tasks = source.load(lm.direction)
+        notes += [] if source.from_harness else _shorten_texts(lm, tasks)
         found = run_tasks(lm, tasks, job.limit, job.chat)
         scoring = lm.scoring if lm.known else ""
         measured += _measured(lm.direction, scoring, found, _kinds(tasks))
         if lm.known:
             measured += [*_other_scorings(lm, tasks, job), *_entropy(lm, tasks)]
-            chance = float(np.mean([1 / len(parts) for parts in lm.documents.values()]))
-        notes += _notes(lm)
-    count = len({key for one in measured for key in one.values})
+            chance = _chance(lm)
+        notes += _notes(lm, source, tasks, job.chat)
+        count = sum(len({one["doc_id"] for one in own}) for own in found["samples"].values())
     return TaskResult(
         source.name, count, chance, compare(measured), source.published, [*dict.fromkeys(notes)]
     )
+
+
+def _shorten_texts(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[str]:
+    """Let written answers take at most half of a short context; yields a note if they do."""
+    for task in tasks:
+        settings, most = task.config.generation_kwargs or {}, lm.max_length // 2
+        if settings.get("max_gen_toks", 0) >= 2 * most:
+            settings["max_gen_toks"] = most
+            yield (
+                f"{lm.direction}: answers have at most {most} tokens, half of the model's context"
+            )
+
+
+def _chance(lm: KeptLM) -> float | None:
+    """The accuracy of a blind choice; None if there is nothing to choose from."""
+    counts = [len(parts) for parts in lm.documents.values()]
+    return float(np.mean([1 / count for count in counts])) if max(counts) > 1 else None
 
 
 def _other_scorings(lm: KeptLM, tasks: Sequence[Any], job: Job) -> Iterator[Measured]:
@@ -248,8 +266,16 @@ def _right_choice(task: Any, doc: Mapping[str, Any]) -> int | None:
     return gold if isinstance(gold, int) else None
 
 
-def _notes(lm: KeptLM) -> Iterator[str]:
+def _notes(lm: KeptLM, source: Source, tasks: Sequence[Any], chat: bool) -> Iterator[str]:
     """Notes for readers of the numbers."""
+    if lm.direction is Direction.REVERSE:
+        if source.from_harness and "generate_until" in _kinds(tasks):
+            yield (
+                "reverse: the harness's prompt asks for text behind it; a reverse model writes in "
+                "front of it, so its number does not say what it knows"
+            )
+        if chat and lm.known and any(task.config.num_fewshot for task in tasks):
+            yield "reverse: with --chat the examples stand where the model reads them last"
     cut = sum(parts.cut > 0 for _, parts in lm.known) or sum(lm.cut.values())
     if cut:
         yield (

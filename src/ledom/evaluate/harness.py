@@ -9,7 +9,6 @@ model.
 from __future__ import annotations
 
 import copy
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
@@ -21,19 +20,16 @@ from ledom.core.errors import InputError, MissingExtraError
 from ledom.core.reading import JsonObject
 from ledom.evaluate.likelihood import Convention, score
 from ledom.evaluate.scorings import DEFAULT_SCORING, SCORINGS, Parts, Request, Scoring
+from ledom.evaluate.texts import Draw, numbered, read_settings
 from ledom.lm import load
-from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.model.device import default_device
 
 try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.utils import (
-        handle_stop_sequences,
-        normalize_gen_kwargs,
-        postprocess_generated_text,
-    )
+    from lm_eval.models.utils import postprocess_generated_text
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError:
     raise MissingExtraError("lm-eval", "eval", "evaluation") from None
@@ -43,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LedomLM", "Written", "document_batches", "run_tasks"]
 
-_MAX_TOKENS = 256  # HFLM's default for tasks that set no limit
 _FEWSHOT_SEED = 1234  # the harness's own
 _TOGETHER = 256  # requests that go to the model in one call
 
@@ -98,6 +93,8 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         self.add_bos_token = add_bos_token
         self.batch_size = batch_size  # recorded by the harness; ledom chooses its own
         self.cut: Counter[str] = Counter()
+        self.tasks: dict[str, Any] = {}
+        """Tasks by name, for a reverse model to read their examples first (`run_tasks`)."""
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -190,7 +187,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
         Raises `InputError` for requests to which the scoring does not apply.
         """
-        asked = [_request(instance) for instance in requests]
+        asked = [self.request(instance) for instance in requests]
         found = []
         for instance, parts in zip(requests, self.parts(requests, asked), strict=True):
             value = SCORINGS[self.direction][self.scoring](parts)
@@ -204,6 +201,29 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
             found.append((value, parts.greedy))
             self.cache_hook.add_partial("loglikelihood", instance.args, found[-1])
         return found
+
+    def request(self, instance: Instance) -> Request:
+        """A request of the harness, in the group of its document.
+
+        If its task is in `tasks`, its examples are behind the continuation.
+        """
+        context, continuation = instance.args[:2]
+        known = instance.task_name is not None and instance.doc_id is not None
+        group = (instance.task_name, instance.doc_id) if known else None
+        examples = self._examples(instance)
+        blank = examples[len(examples.rstrip()) :]
+        after = blank + examples.rstrip()
+        return Request(context[len(examples) :], continuation, group, after)
+
+    def _examples(self, instance: Instance) -> str:
+        """What a context has in front of its own question; empty if it is to stay there."""
+        task, context = self.tasks.get(str(instance.task_name)), str(instance.args[0])
+        if task is None or not context.strip():
+            return ""
+        doc = instance.doc
+        several = getattr(task, "multiple_input", False)
+        asked = str(task.doc_to_choice(doc)[instance.idx] if several else task.doc_to_text(doc))
+        return context[: max(0, context.rfind(asked))] if asked.strip() else context
 
     def parts(self, requests: Sequence[Instance], asked: Sequence[Request]) -> list[Parts]:
         """The parts of every request; the requests of a document are scored together."""
@@ -249,50 +269,50 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         Everything is in reading order. A reverse model writes a text from its end, so its text is
         cut after the last occurrence of a stop string.
         """
+        draws = [*numbered(requests)]
         texts = []
-        for instance, (text, cut) in zip(requests, self.write(requests), strict=True):
+        for instance, (text, cut) in zip(requests, self.write(draws), strict=True):
             self.cut[str(instance.task_name)] += bool(cut)
             self.cache_hook.add_partial("generate_until", instance.args, text)
             texts.append(text)
         return texts
 
-    def write(self, requests: Sequence[Instance]) -> list[Written]:
-        """The text of every request; requests with equal settings are written together."""
-        results: list[Written] = [("", 0)] * len(requests)
-        by_settings: dict[str, list[int]] = {}
-        for place, instance in enumerate(requests):
-            by_settings.setdefault(repr(instance.args[1]), []).append(place)
-        for places in by_settings.values():
-            contexts = [str(requests[place].args[0]) for place in places]
-            written = self.write_alike(contexts, requests[places[0]].args[1])
-            for place, result in zip(places, written, strict=True):
-                results[place] = result
+    def write(self, draws: Sequence[Draw]) -> list[Written]:
+        """The text of every draw; prompts that are drawn alike are written together."""
+        places: dict[tuple[str, str], list[int]] = {}
+        for place, draw in enumerate(draws):
+            places.setdefault((repr(draw.settings), draw.context), []).append(place)
+        alike: dict[tuple[str, int, int], list[list[int]]] = {}
+        for (settings, _), own in places.items():
+            alike.setdefault((settings, draws[own[0]].number, len(own)), []).append(own)
+        results: list[Written] = [("", 0)] * len(draws)
+        for (_, first, count), prompts in alike.items():
+            contexts = [draws[own[0]].context for own in prompts]
+            written = self.write_alike(contexts, draws[prompts[0][0]].settings, first, count)
+            for own, texts in zip(prompts, written, strict=True):
+                for place, result in zip(own, texts, strict=True):
+                    results[place] = result
         return results
 
-    def write_alike(self, contexts: Sequence[str], settings: JsonObject) -> list[Written]:
-        """One text for each context, all with the same generation settings of the harness."""
-        settings = normalize_gen_kwargs(settings, _MAX_TOKENS)
-        until = [term for term in handle_stop_sequences(settings["until"], None) if term]
-        max_tokens = settings["max_gen_toks"]
-        room = self.lm.context - max_tokens - len(self.convention.prefix)
+    def write_alike(
+        self, contexts: Sequence[str], settings: JsonObject, first: int = 0, count: int = 1
+    ) -> list[list[Written]]:
+        """`count` samples for each context, numbered from `first`, by settings of the harness."""
+        sampling, until = read_settings(settings, self.lm.stops_at_patterns)
+        room = self.lm.context - sampling.max_tokens - len(self.convention.prefix)
         if room < 1:
             raise InputError(
-                f"{self.lm.name}: {max_tokens} new tokens leave no room for a prompt in a context "
-                f"of {self.lm.context}; lower the task's max_gen_toks"
+                f"{self.lm.name}: {sampling.max_tokens} new tokens leave no room for a prompt in a "
+                f"context of {self.lm.context}; lower the task's max_gen_toks"
             )
         fitted = [self.lm.shortened_prompt(context, room) for context in contexts]
-        pattern = "|".join(map(re.escape, until)) if self.lm.stops_at_patterns else None
-        sampling = Sampling(
-            temperature=settings.get("temperature", 1.0) if settings["do_sample"] else 0,
-            top_k=settings.get("top_k", 0),
-            top_p=settings.get("top_p", 1.0),
-            max_tokens=max_tokens,
-            stop_pattern=pattern or None,
-        )
-        texts = [""] * len(contexts)
-        for place, (generation,) in self._writer(fitted).generate([t for t, _ in fitted], sampling):
-            texts[place] = self._cut_at(generation.text, until)
-        return [(text, cut) for text, (_, cut) in zip(texts, fitted, strict=True)]
+        prompts, greedy = [text for text, _ in fitted], sampling.temperature == 0
+        numbers = (1, 0) if greedy else (count, first)
+        texts: list[list[Written]] = [[] for _ in contexts]
+        for place, made in self._writer(fitted).generate(prompts, sampling, *numbers):
+            own = [(self._cut_at(one.text, until), fitted[place][1]) for one in made]
+            texts[place] = own * count if greedy else own
+        return texts
 
     def _writer(self, fitted: Sequence[Written]) -> LanguageModel:
         """The model; a forward one puts the special tokens of HFLM in front of a prompt."""
@@ -334,21 +354,20 @@ def _load(model: str, direction: str | None, device: str | None, dtype: str) -> 
     return load(model, direction, device=device, dtype=dtype)
 
 
-def _request(instance: Instance) -> Request:
-    """A request of the harness, in the group of its document."""
-    context, continuation = instance.args[:2]
-    known = instance.task_name is not None and instance.doc_id is not None
-    group = (instance.task_name, instance.doc_id) if known else None
-    return Request(context, continuation, group)
-
-
 def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) -> JsonObject:
-    """The harness's results and samples for these tasks."""
+    """The harness's results and samples for these tasks.
+
+    The harness puts solved examples in front of the question. A reverse model would read them last,
+    so they are given to it behind the choice (except in a chat).
+    """
+    by_name = {str(task.config.task): task for task in tasks}
     for task in tasks:
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    if lm.direction is Direction.REVERSE and not chat:
+        lm.tasks = {name: task for name, task in by_name.items() if task.config.num_fewshot}
     found = evaluate(
         lm,
-        {"tasks": {str(task.config.task): task for task in tasks}},
+        {"tasks": by_name},
         limit=limit,
         bootstrap_iters=0,
         apply_chat_template=chat,

@@ -16,9 +16,10 @@ from ledom.core.files import fingerprint
 from ledom.core.reading import JsonObject
 from ledom.core.records import Key, Record
 from ledom.core.stage import Stage, Track, Work, at_once, even_groups
-from ledom.evaluate.harness import LedomLM, document_batches
+from ledom.evaluate.harness import LedomLM, Written, document_batches
 from ledom.evaluate.likelihood import score
 from ledom.evaluate.scorings import Parts, Request
+from ledom.evaluate.texts import Draw
 from ledom.lm.language_model import LanguageModel
 
 __all__ = ["Answer", "KeptLM", "file_name"]
@@ -82,7 +83,10 @@ class KeptLM(LedomLM):
             answers = self._fill(
                 "loglikelihood",
                 asked,
-                [(r.context, r.continuation, str(r.group)) for r in asked],
+                [
+                    (r.context, r.continuation, str(r.group), *filter(None, [r.after]))
+                    for r in asked
+                ],
                 lambda some: [
                     asdict(parts) for parts in score(self.lm, some, self.convention, control=True)
                 ],
@@ -120,16 +124,16 @@ class KeptLM(LedomLM):
         )
         return [answer["logprob"] for answer in answers]
 
-    def write(self, requests: Sequence[Any]) -> list[tuple[str, int]]:
+    def write(self, draws: Sequence[Draw]) -> list[Written]:
         write = super().write
 
-        def texts(some: Sequence[Any]) -> list[JsonObject]:
+        def texts(some: Sequence[Draw]) -> list[JsonObject]:
             return [{"text": text, "cut": cut} for text, cut in write(some)]
 
         answers = self._fill(
             "generate_until",
-            requests,
-            [(str(r.args[0]), repr(r.args[1])) for r in requests],
+            draws,
+            [draw.identity for draw in draws],
             texts,
             lambda some: even_groups(some, _TEXTS_TOGETHER),
         )

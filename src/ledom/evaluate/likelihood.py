@@ -12,7 +12,7 @@ the same tokens. This module knows nothing of tasks, metrics or files.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -63,7 +63,12 @@ class _Text:
     ids: list[int]
     boundary: int
     kind: Kind
+    behind: list[int] = field(default_factory=list)
+    """The ids of the text after the continuation."""
     cut: int = 0
+    """Tokens that the context lost at its left."""
+    cut_behind: int = 0
+    """Tokens that `behind` lost at its right."""
 
 
 def score(
@@ -105,15 +110,19 @@ class _Scorer:
             )
         self.spans = _Spans()
 
-    def split(self, context: str, continuation: str) -> tuple[list[int], int]:
-        """The ids of both texts together, and how many of them belong to the context.
+    def split(self, request: Request, kind: Kind) -> _Text:
+        """A request's tokens.
 
-        Spaces between the two belong to the continuation, as in the harness.
+        Spaces between context and continuation belong to the continuation, as in the harness. A
+        token that straddles the continuation and the text after it belongs to the continuation.
         """
-        known = context.rstrip()
-        ids = self.lm.tokenizer.encode(context + continuation).ids
+        known, text = request.context.rstrip(), request.context + request.continuation
+        encoding = self.lm.tokenizer.encode(text + request.after)
+        end = sum(start < len(text) for start, _ in encoding.offsets)
+        ids = encoding.ids[:end] if request.after else encoding.ids
         boundary = len(self.lm.tokenizer.encode(known).ids) if known else 0
-        return ids, min(boundary, len(ids) - 1)  # a token that straddles the two may be the last
+        # The token that straddles context and continuation may be the last.
+        return _Text(ids, min(boundary, len(ids) - 1), kind, encoding.ids[len(ids) :])
 
     def texts(self) -> list[_Text]:
         """Every request's tokens and kind."""
@@ -122,8 +131,9 @@ class _Scorer:
             kind = self.kind(places)
             for place in places:
                 request = self.requests[place]
-                own = kind if request.context.strip() else "no context"
-                texts[place] = _Text(*self.split(request.context, request.continuation), own)
+                texts[place] = self.split(
+                    request, kind if request.context.strip() else "no context"
+                )
         return texts
 
     def kind(self, places: Iterable[int]) -> Literal["one context", "many contexts"]:
@@ -134,15 +144,19 @@ class _Scorer:
         return "many contexts" if len(contexts) > 1 and len(continuations) == 1 else "one context"
 
     def cut_alike(self, texts: Sequence[_Text], room: int) -> list[_Text]:
-        """Drop from the left of a document's contexts as many tokens as its longest text needs."""
+        """Drop as many tokens of all texts of a document as its longest one needs: first from the
+        right of what is behind the choices, then from the left of the contexts."""
         result = list(texts)
         for places in self.groups.values():
-            excess = max(len(texts[place].ids) for place in places) - room
+            excess = max(len(texts[p].ids) + len(texts[p].behind) for p in places) - room
             if excess <= 0:
                 continue
             for place in places:
                 self.check_choice(self.requests[place], texts[place], room)
             inside = [place for place in places if texts[place].boundary]
+            behind = min((len(texts[place].behind) for place in inside), default=0)
+            cut_behind = min(excess, behind)
+            excess -= cut_behind
             if len({tuple(texts[place].ids[:excess]) for place in inside}) > 1:
                 raise InputError(
                     f"document {_named(self.requests[inside[0]])} is too long for the model's "
@@ -151,8 +165,14 @@ class _Scorer:
                 )
             for place in inside:
                 text = texts[place]
-                kept = max(0, text.boundary - excess)
-                result[place] = _Text(text.ids[excess:], kept, text.kind, excess)
+                result[place] = _Text(
+                    text.ids[excess:],
+                    max(0, text.boundary - excess),
+                    text.kind,
+                    text.behind[: len(text.behind) - cut_behind],
+                    excess,
+                    cut_behind,
+                )
         return result
 
     def check_choice(self, request: Request, text: _Text, room: int) -> None:
@@ -222,8 +242,7 @@ class _Forward(_Scorer):
         """Add the span of a continuation without its context; returns its index."""
         if text.kind != "one context":
             return None
-        single = _Text(*self.split("", request.continuation), "no context")
-        ids, boundary = self.begun(single)
+        ids, boundary = self.begun(self.split(Request("", request.continuation), "no context"))
         return self.spans.add(ids, boundary, len(ids))
 
     def begun(self, text: _Text) -> tuple[list[int], int]:
@@ -240,9 +259,9 @@ class _Forward(_Scorer):
         """Add the span of a context written after the continuation; returns its index."""
         if not self.control or text.kind != "many contexts":
             return None
-        ids, boundary = self.split(*_swapped(request))
-        ids = [*self.convention.first, *ids]
-        boundary += len(self.convention.first)
+        text = self.split(_swapped(request), "no context")
+        ids = [*self.convention.first, *text.ids]
+        boundary = len(self.convention.first) + text.boundary
         cut = max(0, len(ids) - self.lm.context - 1)
         return self.spans.add(ids[cut:], max(1, boundary - cut), len(ids) - cut)
 
@@ -256,7 +275,7 @@ class _Reverse(_Scorer):
     def run(self) -> list[Parts]:
         after = self.lm.direction.to_reading_order(list(self.convention.prefix))
         texts = self.cut_alike(self.texts(), self.lm.context + 1 - len(after))
-        wholes = [self.spans.add([*t.ids, *after], 0, len(t.ids)) for t in texts]
+        wholes = [self.spans.add([*t.ids, *t.behind, *after], 0, len(t.ids)) for t in texts]
         alone = [self.alone(*pair, after) for pair in zip(self.requests, texts, strict=True)]
         controls = [self.reversed_prompt(*p, after) for p in zip(self.requests, texts, strict=True)]
         values, _ = self.spans.score(self.lm)
@@ -270,7 +289,7 @@ class _Reverse(_Scorer):
                 reversed_prompt=_maybe(values, control),
                 num_tokens=len(values[source]) - start,
                 num_context_tokens=text.boundary,
-                cut=text.cut,
+                cut=text.cut + text.cut_behind,
                 kind=text.kind,
             )
             for (source, start), whole, context, control, text in zip(
@@ -296,23 +315,26 @@ class _Reverse(_Scorer):
         """Add the span of the context without a continuation; returns its index."""
         if text.kind == "no context":
             return None
-        ids = self.lm.tokenizer.encode(request.context.rstrip()).ids[text.cut :]
-        return self.spans.add([*ids, *after], 0, len(ids))
+        whole = self.split(Request("", request.context.rstrip(), after=request.after), "no context")
+        ids = whole.ids[text.cut :]
+        behind = whole.behind[: len(whole.behind) - text.cut_behind]
+        return self.spans.add([*ids, *behind, *after], 0, len(ids))
 
     def reversed_prompt(self, request: Request, text: _Text, after: list[int]) -> int | None:
         """Add the span of a choice written in front of the context; returns its index."""
         if not self.control or text.kind != "one context":
             return None
-        ids, boundary = self.split(*_swapped(request))
+        swapped = self.split(_swapped(request), "no context")
         room = self.lm.context + 1 - len(after)  # the end far from the choice is cut
-        return self.spans.add([*ids[:room], *after], 0, boundary)
+        ids = [*swapped.ids, *swapped.behind][:room]
+        return self.spans.add([*ids, *after], 0, swapped.boundary)
 
 
-def _swapped(request: Request) -> tuple[str, str]:
-    """(Continuation, context) with the spaces between the two kept."""
+def _swapped(request: Request) -> Request:
+    """The request with its two texts exchanged, and the spaces between them kept."""
     text = request.continuation.lstrip()
     blank = request.continuation[: len(request.continuation) - len(text)]
-    return text, (blank or " ") + request.context.strip()
+    return Request(text, (blank or " ") + request.context.strip(), after=request.after)
 
 
 def _finite(lm: LanguageModel, every: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:

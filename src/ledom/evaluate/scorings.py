@@ -33,6 +33,9 @@ class Request:
     context: str
     continuation: str
     group: Hashable = None
+    after: str = ""
+    """A text behind the continuation, given to a reverse model only: the solved examples, which it
+    reads first."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ class Source:
     load: Callable[[Direction], Sequence[Any]]
     published: tuple[Published, ...] = ()
     notes: tuple[str, ...] = ()
+    from_harness: bool = False
+    """Whether its prompts are the harness's own, for a forward model."""
 
 
 def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
@@ -121,6 +123,7 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
     place = next((place for place in PLACES if name.endswith(f"_{place}")), None)
     documents = _local_file(options.data, (name.removesuffix(f"_{place}"),)) if place else None
     load: Callable[[Direction], Sequence[Any]]
+    from_harness = False
     if file is not None:
         load = partial(_from_file, name, file, options)
     elif name in _GENERATED:
@@ -133,10 +136,10 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
         load = partial(_problems, name, name, options)
     else:
         _check_known(name)
-        load = partial(_from_harness, name, options)
+        load, from_harness = partial(_from_harness, name, options), True
     other = file is not None and file.stem in task.files
     notes = (f"from {file}: not exactly the task of the published figures",) if other else ()
-    return Source(name, load, task.published, notes)
+    return Source(name, load, task.published, notes, from_harness)
 
 
 def _from_file(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
@@ -181,10 +184,17 @@ def _neighbors(
 
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
-    """A task of problems with written answers; raises `InputError` for a problem without one."""
+    """A task of problems with written answers; raises `InputError` for a problem without one, and
+    for other right answers (`aliases`) that are no texts."""
     problems = load_problems(source, None)
     for problem in problems:
-        if not problem.answer:
+        aliases = problem.extra.get("aliases", [])
+        if not isinstance(aliases, list) or not all(isinstance(one, str) for one in aliases):
+            raise InputError(
+                f"problem {problem.id!r} of {source}: aliases is {in_one_line(repr(aliases))}, "
+                "expected a list of texts"
+            )
+        if not problem.is_labeled:
             raise InputError(
                 f"problem {problem.id!r} of {source} has no answer to compare with; add the key "
                 "'answer', or remove it"
