@@ -318,11 +318,13 @@ class Change:
     """The column of the other candidate."""
 
 
-def changes(table: CandidateTable, tuned: TunedWeights, most: int = 3) -> list[Change]:
+def changes(
+    table: CandidateTable, tuned: TunedWeights, folds: Folds = (), most: int = 3
+) -> list[Change]:
     """Up to `most` problems, first those where Reverse Reward is right and the forward model wrong.
 
     Among these, and among the rest, those come first whose question's log-probability differs most
-    between the two candidates. None without a reverse model's scores.
+    between the two candidates. None without a reverse model's scores. See `measure` for `folds`.
 
     >>> from ledom.core.records import Candidate, Problem, Score
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -335,7 +337,7 @@ def changes(table: CandidateTable, tuned: TunedWeights, most: int = 3) -> list[C
     """
     if "reverse" not in table.features:
         return []
-    judged, rejected = _judge(table, tuned)
+    judged, rejected = _judge(table, Weighing(tuned, folds))
     picked = judged.argmax(axis=1)
     rows = np.arange(len(picked))
     reverse = table.features["reverse"]
@@ -348,7 +350,7 @@ def changes(table: CandidateTable, tuned: TunedWeights, most: int = 3) -> list[C
     ]
 
 
-def _judge(table: CandidateTable, tuned: TunedWeights) -> tuple[FloatArray, NDArray[np.int64]]:
+def _judge(table: CandidateTable, weighing: Weighing) -> tuple[FloatArray, NDArray[np.int64]]:
     """Scores [P, N] that pick a candidate, and the columns [P] of the rejected candidates.
 
     Rejected are the forward model's picks, or the worst candidates without a forward model.
@@ -356,6 +358,6 @@ def _judge(table: CandidateTable, tuned: TunedWeights) -> tuple[FloatArray, NDAr
     if "forward" not in table.features:
         score = STRATEGIES["reverse_only"].score(table, None)
         return score, np.where(table.mask, score, np.inf).argmin(axis=1)
-    judge = "reverse_reward" if "reverse_reward" in tuned.weights else "reverse_only"
-    score = STRATEGIES[judge].score(table, tuned.weights.get(judge))
+    judge = "reverse_reward" if "reverse_reward" in weighing.tuned.weights else "reverse_only"
+    score = weighing(table, judge, Strategy.score)
     return score, STRATEGIES["forward"].score(table, None).argmax(axis=1)

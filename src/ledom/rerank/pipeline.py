@@ -137,9 +137,10 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     _keep_inputs(job)
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
     labeled = labeled_problems(job.problems, candidates)
-    measured = _measured(job, table, labeled, candidates, scores)
+    folds = _cross_fit(job, table, labeled)
+    measured = _measured(job, table, folds, labeled, candidates, scores)
     chosen = preferred_strategy(table, job.weights)
-    selections = select(table, candidates, chosen, job.weights)
+    selections = select(table, candidates, chosen, job.weights, folds)
     write_records(job.out / "selected.jsonl", selections)
     report = SelectionReport(
         **vars(measured),
@@ -155,28 +156,34 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
             str(lm.direction): ModelInfo(name=lm.name, parameters=lm.num_parameters)
             for lm in _models(job)
         },
-        cases=_cases(job, table, candidates, scores),
+        cases=_cases(job, table, folds, candidates, scores),
         answers=[] if labeled.any() else _shown_answers(job.problems, selections),
     )
     return report, write_report(job.out, report)
 
 
+def _cross_fit(job: Job, table: CandidateTable, labeled: BoolArray) -> Folds:
+    """The weights of each fold, if the job asks for folds; its own are then fitted on all."""
+    if not job.folds:
+        return ()
+    folds = cross_fit(table, job.problems, job.folds, labeled)
+    job.weights = tune_labeled(table, job.problems, labeled)
+    job.notes.append(
+        f"answers are chosen by cross-fitting: the weights for each of {job.folds} folds of the "
+        "problems were fitted on the others"
+    )
+    return folds
+
+
 def _measured(
     job: Job,
     table: CandidateTable,
+    folds: Folds,
     labeled: BoolArray,
     candidates: Sequence[Candidate],
     scores: Sequence[Score],
 ) -> Measurement:
-    """The measurement on the labeled problems; with folds, first fits the job's weights on them."""
-    folds: Folds = ()
-    if job.folds:
-        folds = cross_fit(table, job.problems, job.folds, labeled)
-        job.weights = tune_labeled(table, job.problems, labeled)
-        job.notes.append(
-            f"accuracies are cross-fitted: weights fitted on {job.folds - 1} of {job.folds} folds "
-            "of the problems, measured on the last"
-        )
+    """The measurement on the labeled problems."""
     if not labeled.any():
         return Measurement(num_labeled=0)
     costs = Costs.count(table, candidates, scores, _parameters(job), read_timings(job.out))
@@ -294,12 +301,16 @@ def _keep_inputs(job: Job) -> None:
 
 
 def _cases(
-    job: Job, table: CandidateTable, candidates: Sequence[Candidate], scores: Sequence[Score]
+    job: Job,
+    table: CandidateTable,
+    folds: Folds,
+    candidates: Sequence[Candidate],
+    scores: Sequence[Score],
 ) -> list[Case]:
     """The problems that show best what the reverse model changes."""
     pool_of = pools(table.problem_ids, candidates)
     shared = SharedScores(candidates, scores)
-    found = [(job.problems[change.row], change) for change in changes(table, job.weights)]
+    found = [(job.problems[change.row], change) for change in changes(table, job.weights, folds)]
     return [
         case_of(problem, pool_of[problem.id], shared, change.judged, change.rejected)
         for problem, change in found

@@ -331,9 +331,13 @@ def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
 
 
 def select(
-    table: CandidateTable, candidates: Sequence[Candidate], name: str, weights: TunedWeights
+    table: CandidateTable,
+    candidates: Sequence[Candidate],
+    name: str,
+    weights: TunedWeights,
+    folds: Folds = (),
 ) -> list[Selection]:
-    """A strategy's choice for each problem.
+    """A strategy's choice for each problem, by the weights of its fold if there are `folds`.
 
     It is the candidate that the strategy picks, or the best of those with the winning answer.
 
@@ -343,10 +347,9 @@ def select(
     >>> [(s.index, s.confidence) for s in select(table, drawn, "majority", default_weights())]
     [(1, 0.5)]
     """
-    strategy, own = strategies(table.external_scores)[name], weights.weights.get(name)
-    shares = strategy.shares(table, own)
-    score = strategy.score(table, own) if strategy.features else np.zeros(shares.shape)
-    votes = isinstance(strategy, Vote)
+    weighing = Weighing(weights, folds)
+    shares, score = (weighing(table, name, f) for f in (Strategy.shares, Strategy.score))
+    votes = isinstance(strategies(table.external_scores)[name], Vote)
     eligible_cells = table.mask & (leading(shares) if votes else True)
     selections = []
     for row, (problem_id, pool) in enumerate(pools(table.problem_ids, candidates).items()):
