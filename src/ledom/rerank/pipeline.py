@@ -20,7 +20,6 @@ from ledom.core.errors import InputError
 from ledom.core.files import check_processes
 from ledom.core.records import (
     CONFIDENCE,
-    NUM_TOKENS,
     SELF_CERTAINTY,
     Candidate,
     Key,
@@ -48,6 +47,7 @@ from ledom.rerank.candidates import (
     labeled_problems,
     match_candidates,
     pools,
+    written_tokens,
 )
 from ledom.rerank.contrast import fill_contrast
 from ledom.rerank.cost import Costs
@@ -356,7 +356,7 @@ def _notes(
         f"were drawn ({1 - drawn / max(planned, 1):.1%} saved); the majority's answers are those "
         "of all, the other strategies choose among what was drawn": table.num_planned,
         f"{len(broken_off)} candidates were broken off where the model became unsure, after "
-        f"{sum(int(c.extra.get(NUM_TOKENS, 0)) for c in broken_off):,} tokens in all; no strategy "
+        f"{sum(written_tokens(c) or 0 for c in broken_off):,} tokens in all; no strategy "
         "chooses them": broken_off,
         f"{truncated} scores are of solutions cut to the model's context": truncated,
         f"{cut} candidates ran out of tokens before they ended": cut,
