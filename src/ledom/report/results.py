@@ -43,8 +43,8 @@ class Needed:
     """How many candidates a stopped vote needed, per problem."""
 
     candidates: Interval
-    of: int
-    """The number of candidates without stopping."""
+    of: float
+    """The mean number of candidates without stopping."""
     saved: Interval
     """The share of the candidates that were not needed."""
 

@@ -196,9 +196,10 @@ def _needed(table: CandidateTable) -> Needed:
     """How many candidates decide a problem's vote, and what share of the candidates that saves."""
     needed = needed_candidates(table).astype(float)
     planned = np.maximum(table.mask.sum(axis=1), max(table.num_planned, 1))
+    mean = float(planned.mean())
     return Needed(
         candidates=bootstrap_interval(needed),
-        of=int(planned.max()),
+        of=int(mean) if mean.is_integer() else round(mean, 1),
         saved=share_interval(1 - needed / planned),
     )
 
@@ -206,7 +207,8 @@ def _needed(table: CandidateTable) -> Needed:
 def _by_number(
     table: CandidateTable, weighing: Weighing, rights: dict[str, FloatArray]
 ) -> AccuracyByN | None:
-    smallest = int(table.mask.sum(axis=1).min())
+    counts = table.mask.sum(axis=1)
+    smallest = int(counts.min())
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]
     if smallest < 2:
         return None
@@ -214,7 +216,7 @@ def _by_number(
     shown = [name for name in _SHOWN_BY_N if name in rights]
     curves: dict[str, list[float]] = {name: [] for name in shown}
     for n in numbers:
-        subsets = [table.sample(n, rng) for _ in range(_SUBSETS if n < smallest else 1)]
+        subsets = [table.sample(n, rng) for _ in range(_SUBSETS if n < counts.max() else 1)]
         for name in shown:
             values = [weighing(subset, name).mean() for subset in subsets]
             curves[name].append(float(np.mean(values)))
@@ -339,14 +341,14 @@ def changes(
         return []
     judged, rejected = _judge(table, Weighing(tuned, folds))
     picked = judged.argmax(axis=1)
-    rows = np.arange(len(picked))
+    rows = np.flatnonzero(picked != rejected)
+    picked, rejected = picked[rows], rejected[rows]
     reverse = table.features["reverse"]
     gap = reverse[rows, picked] - reverse[rows, rejected]
     better = table.correct[rows, picked] & ~table.correct[rows, rejected]
     return [
-        Change(int(row), judged[row], int(rejected[row]))
-        for row in np.lexsort((-gap, ~better))[:most]
-        if picked[row] != rejected[row]
+        Change(int(rows[place]), judged[rows[place]], int(rejected[place]))
+        for place in np.lexsort((-gap, ~better))[:most]
     ]
 
 

@@ -59,7 +59,14 @@ from ledom.rerank.measure import changes, measure
 from ledom.rerank.sample import check_prompts, fill_candidates, sample_candidates, sampling_groups
 from ledom.rerank.score import ScoreFiles, check_room, fill_scores
 from ledom.rerank.strategies import check_score_names
-from ledom.rerank.weights import Folds, Selection, TunedWeights, preferred_strategy, select
+from ledom.rerank.weights import (
+    Folds,
+    Selection,
+    TunedWeights,
+    preferred_strategy,
+    question_hash,
+    select,
+)
 
 __all__ = ["Job", "rerank"]
 
@@ -200,7 +207,7 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
         raise InputError("no model to score with; give a forward or a reverse one")
     check_problems(job.problems)
     if job.folds:
-        check_folds(job.folds, len({problem.question for problem in job.problems}))
+        check_folds(job.folds, len({question_hash(problem.question) for problem in job.problems}))
     job.weights.refuse_overlap(job.problems)
     if job.candidates is not None:
         match_candidates(job.problems, job.candidates)
