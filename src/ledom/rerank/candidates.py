@@ -73,8 +73,8 @@ def check_problems(problems: Sequence[Problem]) -> None:
 def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
     """A function that checks candidates of these problems one by one, for `read_records`.
 
-    It raises `InputError` for an unknown problem, for an index that is repeated or not in [0, 2^63),
-    and for a number of tokens that is bad, or unknown though no score will tell it.
+    It raises `InputError` for an unknown problem, for an index that is repeated or not in
+    [0, 2^63), and for a number of tokens that is bad, or unknown though no score will tell it.
 
     >>> check = candidate_check([Problem(id="a", question="2 + 2?")])
     >>> check(Candidate(problem_id="a", index=0, text="4"))
