@@ -149,13 +149,15 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     chosen = preferred_strategy(table, job.weights)
     selections = select(table, candidates, chosen, job.weights, folds)
     write_records(job.out / "selected.jsonl", selections)
+    counts = table.mask.sum(axis=1)
     report = SelectionReport(
         **vars(measured),
         title=job.title,
         command=job.command,
         ledom_version=__version__,
         num_problems=len(job.problems),
-        num_candidates=int(table.mask.sum(axis=1).max()),
+        num_candidates=int(counts.max()),
+        fewest_candidates=int(counts.min()),
         chosen=chosen,
         warning=unfamiliar(job.reverse, scores),
         notes=_notes(job, table, labeled, candidates, scores),
@@ -208,12 +210,25 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
     check_problems(job.problems)
     if job.folds:
         check_folds(job.folds, len({question_hash(problem.question) for problem in job.problems}))
-    job.weights.refuse_overlap(job.problems)
+    else:  # with folds, the job's own weights are not used
+        job.weights.refuse_overlap(job.problems)
+    _check_demonstrations(job)
     if job.candidates is not None:
         match_candidates(job.problems, job.candidates)
     _check_sampling(job, external_scores)
     for lm in _models(job):
         check_room(job.problems, lm, job.demonstrations)
+
+
+def _check_demonstrations(job: Job) -> None:
+    """Raise `InputError` for a demonstration that tells the answer of one of the problems."""
+    asked = {question_hash(problem.question): problem.id for problem in job.problems}
+    for shown in job.demonstrations:
+        if problem_id := asked.get(question_hash(shown.question)):
+            raise InputError(
+                f"the demonstration {shown.id!r} solves problem {problem_id!r}, so the models "
+                "would read its answer; take it out of the demonstrations"
+            )
 
 
 def _parameters(job: Job) -> dict[str, int | None]:
