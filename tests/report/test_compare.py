@@ -8,8 +8,10 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.report.compare import compare_runs as compare
-from ledom.report.compare import gap_of, read_curves, tokens_to_reach
+from ledom.report.compare import gap_of, tokens_to_reach
+from ledom.report.compare_page import claims
 from ledom.report.formatting import to_json
+from ledom.report.runs import read_curves
 
 
 def compare_runs(folders):
@@ -183,6 +185,53 @@ def test_crossings_are_between_twins_and_between_runs_of_one_direction(tmp_path)
     never = found["scratch", "reverse", "adapted", "reverse"]
     assert never["tokens"] is None
     assert never["lowest"] == pytest.approx(3.225)
+
+
+def write_checkpoints(folder, **recipes):
+    """A checkpoint's settings of each step."""
+    for step, recipe in recipes.items():
+        file = folder / "checkpoints" / step.removeprefix("at_") / "run.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"step": int(file.parent.name), "recipe": recipe}))
+
+
+def test_directions_that_were_trained_otherwise_are_no_twins(tmp_path):
+    """recipe.yaml tells only the settings of the last; the newest checkpoints tell both."""
+    folder = twins(tmp_path / "r", FORWARD, REVERSE)
+    plan = {"name": "r", "seed": 1, "optim": {"steps": 4}, "train": {"trackers": []}}
+    other = {"name": "r", "seed": 1, "optim": {"steps": 8}, "train": {"trackers": ["wandb"]}}
+    write_checkpoints(folder / "forward", at_00000002=other, at_00000004=plan)
+    write_checkpoints(folder / "reverse", at_00000004=plan)
+    (run,) = compare([folder]).runs
+    assert run.differing == []
+    write_checkpoints(folder / "reverse", at_00000008=other)
+    report = compare([folder])
+    assert report.runs[0].differing == ["optim.steps: 4, 8"]
+    (line,) = claims(report)
+    assert line.endswith("not twins, they differ in more than direction: optim.steps: 4, 8")
+
+
+def test_directions_that_read_other_numbers_of_tokens_are_no_twins(tmp_path):
+    rows = [[row_of(1, valid=[loss] * 3, tokens=tokens)] for loss, tokens in ((3, 100), (4, 200))]
+    (run,) = compare([write_run(tmp_path / "r", forward=rows[0], reverse=rows[1])]).runs
+    assert run.differing == ["tokens seen by step 1: 100, 200"]
+
+
+def test_twins_that_were_never_validated_after_the_same_step(tmp_path):
+    forward = [row_of(1), row_of(2, valid=[3] * 3)]
+    reverse = [row_of(1, valid=[3] * 3), row_of(2)]
+    report = compare([write_run(tmp_path / "r", forward=forward, reverse=reverse)])
+    assert report.runs[0].final_gap is None
+    assert report.notes == [
+        "r: there is no step after which both directions were validated, so no gap"
+    ]
+
+
+def test_a_forward_loss_of_zero(tmp_path):
+    """Of a text learnt by heart: the gap has no share of it."""
+    report = compare([twins(tmp_path / "r", [[0] * 3] * 2, REVERSE)])
+    assert report.runs[0].final_gap.relative is None
+    assert "%" not in claims(report)[0]
 
 
 def test_one_direction_a_run_still_going_and_no_validation(tmp_path):

@@ -173,6 +173,9 @@ def test_first_case_is_a_wrong_answer_rejected_for_a_right_one(report: dict[str,
     assert "p-1" in first
     assert "both-right" not in first
     assert "both-right" in folded
+    assert "the most likely answer is wrong" in first
+    del report["models"]["forward"]
+    assert "the answer that explains the question worst is wrong" in render_html(report)
     report["cases"] = report["cases"][:1]
     assert "Where it helps" not in render_html(report)
 

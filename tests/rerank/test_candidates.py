@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ledom.core.errors import InputError
-from ledom.core.records import Candidate
+from ledom.core.records import Candidate, Problem
 from ledom.rerank.candidates import (
     SharedScores,
+    candidate_check,
     choose_external_scores,
     pools,
     read_candidates,
@@ -41,6 +43,23 @@ def test_a_pool_has_no_greedy_candidates_and_keeps_the_problems_order() -> None:
     found = pools(["a", "b"], drawn)
     assert list(found) == ["a", "b"]
     assert [[c.text for c in pool] for pool in found.values()] == [["2"], ["1"]]
+
+
+@pytest.mark.parametrize("number", ["12", -7, 2.5, True])
+def test_what_is_no_number_of_tokens(number: object) -> None:
+    check = candidate_check([Problem(id="p", question="?")])
+    with pytest.raises(InputError, match="candidate 0 of problem 'p': 'num_tokens' is .*"):
+        check(judged(num_tokens=number))
+
+
+def test_tokens_of_a_candidate_that_was_broken_off() -> None:
+    """It is never scored, so nothing else tells its cost. A table may write 12 as 12.0."""
+    check = candidate_check([Problem(id="p", question="?")])
+    for index, known in enumerate((12, 12.0, 0)):
+        check(replace(judged(index, num_tokens=known), finish_reason="unsure"))
+    check(judged(3, num_tokens=None))
+    with pytest.raises(InputError, match="candidate 4 of .* broken off .* no 'num_tokens'"):
+        check(replace(judged(4), finish_reason="unsure"))
 
 
 def judged(index: int = 0, greedy: bool = False, **scores: object) -> Candidate:

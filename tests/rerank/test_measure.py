@@ -10,7 +10,7 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.report.results import Interval, Measurement, StrategyResult
-from ledom.rerank.candidate_table import FEATURES, CandidateTable
+from ledom.rerank.candidate_table import FEATURES, CandidateTable, build_candidate_table
 from ledom.rerank.candidates import labeled_problems
 from ledom.rerank.fit import tune
 from ledom.rerank.measure import changes, measure
@@ -124,6 +124,42 @@ def test_a_stopped_vote_says_what_it_needed(report: Measurement, table: Candidat
     assert (needed.of, needed.candidates.mean) == (10, 6.0)
 
 
+def unequal(*pools: str) -> CandidateTable:
+    """Pools of given answers; 1 is right."""
+    problems = [Problem(id=str(row), question="?", answer="1") for row in range(len(pools))]
+    drawn = [
+        Candidate(problem_id=problem.id, index=i, text=f"#### {answer}")
+        for problem, pool in zip(problems, pools, strict=True)
+        for i, answer in enumerate(pool)
+    ]
+    return build_candidate_table(problems, drawn, [])
+
+
+def test_a_stopped_vote_among_pools_of_unequal_size() -> None:
+    """2 of 2 and 4 of 6 candidates are needed: 3 of 4 on average."""
+    found = measure(unequal("12", "111123"), TunedWeights({}, 0, 0, frozenset()))
+    needed = by_name(found)["majority_stopped"].needed
+    assert (needed.candidates.mean, needed.of) == (3.0, 4)
+    assert needed.saved.mean == pytest.approx((0 / 2 + 2 / 6) / 2)
+
+
+def test_accuracy_by_number_averages_over_subsets_of_the_larger_pools() -> None:
+    """Two of a hundred candidates are right with probability 1/2 each, whichever are drawn."""
+    found = measure(unequal("22", "12" * 50), TunedWeights({}, 0, 0, frozenset()))
+    assert found.accuracy_by_n is not None
+    assert found.accuracy_by_n.n == [1, 2]
+    values = found.accuracy_by_n.strategies["random"]
+    assert all(value not in (0, 0.25, 0.5) for value in values)  # those of a single subset
+    np.testing.assert_allclose(values, 0.25, atol=0.1)
+
+
+def test_problems_without_a_group_form_one() -> None:
+    groups: list[dict[str, object]] = [{}, {"group": None}, {"group": ""}, {"group": 3}]
+    problems = [Problem(id=str(i), question="?", extra=extra) for i, extra in enumerate(groups)]
+    drawn = [Candidate(problem_id=problem.id, index=0, text="4") for problem in problems]
+    assert build_candidate_table(problems, drawn, []).groups == ["none", "none", "none", "3"]
+
+
 @pytest.mark.slow
 def test_external_scores_are_measured_alone_and_joined(table: CandidateTable) -> None:
     features = table.features | {"verifier": np.where(table.correct, 0.9, 0.1)}
@@ -232,6 +268,12 @@ def test_cases_are_first_what_the_reverse_model_mends_then_what_it_changes_most(
     assert [change.row for change in found] == [3, 1, 0]  # of 2 both models pick the first
     assert {change.rejected for change in found} == {0}
     assert [change.row for change in changes(table, untuned, most=1)] == [3]
+    # By means, the second is picked for 2 alone, at a loss of log P(x|y): it is the only change.
+    means = np.array([[-1.0, -2.0]] * 2 + [[-2.0, -1.0]] + [[-1.0, -2.0]])
+    zeros = {"reverse_mean": np.zeros((4, 2))}
+    by_means = replace(table, features=table.features | {"forward_mean": means} | zeros)
+    weights = TunedWeights({"reverse_reward": {"forward_mean": 1.0}}, 0, 0, frozenset())
+    assert [change.row for change in changes(by_means, weights, most=1)] == [2]
     only_reverse = replace(table, features={"reverse": table.features["reverse"]})
     worst = [(change.row, change.rejected) for change in changes(only_reverse, untuned)]
     assert worst == [(2, 1), (3, 0), (1, 0)]

@@ -1,7 +1,8 @@
-"""`ledom rerank` never mixes the work of two models."""
+"""`ledom rerank` never mixes the work of two models, and never reads the answers that it tests."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,13 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from command_line import Run
 from ledom.core.direction import Direction
-from ledom.core.records import Score, read_records
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate, Problem, Score, read_records
+from ledom.core.stage import no_progress
+from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.model.checkpoint import save_checkpoint
+from ledom.rerank.pipeline import Job, rerank
+from ledom.rerank.weights import default_weights, question_hash
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -73,3 +79,36 @@ def test_two_fine_tunes_of_a_model_are_two_models(
     assert logprobs("a") == scores
     assert rerank(second, "b")[0] == 0
     assert logprobs("b") != scores
+
+
+@pytest.fixture
+def job(tokenizer: Tokenizer, tmp_path: Path) -> Job:
+    """Two problems with a right and a wrong candidate each; the second has one more."""
+    problems = [Problem(id=i, question=f"What is {i} + 0?", answer=i) for i in "12"]
+    drawn = [
+        Candidate(problem_id=problem.id, index=i, text=f"#### {answer}")
+        for problem, answers in zip(problems, ("12", "123"), strict=True)
+        for i, answer in enumerate(answers)
+    ]
+    forward = FakeLanguageModel(tokenizer)
+    return Job(problems, tmp_path, forward, None, default_weights(), drawn)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_folds_take_problems_that_unused_weights_were_fitted_on(job: Job) -> None:
+    known = frozenset([question_hash(job.problems[0].question)])
+    job.weights = replace(job.weights, problem_hashes=known)
+    with pytest.raises(InputError, match="one of those that the weights were tuned on"):
+        rerank(job, no_progress)
+    job.folds = 2
+    made = rerank(job, no_progress)
+    assert made is not None
+    assert (made[0].fewest_candidates, made[0].num_candidates) == (2, 3)
+    assert "2 to 3 candidate answers each" in made[1].read_text()
+
+
+def test_a_demonstration_must_not_solve_a_problem(job: Job) -> None:
+    solved = Problem(id="shown", question="What is 2  + 0?\n", solution="#### 2")
+    job.demonstrations = [replace(solved, question="What is 3 + 0?"), solved]
+    with pytest.raises(InputError, match="the demonstration 'shown' solves problem '2'"):
+        rerank(job, no_progress)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ledom.core.records import Candidate, Problem, read_records, write_records
@@ -93,6 +94,28 @@ def test_a_single_candidate_of_one_problem(
     (found,) = select(tokenizer, tmp_path, ["so it is\n#### 2"], reverse=reverse)
     assert (found.problem_id, found.index, found.text) == ("p0", 0, "so it is\n#### 2")
     assert (found.answer, found.confidence) == ("2", 1)
+
+
+def test_with_folds_the_chosen_answers_are_those_that_are_measured(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Weights that saw a problem's own label would choose better than the report says."""
+    rng = np.random.default_rng(0)
+    problems = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(12)]
+    drawn = [
+        Candidate(
+            problem_id=p.id, index=i, text=f"{rng.integers(10**9)}\n#### {rng.integers(2, 5)}"
+        )
+        for p in problems
+        for i in range(5)
+    ]
+    models = [FakeLanguageModel(tokenizer, d) for d in ("forward", "reverse")]
+    job = Job(problems, tmp_path, *models, default_weights(), drawn, folds=6)
+    made = rerank(job, no_progress)
+    assert made is not None
+    measured = {s.id: s.accuracy.mean for s in made[0].strategies}
+    found = read_records(tmp_path / "selected.jsonl", Selection)
+    assert np.mean([s.answer == "2" for s in found]) == pytest.approx(measured[made[0].chosen])
 
 
 def test_given_candidates_leave_the_problems_that_they_were_measured_on(

@@ -11,7 +11,7 @@ from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.strategies import STRATEGIES, check_score_names, strategies
-from ledom.rerank.weights import default_weights, select
+from ledom.rerank.weights import TunedWeights, default_weights, select
 from made import made_score, token_score
 
 PROBLEM = Problem(id="p", question="What is 1 + 1?", answer="2")
@@ -74,6 +74,39 @@ def test_answers_that_cannot_be_read_do_not_vote() -> None:
     assert accuracy("random", pool) == pytest.approx(1 / 3)
     nothing = table([0.0, 0.0], ["", ""])
     assert accuracy("majority", nothing) == 0.0
+
+
+def labeled(text: str, answers: str, labels: list[bool]) -> tuple[CandidateTable, list[Candidate]]:
+    """Candidates with labels of their own, each likelier than the one before."""
+    drawn = [
+        Candidate(problem_id="p", index=i, text=f"{chr(97 + i)} {text}{answer}", correct=right)
+        for i, (answer, right) in enumerate(zip(answers, labels, strict=True))
+    ]
+    scores = [score(i, "y|x", [float(i - 9)], [[0, 4]]) for i in range(len(drawn))]
+    return build_candidate_table([replace(PROBLEM, answer=None)], drawn, scores), drawn
+
+
+def test_a_vote_among_texts_without_answers_is_measured_by_what_it_chooses() -> None:
+    """Labeled translations, say: the best of all is chosen, as if each had an answer of its own."""
+    pool, drawn = labeled("cat sleeps", "   ", [True, False, True])
+    assert accuracy("vote_forward", pool) == 1.0
+    assert accuracy("majority", pool) == pytest.approx(2 / 3)  # a tie of all three
+    (selection,) = select(pool, drawn, "vote_forward", default_weights())
+    assert (selection.index, selection.answer) == (2, None)
+
+
+def test_labels_that_disagree_about_an_answer() -> None:
+    """Such as those of a judge who reads the steps: the chosen candidate's own label counts."""
+    pool, drawn = labeled("#### ", "2223", [True, False, False, True])
+    assert accuracy("majority", pool) == pytest.approx(1 / 3)  # any of the three may be chosen
+    assert accuracy("vote_forward", pool, {"forward": 0.01}) == 0.0  # candidate 2
+    (selection,) = select(
+        pool,
+        drawn,
+        "vote_forward",
+        TunedWeights({"vote_forward": {"forward": 0.01}}, 0, 0, frozenset()),
+    )
+    assert (selection.index, drawn[2].correct) == (2, False)
 
 
 def test_far_behind_one_without_an_answer_the_best_still_decides() -> None:

@@ -11,21 +11,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import JsonObject, exists, real_path
-from ledom.core.strict_yaml import read_yaml
+from ledom.core.reading import real_path
 from ledom.report.intervals import paired_interval
 from ledom.report.results import Interval
+from ledom.report.runs import (
+    LOSS,
+    TrainingCurve,
+    read_curves,
+    recipe_settings,
+    trained_settings,
+)
 from ledom.report.training_results import (
     Comparison,
     Crossing,
@@ -38,72 +43,19 @@ from ledom.report.training_results import (
     SeedGroup,
     ValidationCurve,
 )
-from ledom.train.metrics import Row, read_metrics
+from ledom.train.metrics import Row
 
-__all__ = ["TrainingCurve", "compare_runs", "gap_of", "read_curves", "tokens_to_reach"]
+__all__ = ["compare_runs", "gap_of", "tokens_to_reach"]
 
 _FORWARD, _REVERSE = str(Direction.FORWARD), str(Direction.REVERSE)
-_LOSS = "valid_loss"
 _TRAINING_POINTS = 200  # per curve of training losses; each is a mean over neighboring steps
 _RESAMPLES = 10_000
 _RESAMPLES_BEFORE_LAST = 2000
+_WITHOUT_EFFECT = ("name", "train.trackers")  # settings that change no loss
 _UNKNOWN_TOKENS = (
     "{}: its metrics do not say on which tokens it was validated; they are assumed to be the same "
     "as those of the others"
 )
-
-
-@dataclass(frozen=True)
-class TrainingCurve:
-    """One training run: rows of metrics, and the tokens seen by the end of each.
-
-    >>> rows = [{"tokens": 100}, {"tokens": 100, "valid_loss": 2.5}]
-    >>> curve = TrainingCurve("tiny", "forward", rows)
-    >>> curve.tokens, curve.validations
-    ([100, 200], [(200, {'tokens': 100, 'valid_loss': 2.5})])
-    """
-
-    run: str
-    direction: str
-    rows: list[Row]
-
-    @property
-    def tokens(self) -> list[int]:
-        """Tokens seen by the end of each row."""
-        return list(accumulate(int(row["tokens"]) for row in self.rows))
-
-    @property
-    def validations(self) -> list[tuple[int, Row]]:
-        """Rows with a validation: (tokens seen by then, row)."""
-        return [(t, row) for t, row in zip(self.tokens, self.rows, strict=True) if _LOSS in row]
-
-    @property
-    def valid_data(self) -> str | None:
-        """The hash of the data of the last validation; None if the metrics do not record it."""
-        return next((row.get("valid_data") for _, row in reversed(self.validations)), None)
-
-
-def read_curves(folder: Path, name: str | None = None) -> dict[str, TrainingCurve]:
-    """The curves in a run's folder by direction, forward first; at least one.
-
-    Raises `InputError` for a folder without metrics, and for damaged metrics.
-
-    >>> read_curves(Path("no-run"))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: no-run: no metrics of a run: neither forward/metrics.jsonl nor ...
-    """
-    found = {}
-    for direction in (_FORWARD, _REVERSE):
-        file = folder / direction / "metrics.jsonl"
-        if exists(file):
-            found[direction] = TrainingCurve(name or folder.name, direction, read_metrics(file))
-    if not found:
-        raise InputError(
-            "no metrics of a run: neither forward/metrics.jsonl nor reverse/metrics.jsonl; give a "
-            "folder that ledom train made, such as runs/NAME",
-            path=folder,
-        )
-    return found
 
 
 def compare_runs(folders: Sequence[Path]) -> Comparison:
@@ -135,6 +87,11 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
         if not curve.validations
     ]
     reports = [_run_report(*run) for run in zip(names, runs, paths, strict=True)]
+    notes += [
+        f"{report.name}: there is no step after which both directions were validated, so no gap"
+        for report, run in zip(reports, runs, strict=True)
+        if len(run) > 1 and report.final_gap is None and all(c.validations for c in run.values())
+    ]
     return Comparison(
         title="Direction in training",
         runs=reports,
@@ -175,26 +132,30 @@ def _run_report(name: str, curves: dict[str, TrainingCurve], folder: Path) -> Ru
     report = RunComparison(
         name=name,
         directions={direction: _direction(curve) for direction, curve in curves.items()},
-        settings=_settings(folder / "recipe.yaml"),
+        settings=recipe_settings(folder),
     )
     if len(curves) < 2:
         return report
-    return _with_gap(report, curves[_FORWARD], curves[_REVERSE])
+    forward, reverse = curves[_FORWARD], curves[_REVERSE]
+    return replace(_with_gap(report, forward, reverse), differing=_differing(folder, curves))
 
 
-def _settings(recipe: Path) -> JsonObject:
-    """A recipe's values by dotted key, such as optim.steps; empty without a recipe."""
-    if not exists(recipe):
-        return {}
-    return dict(_flat(read_yaml(recipe)))
+def _differing(folder: Path, curves: dict[str, TrainingCurve]) -> list[str]:
+    """In what else than direction the two trainings of a run differ, each `key: forward, reverse`.
 
-
-def _flat(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree:
-        for name, value in tree.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
-    elif key:
-        yield key, tree
+    Their settings are those of their checkpoints: recipe.yaml is that of the last to finish.
+    """
+    settings = [trained_settings(folder / way) for way in (_FORWARD, _REVERSE)]
+    keys = dict.fromkeys(key for own in settings for key in own if all(settings))
+    pairs = [
+        (key, *(own.get(key) for own in settings)) for key in keys if key not in _WITHOUT_EFFECT
+    ]
+    seen = [{row["step"]: t for t, row in curve.validations} for curve in curves.values()]
+    pairs += [
+        (f"tokens seen by step {step}", seen[0][step], seen[1][step])
+        for step in sorted(seen[0].keys() & seen[1].keys())[-1:]
+    ]
+    return [f"{key}: {forward}, {reverse}" for key, forward, reverse in pairs if forward != reverse]
 
 
 def _direction(curve: TrainingCurve) -> DirectionResult:
@@ -209,11 +170,11 @@ def _direction(curve: TrainingCurve) -> DirectionResult:
         validation=ValidationCurve(
             step=[int(row["step"]) for row in rows],
             tokens=[seen for seen, _ in validations],
-            loss=[row[_LOSS] for row in rows],
+            loss=[row[LOSS] for row in rows],
             by_position=_over_time(rows, "by_position"),
             by_source=_over_time(rows, "by_source"),
         ),
-        final_loss=rows[-1][_LOSS] if rows else None,
+        final_loss=rows[-1][LOSS] if rows else None,
     )
 
 
@@ -229,7 +190,7 @@ def _training_curve(tokens: list[int], rows: list[Row]) -> LossCurve:
 
 def _over_time(rows: list[Row], part: str) -> dict[str, list[float | None]]:
     """By the part's name, its loss at each validation; None where it is missing."""
-    parts: list[dict[str, float]] = [row.get(f"{_LOSS}_{part}", {}) for row in rows]
+    parts: list[dict[str, float]] = [row.get(f"{LOSS}_{part}", {}) for row in rows]
     names = dict.fromkeys(name for losses in parts for name in losses)
     return {name: [losses.get(name) for losses in parts] for name in names}
 
@@ -254,11 +215,11 @@ def _with_gap(
         gap=gaps,
         final_gap=FinalGap(
             **vars(gaps[-1]),
-            forward=first[_LOSS],
-            reverse=second[_LOSS],
-            relative=second[_LOSS] / first[_LOSS] - 1,
+            forward=first[LOSS],
+            reverse=second[LOSS],
+            relative=second[LOSS] / first[LOSS] - 1 if first[LOSS] else None,
             num_tokens=first.get("valid_tokens"),
-            num_windows=len(first.get(f"{_LOSS}_by_window", [])) or None,
+            num_windows=len(first.get(f"{LOSS}_by_window", [])) or None,
         ),
         gap_by_position=_gap_parts(first, second, "by_position"),
         gap_by_source=_gap_parts(first, second, "by_source"),
@@ -267,7 +228,7 @@ def _with_gap(
 
 def _gap(seen: int, forward: Row, reverse: Row, last: bool) -> Gap:
     gap = gap_of(forward, reverse, _RESAMPLES if last else _RESAMPLES_BEFORE_LAST)
-    mean = reverse[_LOSS] - forward[_LOSS] if gap is None else gap.mean
+    mean = reverse[LOSS] - forward[LOSS] if gap is None else gap.mean
     low, high = (None, None) if gap is None else (gap.low, gap.high)
     return Gap(step=int(forward["step"]), tokens=seen, mean=mean, low=low, high=high)
 
@@ -306,7 +267,7 @@ def _seeds(runs: Sequence[RunComparison]) -> Iterator[SeedGroup]:
     """The groups of pairs whose recipes differ only in name and seed."""
     alike: dict[str, list[tuple[str, FinalGap]]] = {}
     for run in runs:
-        if run.final_gap and run.settings:
+        if run.final_gap and run.settings and not run.differing:
             settings = {k: v for k, v in run.settings.items() if k not in ("name", "seed")}
             key = json.dumps([run.final_gap.step, settings], sort_keys=True)
             alike.setdefault(key, []).append((run.name, run.final_gap))
@@ -324,7 +285,7 @@ def _seeds(runs: Sequence[RunComparison]) -> Iterator[SeedGroup]:
 
 def _gap_parts(forward: Row, reverse: Row, part: str) -> list[PartGap]:
     """Losses and gap of each part that both rows have, in the forward row's order."""
-    losses, others = (row.get(f"{_LOSS}_{part}", {}) for row in (forward, reverse))
+    losses, others = (row.get(f"{LOSS}_{part}", {}) for row in (forward, reverse))
     tokens = forward.get(f"valid_tokens_{part}", {})
     return [
         PartGap(
@@ -350,18 +311,18 @@ def _crossings(curves: Sequence[TrainingCurve]) -> Iterator[Crossing]:
 
 def _crossing(curve: TrainingCurve, other: TrainingCurve) -> Crossing:
     seen, row = other.validations[-1]
-    reached, exact = tokens_to_reach(curve, row[_LOSS])
+    reached, exact = tokens_to_reach(curve, row[LOSS])
     return Crossing(
         run=curve.run,
         direction=curve.direction,
         other_run=other.run,
         other_direction=other.direction,
-        loss=row[_LOSS],
+        loss=row[LOSS],
         other_tokens=seen,
         tokens=reached,
         at_first_validation=not exact,
         share=None if reached is None else reached / seen,
-        lowest=min(r[_LOSS] for _, r in curve.validations),
+        lowest=min(r[LOSS] for _, r in curve.validations),
     )
 
 
@@ -375,7 +336,7 @@ def tokens_to_reach(curve: TrainingCurve, loss: float) -> tuple[float | None, bo
     >>> tokens_to_reach(TrainingCurve("tiny", "forward", rows), loss=2.5)
     (150.0, True)
     """
-    points = [(seen, row[_LOSS]) for seen, row in curve.validations]
+    points = [(seen, row[LOSS]) for seen, row in curve.validations]
     if points and points[0][1] <= loss:
         return float(points[0][0]), False
     for (start, above), (end, below) in pairwise(points):

@@ -117,21 +117,26 @@ class _Claim:
 
 
 def _claims(report: Comparison) -> list[_Claim]:
-    of_runs = [_claim(run.name, run.final_gap) for run in report.runs if run.final_gap]
+    of_runs = [_claim(run, run.final_gap) for run in report.runs if run.final_gap]
     return of_runs + [_claim_of_seeds(group) for group in report.seeds]
 
 
-def _claim(name: str, gap: FinalGap) -> _Claim:
+def _claim(run: RunComparison, gap: FinalGap) -> _Claim:
     """A run's final gap in words."""
     shown = verdict(gap.interval) if gap.interval else "unknown"
+    others = (
+        f"nothing shown: not twins, they differ in more than direction: {'; '.join(run.differing)}"
+    )
+    share = "" if gap.relative is None else f", {number(100 * gap.relative, 2, '+')}%"
     windows = f" in {gap.num_windows:,} windows" if gap.num_windows else ""
     tokens = f", on {gap.num_tokens:,} tokens{windows}" if gap.num_tokens else ""
     return _Claim(
-        claim=f"{name}: after step {gap.step:,} the reverse model is at {number(gap.reverse, 3)} "
-        f"nats per token, its forward twin at {number(gap.forward, 3)}{tokens}",
-        value=f"{_gap_text(gap)}, {number(100 * gap.relative, 2, '+')}%",
-        verdict=_VERDICTS[shown],
-        is_shown=shown in ("better", "worse"),
+        claim=f"{run.name}: after step {gap.step:,} the reverse model is at "
+        f"{number(gap.reverse, 3)} nats per token, its forward twin at "
+        f"{number(gap.forward, 3)}{tokens}",
+        value=_gap_text(gap) + share,
+        verdict=others if run.differing else _VERDICTS[shown],
+        is_shown=shown in ("better", "worse") and not run.differing,
     )
 
 

@@ -43,8 +43,8 @@ class Needed:
     """How many candidates a stopped vote needed, per problem."""
 
     candidates: Interval
-    of: int
-    """The number of candidates without stopping."""
+    of: float
+    """The mean number of candidates without stopping."""
     saved: Interval
     """The share of the candidates that were not needed."""
 
@@ -228,6 +228,8 @@ class SelectionReport(Measurement):
     ledom_version: str = ""
     num_problems: int = 0
     num_candidates: int = 0
+    """The most that a problem has."""
+    fewest_candidates: int = 0
     chosen: str = ""
     """The id of the strategy that chose the answers, named before there was any result."""
     warning: str | None

@@ -84,8 +84,8 @@ class FinalGap(Gap):
 
     forward: float
     reverse: float
-    relative: float
-    """The gap as a share of the forward loss."""
+    relative: float | None
+    """The gap as a share of the forward loss; None if that is 0."""
     num_tokens: int | None
     num_windows: int | None
 
@@ -112,6 +112,8 @@ class RunComparison:
     final_gap: FinalGap | None = None
     gap_by_position: Sequence[PartGap] = field(default_factory=list)
     gap_by_source: Sequence[PartGap] = field(default_factory=list)
+    differing: Sequence[str] = ()
+    """In what else than direction the two trainings differ, each `key: forward, reverse`."""
 
 
 @dataclass(frozen=True, kw_only=True)

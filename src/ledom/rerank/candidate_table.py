@@ -197,7 +197,7 @@ def build_candidate_table(
         correct=cells.correct,
         mask=cells.mask,
         greedy=_greedy_right(problems, candidates),
-        groups=[str(problem.extra.get("group", "")) for problem in problems],
+        groups=[_group(problem) for problem in problems],
         by_model=by_model,
         external_scores=tuple(external_scores),
         num_planned=max(_planned(candidate) for candidate in candidates),
@@ -260,6 +260,12 @@ def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) 
             verdict = is_right(candidate, extract_answer(candidate.text), problem)
             right[problem.id].append(np.nan if verdict is None else float(verdict))
     return np.array([np.mean(found) if found else np.nan for found in right.values()])
+
+
+def _group(problem: Problem) -> str:
+    """The problem's group for results by group; one without has the group `none`."""
+    group = problem.extra.get("group")
+    return "none" if group in (None, "") else str(group)
 
 
 def _planned(candidate: Candidate) -> int:

@@ -22,6 +22,7 @@ from ledom.core.files import fingerprint
 from ledom.core.reading import JsonObject
 from ledom.core.records import (
     CONFIDENCE,
+    NUM_TOKENS,
     SELF_CERTAINTY,
     Candidate,
     Key,
@@ -43,6 +44,7 @@ __all__ = [
     "pools",
     "read_candidates",
     "text_hashes",
+    "written_tokens",
 ]
 
 GIVEN = "candidates.given.jsonl"
@@ -71,8 +73,8 @@ def check_problems(problems: Sequence[Problem]) -> None:
 def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
     """A function that checks candidates of these problems one by one, for `read_records`.
 
-    It raises `InputError` for an unknown problem, and for an index that is repeated or not in
-    [0, 2^63).
+    It raises `InputError` for an unknown problem, for an index that is repeated or not in
+    [0, 2^63), and for a number of tokens that is bad, or unknown though no score will tell it.
 
     >>> check = candidate_check([Problem(id="a", question="2 + 2?")])
     >>> check(Candidate(problem_id="a", index=0, text="4"))
@@ -98,8 +100,34 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
         if candidate.key in seen:
             raise InputError(f"problem {problem_id!r} has two candidates with index {index}")
         seen.add(candidate.key)
+        if written_tokens(candidate) is None and candidate.finish_reason == "unsure":
+            raise InputError(
+                f"candidate {index} of problem {problem_id!r} was broken off (its finish_reason is "
+                f"'unsure') and has no {NUM_TOKENS!r}, which is its cost; add it, or leave out the "
+                "candidate"
+            )
 
     return check
+
+
+def written_tokens(candidate: Candidate) -> int | None:
+    """The number of tokens that sampling recorded with a candidate; None without a record.
+
+    Raises `InputError` for what is no number of tokens.
+
+    >>> written_tokens(Candidate(problem_id="a", index=0, text="4", extra={"num_tokens": 2}))
+    2
+    """
+    known = candidate.extra.get(NUM_TOKENS)
+    if known is None:
+        return None
+    is_number = isinstance(known, int | float) and not isinstance(known, bool)
+    if not is_number or known < 0 or known != int(known):
+        raise InputError(
+            f"candidate {candidate.index} of problem {candidate.problem_id!r}: {NUM_TOKENS!r} is "
+            f"{known!r:.40}, expected a whole number, 0 or more; correct it or leave it out"
+        )
+    return int(known)
 
 
 def match_candidates(

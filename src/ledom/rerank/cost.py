@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ledom.core.records import NUM_TOKENS, Candidate, Score
+from ledom.core.records import Candidate, Score
 from ledom.report.results import Cost
 from ledom.rerank.candidate_table import FEATURES, CandidateTable, FloatArray
-from ledom.rerank.candidates import SharedScores, pools
+from ledom.rerank.candidates import SharedScores, pools, written_tokens
 from ledom.rerank.strategies import (
     EarlyVote,
     Greedy,
@@ -52,7 +52,7 @@ class Costs:
     >>> from ledom.core.records import Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
     >>> from ledom.rerank.strategies import STRATEGIES
-    >>> drawn = [Candidate(problem_id="p", index=0, text="4", extra={NUM_TOKENS: 2})]
+    >>> drawn = [Candidate(problem_id="p", index=0, text="4", extra={"num_tokens": 2})]
     >>> score = Score(problem_id="p", index=0, model="m", direction="forward", target="y|x",
     ...               logprob=-1.5, num_tokens=3)
     >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [score])
@@ -159,8 +159,8 @@ class Costs:
 
 def _tokens_of(candidate: Candidate, shared: SharedScores) -> int:
     """A candidate's number of tokens, as sampling counted them, else as a model scored them."""
-    known = candidate.extra.get(NUM_TOKENS)
-    if isinstance(known, int):
+    known = written_tokens(candidate)
+    if known is not None:
         return known
     score = shared.find(candidate, "y|x") or shared.find(candidate, "y")
     assert score is not None, "every candidate has a score"

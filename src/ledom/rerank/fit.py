@@ -154,12 +154,13 @@ def cross_fit(
     >>> [(rows.tolist(), fitted.num_problems) for rows, fitted in folds]
     [([0], 1), ([1], 1)]
     """
-    questions = list(dict.fromkeys(problem.question for problem in problems))
+    hashes = [question_hash(problem.question) for problem in problems]
+    questions = list(dict.fromkeys(hashes))
     check_folds(num_folds, len(questions))
     known = np.ones(len(problems), bool) if labeled is None else labeled
     fold_of = np.random.default_rng(1).permutation(len(questions)) % num_folds
     place = {question: i for i, question in enumerate(questions)}
-    fold = np.array([fold_of[place[problem.question]] for problem in problems])
+    fold = np.array([fold_of[place[question]] for question in hashes])
     folds = []
     for i in range(num_folds):
         rest = np.flatnonzero(known & (fold != i))

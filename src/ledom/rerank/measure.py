@@ -196,9 +196,10 @@ def _needed(table: CandidateTable) -> Needed:
     """How many candidates decide a problem's vote, and what share of the candidates that saves."""
     needed = needed_candidates(table).astype(float)
     planned = np.maximum(table.mask.sum(axis=1), max(table.num_planned, 1))
+    mean = float(planned.mean())
     return Needed(
         candidates=bootstrap_interval(needed),
-        of=int(planned.max()),
+        of=int(mean) if mean.is_integer() else round(mean, 1),
         saved=share_interval(1 - needed / planned),
     )
 
@@ -206,7 +207,8 @@ def _needed(table: CandidateTable) -> Needed:
 def _by_number(
     table: CandidateTable, weighing: Weighing, rights: dict[str, FloatArray]
 ) -> AccuracyByN | None:
-    smallest = int(table.mask.sum(axis=1).min())
+    counts = table.mask.sum(axis=1)
+    smallest = int(counts.min())
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]
     if smallest < 2:
         return None
@@ -214,7 +216,7 @@ def _by_number(
     shown = [name for name in _SHOWN_BY_N if name in rights]
     curves: dict[str, list[float]] = {name: [] for name in shown}
     for n in numbers:
-        subsets = [table.sample(n, rng) for _ in range(_SUBSETS if n < smallest else 1)]
+        subsets = [table.sample(n, rng) for _ in range(_SUBSETS if n < counts.max() else 1)]
         for name in shown:
             values = [weighing(subset, name).mean() for subset in subsets]
             curves[name].append(float(np.mean(values)))
@@ -318,11 +320,13 @@ class Change:
     """The column of the other candidate."""
 
 
-def changes(table: CandidateTable, tuned: TunedWeights, most: int = 3) -> list[Change]:
+def changes(
+    table: CandidateTable, tuned: TunedWeights, folds: Folds = (), most: int = 3
+) -> list[Change]:
     """Up to `most` problems, first those where Reverse Reward is right and the forward model wrong.
 
     Among these, and among the rest, those come first whose question's log-probability differs most
-    between the two candidates. None without a reverse model's scores.
+    between the two candidates. None without a reverse model's scores. See `measure` for `folds`.
 
     >>> from ledom.core.records import Candidate, Problem, Score
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -335,20 +339,20 @@ def changes(table: CandidateTable, tuned: TunedWeights, most: int = 3) -> list[C
     """
     if "reverse" not in table.features:
         return []
-    judged, rejected = _judge(table, tuned)
+    judged, rejected = _judge(table, Weighing(tuned, folds))
     picked = judged.argmax(axis=1)
-    rows = np.arange(len(picked))
+    rows = np.flatnonzero(picked != rejected)
+    picked, rejected = picked[rows], rejected[rows]
     reverse = table.features["reverse"]
     gap = reverse[rows, picked] - reverse[rows, rejected]
     better = table.correct[rows, picked] & ~table.correct[rows, rejected]
     return [
-        Change(int(row), judged[row], int(rejected[row]))
-        for row in np.lexsort((-gap, ~better))[:most]
-        if picked[row] != rejected[row]
+        Change(int(rows[place]), judged[rows[place]], int(rejected[place]))
+        for place in np.lexsort((-gap, ~better))[:most]
     ]
 
 
-def _judge(table: CandidateTable, tuned: TunedWeights) -> tuple[FloatArray, NDArray[np.int64]]:
+def _judge(table: CandidateTable, weighing: Weighing) -> tuple[FloatArray, NDArray[np.int64]]:
     """Scores [P, N] that pick a candidate, and the columns [P] of the rejected candidates.
 
     Rejected are the forward model's picks, or the worst candidates without a forward model.
@@ -356,6 +360,6 @@ def _judge(table: CandidateTable, tuned: TunedWeights) -> tuple[FloatArray, NDAr
     if "forward" not in table.features:
         score = STRATEGIES["reverse_only"].score(table, None)
         return score, np.where(table.mask, score, np.inf).argmin(axis=1)
-    judge = "reverse_reward" if "reverse_reward" in tuned.weights else "reverse_only"
-    score = STRATEGIES[judge].score(table, tuned.weights.get(judge))
+    judge = "reverse_reward" if "reverse_reward" in weighing.tuned.weights else "reverse_only"
+    score = weighing(table, judge, Strategy.score)
     return score, STRATEGIES["forward"].score(table, None).argmax(axis=1)

@@ -20,7 +20,6 @@ from ledom.core.errors import InputError
 from ledom.core.files import check_processes
 from ledom.core.records import (
     CONFIDENCE,
-    NUM_TOKENS,
     SELF_CERTAINTY,
     Candidate,
     Key,
@@ -48,6 +47,7 @@ from ledom.rerank.candidates import (
     labeled_problems,
     match_candidates,
     pools,
+    written_tokens,
 )
 from ledom.rerank.contrast import fill_contrast
 from ledom.rerank.cost import Costs
@@ -59,7 +59,14 @@ from ledom.rerank.measure import changes, measure
 from ledom.rerank.sample import check_prompts, fill_candidates, sample_candidates, sampling_groups
 from ledom.rerank.score import ScoreFiles, check_room, fill_scores
 from ledom.rerank.strategies import check_score_names
-from ledom.rerank.weights import Folds, Selection, TunedWeights, preferred_strategy, select
+from ledom.rerank.weights import (
+    Folds,
+    Selection,
+    TunedWeights,
+    preferred_strategy,
+    question_hash,
+    select,
+)
 
 __all__ = ["Job", "rerank"]
 
@@ -137,17 +144,20 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     _keep_inputs(job)
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
     labeled = labeled_problems(job.problems, candidates)
-    measured = _measured(job, table, labeled, candidates, scores)
+    folds = _cross_fit(job, table, labeled)
+    measured = _measured(job, table, folds, labeled, candidates, scores)
     chosen = preferred_strategy(table, job.weights)
-    selections = select(table, candidates, chosen, job.weights)
+    selections = select(table, candidates, chosen, job.weights, folds)
     write_records(job.out / "selected.jsonl", selections)
+    counts = table.mask.sum(axis=1)
     report = SelectionReport(
         **vars(measured),
         title=job.title,
         command=job.command,
         ledom_version=__version__,
         num_problems=len(job.problems),
-        num_candidates=int(table.mask.sum(axis=1).max()),
+        num_candidates=int(counts.max()),
+        fewest_candidates=int(counts.min()),
         chosen=chosen,
         warning=unfamiliar(job.reverse, scores),
         notes=_notes(job, table, labeled, candidates, scores),
@@ -155,28 +165,34 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
             str(lm.direction): ModelInfo(name=lm.name, parameters=lm.num_parameters)
             for lm in _models(job)
         },
-        cases=_cases(job, table, candidates, scores),
+        cases=_cases(job, table, folds, candidates, scores),
         answers=[] if labeled.any() else _shown_answers(job.problems, selections),
     )
     return report, write_report(job.out, report)
 
 
+def _cross_fit(job: Job, table: CandidateTable, labeled: BoolArray) -> Folds:
+    """The weights of each fold, if the job asks for folds; its own are then fitted on all."""
+    if not job.folds:
+        return ()
+    folds = cross_fit(table, job.problems, job.folds, labeled)
+    job.weights = tune_labeled(table, job.problems, labeled)
+    job.notes.append(
+        f"answers are chosen by cross-fitting: the weights for each of {job.folds} folds of the "
+        "problems were fitted on the others"
+    )
+    return folds
+
+
 def _measured(
     job: Job,
     table: CandidateTable,
+    folds: Folds,
     labeled: BoolArray,
     candidates: Sequence[Candidate],
     scores: Sequence[Score],
 ) -> Measurement:
-    """The measurement on the labeled problems; with folds, first fits the job's weights on them."""
-    folds: Folds = ()
-    if job.folds:
-        folds = cross_fit(table, job.problems, job.folds, labeled)
-        job.weights = tune_labeled(table, job.problems, labeled)
-        job.notes.append(
-            f"accuracies are cross-fitted: weights fitted on {job.folds - 1} of {job.folds} folds "
-            "of the problems, measured on the last"
-        )
+    """The measurement on the labeled problems."""
     if not labeled.any():
         return Measurement(num_labeled=0)
     costs = Costs.count(table, candidates, scores, _parameters(job), read_timings(job.out))
@@ -193,13 +209,26 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
         raise InputError("no model to score with; give a forward or a reverse one")
     check_problems(job.problems)
     if job.folds:
-        check_folds(job.folds, len({problem.question for problem in job.problems}))
-    job.weights.refuse_overlap(job.problems)
+        check_folds(job.folds, len({question_hash(problem.question) for problem in job.problems}))
+    else:  # with folds, the job's own weights are not used
+        job.weights.refuse_overlap(job.problems)
+    _check_demonstrations(job)
     if job.candidates is not None:
         match_candidates(job.problems, job.candidates)
     _check_sampling(job, external_scores)
     for lm in _models(job):
         check_room(job.problems, lm, job.demonstrations)
+
+
+def _check_demonstrations(job: Job) -> None:
+    """Raise `InputError` for a demonstration that tells the answer of one of the problems."""
+    asked = {question_hash(problem.question): problem.id for problem in job.problems}
+    for shown in job.demonstrations:
+        if problem_id := asked.get(question_hash(shown.question)):
+            raise InputError(
+                f"the demonstration {shown.id!r} solves problem {problem_id!r}, so the models "
+                "would read its answer; take it out of the demonstrations"
+            )
 
 
 def _parameters(job: Job) -> dict[str, int | None]:
@@ -294,12 +323,16 @@ def _keep_inputs(job: Job) -> None:
 
 
 def _cases(
-    job: Job, table: CandidateTable, candidates: Sequence[Candidate], scores: Sequence[Score]
+    job: Job,
+    table: CandidateTable,
+    folds: Folds,
+    candidates: Sequence[Candidate],
+    scores: Sequence[Score],
 ) -> list[Case]:
     """The problems that show best what the reverse model changes."""
     pool_of = pools(table.problem_ids, candidates)
     shared = SharedScores(candidates, scores)
-    found = [(job.problems[change.row], change) for change in changes(table, job.weights)]
+    found = [(job.problems[change.row], change) for change in changes(table, job.weights, folds)]
     return [
         case_of(problem, pool_of[problem.id], shared, change.judged, change.rejected)
         for problem, change in found
@@ -345,7 +378,7 @@ def _notes(
         f"were drawn ({1 - drawn / max(planned, 1):.1%} saved); the majority's answers are those "
         "of all, the other strategies choose among what was drawn": table.num_planned,
         f"{len(broken_off)} candidates were broken off where the model became unsure, after "
-        f"{sum(int(c.extra.get(NUM_TOKENS, 0)) for c in broken_off):,} tokens in all; no strategy "
+        f"{sum(written_tokens(c) or 0 for c in broken_off):,} tokens in all; no strategy "
         "chooses them": broken_off,
         f"{truncated} scores are of solutions cut to the model's context": truncated,
         f"{cut} candidates ran out of tokens before they ended": cut,

@@ -162,16 +162,18 @@ class Vote(Strategy):
     kind = "vote"
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """See `Strategy.accuracy`; 0 where no candidate has an answer."""
-        best = leading(self.shares(table, weights)) & (table.answers >= 0)
-        same = _same_answer(table)
-        # A tie is between answers, not candidates, so only an answer's first candidate counts.
-        earlier = np.tri(same.shape[1], k=-1, dtype=bool)
-        chosen = best & ~(same & earlier).any(axis=2)
-        # An answer is right if any of its candidates is: labels from a file may disagree.
-        right = (same & table.correct[:, None, :]).any(axis=2)
-        count = chosen.sum(axis=1)
-        return np.where(count > 0, (chosen & right).sum(axis=1) / np.maximum(count, 1), 0.0)
+        """See `Strategy.accuracy`.
+
+        An answer is given by the best of its candidates, whose labels from a file may disagree.
+        Where no candidate has an answer, the best of all is chosen.
+        """
+        best = leading(self.shares(table, weights)) & table.mask
+        score = self.score(table, weights)
+        same = _same_answer(table) & table.mask[:, None, :]
+        chosen = best & ~(same & (score[:, None, :] > score[:, :, None])).any(axis=2)
+        # A tie is between answers, not candidates.
+        parts = np.where(chosen, 1 / np.maximum((same & chosen[:, None, :]).sum(axis=2), 1), 0.0)
+        return np.asarray((parts * table.correct).sum(axis=1) / parts.sum(axis=1))
 
 
 class EarlyVote(Vote):

@@ -207,12 +207,13 @@ def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, 
 
 
 def question_hash(question: str) -> str:
-    """A short fingerprint of a question's text.
+    r"""A short fingerprint of a question's words: copies of a problem may differ in white space.
 
-    >>> question_hash("2 + 2?") == question_hash("2 + 2 ?"), len(question_hash("2 + 2?"))
-    (False, 12)
+    >>> question_hash("What is\n2 + 2? ") == question_hash("What is 2 + 2?")
+    True
     """
-    return hashlib.sha256(question.encode()).hexdigest()[:_HASH_LENGTH]
+    words = " ".join(question.split())
+    return hashlib.sha256(words.encode()).hexdigest()[:_HASH_LENGTH]
 
 
 Folds = Sequence[tuple[NDArray[np.int64], TunedWeights]]
@@ -331,9 +332,13 @@ def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
 
 
 def select(
-    table: CandidateTable, candidates: Sequence[Candidate], name: str, weights: TunedWeights
+    table: CandidateTable,
+    candidates: Sequence[Candidate],
+    name: str,
+    weights: TunedWeights,
+    folds: Folds = (),
 ) -> list[Selection]:
-    """A strategy's choice for each problem.
+    """A strategy's choice for each problem, by the weights of its fold if there are `folds`.
 
     It is the candidate that the strategy picks, or the best of those with the winning answer.
 
@@ -343,10 +348,9 @@ def select(
     >>> [(s.index, s.confidence) for s in select(table, drawn, "majority", default_weights())]
     [(1, 0.5)]
     """
-    strategy, own = strategies(table.external_scores)[name], weights.weights.get(name)
-    shares = strategy.shares(table, own)
-    score = strategy.score(table, own) if strategy.features else np.zeros(shares.shape)
-    votes = isinstance(strategy, Vote)
+    weighing = Weighing(weights, folds)
+    shares, score = (weighing(table, name, f) for f in (Strategy.shares, Strategy.score))
+    votes = isinstance(strategies(table.external_scores)[name], Vote)
     eligible_cells = table.mask & (leading(shares) if votes else True)
     selections = []
     for row, (problem_id, pool) in enumerate(pools(table.problem_ids, candidates).items()):
