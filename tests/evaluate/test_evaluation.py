@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,11 +33,12 @@ FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_fewshot", [0, 2])
 def test_the_numbers_are_those_of_the_harness_itself(
-    choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+    num_fewshot: int, choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
     """lm_eval with `LedomLM`, and `ledom eval`."""
-    source = find_source(str(choices), Options())
+    source = find_source(str(choices), Options(num_fewshot=num_fewshot))
     for model in models.values():
         found = evaluate(source, tmp_path / str(model.direction), model)
         theirs = simple_evaluate(
@@ -49,6 +51,12 @@ def test_the_numbers_are_those_of_the_harness_itself(
         for metric in ("acc", "acc_norm"):
             row = next(r for r in found["tasks"][0]["rows"] if r["metric"] == metric)
             assert row["value"] == pytest.approx(theirs["results"]["mine"][f"{metric},none"])
+        file = tmp_path / str(model.direction) / str(model.direction) / "mine.loglikelihood.jsonl"
+        value = json.loads(file.read_text().splitlines()[0])["value"]
+        bayes = value["continuation"]
+        if model.direction is REVERSE:
+            bayes += value["context"] - value["alone"]
+        assert theirs["samples"]["mine"][0]["resps"][0][0][0] == pytest.approx(bayes)
 
 
 class Stopped(FakeLanguageModel):

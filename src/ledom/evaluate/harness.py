@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -28,6 +28,7 @@ from ledom.model.device import default_device
 try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
+    from lm_eval.api.task import Task
     from lm_eval.evaluator import evaluate
     from lm_eval.models.utils import postprocess_generated_text
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -42,9 +43,29 @@ __all__ = ["LedomLM", "Written", "document_batches", "run_tasks"]
 _FEWSHOT_SEED = 1234  # the harness's own
 _TOGETHER = 256  # requests that go to the model in one call
 
+_WITH_EXAMPLES: dict[str, Task] = {}
+"""The tasks by name whose contexts begin with solved examples."""
+
 T = TypeVar("T")
 Written = tuple[str, int]
 """A text, and how many tokens its prompt lost."""
+
+
+def _remember_examples() -> None:
+    """Note the tasks whose requests are built with examples: the harness does not tell a model."""
+    build = Task.build_all_requests
+
+    @wraps(build)
+    def build_and_note(task: Task, *given: Any, **settings: Any) -> None:
+        _WITH_EXAMPLES.pop(str(task.config.task), None)
+        if task.config.num_fewshot and not settings.get("apply_chat_template"):
+            _WITH_EXAMPLES[str(task.config.task)] = task
+        build(task, *given, **settings)
+
+    Task.build_all_requests = build_and_note
+
+
+_remember_examples()
 
 
 @register_model("ledom")
@@ -93,8 +114,6 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         self.add_bos_token = add_bos_token
         self.batch_size = batch_size  # recorded by the harness; ledom chooses its own
         self.cut: Counter[str] = Counter()
-        self.tasks: dict[str, Any] = {}
-        """Tasks by name, for a reverse model to read their examples first (`run_tasks`)."""
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -205,7 +224,8 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     def request(self, instance: Instance) -> Request:
         """A request of the harness, in the group of its document.
 
-        If its task is in `tasks`, its examples are behind the continuation.
+        The harness puts solved examples in front of the question. A reverse model would read them
+        last, so they are behind the continuation for it (except in a chat).
         """
         context, continuation = instance.args[:2]
         known = instance.task_name is not None and instance.doc_id is not None
@@ -217,8 +237,8 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
     def _examples(self, instance: Instance) -> str:
         """What a context has in front of its own question; empty if it is to stay there."""
-        task, context = self.tasks.get(str(instance.task_name)), str(instance.args[0])
-        if task is None or not context.strip():
+        task, context = _WITH_EXAMPLES.get(str(instance.task_name)), str(instance.args[0])
+        if task is None or self.direction is Direction.FORWARD or not context.strip():
             return ""
         doc = instance.doc
         several = getattr(task, "multiple_input", False)
@@ -355,19 +375,12 @@ def _load(model: str, direction: str | None, device: str | None, dtype: str) -> 
 
 
 def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) -> JsonObject:
-    """The harness's results and samples for these tasks.
-
-    The harness puts solved examples in front of the question. A reverse model would read them last,
-    so they are given to it behind the choice (except in a chat).
-    """
-    by_name = {str(task.config.task): task for task in tasks}
+    """The harness's results and samples for these tasks."""
     for task in tasks:
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
-    if lm.direction is Direction.REVERSE and not chat:
-        lm.tasks = {name: task for name, task in by_name.items() if task.config.num_fewshot}
     found = evaluate(
         lm,
-        {"tasks": by_name},
+        {"tasks": {str(task.config.task): task for task in tasks}},
         limit=limit,
         bootstrap_iters=0,
         apply_chat_template=chat,
