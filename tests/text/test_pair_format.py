@@ -3,12 +3,12 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import Regex, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.errors import InputError
 from ledom.text.pair_format import STYLES, PairFormat, restyle
-from ledom.text.tokenizer import EOS_TOKEN, Tokenizer
+from ledom.text.tokenizer import EOS_TOKEN, Tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,19 @@ def test_spans_cover_the_fields_of_any_script(tokenizer, question, solution):
     assert pair.solution == (1 + sum(place <= ends for place in places), len(pair.ids) - 1)
     covered = {i for start, end in pair.offsets[slice(*pair.solution)] for i in range(start, end)}
     assert covered == set(range(len(solution)))
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_a_cut_ends_where_offsets_leave_out_spaces(trim):
+    """Pythia's and RoBERTa's offsets have no spaces: a cut before the space cut nothing, forever."""
+    tokenizer = train_tokenizer([], 257)  # a token per byte
+    tokenizer.backend.post_processor = processors.ByteLevel(trim_offsets=trim)
+    for room, kept in ((7, "a b c  "), (6, "a b c "), (5, "a b c"), (4, "a b "), (2, "a ")):
+        ((pair, text),) = PairFormat("{question}{solution}").fit(
+            tokenizer, [("q", "a b c   ")], [], [], room=room
+        )
+        assert text.rstrip() == kept.rstrip()
+        assert len(pair.ids) - 1 <= room
 
 
 def test_a_solution_loses_the_tokens_that_do_not_fit(two_chars):
