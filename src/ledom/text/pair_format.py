@@ -41,6 +41,7 @@ ANSWER_MARK = "####"
 _DIVIDED_BY_FRACTION = re.compile(r"÷ ?(\d+)/(\d+)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
+_LEADING_POINT = re.compile(r"(?<![\w.)])\.(?=\d)")
 _TIMES = re.compile(r"(?<=[\d%]) ?[x×] ?(?=[$€£]?\d)|(?<=\w) x (?=[$€£]?\d)|×")
 _SYMBOLS = str.maketrans({"÷": "/", "•": "-"})
 _NUMBER = r"[$€£]?\d{1,15}(?:\.\d{1,9})?%?"
@@ -55,13 +56,17 @@ _EXPRESSION = re.compile(  # in the `numbers` style: an expression, with its res
     r"(?: = \d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)*)*"
 )
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-_LATEX = (
+_ONE_TERM = re.compile(r"-?[\w.\\]*")
+_LATEX: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\(?:times|cdot)\b"), "*"),
     (re.compile(r"\\div\b"), "/"),
-    (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), r"\1/\2"),
+    (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), lambda match: _fraction(*match.groups())),
     (re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\[()\[\],!;$%]|\*\*|[()`]"), ""),
+    (re.compile(r"\\%"), "%"),
+    (re.compile(r"\\[()\[\],!;$]|\*\*|`"), ""),
 )
+_BRACKET = re.compile(r"[()]")
+_LIST = re.compile(r"[(\[{][^()\[\]{}]*,")
 _ANSWER_LINE = re.compile(
     r"(?:^|(?<=[.!?] ))(?:A:|Answer:|####|[^.\n]{0,60}\banswer is\b)[^\n]*\Z",
     re.MULTILINE | re.IGNORECASE,
@@ -273,12 +278,13 @@ def restyle(solution: str, style: Style, answer: str | None = None) -> str:
 
 
 def normalize_numbers(text: str) -> str:
-    """Write all numbers in one way: 350,000 -> 350000, 38.0 -> 38.
+    """Write all numbers in one way: 350,000 -> 350000, 38.0 -> 38, .5 -> 0.5.
 
-    >>> normalize_numbers("350,000 and 38.0")
-    '350000 and 38'
+    >>> normalize_numbers("350,000 and 38.0 * .5")
+    '350000 and 38 * 0.5'
     """
-    return _TRAILING_ZEROS.sub(r"\1", _THOUSANDS.sub("", text)).translate(_SYMBOLS)
+    text = _LEADING_POINT.sub("0.", _THOUSANDS.sub("", text))
+    return _TRAILING_ZEROS.sub(r"\1", text).translate(_SYMBOLS)
 
 
 def bare_steps(solution: str) -> str:
@@ -328,7 +334,7 @@ the equations, so it explains nothing."""
 
 
 def _plain_steps(solution: str) -> str:
-    return bare_steps(_without_markup(_ANSWER_LINE.sub("", solution.strip())))
+    return bare_steps(_BRACKET.sub("", _without_markup(_ANSWER_LINE.sub("", solution.strip()))))
 
 
 def _without_markup(text: str) -> str:
@@ -338,11 +344,18 @@ def _without_markup(text: str) -> str:
     return text
 
 
+def _fraction(over: str, under: str) -> str:
+    return "/".join(part if _ONE_TERM.fullmatch(part) else f"({part})" for part in (over, under))
+
+
 def _ended(steps: str, solution: str, answer: str | None) -> str:
     final = answer if answer is not None else extract_answer(solution)
     if final is None:
         return steps
-    final = normalize_numbers(_without_markup(final)).strip().lstrip("$€£").rstrip(". ")
+    final = _without_markup(final)
+    if not _LIST.search(final):  # (3,400) is a pair
+        final = normalize_numbers(final)
+    final = final.strip().lstrip("$€£").rstrip(". ")
     return f"{steps}\n{ANSWER_MARK} {final}".lstrip()
 
 
