@@ -251,6 +251,8 @@ def test_a_known_answer_takes_the_place_of_the_stated_one():
         ("1,400", "1400"),
         (r"\frac{x+1}{2}", "(x+1)/2"),
         (r"\frac{-1}{2}", "-1/2"),
+        (r"\frac{1}{4k}", "1/(4k)"),
+        (r"137\frac{1}{2}", "137 1/2"),
         (r"\left(3, \frac{\pi}{2}\right)", r"\left(3, \pi/2\right)"),
     ],
 )

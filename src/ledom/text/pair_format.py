@@ -56,11 +56,11 @@ _EXPRESSION = re.compile(  # in the `numbers` style: an expression, with its res
     r"(?: = \d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)*)*"
 )
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-_ONE_TERM = re.compile(r"-?[\w.\\]*")
+_ONE_TERM = re.compile(r"-?(?:[\d.]+|[A-Za-z]|\\[A-Za-z]+)")
 _LATEX: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\(?:times|cdot)\b"), "*"),
     (re.compile(r"\\div\b"), "/"),
-    (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), lambda match: _fraction(*match.groups())),
+    (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), lambda match: _fraction(match)),
     (re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\[()\[\],!;$]|\*\*|`"), ""),
@@ -344,8 +344,10 @@ def _without_markup(text: str) -> str:
     return text
 
 
-def _fraction(over: str, under: str) -> str:
-    return "/".join(part if _ONE_TERM.fullmatch(part) else f"({part})" for part in (over, under))
+def _fraction(match: re.Match[str]) -> str:
+    is_mixed = match.string[: match.start()][-1:].isdigit()  # 2\frac{3}{4}
+    parts = (part if _ONE_TERM.fullmatch(part) else f"({part})" for part in match.groups())
+    return f"{' ' if is_mixed else ''}{'/'.join(parts)}"
 
 
 def _ended(steps: str, solution: str, answer: str | None) -> str:
