@@ -162,6 +162,12 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
     write_parquet(file, ["a"], key="content")
     with pytest.raises(InputError, match=r"d\.parquet: no key 'text', only id, content"):
         list(documents.texts())
+    write_parquet(file, ["a" * 99] * 9, rows_a_group=3)
+    damaged = bytearray(file.read_bytes())
+    damaged[4 : len(damaged) // 2] = b"\xff" * (len(damaged) // 2 - 4)
+    file.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"d\.parquet: cannot be read[^\n]*\Z"):  # one line
+        list(documents.texts())
     file.write_bytes(b"not Parquet at all")
     with pytest.raises(InputError, match=r"d\.parquet: cannot be read as Parquet"):
         list(documents.texts())

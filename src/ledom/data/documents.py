@@ -172,7 +172,7 @@ class FileDocuments:
                 try:
                     yield from FORMATS[format](file, start, end, self.text_key)
                 except (OSError, EOFError, zlib.error) as error:
-                    raise InputError(f"cannot be read: {error}", path=file) from None
+                    raise InputError(f"cannot be read: {in_one_line(error)}", path=file) from None
             first, last = first - size, last - size
 
 
@@ -288,7 +288,8 @@ def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"row {row}: not UTF-8 text: {error}", path=file) from None
     except ArrowException as error:
-        raise InputError(f"cannot be read as Parquet: {error}", path=file) from None
+        reason = in_one_line(error)
+        raise InputError(f"cannot be read as Parquet: {reason}", path=file) from None
     except InputError as error:
         raise (InputError(f"row {row}: {error}", path=file) if row else error) from None
 
