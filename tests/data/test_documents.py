@@ -38,6 +38,7 @@ def write_parquet(file: Path, texts: list[Any], rows_a_group: int = 2, key: str 
 WRITERS: dict[str, Callable[[Path, list[str]], object]] = {
     "d.jsonl": lambda file, texts: file.write_bytes(jsonl(texts)),
     "d.ndjson": lambda file, texts: file.write_bytes(b"\n" + jsonl(texts).rstrip(b"\n")),
+    "D.JSONL.GZ": lambda file, texts: file.write_bytes(gzip.compress(jsonl(texts))),
     "d.jsonl.gz": lambda file, texts: file.write_bytes(gzip.compress(jsonl(texts))),
     "d.jsonl.zst": lambda file, texts: file.write_bytes(
         zstd(jsonl(texts[:2])) + zstd(jsonl(texts[2:]))  # as parallel compressors write

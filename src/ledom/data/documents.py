@@ -125,8 +125,12 @@ def _is_of_format(file: Path, finder: FileFinder) -> bool:
 
 
 def _format_of(file: Path) -> str | None:
-    name = Path(file.stem) if file.suffix in _COMPRESSED else file
-    return _SUFFIXES.get(name.suffix)
+    name = Path(file.stem) if _is_compressed(file) else file
+    return _SUFFIXES.get(name.suffix.lower())
+
+
+def _is_compressed(file: Path) -> bool:
+    return file.suffix.lower() in _COMPRESSED
 
 
 @dataclass(frozen=True)
@@ -318,7 +322,7 @@ class _Lines:
         self._skipped = 0  # bytes before the first of these lines
 
     def __iter__(self) -> Iterator[bytes]:
-        compressed = self._file.suffix in _COMPRESSED
+        compressed = _is_compressed(self._file)
         if compressed and self._start > 0:
             return
         with _unpack(self._file) if compressed else self._file.open("rb") as source:
@@ -355,7 +359,7 @@ class _Lines:
 
 
 def _unpack(file: Path) -> IO[bytes]:
-    if file.suffix == ".gz":
+    if file.suffix.lower() == ".gz":
         return gzip.open(file, "rb")  # type: ignore[return-value]
     try:
         import pyarrow
