@@ -52,8 +52,9 @@ _JSON_VALUE = re.compile(
 _NOT_SPACE = re.compile(r"\S")
 _FENCE = re.compile(r"```(?:json)?")
 _CLAUSE = re.compile(
-    r"(?:[,;]\s|\s\(|\s(?=(?:because|since|as|rather than|instead of|(?:and |but )?not)\b))"
-    r"(?!and (?!not\b)|or\b)(?=[^\W\d_]{2})"
+    r"(?:[,;]\s|\s\(|\s[-\u2013\u2014]\s(?=(?:because|but|note|since|so|that|this|which)\b)"
+    r"|\s(?=(?:because|since|as|rather than|instead of|(?:and |but )?not)\b))"
+    r"(?!and (?!not\b)|or\b)(?=[^\W\d_]{2}|i\.e\.)"
     r"|\s\((?=[^()]{1,99}\)\Z)"  # a remark: 7 (3 + 4)
 )
 _ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
