@@ -257,11 +257,8 @@ class PairFormat:
 
 def _tokens_in(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
     """The span of tokens whose last character lies in the characters [start, end)."""
-    inside = [i for i, (_, token_end) in enumerate(offsets) if start < token_end <= end]
-    if not inside:
-        at = sum(1 for _, token_end in offsets if token_end <= start)
-        return at, at
-    return inside[0], inside[-1] + 1
+    first, last = (sum(token_end <= place for _, token_end in offsets) for place in (start, end))
+    return first, last
 
 
 # --- styles ---
