@@ -297,6 +297,8 @@ EQUAL = [
     (r"0.5\pi", r"\frac{\pi}{2}", "a decimal"),
     (r"36\pi\text{ cm}^2", r"36\pi", "a unit"),
     (r"4-\pi", r"-(\pi-4)", "a sign before a bracket"),
+    (r"x \leq -1 \text{ or } x \geq 2", r"(-\infty,-1]\cup[2,\infty)", "the same set"),
+    (r"x > 2 or x < -1", r"x \in (-\infty,-1)\cup(2,\infty)", "the same set"),
     (r"\pi/4 \approx 0.785", r"\frac{\pi}{4}", "an approximation after it"),
     (r"3 + 2\sqrt{2} \approx 5.83", r"3+2\sqrt2", "an approximation after it"),
     (r"\tan^{-1} 1", r"\frac{\pi}{4}", "the inverse function"),

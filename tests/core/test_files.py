@@ -58,6 +58,8 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"file/out\.jsonl: cannot be written"):
         write_records(tmp_path / "file" / "out.jsonl", [])
+    with pytest.raises(OutputError, match="cannot be written: File name too long"):
+        write_records(tmp_path / ("x" * 300), [])
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match="folder: cannot be written"):
         write_records(tmp_path / "folder", [])
@@ -69,6 +71,30 @@ def test_a_device_is_not_replaced(tmp_path):
     with pytest.raises(OutputError, match="not a regular file"):
         write_records(tmp_path / "pipe", [Document(id="1", text="x")])
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_new_files_have_the_permissions_that_the_user_set(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_records(tmp_path / "a.jsonl", [])
+        with write_folder(tmp_path / "model"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.jsonl").stat().st_mode & 0o777 == 0o666 & ~umask
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_a_file_keeps_its_permissions_and_its_place_behind_a_link(tmp_path):
+    (tmp_path / "kept").mkdir()
+    private = tmp_path / "kept" / "out.jsonl"
+    private.touch(0o600)
+    (tmp_path / "out.jsonl").symlink_to(private)
+    write_records(tmp_path / "out.jsonl", [Document(id="1", text="x")])
+    assert (tmp_path / "out.jsonl").is_symlink()
+    assert private.read_text() == '{"id": "1", "text": "x"}\n'
+    assert private.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):

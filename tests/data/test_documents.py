@@ -38,6 +38,7 @@ def write_parquet(file: Path, texts: list[Any], rows_a_group: int = 2, key: str 
 WRITERS: dict[str, Callable[[Path, list[str]], object]] = {
     "d.jsonl": lambda file, texts: file.write_bytes(jsonl(texts)),
     "d.ndjson": lambda file, texts: file.write_bytes(b"\n" + jsonl(texts).rstrip(b"\n")),
+    "D.JSONL.GZ": lambda file, texts: file.write_bytes(gzip.compress(jsonl(texts))),
     "d.jsonl.gz": lambda file, texts: file.write_bytes(gzip.compress(jsonl(texts))),
     "d.jsonl.zst": lambda file, texts: file.write_bytes(
         zstd(jsonl(texts[:2])) + zstd(jsonl(texts[2:]))  # as parallel compressors write
@@ -161,6 +162,12 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
         parts(documents, 3)
     write_parquet(file, ["a"], key="content")
     with pytest.raises(InputError, match=r"d\.parquet: no key 'text', only id, content"):
+        list(documents.texts())
+    write_parquet(file, ["a" * 99] * 9, rows_a_group=3)
+    damaged = bytearray(file.read_bytes())
+    damaged[4 : len(damaged) // 2] = b"\xff" * (len(damaged) // 2 - 4)
+    file.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"d\.parquet: cannot be read[^\n]*\Z"):  # one line
         list(documents.texts())
     file.write_bytes(b"not Parquet at all")
     with pytest.raises(InputError, match=r"d\.parquet: cannot be read as Parquet"):

@@ -3,12 +3,13 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import Regex, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.errors import InputError
+from ledom.text.answers import equal_answers
 from ledom.text.pair_format import STYLES, PairFormat, restyle
-from ledom.text.tokenizer import EOS_TOKEN, Tokenizer
+from ledom.text.tokenizer import EOS_TOKEN, Tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,19 @@ def test_spans_cover_the_fields_of_any_script(tokenizer, question, solution):
     assert covered == set(range(len(solution)))
 
 
+@pytest.mark.parametrize("trim", [False, True])
+def test_a_cut_ends_where_offsets_leave_out_spaces(trim):
+    """Pythia's and RoBERTa's offsets have no spaces: the cut left one, and never ended."""
+    tokenizer = train_tokenizer([], 257)  # a token per byte
+    tokenizer.backend.post_processor = processors.ByteLevel(trim_offsets=trim)
+    for room, kept in ((7, "a b c  "), (6, "a b c "), (5, "a b c"), (4, "a b "), (2, "a ")):
+        ((pair, text),) = PairFormat("{question}{solution}").fit(
+            tokenizer, [("q", "a b c   ")], [], [], room=room
+        )
+        assert text.rstrip() == kept.rstrip()
+        assert len(pair.ids) - 1 <= room
+
+
 def test_a_solution_loses_the_tokens_that_do_not_fit(two_chars):
     pairs = [("abcd", "efghij"), ("abcd", "ef")]  # EOS ab cd \n\n ef gh ij EOS
     for room, kept in ((7, "efghij"), (6, "efgh"), (5, "ef")):
@@ -189,6 +203,11 @@ GSM8K = (
             r"**Pay:** \(35 \times \$20 = \$700\)" + "\nThe answer is 700",
             "Pay: 35 * 20 = 700\n#### 700",
         ),
+        (
+            "He pays .5 * $300 = $150, then $.25.\nA: .25",
+            "He pays 0.5 * 300 = 150, then $0.25.\n#### 0.25",
+        ),
+        (r"So \(25\% \times 80 = 20\).", "So 25% * 80 = 20.\n#### 20"),
         ("3 + 4 = 7\n#### 7", "3 + 4 = 7\n#### 7"),
         ("The answer is 8", "#### 8"),
         ("I do not know.", "I do not know."),
@@ -222,6 +241,24 @@ def test_a_known_answer_takes_the_place_of_the_stated_one():
     for style in ("plain", "numbers"):
         assert restyle("3 + 4 = 7 pens", style, "9") == restyle("3 + 4 = 7 pens\n#### 9", style)
     assert restyle("3 + 4 = 7 pens", "as written", "9") == "3 + 4 = 7 pens"
+
+
+@pytest.mark.parametrize(
+    ("stated", "final"),
+    [
+        ("(1 + 2) * 3", "(1 + 2) * 3"),
+        ("(3,400)", "(3,400)"),
+        ("1,400", "1400"),
+        (r"\frac{x+1}{2}", "(x+1)/2"),
+        (r"\frac{-1}{2}", "-1/2"),
+        (r"\frac{1}{4k}", "1/(4k)"),
+        (r"137\frac{1}{2}", "137 1/2"),
+        (r"\left(3, \frac{\pi}{2}\right)", r"\left(3, \pi/2\right)"),
+    ],
+)
+def test_a_final_answer_keeps_its_value(stated, final):
+    assert restyle(f"#### {stated}", "plain") == f"#### {final}"
+    assert equal_answers(stated, final)
 
 
 @pytest.mark.parametrize("style", STYLES)

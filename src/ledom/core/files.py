@@ -7,9 +7,9 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, repeat
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.reading import JsonObject, read_json
+from ledom.core.reading import JsonObject, read_json, real_path
 
 __all__ = [
     "cache_folder",
@@ -43,8 +43,9 @@ _LOG_AFTER = (5.0, 30.0)  # seconds of waiting before the first log line, and be
 def write_atomically(path: str | Path) -> Iterator[IO[str]]:
     """Open a text file that replaces `path` only when the block ends without an error.
 
-    Raises `OutputError` when `path` cannot be written or the disk is full; an earlier file there
-    is then unchanged. What a killed process of this machine left beside `path` is removed.
+    A link is followed, and an earlier file's permissions are kept. Raises `OutputError` when `path`
+    cannot be written or the disk is full; an earlier file there is then unchanged. What a killed
+    process of this machine left beside `path` is removed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -53,26 +54,25 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
     ...     Path(folder, "hello.txt").read_text()
     'hello'
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():  # a rename over /dev/null would replace the device
-        raise OutputError(f"{path}: cannot be written: not a regular file")
-    temporary: str | None = None
+    named, path = path, real_path(path)
+    temporary = _temporary(path)
     try:
+        if path.exists() and not path.is_file():  # a rename would replace even /dev/null
+            raise OutputError(f"{named}: cannot be written: not a regular file")
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
+        try:
+            with temporary.open("x", encoding="utf-8") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            if path.exists():
+                shutil.copymode(path, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        raise _cannot_write(named, error) from error
 
 
 def write_json(path: str | Path, contents: Mapping[str, Any], sort_keys: bool = False) -> None:
@@ -109,10 +109,10 @@ def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
+        temporary = _temporary(path)
+        temporary.mkdir()
         try:
             yield temporary
-            temporary.chmod(0o755)
             if replace and path.exists():
                 shutil.rmtree(path)
             os.replace(temporary, path)
@@ -126,6 +126,11 @@ def _prefix(path: Path, process: int | None = None) -> str:
     """How the names of this process's temporary files for `path` begin; they are beside it."""
     host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
     return f".{path.name}.{host}-{os.getpid() if process is None else process}."
+
+
+def _temporary(path: Path) -> Path:
+    """A new name for a temporary file or folder of this process."""
+    return path.parent / f"{_prefix(path)}{secrets.token_hex(4)}"
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -148,7 +153,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _cannot_write(path: Path, error: OSError) -> OutputError:
+def _cannot_write(path: str | Path, error: OSError) -> OutputError:
     return OutputError(f"{path}: cannot be written: {error.strerror or error}")
 
 
@@ -161,6 +166,7 @@ def lock_folder(folder: Path, work: str, wait: bool = False, name: str = ".lock"
     process holds it (without `wait`), if the folder cannot be written, or if its file system has
     no locks.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, lock_folder(Path(folder), "trains"):
     ...     with lock_folder(Path(folder), "trains"):
     ...         pass  # doctest: +ELLIPSIS

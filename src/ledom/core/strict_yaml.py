@@ -1,4 +1,4 @@
-"""Strict reading of YAML: bounded size, no tags, no duplicate keys, only decimal numbers.
+"""Strict reading of YAML: bounded size, no tags, no duplicate keys, no number in an odd base.
 
 Every refusal is an `InputError` of one line that names the file and the line.
 """
@@ -50,8 +50,9 @@ def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Nod
     """Parse a YAML text; returns its value, and its tree of nodes with their line numbers.
 
     Raises `InputError` that names `path` (the file that the text is from) and the line. Also
-    refused: tags, keys that are not text or occur twice, nesting more than 64 deep, numbers that
-    are not decimal, and aliases that contain themselves or expand to over 10,000 values.
+    refused: tags, keys that are not text or occur twice, nesting more than 64 deep, octal,
+    binary and sexagesimal numbers, and aliases that contain themselves or expand to over 10,000
+    values.
 
     >>> parse_yaml("a: 1")[0]
     {'a': 1}

@@ -16,32 +16,14 @@ from random import Random
 
 from ledom.core.records import Candidate, Problem
 from ledom.data.problems import is_true, value_of
+from ledom.data.question_numbers import IN_QUESTION, NUMBER, changeable
 from ledom.text.pair_format import ANSWER_MARK, normalize_numbers, restyle
 
-__all__ = ["augment", "corrupt", "miscalculate", "numbers_in_words", "other_number", "renumber"]
+__all__ = ["augment", "corrupt", "miscalculate", "other_number", "renumber"]
 
 _TRIES = 40
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_IN_QUESTION = re.compile(r"(?<![\w.:/^])\d+(?:\.\d+)?(?![\w:/]|\.\d)")
 _OPERATOR = re.compile(r" ([-+*/]) ")
 _PERCENT = re.compile(r"^(\d+) / 100 \* |^(\d+)% \* ")
-# Numbers that a word of the question may also mean: a 12 in the solution may be a dozen.
-_WORDS = {
-    "1": r"\b(?:a|an|one|each)\b",
-    "2": r"\b(?:two|twice|double|half|halves|pair|couple|both)\b",
-    "3": r"\b(?:three|triple|thrice|third|thirds)\b",
-    "4": r"\b(?:four|quarter|quarters|weeks?|months?)\b",
-    "5": r"\b(?:five|nickels?|weekdays?)\b",
-    "7": r"\b(?:weeks?|weekly|seven|days?|daily)\b",
-    "10": r"\b(?:ten|dimes?|decades?)\b",
-    "12": r"\b(?:dozens?|years?|yearly|months?|monthly|foot|feet|inches)\b",
-    "24": r"\b(?:hours?|days?)\b",
-    "30": r"\b(?:days?|months?)\b",
-    "60": r"\b(?:hours?|minutes?|seconds?)\b",
-    "100": r"%|\b(?:percent|cents?|meters?|hundred|dollars?)\b",
-    "52": r"\b(?:years?|weeks?|weekly)\b",
-    "365": r"\b(?:years?|days?)\b",
-}
 _Equations = list[tuple[str, ...]]  # an equation is a tuple of its sides
 
 
@@ -64,6 +46,14 @@ class _Program:
             return None
         return cls(equations, answer) if answer in equations[-1] else None
 
+    def given(self) -> set[str]:
+        """The numbers that it computes with, but does not compute."""
+        given, known = set(), set()
+        for first, *_, result in self.equations:
+            given |= {*NUMBER.findall(first)} - known
+            known.add(result)
+        return given
+
     def wrong_text(self, equations: _Equations, rng: Random) -> str | None:
         """A solution with these equations; None if they lead to the right answer."""
         answer = equations[-1][-1]
@@ -77,7 +67,7 @@ class _Program:
 
 
 def _is_equation(sides: tuple[str, ...]) -> bool:
-    return len(sides) > 1 and is_true("=".join(sides)) and bool(_NUMBER.fullmatch(sides[-1]))
+    return len(sides) > 1 and is_true("=".join(sides)) and bool(NUMBER.fullmatch(sides[-1]))
 
 
 def augment(
@@ -129,7 +119,8 @@ def augment(
 def renumber(problem: Problem, rng: Random) -> Problem | None:
     """The problem with other numbers in its question, and the solution computed from them.
 
-    Results stay positive, and whole if they were whole. None if no such numbers were found.
+    Results stay positive, and whole if they were whole. None if no such numbers were found, or if
+    the solution uses a number that nothing in the question explains.
 
     >>> text = "Ava has 3 pens and buys 4. How many has she?"
     >>> known = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
@@ -141,9 +132,8 @@ def renumber(problem: Problem, rng: Random) -> Problem | None:
     if (program := _Program.read(problem)) is None:
         return None
     question = normalize_numbers(problem.question)
-    numbers = set(_IN_QUESTION.findall(question))
-    used = {n for sides in program.equations for n in _NUMBER.findall(sides[0])}
-    free = sorted((numbers & used) - numbers_in_words(question))
+    numbers = set(IN_QUESTION.findall(question))
+    free = changeable(question, program.given())
     for _ in range(_TRIES if free else 0):
         changed = {n: other_number(n, question, rng) for n in free if rng.random() < 0.7}
         start = {n: n for n in numbers} | changed
@@ -152,7 +142,7 @@ def renumber(problem: Problem, rng: Random) -> Problem | None:
             continue
         equations, values = done
         answer = values[program.answer]
-        text = _replace(question, start, _IN_QUESTION)
+        text = _replace(question, start, IN_QUESTION)
         return Problem(
             id=problem.id,
             question=text,
@@ -175,7 +165,7 @@ def corrupt(problem: Problem, rng: Random) -> str | None:
     """
     if (program := _Program.read(problem)) is None:
         return None
-    numbers = _IN_QUESTION.findall(normalize_numbers(problem.question))
+    numbers = IN_QUESTION.findall(normalize_numbers(problem.question))
     for _ in range(_TRIES):
         changed = rng.choice(_FAULTS)(program.equations, numbers, rng)
         done = changed and _compute(changed[0], changed[1], strict=False)
@@ -241,7 +231,7 @@ def _other_operator(equations: _Equations, numbers: list[str], rng: Random) -> _
 def _other_operand(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:
     at = rng.randrange(len(equations))
     first, *rest = equations[at]
-    match = rng.choice(list(_NUMBER.finditer(first)))
+    match = rng.choice(list(NUMBER.finditer(first)))
     choices = sorted({*numbers, *(sides[-1] for sides in equations[:at])} - {match[0]})
     if not choices:
         return None
@@ -253,7 +243,7 @@ def _skipped_step(equations: _Equations, numbers: list[str], rng: Random) -> _Ch
     if len(equations) < 2:
         return None
     at = rng.randrange(len(equations) - 1)
-    stand_in = rng.choice(_NUMBER.findall(equations[at][0]))
+    stand_in = rng.choice(NUMBER.findall(equations[at][0]))
     return equations[:at] + equations[at + 1 :], {equations[at][-1]: stand_in}
 
 
@@ -309,7 +299,7 @@ def _compute(
     values = dict(values)
     done: _Equations = []
     for first, *rest in equations:
-        for number in _NUMBER.findall(first):
+        for number in NUMBER.findall(first):
             values.setdefault(number, number)
         sides = [_replace(first, values)]
         try:
@@ -331,7 +321,7 @@ def _compute(
     return done, values
 
 
-def _replace(text: str, values: dict[str, str], numbers: re.Pattern[str] = _NUMBER) -> str:
+def _replace(text: str, values: dict[str, str], numbers: re.Pattern[str] = NUMBER) -> str:
     return numbers.sub(lambda match: values.get(match[0], match[0]), text)
 
 
@@ -347,15 +337,6 @@ def _written(value: Fraction, exact: bool) -> str | None:
     if value.denominator == 1:
         return str(value.numerator)
     return f"{float(value):.2f}".rstrip("0")
-
-
-def numbers_in_words(question: str) -> set[str]:
-    """The numbers that a word of the question means, or may mean: a dozen, twice, weekly.
-
-    >>> sorted(numbers_in_words("She buys a dozen."))
-    ['1', '12']
-    """
-    return {n for n, words in _WORDS.items() if re.search(words, question, re.IGNORECASE)}
 
 
 def other_number(number: str, question: str, rng: Random) -> str:

@@ -125,8 +125,12 @@ def _is_of_format(file: Path, finder: FileFinder) -> bool:
 
 
 def _format_of(file: Path) -> str | None:
-    name = Path(file.stem) if file.suffix in _COMPRESSED else file
-    return _SUFFIXES.get(name.suffix)
+    name = Path(file.stem) if _is_compressed(file) else file
+    return _SUFFIXES.get(name.suffix.lower())
+
+
+def _is_compressed(file: Path) -> bool:
+    return file.suffix.lower() in _COMPRESSED
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ class FileDocuments:
                 try:
                     yield from FORMATS[format](file, start, end, self.text_key)
                 except (OSError, EOFError, zlib.error) as error:
-                    raise InputError(f"cannot be read: {error}", path=file) from None
+                    raise InputError(f"cannot be read: {in_one_line(error)}", path=file) from None
             first, last = first - size, last - size
 
 
@@ -288,7 +292,8 @@ def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"row {row}: not UTF-8 text: {error}", path=file) from None
     except ArrowException as error:
-        raise InputError(f"cannot be read as Parquet: {error}", path=file) from None
+        reason = in_one_line(error)
+        raise InputError(f"cannot be read as Parquet: {reason}", path=file) from None
     except InputError as error:
         raise (InputError(f"row {row}: {error}", path=file) if row else error) from None
 
@@ -317,7 +322,7 @@ class _Lines:
         self._skipped = 0  # bytes before the first of these lines
 
     def __iter__(self) -> Iterator[bytes]:
-        compressed = self._file.suffix in _COMPRESSED
+        compressed = _is_compressed(self._file)
         if compressed and self._start > 0:
             return
         with _unpack(self._file) if compressed else self._file.open("rb") as source:
@@ -354,7 +359,7 @@ class _Lines:
 
 
 def _unpack(file: Path) -> IO[bytes]:
-    if file.suffix == ".gz":
+    if file.suffix.lower() == ".gz":
         return gzip.open(file, "rb")  # type: ignore[return-value]
     try:
         import pyarrow

@@ -20,6 +20,7 @@ from ledom.core.records import Candidate, Problem
 from ledom.text.math.equality import is_number, same_meaning
 from ledom.text.math.expressions import read
 from ledom.text.math.in_text import FORMULA, NUMBER, PART
+from ledom.text.math.nodes import Node
 from ledom.text.math.notation import MARKUP, bare, keyboard, text_key
 from ledom.text.math.units import NOT_UNITS
 
@@ -45,16 +46,19 @@ _TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _SENTENCE_END = re.compile(r"[.!?](?=[\s*\"'`)]|$)")
 _JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
-_JSON_VALUE = re.compile(r"\s*(?:\"([^\"\n]*)|([^\",}\n]*))")
+_JSON_VALUE = re.compile(
+    r"\s*(?:\"([^\"\n]*)|(?:null|None)\b|([$-]{0,2}[0-9]{1,3}(?:,[0-9]{3})+[^\",}\n]*|[^\",}\n]*))"
+)
 _NOT_SPACE = re.compile(r"\S")
 _FENCE = re.compile(r"```(?:json)?")
 _CLAUSE = re.compile(
-    r"(?:[,;]\s|\s\(|\s(?=(?:because|since|as|rather than|instead of|(?:and |but )?not)\b))"
-    r"(?!and (?!not\b)|or\b)(?=[^\W\d_]{2})"
+    r"(?:[,;]\s|\s\(|\s[-\u2013\u2014]\s(?=(?:because|but|note|since|so|that|this|which)\b)"
+    r"|\s(?=(?:because|since|as|rather than|instead of|(?:and |but )?not)\b))"
+    r"(?!and (?!not\b)|or\b)(?=[^\W\d_]{2}|i\.e\.)"
     r"|\s\((?=[^()]{1,99}\)\Z)"  # a remark: 7 (3 + 4)
 )
 _ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
-_CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
+_CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]|(?i:yes|no|true|false)")
 _CHOSEN = re.compile(r"(?<![\w'])(\([A-J]\)|[A-J]) is (?:the )?(?:correct|right|best)\b")
 _OPTION = re.compile(r"either\s|(?:the )?(?:option|choice)\s(?=\(?[A-J]\b)", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>([^<]{1,1000})</answer>", re.IGNORECASE)
@@ -101,15 +105,12 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer("The correct option is (C).")
     '(C)'
     """
-    thought, _, conclusion = _EMPHASIS.sub(_inside, keyboard(text)).rpartition("</think>")
+    thought, _, conclusion = _EMPHASIS.sub(r"\2", keyboard(text)).rpartition("</think>")
     for part in (conclusion, thought):
         before, *further = _NEXT_QUESTION.split(part, maxsplit=1)
-        for find in _STATING if further else ():
-            answer = find(before)
-            if answer is not None:
-                return answer
-        for find in _FINDERS:
-            answer = find(part)
+        places = [(find, before) for find in _STATING if further]
+        for find, place in [*places, *((find, part) for find in _FINDERS)]:
+            answer = find(place)
             if answer is not None:
                 return answer
     return None
@@ -214,10 +215,6 @@ class AnswerClasses:
 # ---- finders: text -> the answer that it states, or None ----
 
 
-def _inside(emphasis: re.Match[str]) -> str:
-    return emphasis[2] or ""
-
-
 def _after_hashes(text: str) -> str | None:
     if "####" not in text:
         return None
@@ -303,7 +300,8 @@ def _stated(line: str, *, is_last: bool) -> str | None:
         number = _last_number(_REMARK.sub("", line)) or _last_number(line)
     else:
         number = None if read(sentence) else _last_formula(line)
-    return number or (sentence if has_content(sentence) else None)
+    formula = next((c for c in clauses if _understood(c)), None)  # √2, which is about 1.41
+    return number or formula or (sentence if has_content(sentence) else None)
 
 
 def _first_sentence(line: str) -> str:
@@ -350,10 +348,14 @@ def _whole(text: str) -> str | None:
         return None
     if _NAME.fullmatch(line):
         return line
-    node = None if _PROSE.match(line) else read(line)  # "so x" is no s * o * x
+    node = _understood(line)
     if node is None or ("=" in line and node.kind != "named"):  # 3 + 4 = 8 is a step
         return None
     return line
+
+
+def _understood(line: str) -> Node | None:
+    return None if _PROSE.match(line) else read(line)  # "so x" is no s * o * x
 
 
 def _last_formula(text: str) -> str | None:

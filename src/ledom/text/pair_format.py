@@ -41,6 +41,7 @@ ANSWER_MARK = "####"
 _DIVIDED_BY_FRACTION = re.compile(r"÷ ?(\d+)/(\d+)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
+_LEADING_POINT = re.compile(r"(?<![\w.)])\.(?=\d)")
 _TIMES = re.compile(r"(?<=[\d%]) ?[x×] ?(?=[$€£]?\d)|(?<=\w) x (?=[$€£]?\d)|×")
 _SYMBOLS = str.maketrans({"÷": "/", "•": "-"})
 _NUMBER = r"[$€£]?\d{1,15}(?:\.\d{1,9})?%?"
@@ -55,13 +56,17 @@ _EXPRESSION = re.compile(  # in the `numbers` style: an expression, with its res
     r"(?: = \d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)*)*"
 )
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-_LATEX = (
+_ONE_TERM = re.compile(r"-?(?:[\d.]+|[A-Za-z]|\\[A-Za-z]+)")
+_LATEX: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\(?:times|cdot)\b"), "*"),
     (re.compile(r"\\div\b"), "/"),
-    (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), r"\1/\2"),
+    (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), lambda match: _fraction(match)),
     (re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\[()\[\],!;$%]|\*\*|[()`]"), ""),
+    (re.compile(r"\\%"), "%"),
+    (re.compile(r"\\[()\[\],!;$]|\*\*|`"), ""),
 )
+_BRACKET = re.compile(r"[()]")
+_LIST = re.compile(r"[(\[{][^()\[\]{}]*,")
 _ANSWER_LINE = re.compile(
     r"(?:^|(?<=[.!?] ))(?:A:|Answer:|####|[^.\n]{0,60}\banswer is\b)[^\n]*\Z",
     re.MULTILINE | re.IGNORECASE,
@@ -209,7 +214,9 @@ class PairFormat:
                         f"{pair.question[1] - pair.question[0]} tokens, which leave no room for a "
                         f"solution in the {room} tokens of the model's context; remove it"
                     )
-                solution = solution[: pair.offsets[end - excess][0]]
+                # Where offsets leave out a token's space, its start is not where the text ends.
+                (_, kept_end), (cut_start, _) = pair.offsets[end - excess - 1 : end - excess + 1]
+                solution = solution[: min(kept_end, cut_start, len(solution) - 1)]
                 (pair,) = self.encode(tokenizer, [(question, solution)], before, after)
             return pair, solution
 
@@ -250,11 +257,8 @@ class PairFormat:
 
 def _tokens_in(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
     """The span of tokens whose last character lies in the characters [start, end)."""
-    inside = [i for i, (_, token_end) in enumerate(offsets) if start < token_end <= end]
-    if not inside:
-        at = sum(1 for _, token_end in offsets if token_end <= start)
-        return at, at
-    return inside[0], inside[-1] + 1
+    first, last = (sum(token_end <= place for _, token_end in offsets) for place in (start, end))
+    return first, last
 
 
 # --- styles ---
@@ -271,12 +275,13 @@ def restyle(solution: str, style: Style, answer: str | None = None) -> str:
 
 
 def normalize_numbers(text: str) -> str:
-    """Write all numbers in one way: 350,000 -> 350000, 38.0 -> 38.
+    """Write all numbers in one way: 350,000 -> 350000, 38.0 -> 38, .5 -> 0.5.
 
-    >>> normalize_numbers("350,000 and 38.0")
-    '350000 and 38'
+    >>> normalize_numbers("350,000 and 38.0 * .5")
+    '350000 and 38 * 0.5'
     """
-    return _TRAILING_ZEROS.sub(r"\1", _THOUSANDS.sub("", text)).translate(_SYMBOLS)
+    text = _LEADING_POINT.sub("0.", _THOUSANDS.sub("", text))
+    return _TRAILING_ZEROS.sub(r"\1", text).translate(_SYMBOLS)
 
 
 def bare_steps(solution: str) -> str:
@@ -326,7 +331,7 @@ the equations, so it explains nothing."""
 
 
 def _plain_steps(solution: str) -> str:
-    return bare_steps(_without_markup(_ANSWER_LINE.sub("", solution.strip())))
+    return bare_steps(_BRACKET.sub("", _without_markup(_ANSWER_LINE.sub("", solution.strip()))))
 
 
 def _without_markup(text: str) -> str:
@@ -336,11 +341,20 @@ def _without_markup(text: str) -> str:
     return text
 
 
+def _fraction(match: re.Match[str]) -> str:
+    is_mixed = match.string[: match.start()][-1:].isdigit()  # 2\frac{3}{4}
+    parts = (part if _ONE_TERM.fullmatch(part) else f"({part})" for part in match.groups())
+    return f"{' ' if is_mixed else ''}{'/'.join(parts)}"
+
+
 def _ended(steps: str, solution: str, answer: str | None) -> str:
     final = answer if answer is not None else extract_answer(solution)
     if final is None:
         return steps
-    final = normalize_numbers(_without_markup(final)).strip().lstrip("$€£").rstrip(". ")
+    final = _without_markup(final)
+    if not _LIST.search(final):  # (3,400) is a pair
+        final = normalize_numbers(final)
+    final = final.strip().lstrip("$€£").rstrip(". ")
     return f"{steps}\n{ANSWER_MARK} {final}".lstrip()
 
 

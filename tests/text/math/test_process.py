@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,17 @@ def test_a_hostile_expression_is_not_equal_and_not_in_the_way(
 ) -> None:
     assert not checker.equal(hostile, r"1+\sqrt{3}")  # within the time limit of a test
     assert checker.equal(r"\sqrt{8}", r"2\sqrt{2}")  # a new worker, where the old one was killed
+
+
+@pytest.mark.slow
+def test_the_worker_imports_no_files_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('a module that sympy does not mean')")
+    monkeypatch.chdir(tmp_path)
+    checker = MathChecker()
+    assert checker.equal(r"\sqrt{8}", r"2\sqrt{2}")
+    checker.close()
 
 
 @pytest.mark.slow

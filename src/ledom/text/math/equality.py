@@ -103,6 +103,8 @@ class Comparison:
             return self.algebra.same(first, second)
         if kinds == {"list"}:
             return self._same_lists(first, second)
+        first, second = _union(first), _union(second)
+        kinds = {first.kind, second.kind}
         if kinds <= {"list", "set"} or kinds == {"union"}:
             return self._same_members(self._members(first), self._members(second))
         return (
@@ -223,6 +225,14 @@ def _difference(equation: Node) -> Node | None:
     if not all(side.is_scalar for side in sides):
         return None
     return total(sides[0], product(number(-1), sides[1]))
+
+
+def _union(node: Node) -> Node:
+    """The union that inequalities of one variable, joined by "or", describe; or the node."""
+    if node.kind != "list" or node.name != "or" or len(set(map(_variable, node.parts))) > 1:
+        return node
+    intervals = [part for part in map(_interval, node.parts) if part is not None]
+    return Node("union", parts=tuple(intervals)) if len(intervals) == len(node.parts) else node
 
 
 def _variable(node: Node) -> str:

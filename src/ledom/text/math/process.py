@@ -56,12 +56,13 @@ class MathChecker:
             return verdict == "true"
 
     def _start(self) -> subprocess.Popen[str]:
+        # The worker finds the modules that this process finds, not others in the current folder.
+        program = (
+            f"import sys; sys.path = {sys.path!r}; "
+            f"from ledom.text.math.process import serve; serve({self.seconds})"
+        )
         self._worker = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                f"from ledom.text.math.process import serve; serve({self.seconds})",
-            ],
+            [sys.executable, "-P", "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
