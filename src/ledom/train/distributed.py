@@ -243,8 +243,16 @@ def share_out(
 
 
 def whole_weights(model: nn.Module, world: ProcessGroup) -> dict[str, Tensor]:
-    """All weights, gathered on the CPU of the first process; empty in the others."""
+    """All weights, gathered on the CPU of the first process; empty in the others.
+
+    Tied weights are one tensor, as in the model.
+    """
     if world.size == 1:
         return model.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    first: dict[int, Tensor] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if name in weights:
+            weights[name] = first.setdefault(id(weight), weights[name])
+    return weights

@@ -316,10 +316,11 @@ def validate(
 ) -> Row:
     """Validate a model; returns the keys that this adds to a row of metrics, `valid_loss` and more.
 
-    It reads windows spread evenly over the validation store, at most sixteen batches. See
-    docs/formats.md for the keys.
+    It reads windows spread evenly over the validation store, at most sixteen batches, in passes of
+    the same size as in training. See docs/formats.md for the keys.
     """
     model.eval()
+    limit = recipe.parallel.tokens_per_microbatch
     windows = Windows(data.valid, recipe.train.seq_len, recipe.data.packing)
     size = recipe.train.batch_size
     stats = ValidationStats(windows, _MAX_VALIDATION_BATCHES * size)
@@ -329,10 +330,12 @@ def validate(
         # All processes must take part. If there are fewer windows, each process reads all of them,
         # and only the first one's losses count.
         alone = len(read) < world.size
-        share = range(len(read)) if alone else share_out([len(w) - 1 for w in read], world)[0]
-        batch, losses = _losses(model, [read[i] for i in share], data, direction, recipe)
-        if world.is_first or not alone:
-            stats.add([places[i] for i in share], batch, losses.cpu().double().numpy(), direction)
+        sizes = [len(window) - 1 for window in read]
+        for part in share_out(sizes, _ALONE if alone else world, limit):
+            batch, losses = _losses(model, [read[i] for i in part], data, direction, recipe)
+            if world.is_first or not alone:
+                found = losses.cpu().double().numpy()
+                stats.add([places[i] for i in part], batch, found, direction)
     return stats.row(world.total)
 
 
