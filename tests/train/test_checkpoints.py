@@ -179,9 +179,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, checkpoints, file, ke
         (FileNotFoundError(2, "No such file", "x"), CheckpointError, "damaged; remove it"),
     ],
 )
-def test_what_stops_the_reading_is_not_called_damage(
-    checkpoints, monkeypatch, cause, raised, says
-):
+def test_what_stops_the_reading_is_not_called_damage(checkpoints, monkeypatch, cause, raised, says):
     """torch wraps every error, Ctrl-C too; who is told of damage removes a good checkpoint."""
     save(checkpoints, 5)
 

@@ -276,19 +276,6 @@ def test_micro_batches_are_as_many_everywhere_and_hold_every_window_once():
         assert largest <= limit + max(sizes) + 1 or len(shares[0]) * size > len(sizes) - size
 
 
-def test_fewer_windows_than_processes_are_refused():
-    with pytest.raises(RecipeError, match="2 windows are too few for 3 processes"):
-        share_out([1, 2], ProcessGroup(torch.device("cpu"), 0, 3))
-
-
-def test_shards_that_do_not_fit_are_refused(tokenizer, tiny_config):
-    world = ProcessGroup(torch.device("cpu"), 0, 4)
-    config = ParallelConfig(shard_size=3)
-    model = build_model(tiny_config, tokenizer, 0)
-    with pytest.raises(RecipeError, match=r"parallel.shard_size is 3, which does not divide the 4"):
-        distribute(model, world, config, torch.float32)
-
-
 def test_alone_nothing_communicates():
     with connect() as world:
         assert (world.rank, world.size, world.is_first) == (0, 1, True)

@@ -192,7 +192,9 @@ def test_shards_within_a_node_need_more_memory_than_over_all():
     assert in_node.memory.optimizer == 8 * over_all.memory.optimizer
     assert in_node.memory.activations == over_all.memory.activations
     assert in_node.checkpoint == over_all.checkpoint
-    with pytest.raises(InputError, match=r"shard_size is 8, which does not divide the 12 GPUs"):
+    alone = make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(1))  # nothing to share
+    assert alone.memory == make_plan(recipe(), Setup(1)).memory
+    with pytest.raises(RecipeError, match=r"shard_size is 8, which does not divide the 12 proc"):
         make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(12))
 
 
@@ -210,7 +212,7 @@ def test_a_setup_that_cannot_be_is_refused(settings, message):
 
 
 def test_fewer_windows_than_gpus_are_refused():
-    with pytest.raises(InputError, match="batch_size is 32: fewer windows than the 64 GPUs"):
+    with pytest.raises(RecipeError, match="batch_size is 32: too few windows for 64 processes"):
         make_plan(recipe(batch_size=32), Setup(64))
 
 

@@ -139,9 +139,7 @@ def test_both_directions_read_the_same_and_other_tokens_have_another_name(
     assert other["valid_data"] != rows[0]["valid_data"]
 
 
-def test_a_validation_takes_passes_as_small_as_the_training(
-    recipe, data, tiny_config, monkeypatch
-):
+def test_a_validation_takes_passes_as_small_as_the_training(recipe, data, tiny_config, monkeypatch):
     """Else a run whose micro-batches fit the memory would fail at its first validation."""
     model = build_model(tiny_config, data.tokenizer, 5)
     whole = validate(model, data, Direction.REVERSE, recipe)

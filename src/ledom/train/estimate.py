@@ -261,11 +261,7 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
 def _check(recipe: Recipe, setup: Setup) -> None:
     if recipe.lora is not None:
         raise InputError("key lora: the plan is for training all weights; leave lora out")
-    check_shareable(recipe, gpus := setup.gpus)
-    if (size := recipe.train.batch_size) < gpus:
-        raise InputError(f"train.batch_size is {size}: fewer windows than the {gpus} GPUs")
-    if (shards := recipe.parallel.shard_size) and gpus % shards:
-        raise InputError(f"parallel.shard_size is {shards}, which does not divide the {gpus} GPUs")
+    check_shareable(recipe, setup.gpus)  # a process per GPU
 
 
 @dataclass(frozen=True)
@@ -283,7 +279,7 @@ class _Planner:
 
     @property
     def shards(self) -> int:
-        return self.recipe.parallel.shard_size or self.setup.gpus
+        return min(self.recipe.parallel.shard_size or self.setup.gpus, self.setup.gpus)
 
     def plan(self) -> Plan:
         recipe, setup, train = self.recipe, self.setup, self.recipe.train
