@@ -112,8 +112,11 @@ class TrainingRun:
         )
         self.step = self.checkpoints.restore()
 
-    def run(self, on_progress: Callable[[Progress], None]) -> None:
-        """Take the remaining steps; a stop request takes effect after the current step."""
+    def run(self, on_progress: Callable[[Progress], None]) -> OutputError | None:
+        """Take the remaining steps; a stop request takes effect after the current step.
+
+        Returns the failure of the last checkpoint, if any.
+        """
         settings = {"direction": str(self.direction), **self.recipe.model_dump(mode="json")}
         metrics = open_metrics(self.folder, self.step, self.recipe.train.trackers, settings)
         try:
@@ -130,7 +133,7 @@ class TrainingRun:
             self.checkpoints.save(self.step)
             self.checkpoints.wait()
             raise
-        self.checkpoints.wait()
+        return self.checkpoints.failure(wait=True)
 
     def finish(self) -> Path:
         """Write the finished model (bf16 weights); returns its folder."""
@@ -254,8 +257,11 @@ def train(
         if world.device.type == "cpu":
             configure_memory()
         run = TrainingRun(recipe, direction, data, folder, world)
-        run.run(on_progress)
-        return run.finish()
+        failure = run.run(on_progress)
+        finished = run.finish()  # even then: the model is smaller, and may fit where that did not
+        if failure is not None:
+            raise OutputError(f"{failure}; the finished model is in {finished}") from failure
+        return finished
 
 
 def _progress(row: Row, failure: OutputError | None) -> Progress:
