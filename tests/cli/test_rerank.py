@@ -215,6 +215,17 @@ def test_given_candidates_need_no_forward_model(
 
 
 @pytest.mark.usefixtures("no_pictures", "fakes")
+def test_questions_written_backwards_are_drawn_with_the_seed(
+    run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
+) -> None:
+    """Though problems and candidates come from files."""
+    given = ("--problems", problem_file, "--candidates", candidate_file, "--forward", "none")
+    out = ("--out", tmp_path / "out")
+    assert run("rerank", *given, "--flip", 1, "--seed", 1, *out)[0] == 0
+    check_refused(run("rerank", *given, "--flip", 1, "--seed", 2, *out), "seed: 1 there, 2 now")
+
+
+@pytest.mark.usefixtures("no_pictures", "fakes")
 def test_ctrl_c_keeps_finished_work(
     run: Run, problem_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from command_line import Run, check_refused
 from ledom.cli import app
@@ -42,6 +43,8 @@ class Panic(BaseException):
         (Panic("capacity overflow"), "internal error: Panic: capacity overflow"),
         (KeyError("x" * 5000), "internal error: KeyError"),
         (MemoryError(), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "error: out of"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "error: out of"),
         (
             UnicodeEncodeError("utf-8", "a\udcffb", 1, 2, "surrogates not allowed"),
             "an argument or a file name is not UTF-8 (it contains '\\udcff'); convert it first",

@@ -25,6 +25,10 @@ from waiting import SECONDS
         (["--prompt-price", "1"], "no --upstream"),
         (["--strategy", "majority"], "cannot score one answer"),
         (["--forward", "none", "--lambda", "0.5"], "--lambda would have no effect"),
+        (
+            ["--strategy", "reverse_only", "--lambda", "0.3"],
+            "--lambda would have no effect: the st",
+        ),
         (["--reverse", "none", "--mask-copies", "4"], "--mask-copies would have no effect"),
         (["--forward", "none", "--reverse", "none"], "no model to judge with"),
     ],

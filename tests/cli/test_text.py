@@ -19,6 +19,21 @@ def test_generate_writes_before_or_after(run: Run, fakes: dict[str, FakeLanguage
     assert text.startswith("What is 1 + 1?")
 
 
+def test_fewer_texts_than_asked_for_are_noted(
+    run: Run, fakes: dict[str, FakeLanguageModel]
+) -> None:
+    both = ("generate", "--after", "What is 1 + 1?", "--before", "#### 2", "--proposals", 1)
+    code, text = run(*both, "--samples", 100)
+    assert code == 0
+    found = text.count("-" * 40) + 1
+    assert f"note: --samples is 100, but only {found} different texts fit" in text
+    assert "note" not in run(*both)[1]
+
+
+def test_an_empty_question_is_refused(run: Run, fakes: dict[str, FakeLanguageModel]) -> None:
+    check_refused(run("explain", " ", "1 + 1 = 2"), "the question is empty; give a text")
+
+
 def test_explain_ranks_and_writes_a_page(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
 ) -> None:

@@ -40,11 +40,14 @@ def test_a_refused_run_keeps_its_recipe(run: Run, tmp_path: Path) -> None:
         "name: r\ndata: {num_documents: 60, num_valid: 1, vocab_size: 300}\n"
         "model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,\n"
         "        num_attention_heads: 2, num_key_value_heads: 1}\n"
-        "optim: {steps: 2}\ntrain: {batch_size: 2, seq_len: 64}\n"
+        "optim: {steps: 2, warmup_steps: 0}\ntrain: {batch_size: 2, seq_len: 64}\n"
     )
     arguments = ("train", recipe, "--direction", "forward", "--threads", 1, "--out", tmp_path)
-    assert run(*arguments)[0] == 0
     saved = tmp_path / "r" / "recipe.yaml"
+    check_refused(run(*arguments, "optim.clip=3", "optim.adamw_lr=1e30"), "start under another")
+    assert "clip: 3.0" in saved.read_text()
+    assert run(*arguments)[0] == 0  # nothing had been saved: this run begins anew
+    assert "clip: 1.0" in saved.read_text()
     before = saved.read_text()
     check_refused(run(*arguments, "optim.clip=2"), "optim.clip: 1.0 there, 2.0 now")
     assert saved.read_text() == before

@@ -170,6 +170,28 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, checkpoints, file, ke
     assert checkpoints.restore() == 5
 
 
+@pytest.mark.parametrize(
+    ("cause", "raised", "says"),
+    [
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError, "CUDA"),
+        (PermissionError(13, "Permission denied", "x"), CheckpointError, "cannot be read: Perm"),
+        (FileNotFoundError(2, "No such file", "x"), CheckpointError, "damaged; remove it"),
+    ],
+)
+def test_what_stops_the_reading_is_not_called_damage(checkpoints, monkeypatch, cause, raised, says):
+    """torch wraps every error, Ctrl-C too; who is told of damage removes a good checkpoint."""
+    save(checkpoints, 5)
+
+    def read_data(*_):
+        raise cause
+
+    monkeypatch.setattr(dcp.filesystem.FileSystemReader, "read_data", read_data)
+    with pytest.raises(raised, match=says) as found:
+        checkpoints.restore()
+    assert "remove it" in says or "remove it" not in str(found.value)
+
+
 def test_a_checkpoint_with_a_file_missing_is_refused(tmp_path, checkpoints):
     save(checkpoints, 5)
     (tmp_path / "checkpoints" / "00000005" / "__0_0.distcp").unlink()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, LedomError, RecipeError
 from ledom.data.packing import pack
 from ledom.data.prepare import DataConfig, SourceConfig
-from ledom.model.checkpoint import build_model
+from ledom.model.checkpoint import build_model, load_config
 from ledom.model.presets import PRESETS, ModelConfig
 from ledom.train.distributed import ParallelConfig
 from ledom.train.estimate import Setup, activation_bytes, count_parameters, make_plan, memory
@@ -63,6 +65,15 @@ def test_the_published_runs(preset, hours, implied):
     assert plan.tokens == pytest.approx(435e9, rel=1e-3)
     assert plan.hours == pytest.approx(hours, rel=1e-3)
     assert plan.tokens_per_second == pytest.approx(435e9 / hours / 3600, rel=1e-3)
+
+
+def test_products_in_fp32_have_their_own_peak():
+    """67 TFLOP/s on an H100 without TF32, where bf16 has 989."""
+    bf16, fp32 = (
+        make_plan(recipe(precision=precision), Setup(8)) for precision in ("bfloat16", "float32")
+    )
+    assert fp32.hours / bf16.hours == pytest.approx(989 / 67)
+    assert fp32.tokens_per_second == pytest.approx(0.4 * 8 * 67e12 / 6 / fp32.parameters.total)
 
 
 def test_sizes_on_disk():
@@ -181,7 +192,9 @@ def test_shards_within_a_node_need_more_memory_than_over_all():
     assert in_node.memory.optimizer == 8 * over_all.memory.optimizer
     assert in_node.memory.activations == over_all.memory.activations
     assert in_node.checkpoint == over_all.checkpoint
-    with pytest.raises(InputError, match=r"shard_size is 8, which does not divide the 12 GPUs"):
+    alone = make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(1))  # nothing to share
+    assert alone.memory == make_plan(recipe(), Setup(1)).memory
+    with pytest.raises(RecipeError, match=r"shard_size is 8, which does not divide the 12 proc"):
         make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(12))
 
 
@@ -199,7 +212,7 @@ def test_a_setup_that_cannot_be_is_refused(settings, message):
 
 
 def test_fewer_windows_than_gpus_are_refused():
-    with pytest.raises(InputError, match="batch_size is 32: fewer windows than the 64 GPUs"):
+    with pytest.raises(RecipeError, match="batch_size is 32: too few windows for 64 processes"):
         make_plan(recipe(batch_size=32), Setup(64))
 
 
@@ -223,11 +236,23 @@ def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer
         make_plan(start.model_copy(update={"lora": LoraConfig()}), Setup())
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_keys_that_a_config_leaves_out_have_the_architectures_defaults(tmp_path, kind):
+    """As in Llama's first configs: neither key-value heads nor tied weights are named."""
+    shape = {"vocab_size": 99, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 2}
+    config = {"model_type": kind, "num_attention_heads": 16, **shape}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    start = recipe(seq_len=64).model_copy(update={"model": None, "init_from": str(tmp_path)})
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(load_config(tmp_path))
+    assert make_plan(start, Setup()).parameters.total == built.num_parameters()
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ("[1]", "expected a JSON object, found list"),
-        ("{}", "key hidden_size: Field required"),
+        ('{"model_type": "llama", "num_hidden_layers": 0}', "num_hidden_layers is 0; it must be"),
         ('{"model_type": "gpt2", "n_embd": 8}', "key model_type is 'gpt2': the plan is only for"),
         (
             '{"model_type": "gemma", "hidden_size": 8}',
@@ -235,7 +260,7 @@ def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer
         ),
         ('{"model_type": "llama", "attention_bias": true}', "key attention_bias is True: the plan"),
         (
-            '{"hidden_size": 8, "num_attention_heads": 2, "head_dim": 8}',
+            '{"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "head_dim": 8}',
             "key head_dim is 8: the plan is only",
         ),
         ('{"hidden_size": "wide"}', "hidden_size is 'wide'; it must be a whole number above 0"),

@@ -291,7 +291,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, recipe, data):
 def test_a_full_disk_is_told_and_the_run_goes_on(
     tmp_path, uninterrupted, recipe, data, monkeypatch
 ):
-    """The second and the last checkpoint cannot be written; the last one must be."""
+    """The second and the last checkpoint cannot be written; the finished model can."""
     original, started, progress = dcp.FileSystemWriter.write_data, [], []
 
     def full(self, plan, planner):
@@ -303,8 +303,12 @@ def test_a_full_disk_is_told_and_the_run_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(dcp.FileSystemWriter, "write_data", full)
-        with pytest.raises(OutputError, match=r"00000030: cannot be written.*No space left"):
+        message = r"00000030: cannot be written.*No space left.*; the finished model is in .*/model"
+        with pytest.raises(OutputError, match=message):
             train(recipe, REVERSE, data, tmp_path, progress.append)
+    weights = "model/model.safetensors"
+    whole = uninterrupted[REVERSE][0]
+    assert (tmp_path / weights).read_bytes() == (whole / weights).read_bytes()
     assert len(started) == 6
     notices = [p.notice for p in progress if p.notice]
     assert len(notices) == 1
@@ -313,7 +317,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on(
     )
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["00000020", "00000025"]
     train(recipe, REVERSE, data, tmp_path)
-    assert_same_end(tmp_path, uninterrupted[REVERSE][0])
+    assert_same_end(tmp_path, whole)
 
 
 @pytest.mark.parametrize("given_direction", [REVERSE, FORWARD])

@@ -86,6 +86,7 @@ def test_a_value_may_hold_an_equals_sign(recipe):
             "optim.steps=true",
             "key optim.steps is True: expected a number or text, got true or false",
         ),
+        ("lora={}", "lora adapts a trained model: give its folder as init_from"),
         ("lora.ranks=3", "unknown key lora.ranks; valid here: rank, alpha, dropout"),
         (
             "objective.target=1",
@@ -294,9 +295,16 @@ def test_a_model_to_start_from_may_be_a_folder_of_the_hubs_cache(recipe, tmp_pat
     [
         (["optim.matrix_optimizer=adamw"], "optim.muon_lr=0.5", "optim.matrix_optimizer is adamw"),
         (["optim.schedule=cosine"], "optim.decay_steps=3", "optim.schedule is cosine"),
-        (["lora={}"], "optim.muon_lr=0.5", "lora trains only adapters, by AdamW without decay"),
+        (["optim.decay_steps=0"], "optim.min_lr_ratio=0.1", "optim.decay_steps is 0"),
+        ([], "data.mask_across_documents=false", "each window holds one document"),
+        ([], "data.reset_position_ids=false", "each window holds one document"),
         (
-            ["lora={}"],
+            ["init_from=m", "lora={}"],
+            "optim.muon_lr=0.5",
+            "lora trains only adapters, by AdamW without decay",
+        ),
+        (
+            ["init_from=m", "lora={}"],
             "optim.weight_decay=0.1",
             "lora trains only adapters, by AdamW without decay",
         ),
@@ -338,3 +346,14 @@ def test_defaults_and_shipped_recipes_are_never_noted(tmp_path, recipe):
         notes = []
         load_recipe(path, ["optim.warmup_steps=1"], note=notes.append)
         assert notes == []
+
+
+def test_rates_that_never_reach_their_peak_are_noted(recipe):
+    """As when a recipe is tried for a few steps: warm-up and decay are those of the whole run."""
+    notes = []
+    long = ["optim.warmup_steps=80", "optim.decay_steps=1600"]
+    load_recipe(recipe, ["optim.steps=1680", *long], note=notes.append)
+    assert notes == []
+    load_recipe(recipe, ["optim.steps=100", *long], note=notes.append)
+    (line,) = notes
+    assert line.startswith("override 'optim.steps=100': optim.steps is 100, fewer than the steps")

@@ -27,7 +27,13 @@ from ledom.train.loop import Progress, TrainingRun, train
 from ledom.train.metrics import read_metrics
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe
-from ledom.train.start import check_inputs, choose_packing, choose_precision, content_hash
+from ledom.train.start import (
+    check_inputs,
+    check_shareable,
+    choose_packing,
+    choose_precision,
+    content_hash,
+)
 
 BOTH = list(Direction)
 ALONE = ProcessGroup(torch.device("cpu"))
@@ -277,3 +283,21 @@ def test_the_model_to_start_from_is_trained_whatever_shape_is_given_too(
     message = r"^key model.rms_norm_eps is 0.001: .* has another shape, 1e-0[56] there; leave model"
     with pytest.raises(RecipeError, match=message):
         train(given.model_copy(update={"model": other}), Direction.REVERSE, data, tmp_path / "no")
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("train", {"batch_size": 2}, "train.batch_size is 2: too few windows for 3 processes"),
+        ("parallel", {"shard_size": 2}, "parallel.shard_size is 2, which does not divide the 3"),
+        ("objective", {"target": 1.0}, "objective.contrastive and lora run in one process"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused_before_any_work(
+    recipe: Recipe, part: str, changes: dict[str, Any], message: str
+) -> None:
+    changed = getattr(recipe, part).model_copy(update=changes)
+    asked = recipe.model_copy(update={part: changed})
+    check_shareable(asked, 1)
+    with pytest.raises(RecipeError, match=message):
+        check_shareable(asked, 3)

@@ -14,7 +14,7 @@ from ledom.data.packing import Windows, pack
 from ledom.data.store import write_store
 from ledom.model.checkpoint import build_model
 from ledom.train.distributed import ProcessGroup
-from ledom.train.loop import validate
+from ledom.train.loop import packed_losses, validate
 from ledom.train.metrics import ValidationStats
 from number_documents import ids_of
 
@@ -137,6 +137,27 @@ def test_both_directions_read_the_same_and_other_tokens_have_another_name(
     assert "valid_loss_by_source" not in rows[0]  # these problems name none
     other = validate(model, data, Direction.FORWARD, recipe_of(recipe, seq_len=32))
     assert other["valid_data"] != rows[0]["valid_data"]
+
+
+def test_a_validation_takes_passes_as_small_as_the_training(recipe, data, tiny_config, monkeypatch):
+    """Else a run whose micro-batches fit the memory would fail at its first validation."""
+    model = build_model(tiny_config, data.tokenizer, 5)
+    whole = validate(model, data, Direction.REVERSE, recipe)
+    sizes: list[int] = []
+
+    def measured(model, batch):
+        sizes.append(len(batch.inputs))
+        return packed_losses(model, batch)
+
+    monkeypatch.setattr("ledom.train.loop.packed_losses", measured)
+    parallel = recipe.parallel.model_copy(update={"tokens_per_microbatch": 1})
+    found = validate(
+        model, data, Direction.REVERSE, recipe.model_copy(update={"parallel": parallel})
+    )
+    assert len(sizes) == len(Windows(data.valid, recipe.train.seq_len))  # one at a time
+    assert max(sizes) <= recipe.train.seq_len
+    for key, value in whole.items():
+        assert found[key] == (pytest.approx(value, abs=1e-5) if "_loss" in key else value)
 
 
 def tally_of(store, most, num_tokens=1):

@@ -174,7 +174,7 @@ def rerank(
     asked = ConfidenceSettings(confidence, window) if confidence else None
     job.sampling = Sampling(temperature, top_k, top_p, max_tokens, seed, confidence=asked)
     job.num_samples, job.early_stop, job.stop_unsure = samples, early_stop, stop_unsure
-    draws = candidates is None and temperature > 0
+    draws = flip > 0 or (candidates is None and temperature > 0)
     job.problems = choose_problems(context, problems, num_problems, draws, split, seed, held_out)
     job.candidates = _given_candidates(candidates, job, is_all=num_problems is None)
     _set_scoring(job, demonstrations, mask_copies, contrast, flip)

@@ -143,8 +143,11 @@ def _message(error: BaseException) -> str:
     if hasattr(error, "format_message"):  # a usage error of typer
         usage = error.format_message().replace("\n", " ")
         return f"{usage.rstrip('.')}. See: ledom --help"
-    if isinstance(error, MemoryError):
-        return "out of memory; use fewer or shorter texts at a time, or a smaller model"
+    if _is_out_of_memory(error):
+        return (
+            "out of memory; use fewer or shorter texts at a time (in training, a smaller "
+            "parallel.tokens_per_microbatch or train.batch_size), or a smaller model"
+        )
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         found = ascii(error.object[error.start : error.end])
         return f"an argument or a file name is not UTF-8 (it contains {found}); convert it first"
@@ -152,3 +155,11 @@ def _message(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}"
     what = shorten(f"{type(error).__name__}: {error}", 300)
     return f"internal error: {what}; run `ledom --debug ...` to see the traceback, and report it"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the machine or of a GPU did not suffice; torch is not imported here."""
+    torchs = isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator" in str(error) or "out of memory" in str(error)
+    )
+    return isinstance(error, MemoryError) or torchs

@@ -109,8 +109,12 @@ def serve(
 
     Example: ledom serve --port 8000
     """
+    from ledom.rerank.strategies import STRATEGIES
+
+    fixed = strategy in STRATEGIES and not STRATEGIES[strategy].interpolated
     options.refuse_unused(
         context,
+        (fixed, f"the strategy {strategy} does not weigh two models", ["lam"]),
         (upstream is None, "there is no --upstream", _UPSTREAM),
         *options.unused_by_pair(weights, forward, reverse, "mask_copies"),
     )

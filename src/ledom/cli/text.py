@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli import options
-from ledom.cli.display import log, show_case, show_texts, warn
+from ledom.cli.display import log, note, show_case, show_texts, warn
 from ledom.cli.inputs import argument_text, is_jsonl, load_model, read_text
 from ledom.cli.progress import track
 from ledom.core.errors import InputError
@@ -78,6 +78,8 @@ def explain(
     )
     text = read_text(question, "question")
     text = text.strip() if question == "-" else text
+    if not text.strip():
+        raise InputError("the question is empty; give a text")
     written = _solutions(solutions, is_file, problem_id)
     set_threads(threads)
     lm = load_model(reverse, "reverse", device, dtype)
@@ -164,6 +166,8 @@ def generate(
             "ending; lower --max-tokens"
         )
     show_texts(f"{beginning}{middle.text}{ending}" for middle in middles[:samples])
+    if len(middles) < samples:
+        note(f"--samples is {samples}, but only {len(middles)} different texts fit")
     warn(unfamiliar_texts(writer, [ending]))
 
 

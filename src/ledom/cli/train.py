@@ -12,6 +12,7 @@ import typer
 from ledom.cli import options
 from ledom.cli.display import log, note, show_plan
 from ledom.cli.progress import Progress, track, track_training
+from ledom.core import processes
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
 from ledom.model.device import default_device, torch_device
@@ -51,12 +52,13 @@ def train(
     from ledom.core.direction import Direction
     from ledom.train.distributed import connect
     from ledom.train.recipe import load_recipe, save_recipe
-    from ledom.train.start import check_inputs, check_lengths
+    from ledom.train.start import check_inputs, check_lengths, check_shareable, has_begun
 
     plan = load_recipe(find_recipe(recipe), overrides or [], files=True, note=note)
     if direction not in ("forward", "reverse", "both"):
         raise InputError(f"direction is {direction!r}; give forward, reverse or both")
     directions = list(Direction) if direction == "both" else [Direction(direction)]
+    check_shareable(plan, processes.size())
     for way in directions:
         check_lengths(plan, way)
     device = device or default_device()
@@ -67,7 +69,7 @@ def train(
     with connect(device) as world:
         if world.is_first:
             check_inputs(plan, directions, folder)
-            if not (folder / "recipe.yaml").exists():  # replaced only when the run has finished
+            if not has_begun(folder):  # a run that has begun gets it when it is finished
                 save_recipe(plan, folder / "recipe.yaml")
         for way in directions:
             _train_one(plan, way, data, folder, world)

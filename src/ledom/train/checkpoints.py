@@ -39,6 +39,7 @@ _FOLDER = "checkpoints"
 _RUN = "run.json"
 _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
+_NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 _DATA_FILES = ("train", "valid", "tokenizer")  # keys of a recipe's data that may name a file
 
 # torch warns of a run with a single process, which is intended here.
@@ -141,6 +142,11 @@ class Checkpoints:
                 no_dist=self._world.size == 1,
             )
         except (Exception, CheckpointException) as error:  # torch raises many types for damage
+            cause = _cause(error)
+            if not isinstance(cause, Exception) or isinstance(cause, _NO_MEMORY):
+                raise cause from None  # such as Ctrl-C, which torch wraps too
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                raise CheckpointError(f"{newest}: cannot be read: {cause.strerror}") from error
             raise CheckpointError(_damaged(newest)) from error
         set_state_dict(
             self._model,
@@ -224,10 +230,15 @@ def _damaged(checkpoint: Path) -> str:
     return f"{checkpoint}: damaged; remove it to resume from the previous one"
 
 
-def _reason(error: BaseException, folder: Path) -> str:
+def _cause(error: BaseException) -> BaseException:
     """The error of one process, instead of the traces of all."""
     if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
+        return next(iter(error.failures.values()))[0]
+    return error
+
+
+def _reason(error: BaseException, folder: Path) -> str:
+    error = _cause(error)
     if "inline_container" in str(error):  # torch's writer hides the system's reason
         free = shutil.disk_usage(folder).free / 1e6
         return f"a file was cut short, with {free:.1f} MB free on the disk; free some space"

@@ -142,8 +142,8 @@ def distribute(
     """Put the model on the device, and shard it if there are several processes.
 
     A sharded model computes products in `dtype`; weights, gradient sums and optimizer state stay in
-    fp32. Gradients are summed over the processes, not averaged. Raises `RecipeError` if
-    `shard_size` does not divide the number of processes.
+    fp32. Gradients are summed over the processes, not averaged. `shard_size` must divide the number
+    of processes.
     """
     layers = decoder_layers(model)
     if config.activation_checkpointing:
@@ -171,11 +171,6 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
 def _mesh(world: ProcessGroup, config: ParallelConfig) -> DeviceMesh:
     """The processes as a mesh of shards, with replicas if `shard_size` is below their number."""
     shard_size = config.shard_size or world.size
-    if world.size % shard_size:
-        raise RecipeError(
-            f"key parallel.shard_size is {shard_size}, which does not divide the {world.size} "
-            "processes"
-        )
     shape: tuple[int, ...] = (world.size,)
     names: tuple[str, ...] = ("shard",)
     if shard_size < world.size:
@@ -219,17 +214,12 @@ def share_out(
 
     `sizes` are the windows' numbers of predicted tokens; a micro-batch has about
     `tokens_per_microbatch` of them. Every process gets the same number of micro-batches of nearly
-    equal size, because the processes wait for each other in each. Raises `RecipeError` if there are
-    fewer windows than processes.
+    equal size, because the processes wait for each other in each. There must be at least as many
+    windows as processes.
 
     >>> share_out([5, 3, 2], ProcessGroup(torch.device("cpu")), tokens_per_microbatch=5)
     [[0], [1, 2]]
     """
-    if len(sizes) < world.size:
-        raise RecipeError(
-            f"key train.batch_size: {len(sizes)} windows are too few for {world.size} processes; "
-            "raise it, or start fewer processes"
-        )
     wanted = -(-sum(sizes) // (world.size * (tokens_per_microbatch or sum(sizes))))
     count = world.size * min(wanted, len(sizes) // world.size)
     # Greedy: the longest window first, each to the part with the fewest tokens so far.
@@ -243,8 +233,16 @@ def share_out(
 
 
 def whole_weights(model: nn.Module, world: ProcessGroup) -> dict[str, Tensor]:
-    """All weights, gathered on the CPU of the first process; empty in the others."""
+    """All weights, gathered on the CPU of the first process; empty in the others.
+
+    Tied weights are one tensor, as in the model.
+    """
     if world.size == 1:
         return model.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    first: dict[int, Tensor] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if name in weights:
+            weights[name] = first.setdefault(id(weight), weights[name])
+    return weights

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt
+from transformers import PretrainedConfig
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import JsonObject, as_type, require
+from ledom.core.reading import as_type, require
 from ledom.data.prepare import DataConfig
-from ledom.model.folder import read_config
+from ledom.model.checkpoint import load_config
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.objective import working_bytes
@@ -52,17 +52,18 @@ class Gpu:
     """One accelerator, from its vendor's data sheet."""
 
     flops: float  # peak of dense bf16 products, FLOP/s
+    fp32_flops: float  # the same in fp32, without TF32, as torch computes by default
     memory: float  # bytes
 
 
 GPUS = {
-    "a100": Gpu(312e12, 80e9),
-    "a100-40gb": Gpu(312e12, 40e9),
-    "b200": Gpu(2250e12, 180e9),
-    "h100": Gpu(989e12, 80e9),
-    "h200": Gpu(989e12, 141e9),
-    "l40s": Gpu(362e12, 48e9),
-    "rtx4090": Gpu(165e12, 24e9),
+    "a100": Gpu(312e12, 19.5e12, 80e9),
+    "a100-40gb": Gpu(312e12, 19.5e12, 40e9),
+    "b200": Gpu(2250e12, 75e12, 180e9),
+    "h100": Gpu(989e12, 67e12, 80e9),
+    "h200": Gpu(989e12, 67e12, 141e9),
+    "l40s": Gpu(362e12, 91.6e12, 48e9),
+    "rtx4090": Gpu(165e12, 82.6e12, 24e9),
 }
 """Accelerators by name (NVIDIA's data sheets, SXM versions; no sparsity)."""
 
@@ -260,11 +261,7 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
 def _check(recipe: Recipe, setup: Setup) -> None:
     if recipe.lora is not None:
         raise InputError("key lora: the plan is for training all weights; leave lora out")
-    check_shareable(recipe, gpus := setup.gpus)
-    if (size := recipe.train.batch_size) < gpus:
-        raise InputError(f"train.batch_size is {size}: fewer windows than the {gpus} GPUs")
-    if (shards := recipe.parallel.shard_size) and gpus % shards:
-        raise InputError(f"parallel.shard_size is {shards}, which does not divide the {gpus} GPUs")
+    check_shareable(recipe, setup.gpus)  # a process per GPU
 
 
 @dataclass(frozen=True)
@@ -277,8 +274,12 @@ class _Planner:
     vocab_size: int
 
     @property
+    def precision(self) -> Precision:
+        return "float32" if self.recipe.train.precision == "float32" else "bfloat16"
+
+    @property
     def shards(self) -> int:
-        return self.recipe.parallel.shard_size or self.setup.gpus
+        return min(self.recipe.parallel.shard_size or self.setup.gpus, self.setup.gpus)
 
     def plan(self) -> Plan:
         recipe, setup, train = self.recipe, self.setup, self.recipe.train
@@ -288,9 +289,10 @@ class _Planner:
         at_once = max(train.seq_len, min(share, recipe.parallel.tokens_per_microbatch or share))
         needs = self.memory(at_once, recipe.parallel.activation_checkpointing)
         tokens = recipe.optim.steps * windows * train.seq_len
-        flops = setup.utilization * setup.gpus * GPUS[setup.gpu].flops
-        rate = flops / _training_flops(count.total, 1)
-        usable = _USABLE * GPUS[setup.gpu].memory
+        gpu = GPUS[setup.gpu]
+        peak = gpu.fp32_flops if self.precision == "float32" else gpu.flops
+        rate = setup.utilization * setup.gpus * peak / _training_flops(count.total, 1)
+        usable = _USABLE * gpu.memory
         return Plan(
             setup=setup,
             parameters=count,
@@ -316,7 +318,7 @@ class _Planner:
             self.shape,
             self.vocab_size,
             tokens,
-            precision="float32" if train.precision == "float32" else "bfloat16",
+            precision=self.precision,
             shards=self.shards,
             activation_checkpointing=activation_checkpointing,
             accumulate=tokens < train.batch_size / self.setup.gpus * train.seq_len,
@@ -340,36 +342,33 @@ class _Planner:
         return "does not fit with one window at a time and recomputed layers; shard over more GPUs"
 
 
-@dataclass(frozen=True)
-class _Vocabulary:
-    vocab_size: PositiveInt
-
-
 def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
     """The model's shape and vocabulary size: the recipe's, or those of its `init_from`."""
-    if recipe.model is None:
-        folder = Path(recipe.init_folder(Direction.FORWARD))
-        file, config = folder / "config.json", read_config(folder)
-        _check_architecture(config, file)
-        known = {key: config[key] for key in ModelConfig.model_fields if key in config}
-        return as_type(known, ModelConfig, file), as_type(config, _Vocabulary, file).vocab_size
-    return recipe.model, _vocab_size(recipe.data)
+    if recipe.model is not None:
+        return recipe.model, _vocab_size(recipe.data)
+    folder = Path(recipe.init_folder(Direction.FORWARD))
+    config = load_config(folder).get_text_config()  # with the defaults of keys that are left out
+    file = folder / "config.json"
+    _check_architecture(config, file)
+    shape = {key: getattr(config, key) for key in ModelConfig.model_fields}
+    return as_type(shape, ModelConfig, file), config.vocab_size
 
 
-def _check_architecture(config: JsonObject, file: Path) -> None:
+def _check_architecture(config: PretrainedConfig, file: Path) -> None:
     """Raise `InputError` for a model whose parameters `count_parameters` would miscount."""
-    kind = config.get("model_type", "llama")
-    unusual = [key for key in ("attention_bias", "mlp_bias") if config.get(key)]
-    width, heads, head_dim = map(config.get, ("hidden_size", "num_attention_heads", "head_dim"))
-    if head_dim is not None and isinstance(heads, int) and heads * head_dim != width:
-        unusual.append("head_dim")
-    if kind not in _PLANNED or unusual:
-        key = unusual[0] if unusual else "model_type"
-        raise InputError(
-            f"key {key} is {config.get(key)!r:.80}: the plan is only for {' and '.join(_PLANNED)} "
-            "without biases; give a similar shape as the recipe's model, without init_from",
-            path=file,
-        )
+    kind, key = config.model_type, "model_type"
+    if kind in _PLANNED:
+        unusual = [key for key in ("attention_bias", "mlp_bias") if getattr(config, key, False)]
+        if config.num_attention_heads * (config.head_dim or 0) not in (0, config.hidden_size):
+            unusual.append("head_dim")
+        if not unusual:
+            return
+        key = unusual[0]
+    raise InputError(
+        f"key {key} is {getattr(config, key)!r:.80}: the plan is only for {' and '.join(_PLANNED)} "
+        "without biases; give a similar shape as the recipe's model, without init_from",
+        path=file,
+    )
 
 
 def _vocab_size(data: DataConfig) -> int:

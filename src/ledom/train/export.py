@@ -20,6 +20,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,15 +31,21 @@ from ledom.core.hub import render_card
 from ledom.core.reading import JsonObject, as_type, check_regular, exists
 from ledom.core.strict_yaml import read_yaml
 from ledom.data.store import Manifest, read_manifests
-from ledom.model.architectures import NO_LIMIT, longest_text
-from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction, load_config
+from ledom.model.architectures import NO_LIMIT
+from ledom.model.checkpoint import (
+    BOS_KEY,
+    DIRECTION_KEY,
+    CheckpointInfo,
+    load_config,
+    read_checkpoint_info,
+)
 from ledom.model.folder import count_parameters, read_config
-from ledom.text.tokenizer import Tokenizer
 from ledom.train.metrics import Row, read_metrics, thinned
 
 __all__ = ["Run", "export_model", "find_run", "write_dataset_card"]
 
 _LOSS_ROWS = 10  # rows in the card's table of losses
+_FILE_KEYS = ("init_from", "negatives", "path", "tokenizer", "train", "valid")  # of a recipe
 _EXAMPLE = '"and so they lived happily ever after."'
 
 
@@ -133,64 +140,76 @@ def export_model(
         check_regular(file)
     if out.exists():
         raise OutputError(f"{out}: exists already; give another folder, or remove this one")
-    config = read_config(run.model)
-    chosen = choose_direction(run.model, config.get(DIRECTION_KEY), direction)
-    tokenizer = Tokenizer.load(run.model)
-    first = bos_ids(tokenizer, chosen, config.get(BOS_KEY), folder=run.model)
-    config[DIRECTION_KEY] = str(chosen)
-    config[BOS_KEY] = [tokenizer.backend.id_to_token(i) for i in first]
+    info = read_checkpoint_info(run.model, direction)
+    config, tokenizer = read_config(run.model), info.tokenizer
+    config[DIRECTION_KEY] = str(info.direction)
+    config[BOS_KEY] = [tokenizer.backend.id_to_token(i) for i in info.bos_ids]
     with write_folder(out) as folder:
         for file in weights:
             shutil.copyfile(file, folder / file.name)
         tokenizer.save(folder)
         write_json(folder / "config.json", config, sort_keys=True)
-        write_json(folder / "generation_config.json", _generation_config(tokenizer))
-        card = _model_card(run, config, tokenizer, name or out.name, license)
+        write_json(folder / "generation_config.json", _generation_config(info))
+        card = _model_card(run, config, info, name or out.name, license)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 
 
-def _generation_config(tokenizer: Tokenizer) -> JsonObject:
-    """Defaults of transformers' `generate`, with ledom's default temperature."""
+def _generation_config(info: CheckpointInfo) -> JsonObject:
+    """Defaults of transformers' `generate`, with ledom's default temperature.
+
+    A text ends where ledom ends it: at EOS, or at another token that the model's files name.
+    """
+    eos_id = info.tokenizer.eos_id
     return {
         "do_sample": True,
         "temperature": 0.7,
         "top_k": 0,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.eos_id,
+        "eos_token_id": [eos_id, *sorted(info.stop_ids - {eos_id})],
+        "pad_token_id": eos_id,
     }
 
 
 def _model_card(
-    run: Run, config: JsonObject, tokenizer: Tokenizer, name: str, license: str | None
+    run: Run, config: JsonObject, info: CheckpointInfo, name: str, license: str | None
 ) -> str:
     """The model card: Markdown with the hub's front matter."""
-    reverse = config[DIRECTION_KEY] == Direction.REVERSE
+    reverse = info.direction is Direction.REVERSE
     return render_card(
         Path(__file__).with_name("model_card.md"),
         name=name,
         license=license,
-        direction=config[DIRECTION_KEY],
+        direction=str(info.direction),
         reverse=reverse,
         flip="[::-1]" if reverse else "",
         example=_EXAMPLE,
         bos_tokens=json.dumps(config[BOS_KEY], ensure_ascii=False),
         first=", ".join(map(_code, config[BOS_KEY])) or "nothing",
         architecture=(config.get("architectures") or ["?"])[0],
-        facts=_facts(run, config, tokenizer),
+        facts=_facts(run, config, info),
         losses=thinned([row for row in run.metrics if "valid_loss" in row], _LOSS_ROWS),
         data=run.manifests,
         valid=run.manifests.get("valid"),
-        recipe=None if run.recipe is None else yaml.safe_dump(run.recipe, sort_keys=False),
+        recipe=run.recipe and yaml.safe_dump(_without_folders(run.recipe), sort_keys=False),
     )
 
 
-def _facts(run: Run, config: JsonObject, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+def _without_folders(value: Any, key: str = "") -> Any:
+    """A recipe whose absolute paths, which name folders on this machine, are cut to a name."""
+    if isinstance(value, dict):
+        return {name: _without_folders(part, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part, key) for part in value]
+    is_path = key in _FILE_KEYS and isinstance(value, str) and value.startswith("/")
+    return Path(value).name if is_path else value
+
+
+def _facts(run: Run, config: JsonObject, info: CheckpointInfo) -> list[tuple[str, str]]:
     shape = load_config(run.model).get_text_config()  # names its keys alike for all architectures
     width, layers = (getattr(shape, key, "?") for key in ("hidden_size", "num_hidden_layers"))
-    context = longest_text(shape)
+    tokenizer, context = info.tokenizer, info.context
     facts = [
-        ("direction", config[DIRECTION_KEY]),
+        ("direction", str(info.direction)),
         ("parameters", f"{count_parameters(run.model):,}"),
         ("width, layers", f"{width}, {layers}"),
         ("vocabulary", f"{tokenizer.vocab_size:,}; end token {_code(tokenizer.eos_token)}"),

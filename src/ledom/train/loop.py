@@ -112,8 +112,11 @@ class TrainingRun:
         )
         self.step = self.checkpoints.restore()
 
-    def run(self, on_progress: Callable[[Progress], None]) -> None:
-        """Take the remaining steps; a stop request takes effect after the current step."""
+    def run(self, on_progress: Callable[[Progress], None]) -> OutputError | None:
+        """Take the remaining steps; a stop request takes effect after the current step.
+
+        Returns the failure of the last checkpoint, if any.
+        """
         settings = {"direction": str(self.direction), **self.recipe.model_dump(mode="json")}
         metrics = open_metrics(self.folder, self.step, self.recipe.train.trackers, settings)
         try:
@@ -130,7 +133,7 @@ class TrainingRun:
             self.checkpoints.save(self.step)
             self.checkpoints.wait()
             raise
-        self.checkpoints.wait()
+        return self.checkpoints.failure(wait=True)
 
     def finish(self) -> Path:
         """Write the finished model (bf16 weights); returns its folder."""
@@ -254,8 +257,11 @@ def train(
         if world.device.type == "cpu":
             configure_memory()
         run = TrainingRun(recipe, direction, data, folder, world)
-        run.run(on_progress)
-        return run.finish()
+        failure = run.run(on_progress)
+        finished = run.finish()  # even then: the model is smaller, and may fit where that did not
+        if failure is not None:
+            raise OutputError(f"{failure}; the finished model is in {finished}") from failure
+        return finished
 
 
 def _progress(row: Row, failure: OutputError | None) -> Progress:
@@ -316,10 +322,11 @@ def validate(
 ) -> Row:
     """Validate a model; returns the keys that this adds to a row of metrics, `valid_loss` and more.
 
-    It reads windows spread evenly over the validation store, at most sixteen batches. See
-    docs/formats.md for the keys.
+    It reads windows spread evenly over the validation store, at most sixteen batches, in passes of
+    the same size as in training. See docs/formats.md for the keys.
     """
     model.eval()
+    limit = recipe.parallel.tokens_per_microbatch
     windows = Windows(data.valid, recipe.train.seq_len, recipe.data.packing)
     size = recipe.train.batch_size
     stats = ValidationStats(windows, _MAX_VALIDATION_BATCHES * size)
@@ -329,10 +336,12 @@ def validate(
         # All processes must take part. If there are fewer windows, each process reads all of them,
         # and only the first one's losses count.
         alone = len(read) < world.size
-        share = range(len(read)) if alone else share_out([len(w) - 1 for w in read], world)[0]
-        batch, losses = _losses(model, [read[i] for i in share], data, direction, recipe)
-        if world.is_first or not alone:
-            stats.add([places[i] for i in share], batch, losses.cpu().double().numpy(), direction)
+        sizes = [len(window) - 1 for window in read]
+        for part in share_out(sizes, _ALONE if alone else world, limit):
+            batch, losses = _losses(model, [read[i] for i in part], data, direction, recipe)
+            if world.is_first or not alone:
+                found = losses.cpu().double().numpy()
+                stats.add([places[i] for i in part], batch, found, direction)
     return stats.row(world.total)
 
 

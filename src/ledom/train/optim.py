@@ -28,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from ledom.core.reading import Config
 from ledom.model.architectures import layer_matrices
 
-__all__ = ["Muon", "OptimConfig", "build_optimizers", "schedule"]
+__all__ = ["Muon", "OptimConfig", "build_optimizers", "reaches_peak", "schedule"]
 
 _DECAY_SHARE = 0.4  # as in most recipes; a run without a decay ends far worse (docs/log.md)
 
@@ -243,8 +243,23 @@ def schedule(config: OptimConfig, step: int) -> float:
         done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         height = (1 + math.cos(math.pi * max(0.0, done))) / 2
     else:
-        usual = round(_DECAY_SHARE * config.steps)
-        decay = usual if config.decay_steps is None else config.decay_steps
+        decay = _decay_steps(config)
         height = (config.steps - step) / decay if decay else 1.0
     falling = config.min_lr_ratio + (1 - config.min_lr_ratio) * min(1.0, height)
     return min(1.0, rising, falling)
+
+
+def reaches_peak(config: OptimConfig) -> bool:
+    """Whether some step has the peak learning rate: warm-up and decay do not overlap.
+
+    >>> reaches_peak(OptimConfig(steps=100)), reaches_peak(OptimConfig(steps=200))
+    (False, True)
+    """
+    decay = 0 if config.schedule == "cosine" else _decay_steps(config)
+    return max(config.warmup_steps, 1) + max(decay, 1) <= config.steps + 1
+
+
+def _decay_steps(config: OptimConfig) -> int:
+    """The steps of a trapezoid's decay."""
+    usual = round(_DECAY_SHARE * config.steps)
+    return usual if config.decay_steps is None else config.decay_steps

@@ -35,7 +35,7 @@ from ledom.model.presets import ModelConfig
 from ledom.train.distributed import ParallelConfig
 from ledom.train.lora import LoraConfig
 from ledom.train.objective import ObjectiveConfig
-from ledom.train.optim import OptimConfig
+from ledom.train.optim import OptimConfig, reaches_peak
 
 __all__ = ["Recipe", "TrainConfig", "load_recipe", "named_files", "save_recipe"]
 
@@ -100,6 +100,8 @@ class Recipe(Config):
     def _check_parts(self) -> Self:
         if self.model is None and self.init_from is None:
             raise ValueError("key model is missing: give a shape, or a model folder as init_from")
+        if self.lora is not None and self.init_from is None:
+            raise ValueError("lora adapts a trained model: give its folder as init_from")
         if self.objective.needs_pairs and self.data.train == GENERATOR:
             raise ValueError("objective.target and objective.contrastive need a file as data.train")
         if self.objective.contrastive and self.objective.negatives is None:
@@ -165,6 +167,11 @@ def load_recipe(
         if not exists(name):
             key = ".".join(map(str, location))
             raise RecipeError(f"{origin.place(location)}: key {key} is {name!r}: no such file")
+    if not reaches_peak(recipe.optim):
+        note(
+            f"{origin.place(('optim', 'steps'))}: optim.steps is {recipe.optim.steps}, fewer than "
+            "the steps of warm-up and decay: the learning rates never reach their peak"
+        )
     for location, reason in _unused_keys(recipe):
         message = f"{origin.place(location)}: {'.'.join(location)} has no effect: {reason}"
         if origin.override(location):
@@ -269,10 +276,13 @@ def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
     generated = not data.sources and data.train == GENERATOR
     started, adapters = recipe.init_from is not None, recipe.lora is not None
     by_adamw = "lora trains only adapters, by AdamW without decay"
+    one_document = data.packing == "documents" or objective.needs_pairs
+    apart = "each window holds one document"
     alone = "without objective.target and objective.contrastive it is the only term"
     rules = (
         ("optim.muon_lr", optim.matrix_optimizer == "adamw", "optim.matrix_optimizer is adamw"),
         ("optim.decay_steps", optim.schedule == "cosine", "optim.schedule is cosine"),
+        ("optim.min_lr_ratio", optim.decay_steps == 0, "optim.decay_steps is 0"),
         ("optim.matrix_optimizer", adapters, by_adamw),
         ("optim.muon_lr", adapters, by_adamw),
         ("optim.weight_decay", adapters, by_adamw),
@@ -283,6 +293,8 @@ def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
         ("data.num_valid", data.sources, "data.sources are read whole"),
         ("data.equation_only_fraction", not generated, f"it is for {GENERATOR} alone"),
         ("data.seed", not generated, f"it is for {GENERATOR} alone"),
+        ("data.mask_across_documents", one_document, apart),
+        ("data.reset_position_ids", one_document, apart),
         ("data.valid", generated, f"data.train is {GENERATOR}, which has a valid split"),
         ("data.vocab_size", started or data.tokenizer, "the tokenizer is there already"),
     )

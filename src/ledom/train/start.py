@@ -43,6 +43,7 @@ __all__ = [
     "choose_packing",
     "choose_precision",
     "content_hash",
+    "has_begun",
     "initial_model",
     "training_batches",
 ]
@@ -172,8 +173,21 @@ def _autocast_error(model: PreTrainedModel) -> str | None:
 
 
 def check_shareable(recipe: Recipe, num_processes: int) -> None:
-    """Raise `RecipeError` if an objective on pairs, which needs whole batches, or adapters would be
-    split over processes or micro-batches."""
+    """Raise `RecipeError` if this many processes cannot share the run.
+
+    Like `check_lengths`, this is quick and needs no data. An objective on pairs, which needs whole
+    batches, and adapters are split neither over processes nor over micro-batches.
+    """
+    if (size := recipe.train.batch_size) < num_processes:
+        raise RecipeError(
+            f"key train.batch_size is {size}: too few windows for {num_processes} processes; raise "
+            "it, or start fewer processes"
+        )
+    if num_processes > 1 and num_processes % (shards := recipe.parallel.shard_size or 1):
+        raise RecipeError(
+            f"key parallel.shard_size is {shards}, which does not divide the {num_processes} "
+            "processes"
+        )
     shared = num_processes > 1 or recipe.parallel.tokens_per_microbatch is not None
     if shared and (recipe.objective.needs_pairs or recipe.lora is not None):
         raise RecipeError(
@@ -212,15 +226,23 @@ def training_batches(
     )
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a direction of the run in `folder` has a checkpoint.
+
+    >>> has_begun(Path("no-run"))
+    False
+    """
+    return any(folder.glob("*/checkpoints/*"))
+
+
 def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) -> None:
     """Compare the inputs' hashes with those in the run's inputs.json, then write that file.
 
-    Before the first checkpoint nothing is compared. Raises `CheckpointError` with the key of an
+    Before the run has begun nothing is compared. Raises `CheckpointError` with the key of an
     input that has changed, and `InputError` for an input that cannot be read.
     """
     file = folder / "inputs.json"
-    begun = file.is_file() and any(folder.glob("*/checkpoints/*"))
-    known = read_json(file) if begun else {}
+    known = read_json(file) if has_begun(folder) and file.is_file() else {}
     found = {key: (name, content_hash(Path(name))) for key, name in _inputs(recipe, directions)}
     for key, (name, digest) in found.items():
         if known.get(key, digest) != digest:
