@@ -123,10 +123,10 @@ class GenerateBody(WritingBody):
 async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
     """Continue a text, with the log-probability of each token and its alternatives (nats).
 
-    `tokens` are in reading order; if several share a character, the last one has it as its text, and
-    the others have none. `next` lists the most likely next tokens; the end token (`end`)
-    among them means that the text may be complete. To take an alternative, add its text to the
-    prompt, at the start (reverse) or at the end (forward), and send it again.
+    `tokens` are in reading order; if several share a character, the last one has it as its text,
+    and the others have none. `next` lists the most likely next tokens; the end token (`end`) among
+    them means that the text may be complete. To take an alternative, add its text to the prompt, at
+    the start (reverse) or at the end (forward), and send it again.
     """
     lm = service.model(body.model)
     body.refuse_unsupported()
