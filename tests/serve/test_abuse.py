@@ -190,6 +190,15 @@ def test_a_full_queue_is_429(pair: Models, gate: Gate) -> None:
         assert post(server, ["c"]).status_code == 200
 
 
+def test_more_texts_than_may_wait_are_refused_for_good(pair: Models) -> None:
+    """A 429 would let the client try again forever."""
+    app = make_app(Service(Judge(*pair), Settings(limits=Limits(max_waiting=3))))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        for texts, status in ((3, 200), (4, 413)):
+            body = {"queries": "How many?", "documents": ["7"] * texts}
+            assert client.post("/score", json=body).status_code == status
+
+
 def test_work_of_a_client_that_has_gone_is_dropped(pair: Models, gate: Gate) -> None:
     with running(Judge(*pair), Limits()) as server, ThreadPoolExecutor(8) as pool:
         first = pool.submit(post, server, ["a"])

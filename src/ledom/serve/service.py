@@ -62,7 +62,17 @@ class Service:
         >>> service.model_names
         ['ledom/auto', 'forward']
         """
-        return [f"{REWARD}/auto", *self.models]
+        return [f"{REWARD}/auto"] * self.can_draw + list(self.models)
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether the gateway has a model to draw answers from.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> Service(Judge(None, FakeLanguageModel(direction="reverse")), Settings()).can_draw
+        False
+        """
+        return self.upstream is not None or self.judge.forward is not None
 
     def model(self, name: str | None) -> LanguageModel:
         """The model of that name; without one, the forward model if there is one.
@@ -89,8 +99,9 @@ class Service:
     async def check_pairs(self, pairs: Sequence[Pair]) -> None:
         """Raise `Refusal` or `InputError` for pairs that `judge_pairs` would refuse."""
         limits = self.settings.limits
-        if len(pairs) > limits.max_candidates:
-            raise Refusal(413, f"{len(pairs)} texts; at most {limits.max_candidates} per request")
+        most = min(limits.max_candidates, limits.max_waiting)  # more would never find room to wait
+        if len(pairs) > most:
+            raise Refusal(413, f"{len(pairs)} texts; at most {most} per request")
         size = sum(len(pair.question) + len(pair.answer) for pair in pairs)
         await apart(size, lambda: self._check(pairs, size))
 

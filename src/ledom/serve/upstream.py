@@ -168,7 +168,7 @@ class Upstream:
             raise Refusal(502, f"the upstream's answer is not valid: {error}") from None
         choices = data.get("choices")
         if not isinstance(choices, list) or not choices or not all(map(_is_choice, choices)):
-            raise Refusal(502, "the upstream's answer is not valid: it has no choices")
+            raise Refusal(502, f"the upstream's answer has no choices: {self._said(content)}")
         return data
 
     def _refusal(self, answer: httpx.Response, content: bytearray) -> Refusal:
@@ -179,14 +179,18 @@ class Upstream:
             return Refusal(502, f"{message}: it rejects this server's key (OPENAI_API_KEY)")
         if answer.is_redirect:
             return Refusal(502, f"{message}, a redirect; give --upstream the final address")
-        said = " ".join(content[:2000].decode("utf-8", "replace").split())
-        said = said.replace(self.key, "***") if self.key else said
-        message += f": {said[:300]}" if said else ""
+        said = self._said(content)
+        message += f": {said}" if said else ""
         if status in _DECLINES:
             return _Declined(400, message)
         if status == 429 or status >= 500:
             return _Passing(status, message, _seconds(answer.headers.get("Retry-After", "")))
         return Refusal(502, message)
+
+    def _said(self, content: bytearray) -> str:
+        """The start of an answer in one line, without the key."""
+        said = " ".join(content[:2000].decode("utf-8", "replace").split())
+        return (said.replace(self.key, "***") if self.key else said)[:300]
 
 
 class _Passing(Refusal):
