@@ -151,7 +151,7 @@ def test_other_requests_of_the_batch_are_computed(server: Server, model: SlowMod
 
 
 def test_a_request_that_ran_out_of_time_ends_too(model: SlowModel) -> None:
-    with running(Judge(None, model), Limits(seconds=0.2)) as server:
+    with running(Judge(None, model), Limits(seconds=1)) as server:  # enough to begin
         url = f"{server.url}/v1/completions"
         assert httpx.post(url, json=COMPLETION, timeout=SECONDS).status_code == 504
         model.allowed.release()

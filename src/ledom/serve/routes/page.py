@@ -102,8 +102,8 @@ async def report(name: str, service: ServiceOf) -> Response:
 
 
 def _reports(folder: Path | None) -> dict[str, float]:
-    """When the HTML files below a folder were written, by relative path, without hidden files and
-    links.
+    """When the HTML files below a folder were written, by relative path, without hidden files,
+    links, and names that are not UTF-8.
     """
     if folder is None:
         return {}
@@ -114,8 +114,10 @@ def _reports(folder: Path | None) -> dict[str, float]:
         folders[:] = open_ if len(here.parts) < _DEEPEST else []
         for name in sorted(names):
             if name.endswith(".html") and not name.startswith("."):
-                with suppress(OSError):  # a run may delete the file meanwhile
-                    status = (folder / here / name).lstat()
+                path = (here / name).as_posix()
+                with suppress(OSError, UnicodeEncodeError):  # a run may delete the file meanwhile
+                    path.encode()
+                    status = (folder / path).lstat()
                     if S_ISREG(status.st_mode):
-                        found[(here / name).as_posix()] = status.st_mtime
+                        found[path] = status.st_mtime
     return found
