@@ -288,6 +288,17 @@ def test_a_prompt_that_no_model_reads_is_refused_unread(
     assert "the model reads 512 tokens" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(("model", "most"), [("forward", 10), ("reverse", 1)])
+def test_all_prompts_of_a_request_count_when_they_are_scored(
+    client: TestClient, model: str, most: int
+) -> None:
+    """At most 5000 tokens are read: 500 per prompt forward, 90 * 91 / 2 in reverse."""
+    size = 500 if model == "forward" else 90
+    for count, status in ((most, 200), (most + 1, 413)):
+        body = {"model": model, "prompt": [[7] * size] * count, "echo": True, "max_tokens": 0}
+        assert client.post("/v1/completions", json=body).status_code == status
+
+
 def test_a_question_without_room_for_an_answer_is_one_clear_line(
     client: TestClient, pair: Models
 ) -> None:

@@ -129,14 +129,16 @@ class Service:
         if tokens > limits.max_new_tokens:
             raise Refusal(413, f"max_tokens is {tokens}; at most {limits.max_new_tokens} per text")
 
-    def check_scoring(self, lm: LanguageModel, tokens: int) -> None:
-        """Raise `Refusal` for a text that is too long to score token by token."""
-        if tokens > lm.context:
-            raise Refusal(400, f"a prompt of {tokens} tokens; the model reads {lm.context}")
-        work = tokens * (tokens + 1) // 2 if lm.direction is Direction.REVERSE else tokens
+    def check_scoring(self, lm: LanguageModel, lengths: Sequence[int]) -> None:
+        """Raise `Refusal` for texts that are too long to score token by token; in tokens."""
+        if max(lengths) > lm.context:
+            raise Refusal(400, f"a prompt of {max(lengths)} tokens; the model reads {lm.context}")
+        reverse = lm.direction is Direction.REVERSE  # it reads every prefix
+        work = sum(n * (n + 1) // 2 if reverse else n for n in lengths)
         if work > (most := self.settings.limits.max_tokens):
             raise Refusal(
-                413, f"scoring {tokens} tokens means reading {work}; at most {most} per request"
+                413,
+                f"scoring {sum(lengths)} tokens means reading {work}; at most {most} per request",
             )
 
     def check_prompts(self, lm: LanguageModel, prompts: Sequence[str | Sequence[int]]) -> None:

@@ -175,9 +175,12 @@ def _echo(
         raise Refusal(400, "echo scores the prompt: ask for max_tokens of 0 or 1, and n of 1")
     count = body.logprobs or 0
     choices, read, written = [], 0, 0
-    for prompt in prompts:
-        ids = [*lm.bos_ids, *lm.tokenizer.encode(prompt).ids] if isinstance(prompt, str) else prompt
-        service.check_scoring(lm, len(ids))
+    all_ids = [
+        [*lm.bos_ids, *lm.tokenizer.encode(prompt).ids] if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+    service.check_scoring(lm, [len(ids) for ids in all_ids])
+    for prompt, ids in zip(prompts, all_ids, strict=True):
         tokens = yield from writing.score_ids(lm, ids, count)
         if body.max_tokens:
             tokens.append(_following(lm, ids, count))
