@@ -5,6 +5,7 @@ import { Alternatives } from "./alternatives.js";
 const CHUNK = 12; // tokens per request; the next chunk is computed while this one is shown
 const MOST = 400; // most tokens of a branch
 const PACE = 40; // milliseconds per token
+const LONG = 16; // characters of a word from which it may be broken, such as a text without spaces
 const SHARED = 80; // most characters shown of the part that two branches share
 
 const pause = (ms, signal) => new Promise((resolve, reject) => {
@@ -214,7 +215,7 @@ class Pane {
     if (!this.word) text.append((this.word = el("span", { class: "word" })));
     made.textContent = made.textContent.replaceAll("\n", "");
     this.word.prepend(made); // in front of the rest of its word
-    if (/^\s/.test(written)) this.word = null;
+    if (/^\s/.test(written) || this.word.textContent.length >= LONG) this.word = null;
     if (lines && !written.endsWith("\n")) turn();
     return this.settle();
   }
