@@ -24,7 +24,7 @@ from ledom.serve.server import Server
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
 from ledom.text.tokenizer import Tokenizer
-from serving import running
+from serving import running, waiting
 from waiting import SECONDS, until
 
 Models = tuple[FakeLanguageModel, FakeLanguageModel]
@@ -165,15 +165,6 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 def post(server: Server, answers: list[str]) -> httpx.Response:
     body = {"question": "How many?", "answers": answers, "tokens": True}
     return httpx.post(f"{server.url}/ledom/score", json=body, timeout=SECONDS)
-
-
-def waiting(server: Server) -> float:
-    (line,) = [
-        line
-        for line in server.service.metrics.text().decode().splitlines()
-        if line.startswith("ledom_waiting_items ")
-    ]
-    return float(line.split()[1])
 
 
 def test_a_full_queue_is_429(pair: Models, gate: Gate) -> None:

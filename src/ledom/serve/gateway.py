@@ -27,11 +27,20 @@ from ledom.serve.service import REWARD, Service
 from ledom.serve.upstream import Drawn
 from ledom.text.answers import extract_answer
 
-__all__ = ["Chosen", "Options", "choose"]
+__all__ = ["Chosen", "Options", "choose", "is_gateway"]
 
 _SAMPLES = 8
 _TEMPERATURE = 0.7
 _MAX_TOKENS = 256
+
+
+def is_gateway(model: str) -> bool:
+    """Whether a request's `model` names the gateway: `ledom/STRATEGY`, with options after commas.
+
+    >>> is_gateway("ledom/auto,n=4"), is_gateway("reverse")
+    (True, False)
+    """
+    return model.split(",")[0].split("/")[0] == REWARD
 
 
 class Options(Config):
@@ -113,13 +122,15 @@ async def choose(
     strategy, weights = _strategy(service.judge, options)
     await service.check_pairs([Pair(question, "")])
     drawn = await _draw(service, question, options, path, body)
-    known = [place for place, text in enumerate(drawn.texts) if text.strip()]
-    if not known:
-        raise Refusal(502, "the upstream sent no text to choose from")
-    drawn_seconds = time.perf_counter() - start
     candidates = [
-        Candidate(problem_id="question", index=place, text=drawn.texts[place]) for place in known
+        Candidate(problem_id="question", index=place, text=text)
+        for place, text in enumerate(drawn.texts)
+        if text.strip()
     ]
+    if not candidates:
+        source = "upstream" if service.upstream else "forward model"
+        raise Refusal(502, f"the {source} sent no text to choose from")
+    drawn_seconds = time.perf_counter() - start
     judged = await service.judge_pairs([Pair(question, c.text) for c in candidates])
     details = await service.compute(
         lambda: _select(question, candidates, judged, strategy, weights)
@@ -153,14 +164,14 @@ async def _draw(
     prompt = lm.pair_format.before_solution(question)
     (made,) = await service.compute(lambda: writing.write(lm, [prompt], sampling, options.n))
     kept = [writing.cut_at_stops(g, body.get("stop"), lm.direction) for g in made]
-    texts = [lm.pair_format.written_solution(g.text) for g in kept]
     chat = path.startswith("chat")
     choices: list[JsonObject] = [
         {"finish_reason": g.finish_reason}
         | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
-        for g, text in zip(kept, texts, strict=True)
+        for g in kept
+        for text in [lm.pair_format.written_solution(g.text)]
     ]
-    return Drawn(choices, texts, len(lm.prompt_ids(prompt, 1)), writing.num_written(made))
+    return Drawn(choices, len(lm.prompt_ids(prompt, 1)), writing.num_written(made))
 
 
 def _strategy(judge: Judge, options: Options) -> tuple[str | None, TunedWeights]:

@@ -36,15 +36,23 @@ _TOGETHER = 8  # concurrent requests to an upstream that sends one choice per re
 
 @dataclass
 class Drawn:
-    """Candidates: the choices that an upstream sent, their texts, and their token counts.
+    """Candidates: the choices that an upstream sent, and their token counts.
 
     A count is None if the upstream does not report it.
     """
 
     choices: list[JsonObject]
-    texts: list[str]
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each choice.
+
+        >>> Drawn([{"text": "4"}], prompt_tokens=3, completion_tokens=1).texts
+        ['4']
+        """
+        return [_text(choice) for choice in self.choices]
 
 
 @dataclass
@@ -82,18 +90,13 @@ class Upstream:
                 504, f"the upstream did not answer within {self.seconds:g} s; ask for less"
             ) from None
         choices = [choice for answer in answers for choice in answer["choices"]][:count]
-        return Drawn(
-            choices,
-            [_text(choice) for choice in choices],
-            _sum(answers, "prompt_tokens"),
-            _sum(answers, "completion_tokens"),
-        )
+        return Drawn(choices, _sum(answers, "prompt_tokens"), _sum(answers, "completion_tokens"))
 
     def cost(self, drawn: Drawn) -> float | None:
         """The price of the candidates; None if prices or token counts are unknown.
 
         >>> upstream = Upstream("http://127.0.0.1:8001/v1", "m", prompt_price=1, completion_price=2)
-        >>> upstream.cost(Drawn([], [], prompt_tokens=1_000_000, completion_tokens=500_000))
+        >>> upstream.cost(Drawn([], prompt_tokens=1_000_000, completion_tokens=500_000))
         2.0
         """
         read, written = drawn.prompt_tokens, drawn.completion_tokens

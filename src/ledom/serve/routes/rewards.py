@@ -25,8 +25,6 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["rewards"])
 
-Message = JsonObject
-
 
 class OpenRLHFBody(Body):
     """The body that OpenRLHF's `--reward.remote_url` sends."""
@@ -39,7 +37,7 @@ class OpenRLHFBody(Body):
 class SlimeBody(Body):
     """The body that slime's and miles' `--rm-url` sends."""
 
-    prompt: Annotated[str | list[Message], Field(examples=[QUESTION])]
+    prompt: Annotated[str | list[JsonObject], Field(examples=[QUESTION])]
     response: Annotated[str, Field(examples=[ANSWER])]
 
 
