@@ -26,6 +26,8 @@ def test_tokens_keep_the_spaces_that_sentencepiece_puts_at_their_start(form: str
         " upon a time"
     )
     assert "".join(texts(forward, "", Generation("upon a time", ids, "stop"))) == "upon a time"
+    twice = tokenizer.encode("  a time").ids
+    assert "".join(texts(forward, "", Generation("", twice, "stop"))) == tokenizer.decode(twice)
     # A reverse model that has not ended its text may still write before the space.
     assert "".join(texts(reverse, "it is", Generation("upon a time", ids, "length"))) == (
         " upon a time"

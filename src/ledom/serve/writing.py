@@ -82,7 +82,7 @@ def _pieces(lm: LanguageModel, ids: Sequence[int], before: Sequence[int]) -> lis
             found.append("")  # the character continues
             continue
         found.append(text)
-        before = ids[start:end] if text else before
+        before = ids[start:end] if text else [*before, *ids[start:end]]
         start = end
     return found
 

@@ -110,9 +110,9 @@ def _reports(folder: Path | None) -> dict[str, float]:
     found: dict[str, float] = {}
     for place, folders, names in os.walk(folder):
         here = Path(place).relative_to(folder)
-        open_ = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = open_ if len(here.parts) < _DEEPEST else []
-        for name in sorted(names):
+        deep = len(here.parts) >= _DEEPEST
+        folders[:] = [] if deep else [name for name in folders if not name.startswith(".")]
+        for name in names:
             if name.endswith(".html") and not name.startswith("."):
                 path = (here / name).as_posix()
                 with suppress(OSError, UnicodeEncodeError):  # a run may delete the file meanwhile
