@@ -21,7 +21,7 @@ from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSp
 from ledom.serve import writing
 from ledom.serve.batching import Steps
 from ledom.serve.refusals import Refusal, describe
-from ledom.serve.routes.shared import ANSWER, ServiceOf, head, usage
+from ledom.serve.routes.shared import ANSWER, Items, ServiceOf, head, usage
 from ledom.serve.routes.unsupported import ReadingBody, WritingBody
 from ledom.serve.service import Service
 from ledom.serve.writing import Token, token_texts
@@ -40,7 +40,7 @@ router = APIRouter(tags=["completions"])
 
 _MOST_LOGPROBS = 20
 _OURS = {"model", "n", "stream", "stream_options", "ledom"}  # keys not sent to an upstream
-Ids = Annotated[list[int], Field(min_length=1)]
+Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
 class SampledBody(WritingBody):
@@ -55,7 +55,7 @@ class SampledBody(WritingBody):
     n: Annotated[int | None, Field(ge=1)] = None
     """Texts per prompt; of the gateway, candidates to draw, of which one is returned."""
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
-    stop: str | list[str] | None = None
+    stop: str | Items[str] | None = None
     stream: bool | None = None
     ledom: JsonObject | None = None
     """Options of the gateway: strategy, n, lambda, model (the upstream's). They override those in
@@ -71,7 +71,7 @@ class CompletionBody(SampledBody):
     """OpenAI's body; `model` is forward, reverse or ledom/STRATEGY."""
 
     model: Annotated[str, Field(examples=["reverse"])]
-    prompt: Annotated[str | Ids | list[str] | list[Ids], Field(examples=[f"\n\n{ANSWER}"])]
+    prompt: Annotated[str | Ids | Items[str] | Items[Ids], Field(examples=[f"\n\n{ANSWER}"])]
     max_tokens: Annotated[int | None, Field(ge=0, examples=[32])] = None
     logprobs: Annotated[int | None, Field(ge=0, le=_MOST_LOGPROBS)] = None
     echo: bool | None = None
@@ -100,7 +100,7 @@ class TokenizeBody(ReadingBody):
 class DetokenizeBody(ReadingBody):
     """vLLM's body."""
 
-    tokens: Annotated[list[int], Field(examples=[[10, 11]])]
+    tokens: Annotated[list[int], Field(fail_fast=True, examples=[[10, 11]])]
     model: str | None = None
 
 

@@ -25,7 +25,7 @@ from ledom.serve.routes.completions import (
     pieces,
     stream,
 )
-from ledom.serve.routes.shared import QUESTION, Body, ServiceOf, head, usage
+from ledom.serve.routes.shared import QUESTION, Body, Items, ServiceOf, head, usage
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["complete_by_choice", "router"]
@@ -39,7 +39,7 @@ class Message(Body):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     role: str
-    content: str | list[JsonObject] | None = None
+    content: str | Items[JsonObject] | None = None
 
 
 class ChatBody(SampledBody):
@@ -48,7 +48,7 @@ class ChatBody(SampledBody):
     model: Annotated[str, Field(examples=["ledom/auto"])]
     """`ledom/STRATEGY`, with options after commas: `ledom/vote-all-terms,n=8`."""
     messages: Annotated[
-        list[Message], Field(min_length=1, examples=[[{"role": "user", "content": QUESTION}]])
+        Items[Message], Field(min_length=1, examples=[[{"role": "user", "content": QUESTION}]])
     ]
     max_tokens: Annotated[int | None, Field(ge=1, examples=[64])] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None

@@ -19,7 +19,7 @@ from ledom.serve import writing
 from ledom.serve.batching import Steps, apart
 from ledom.serve.judge import Judgement, Pair, best_first
 from ledom.serve.refusals import describe
-from ledom.serve.routes.shared import ANSWER, QUESTION, WRONG, Body, ServiceOf
+from ledom.serve.routes.shared import ANSWER, QUESTION, WRONG, Body, Items, ServiceOf
 from ledom.serve.routes.unsupported import WritingBody
 from ledom.serve.writing import Token
 
@@ -36,7 +36,7 @@ class ScoreBody(Body):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
     question: Annotated[str, Field(examples=[QUESTION])]
-    answers: Annotated[list[str], Field(min_length=1, examples=[[ANSWER, WRONG]])]
+    answers: Annotated[Items[str], Field(min_length=1, examples=[[ANSWER, WRONG]])]
     tokens: bool = True
     """Whether to send the log-probability of each token and word."""
 
