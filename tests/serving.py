@@ -54,6 +54,13 @@ def running(judge: Judge, limits: Limits, reports: Path | None = None) -> Iterat
         assert not thread.is_alive()
 
 
+def waiting(server: Server) -> float:
+    """The number of texts that wait for a model, as the server's metrics give it."""
+    lines = httpx.get(f"{server.url}/metrics", timeout=SECONDS).text.splitlines()
+    (line,) = [line for line in lines if line.startswith("ledom_waiting_items ")]
+    return float(line.split()[1])
+
+
 def choices(count: int, first: int = 0) -> list[dict[str, Any]]:
     """`count` choices as in a chat response: `ANSWERS` from index `first` on, repeated."""
     return [

@@ -15,7 +15,7 @@ import ledom
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.rerank.weights import TunedWeights
 from ledom.serve.app import make_app
-from ledom.serve.judge import Judge
+from ledom.serve.judge import Judge, Judgement
 from ledom.serve.service import Service
 from ledom.serve.settings import Settings
 from ledom.text.tokenizer import Tokenizer
@@ -183,3 +183,11 @@ def test_a_body_must_be_announced_as_json(
             "type": "unsupported_media_type",
             "code": 415,
         }
+
+
+def test_sums_over_long_answers_keep_their_order_from_0_to_1() -> None:
+    rewards = [0.0, -1.0, -699.0, -701.0, -800.0, -9e3, -1e6]
+    values = [Judgement(reward, {}, {}).probability for reward in rewards]
+    assert values == sorted(set(values), reverse=True)
+    assert values[-1] > 0
+    assert values[1] == math.exp(-1)

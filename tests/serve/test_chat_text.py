@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ledom.core.errors import InputError
 from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
+from waiting import SECONDS
 
 TEMPLATES = {
     "chatml": (
@@ -24,6 +27,42 @@ TEMPLATES = {
     ),
     "llama 2": ("<s>[INST] How many? [/INST]", " It is 7. </s>"),
     "phi": ("<|user|>\nHow many?<|end|>\n<|assistant|>\n", "It is 7.<|end|>"),
+    "phi 4": (
+        "<|im_start|>system<|im_sep|>Be kind.<|im_end|><|im_start|>user<|im_sep|>How many?"
+        "<|im_end|><|im_start|>assistant<|im_sep|>",
+        "It is 7.<|im_end|>",
+    ),
+    "llama 4": (
+        "<|begin_of_text|><|header_start|>user<|header_end|>\n\nHow many?<|eot|>"
+        "<|header_start|>assistant<|header_end|>\n\n",
+        "It is 7.<|eot|>",
+    ),
+    "llama 2 with a system": (
+        "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHow many? [/INST]",
+        " It is 7. </s>",
+    ),
+    "granite": (
+        "<|start_of_role|>user<|end_of_role|>How many?<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>",
+        "It is 7.<|end_of_text|>",
+    ),
+    "gpt-oss": (
+        "<|start|>system<|message|>Be kind.<|end|><|start|>user<|message|>How many?<|end|>"
+        "<|start|>assistant",
+        "<|channel|>analysis<|message|>3 + 4<|end|><|start|>assistant<|channel|>final<|message|>"
+        "It is 7.<|return|>",
+    ),
+    "kimi": (
+        "<|im_system|>system<|im_middle|>Be kind.<|im_end|><|im_user|>user<|im_middle|>How many?"
+        "<|im_end|><|im_assistant|>assistant<|im_middle|>",
+        "It is 7.<|im_end|>",
+    ),
+    "command": (
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>How many?<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+        "It is 7.<|END_OF_TURN_TOKEN|>",
+    ),
+    "exaone": ("[|user|]How many?\n[|assistant|]", "It is 7.[|endofturn|]"),
     "plain": ("How many?", "\n\nIt is 7.<|endoftext|>"),
 }
 
@@ -67,6 +106,26 @@ def test_a_plain_dialog_is_split_at_the_first_empty_line() -> None:
     assert split_dialog("How many?\n\n3\n\n4", "\n\n") == ("How many?", "3\n\n4")
     with pytest.raises(InputError, match="no chat markup"):
         split_dialog("How many? 7", "\n\n")
+
+
+def test_a_plain_dialog_has_no_special_tokens() -> None:
+    assert split_dialog("<s>How many?\n\n7</s>", "\n\n") == ("How many?", "7")
+
+
+def test_unknown_markup_is_refused_by_name_where_the_question_would_be_lost() -> None:
+    with pytest.raises(InputError, match=r"'<\|role:user\|>'"):
+        question_of("<|role:user|>How many?<|role:model|>")
+    assert question_of("How many?<|role:end|>") == "How many?"
+
+
+def test_means_and_floors_of_absolute_values_are_no_markup() -> None:
+    assert answer_of("<|x|> is 2, [|x|] is 3</s>") == "<|x|> is 2, [|x|] is 3"
+
+
+def test_special_tokens_at_the_start_take_linear_time() -> None:
+    start = time.perf_counter()
+    assert question_of("<s> " * 1_000_000 + "How many?") == "How many?"
+    assert time.perf_counter() - start < SECONDS / 10  # minutes, were each one cut off alone
 
 
 def test_an_answer_of_nothing_is_nothing() -> None:

@@ -20,7 +20,7 @@ from ledom.serve.judge import Judge
 from ledom.serve.server import Server
 from ledom.serve.settings import Limits
 from ledom.text.tokenizer import Tokenizer
-from serving import running
+from serving import running, waiting
 from waiting import SECONDS, until
 
 
@@ -76,7 +76,7 @@ def send(server: Server, path: str, body: Any) -> socket.socket:
 
 def gone(server: Server) -> bool:
     """Whether the server has noticed that a client has gone."""
-    return b'status="499"' in server.service.metrics.text()
+    return 'status="499"' in httpx.get(f"{server.url}/metrics", timeout=SECONDS).text
 
 
 COMPLETION = {"model": "reverse", "prompt": "#### 7", "max_tokens": 4}
@@ -106,7 +106,7 @@ def test_the_next_request_is_answered_at_once(server: Server, model: SlowModel) 
         with send(server, "/v1/completions", COMPLETION):
             until(lambda: model.steps == 1)
             other = pool.submit(httpx.post, url, json=COMPLETION, timeout=SECONDS)
-            until(lambda: server.service._jobs.waiting == 1)
+            until(lambda: waiting(server) == 1)
         until(lambda: gone(server))
         model.allowed.release(1 + 100)  # the step of the first request, and all of the second
         assert other.result(SECONDS).status_code == 200
@@ -141,7 +141,7 @@ def test_other_requests_of_the_batch_are_computed(server: Server, model: SlowMod
         until(lambda: model.steps == 1)  # the others share the next batch
         others = [pool.submit(ask, text) for text in ("3 + 4 = 7", "12")]
         with send(server, "/ledom/score", {"question": "How many?", "answers": ["no"]}):
-            until(lambda: server.service._batcher.waiting == 3)
+            until(lambda: waiting(server) == 3)
             model.allowed.release()
             until(lambda: model.steps == 2)
         until(lambda: gone(server))
@@ -151,7 +151,7 @@ def test_other_requests_of_the_batch_are_computed(server: Server, model: SlowMod
 
 
 def test_a_request_that_ran_out_of_time_ends_too(model: SlowModel) -> None:
-    with running(Judge(None, model), Limits(seconds=0.2)) as server:
+    with running(Judge(None, model), Limits(seconds=1)) as server:  # enough to begin
         url = f"{server.url}/v1/completions"
         assert httpx.post(url, json=COMPLETION, timeout=SECONDS).status_code == 504
         model.allowed.release()

@@ -9,16 +9,19 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 
 from ledom.core.records import Candidate, Problem, Score, read_records
-from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
+from ledom.rerank.candidate_table import build_candidate_table
 from ledom.rerank.pipeline import Job, rerank
-from ledom.rerank.strategies import STRATEGIES
+from ledom.rerank.strategies import STRATEGIES, Pick, Vote
 from ledom.rerank.weights import Selection, TunedWeights, select
-from ledom.serve.gateway import Options, strategy_slugs
+from ledom.serve.app import make_app
+from ledom.serve.gateway import Options
 from ledom.serve.judge import MASK_COPIES, Judge
 from ledom.serve.refusals import Refusal
-from ledom.serve.settings import Limits
+from ledom.serve.service import Service
+from ledom.serve.settings import Limits, Settings
 from serving import ANSWERS, QUESTIONS, Models, chat, gateway, honest, running
 from waiting import SECONDS
 
@@ -50,7 +53,13 @@ def test_by_every_strategy_it_chooses_as_rerank_does_on_the_same_candidates(
     scores = [s for file in tmp_path.glob("scores*.jsonl") for s in read_records(file, Score)]
     table = build_candidate_table(problems, candidates, scores)
     with gateway(models, honest, weights=weights) as client:
-        names = {slug: name for slug, name in strategy_slugs().items() if able(name, table)}
+        able = Judge(*models, weights=weights).usable(weights)
+        names = {name.replace("_", "-"): name for name in able}
+        assert set(able) == {
+            name
+            for name, strategy in STRATEGIES.items()
+            if isinstance(strategy, (Pick, Vote)) and strategy.available(table)
+        }
         assert len(names) > 10
         expected = {slug: select(table, candidates, name, weights) for slug, name in names.items()}
         expected["auto"] = list(read_records(tmp_path / "selected.jsonl", Selection))
@@ -65,11 +74,6 @@ def test_by_every_strategy_it_chooses_as_rerank_does_on_the_same_candidates(
                 assert answer["choices"][0]["message"]["content"] == selection.text
     votes = {selection.index for selection in expected["majority"]}
     assert votes <= {0, 2}  # those that answer 7, the only answer that is given twice
-
-
-def able(name: str, table: CandidateTable) -> bool:
-    """Whether a strategy can choose without scores that nobody made."""
-    return STRATEGIES[name].available(table)
 
 
 def _no_track(items: Any, *args: Any, **options: Any) -> Any:
@@ -144,7 +148,44 @@ def test_options_of_the_body_count_more_than_those_of_the_name() -> None:
     assert Options.read("ledom", None, None).strategy is None
     with pytest.raises(Refusal):
         Options.read("ledom/a,b", None, None)
-    assert "oracle" not in strategy_slugs()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("ledom/all-terms", "'all-terms' cannot choose here; choose among: forward"),  # no weights
+        ("ledom/flip", "'flip' cannot choose here"),  # no scores
+        ("ledom/majority,lambda=0.9", "with a lambda; choose among: reverse-reward, vote-reverse"),
+    ],
+)
+def test_nothing_is_drawn_for_a_strategy_that_cannot_choose(
+    models: Models, model: str, message: str
+) -> None:
+    def upstream(request: httpx.Request) -> httpx.Response:
+        raise AssertionError
+
+    with gateway(models, upstream) as client:
+        answer = chat(client, model=model)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
+def test_a_server_that_can_draw_nothing_has_no_gateway(models: Models) -> None:
+    service = Service(Judge(None, models[1]), Settings())
+    with TestClient(make_app(service), base_url="http://127.0.0.1") as client:
+        answer = chat(client)
+        listed = [row["id"] for row in client.get("/v1/models").json()["data"]]
+    assert answer.status_code == 404
+    assert "has neither" in answer.json()["error"]["message"]
+    assert listed == ["reverse"]
+
+
+def test_one_model_alone_has_no_lambda(models: Models) -> None:
+    service = Service(Judge(models[0], None), Settings())
+    with TestClient(make_app(service), base_url="http://127.0.0.1") as client:
+        answer = chat(client, model="ledom/auto,lambda=0.9")
+    assert answer.status_code == 400
+    assert "only one of them" in answer.json()["error"]["message"]
 
 
 def test_a_stream_has_all_that_the_chosen_message_holds(models: Models) -> None:

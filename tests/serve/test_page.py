@@ -222,3 +222,14 @@ def test_the_recorded_examples_are_those_of_the_embedded_pair() -> None:
         }[target]
         (values,) = lm.logprobs([ledom.TokenSpan(pair.ids, *span)])
         assert features[name] == pytest.approx(float(values.sum()), abs=2e-3)
+
+
+def test_a_report_whose_name_is_not_utf8_is_left_out(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "one.html").write_text("<p>one")
+    try:
+        (tmp_path / os.fsdecode(b"\xff.html")).write_text("<p>two")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with client_of(pair, reports=tmp_path) as client:
+        found = client.get("/ledom/reports").json()["reports"]
+    assert [report["name"] for report in found] == ["one.html"]

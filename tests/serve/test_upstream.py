@@ -151,6 +151,11 @@ FAILURES: dict[str, tuple[Handler, int, str]] = {
     "html": (lambda r: httpx.Response(200, html="<p>no"), 502, "is not valid"),
     "no choices": (lambda r: httpx.Response(200, json={"choices": []}), 502, "no choices"),
     "strange": (lambda r: httpx.Response(200, json={"choices": [7]}), 502, "no choices"),
+    "an error with 200": (
+        lambda r: httpx.Response(200, json={"error": {"message": "out of credit"}}),
+        502,
+        'no choices: {"error":{"message":"out of credit"}}',
+    ),
     "deep": (lambda r: httpx.Response(200, content=b"[" * 10**5), 502, "is not valid"),
     "no text": (
         lambda r: httpx.Response(200, json={"choices": [{"message": {"content": None}}] * 6}),

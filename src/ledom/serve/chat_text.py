@@ -17,23 +17,34 @@ __all__ = ["answer_of", "content_of", "question_of", "response_in", "split_dialo
 Messages = Sequence[dict[str, object]]
 
 _TURN = re.compile(
-    r"<\|im_start\|>(?P<a>\w+)\n"  # ChatML: Qwen, Yi ...
-    r"|<\|start_header_id\|>(?P<b>\w+)<\|end_header_id\|>\n\n"  # Llama 3
-    r"|<start_of_turn>(?P<c>\w+)\n"  # Gemma
-    r"|<\|(?P<d>system|user|assistant)\|>\n?"  # Phi, Zephyr, GLM
-    r"|<[｜|](?P<e>User|Assistant)[｜|]>"  # DeepSeek
-    r"|(?P<user>\[INST\]) ?|(?P<assistant> ?\[/INST\]) ?"  # Llama 2, Mistral
+    r"<\|im_start\|>(\w+)(?:<\|im_sep\|>)?"  # ChatML: Qwen, Yi ...; Phi-4
+    r"|<\|(?:start_header_id|header_start|start_of_role)\|>(\w+)"  # Llama 3 and 4, Granite
+    r"<\|(?:end_header_id|header_end|end_of_role)\|>"
+    r"|<start_of_turn>(\w+)"  # Gemma
+    r"|<\|start\|>(\w+)(?:<\|channel\|>\w+)?<\|message\|>"  # gpt-oss
+    r"|<\|im_(system|user|assistant)\|>\w*<\|im_middle\|>"  # Kimi
+    r"|<\|(SYSTEM|USER|CHATBOT)_TOKEN\|>"  # Command
+    r"|<\|(system|user|assistant)\|>"  # Phi-3, Zephyr, GLM
+    r"|\[\|(system|user|assistant)\|\]"  # EXAONE
+    r"|<[｜|](User|Assistant)[｜|]>"  # DeepSeek
+    r"|(\[/?INST\])"  # Llama 2, Mistral
 )
-_ROLES = {"model": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-_SPECIAL = re.compile(r"<[|｜][^<>\s|｜]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
-_OPENING = re.compile(r"<(?:s|bos)>|<[|｜]begin[^<>\s|｜]{1,40}[|｜]>")
+_ROLES = {"model": "assistant", "chatbot": "assistant", "[inst]": "user", "[/inst]": "assistant"}
+_SYSTEM = re.compile(r"\s*<<SYS>>.*?<</SYS>>", re.DOTALL)  # in the user's turn of Llama 2
+_FINAL = re.compile(r"<\|channel\|>final\b[^<]*<\|message\|>")  # gpt-oss thinks in other channels
+_SPECIAL = re.compile(
+    r"<[|｜][^<>\s|｜]{3,40}[|｜]>"  # at least 3: <|x|> is a mean in physics
+    r"|\[\|(?:system|user|assistant|endofturn)\|\]"
+    r"|</?s>|<(?:eos|bos|pad|end_of_turn|BOS_TOKEN|EOS_TOKEN)>"
+)
+_OPENINGS = re.compile(r"(?:\s*(?:<(?:s|bos|BOS_TOKEN)>|<[|｜]begin[^<>\s|｜]{1,40}[|｜]>))*")
 _SHORTEST_OVERLAP = 8  # characters of a truncated prompt that suffice to find its response
 
 
 def question_of(prompt: str | Messages) -> str:
     """The user's last message in a list of messages or a chat template; plain text as a whole.
 
-    Raises `InputError` for a list of messages without a user message.
+    Raises `InputError` for a list of messages without a user message, and for an unknown template.
 
     >>> question_of("<|im_start|>user\\nHow many?<|im_end|>\\n<|im_start|>assistant\\n")
     'How many?'
@@ -44,7 +55,14 @@ def question_of(prompt: str | Messages) -> str:
             raise InputError("the prompt has no user message; send one")
         return said[-1].strip()
     said = [text for role, text in _turns(prompt) if role == "user"]
-    return said[-1] if said else _plain(prompt)
+    question = said[-1] if said else _plain(prompt)
+    mark = None if question else _SPECIAL.search(prompt)
+    if mark is not None and not said:
+        raise InputError(
+            f"no question was found in the chat markup of the prompt, which has {mark[0]!r}; send "
+            "plain text, or messages where the protocol has them"
+        )
+    return question
 
 
 def answer_of(response: str | Messages) -> str:
@@ -56,7 +74,7 @@ def answer_of(response: str | Messages) -> str:
     if not isinstance(response, str):
         said = [content_of(m) for m in response if m.get("role") in ("assistant", None)]
         return said[-1].strip() if said else ""
-    return _plain(response)
+    return _plain(_FINAL.split(response)[-1])
 
 
 def response_in(query: str, prompt: str) -> str:
@@ -100,7 +118,7 @@ def split_dialog(text: str, between: str) -> tuple[str, str]:
             "the input has no chat markup and no empty line; send question and answer with one "
             "between them"
         )
-    return question, answer
+    return question_of(question), answer_of(answer)
 
 
 def _turns(text: str) -> list[tuple[str, str]]:
@@ -109,17 +127,16 @@ def _turns(text: str) -> list[tuple[str, str]]:
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     turns = []
     for mark, end in zip(marks, ends, strict=False):
-        kind = mark.lastgroup or ""
-        role = kind if kind in _ROLES else mark[kind].lower()
-        turns.append((_ROLES.get(role, role), _plain(text[mark.end() : end])))
+        role = mark[mark.lastindex or 0].lower()
+        said = _SYSTEM.sub("", text[mark.end() : end], count=1)
+        turns.append((_ROLES.get(role, role), _plain(said)))
     return turns
 
 
 def _plain(text: str) -> str:
     """A text without the special tokens at its start, up to the next special token."""
-    text = text.strip()
-    while (mark := _OPENING.match(text)) is not None:
-        text = text[mark.end() :].strip()
+    opening = _OPENINGS.match(text)
+    text = text[opening.end() if opening else 0 :].strip()
     return _SPECIAL.split(text, maxsplit=1)[0].strip()
 
 

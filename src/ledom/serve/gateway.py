@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,21 +18,29 @@ from ledom.core.errors import InputError
 from ledom.core.reading import Config, JsonObject, first_problem
 from ledom.core.records import Candidate, Problem
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
-from ledom.rerank.strategies import STRATEGIES, Pick, Vote
-from ledom.rerank.weights import default_weights, preferred_strategy, select
+from ledom.rerank.weights import TunedWeights, default_weights, preferred_strategy, select
 from ledom.serve import writing
 from ledom.serve.batching import Steps
-from ledom.serve.judge import Judgement, Pair
+from ledom.serve.judge import Judge, Judgement, Pair
 from ledom.serve.refusals import Refusal
 from ledom.serve.service import REWARD, Service
 from ledom.serve.upstream import Drawn
 from ledom.text.answers import extract_answer
 
-__all__ = ["Chosen", "Options", "choose", "strategy_slugs"]
+__all__ = ["Chosen", "Options", "choose", "is_gateway"]
 
 _SAMPLES = 8
 _TEMPERATURE = 0.7
 _MAX_TOKENS = 256
+
+
+def is_gateway(model: str) -> bool:
+    """Whether a request's `model` names the gateway: `ledom/STRATEGY`, with options after commas.
+
+    >>> is_gateway("ledom/auto,n=4"), is_gateway("reverse")
+    (True, False)
+    """
+    return model.split(",")[0].split("/")[0] == REWARD
 
 
 class Options(Config):
@@ -92,19 +100,6 @@ class Chosen:
     """How the choice was made, with all candidates; answers send this as `ledom`."""
 
 
-def strategy_slugs() -> dict[str, str]:
-    """Ids of the strategies that can choose, by their spelling in a model's name.
-
-    >>> strategy_slugs()["vote-all-terms"]
-    'vote_all_terms'
-    """
-    return {
-        _slug(name): name
-        for name, strategy in STRATEGIES.items()
-        if isinstance(strategy, (Pick, Vote))
-    }
-
-
 async def choose(
     service: Service, question: str, options: Options, path: str, body: Mapping[str, Any]
 ) -> Chosen:
@@ -114,23 +109,32 @@ async def choose(
     cannot choose.
     """
     start = time.perf_counter()
+    if not service.can_draw:
+        raise Refusal(
+            404,
+            f"no model {REWARD}/{options.strategy or 'auto'!s:.60}: the gateway draws answers from "
+            "an upstream or a forward model, and this server has neither",
+        )
     # The upstream itself limits the length of its texts.
     asked = 1 if service.upstream else body.get("max_tokens") or _MAX_TOKENS
     service.check_writing(options.n, asked)
     # Before anything is drawn, which may cost money.
-    if options.strategy is not None:
-        _named(options.strategy, STRATEGIES)
+    strategy, weights = _strategy(service.judge, options)
     await service.check_pairs([Pair(question, "")])
     drawn = await _draw(service, question, options, path, body)
-    known = [place for place, text in enumerate(drawn.texts) if text.strip()]
-    if not known:
-        raise Refusal(502, "the upstream sent no text to choose from")
-    drawn_seconds = time.perf_counter() - start
     candidates = [
-        Candidate(problem_id="question", index=place, text=drawn.texts[place]) for place in known
+        Candidate(problem_id="question", index=place, text=text)
+        for place, text in enumerate(drawn.texts)
+        if text.strip()
     ]
+    if not candidates:
+        source = "upstream" if service.upstream else "forward model"
+        raise Refusal(502, f"the {source} sent no text to choose from")
+    drawn_seconds = time.perf_counter() - start
     judged = await service.judge_pairs([Pair(question, c.text) for c in candidates])
-    details = await service.compute(lambda: _select(service, question, options, candidates, judged))
+    details = await service.compute(
+        lambda: _select(question, candidates, judged, strategy, weights)
+    )
     details["seconds"] = {
         "drawing": drawn_seconds,
         "choosing": time.perf_counter() - start - drawn_seconds,
@@ -160,25 +164,50 @@ async def _draw(
     prompt = lm.pair_format.before_solution(question)
     (made,) = await service.compute(lambda: writing.write(lm, [prompt], sampling, options.n))
     kept = [writing.cut_at_stops(g, body.get("stop"), lm.direction) for g in made]
-    texts = [lm.pair_format.written_solution(g.text) for g in kept]
     chat = path.startswith("chat")
     choices: list[JsonObject] = [
         {"finish_reason": g.finish_reason}
         | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
-        for g, text in zip(kept, texts, strict=True)
+        for g in kept
+        for text in [lm.pair_format.written_solution(g.text)]
     ]
-    return Drawn(choices, texts, len(lm.prompt_ids(prompt, 1)), writing.num_written(made))
+    return Drawn(choices, len(lm.prompt_ids(prompt, 1)), writing.num_written(made))
+
+
+def _strategy(judge: Judge, options: Options) -> tuple[str | None, TunedWeights]:
+    """The id of the strategy that was asked for, if any, and the weights.
+
+    Raises `InputError` for a strategy that cannot choose, or that a given lambda does not change.
+    """
+    weights = judge.weights if options.lam is None else default_weights(options.lam)
+    usable = judge.usable(weights)
+    if options.lam is not None:
+        usable = {name: strategy for name, strategy in usable.items() if strategy.interpolated}
+        if not usable:
+            raise InputError(
+                "lambda weighs a forward against a reverse model, and this server has only one of "
+                "them; leave it out"
+            )
+    if options.strategy is None:
+        return None, weights
+    slugs = {_slug(name): name for name in usable}
+    if _slug(options.strategy) not in slugs:
+        given = "" if options.lam is None else " with a lambda"
+        raise InputError(
+            f"strategy {options.strategy!r:.60} cannot choose here{given}; choose among: "
+            f"{', '.join(slugs)}"
+        )
+    return slugs[_slug(options.strategy)], weights
 
 
 def _select(
-    service: Service,
     question: str,
-    options: Options,
     candidates: Sequence[Candidate],
     judged: Sequence[Judgement],
+    strategy: str | None,
+    weights: TunedWeights,
 ) -> Steps[JsonObject]:
     """Choose as `ledom rerank` does; `Chosen.details`."""
-    weights = service.judge.weights if options.lam is None else default_weights(options.lam)
     scores = [
         score
         for candidate, judgement in zip(candidates, judged, strict=True)
@@ -186,10 +215,7 @@ def _select(
     ]
     table = build_candidate_table([Problem(id="question", question=question)], candidates, scores)
     yield
-    if options.strategy is None:
-        name = preferred_strategy(table, weights)
-    else:
-        name = _named(options.strategy, weights.usable(table))
+    name = strategy or preferred_strategy(table, weights)
     (selection,) = select(table, candidates, name, weights)
     return {
         "strategy": name,
@@ -215,16 +241,6 @@ def _select(
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _named(asked: str, able: Collection[str]) -> str:
-    """The id of the strategy asked for; raises `InputError` if it is not among those `able`."""
-    slugs = {slug: name for slug, name in strategy_slugs().items() if name in able}
-    if _slug(asked) not in slugs:
-        raise InputError(
-            f"strategy {asked!r:.60} cannot choose here; choose among: {', '.join(slugs)}"
-        )
-    return slugs[_slug(asked)]
 
 
 def _answers(table: CandidateTable, candidates: Sequence[Candidate]) -> list[JsonObject]:

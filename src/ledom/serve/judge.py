@@ -17,7 +17,7 @@ from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.candidate_table import FEATURES, candidate_features
 from ledom.rerank.score import check_room, score_candidates
-from ledom.rerank.strategies import STRATEGIES, Pick, Weights
+from ledom.rerank.strategies import STRATEGIES, Pick, Vote
 from ledom.rerank.weights import TunedWeights, default_weights
 from ledom.serve.batching import Steps, finish
 
@@ -26,6 +26,7 @@ __all__ = ["MASK_COPIES", "Judge", "Judgement", "Pair", "best_first"]
 _LOG_NAMES = {"y|x": "log_p_yx", "x|y": "log_p_xy", "y": "log_p_y"}
 MASK_COPIES = 8
 """Default length in words from which copied passages are left out; see `Judge`."""
+_SMALLEST = -700.0  # nats: below about -745, exp is 0
 _MARGIN = 64  # most tokens of a template, special tokens included
 
 
@@ -60,11 +61,14 @@ class Judgement:
         """The reward on a scale from 0 to 1, in the same order: exp(reward), at most 1.
 
         For log-probabilities per token this is the weighted geometric mean of the probabilities.
+        Where exp would round to 0, as for the sum over a long answer, it is a tiny number instead.
 
         >>> round(Judgement(reward=-0.5, scores={}, features={}).probability, 3)
         0.607
         """
-        return min(1.0, math.exp(min(0.0, self.reward)))
+        if self.reward < _SMALLEST:
+            return math.exp(_SMALLEST) * _SMALLEST / self.reward
+        return math.exp(min(0.0, self.reward))
 
     @property
     def is_truncated(self) -> bool:
@@ -128,7 +132,14 @@ class Judge:
         self.mask_copies = mask_copies
         alone = "reverse_only" if reverse else "forward"
         self.strategy = strategy or ("reverse_reward" if len(self.models) == 2 else alone)
-        self._strategy, self._weights = self._find(self.strategy)
+        picks = {n: s for n, s in self.usable(self.weights).items() if isinstance(s, Pick)}
+        if self.strategy not in picks:
+            raise InputError(
+                f"strategy {self.strategy!r:.60} cannot score one answer with these models and "
+                f"weights; choose among: {', '.join(picks)}"
+            )
+        self._strategy = picks[self.strategy]
+        self._weights = self.weights.weights.get(self.strategy)
 
     @property
     def strategy_weights(self) -> dict[str, float]:
@@ -140,22 +151,22 @@ class Judge:
         """
         return dict(self._weights or dict.fromkeys(self._strategy.features, 1.0))
 
-    def _find(self, name: str) -> tuple[Pick, Weights]:
+    def usable(self, weights: TunedWeights) -> dict[str, Pick | Vote]:
+        """The strategies that can choose by the scores of these models and by `weights`, by id.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> list(Judge(FakeLanguageModel(), None).usable(default_weights()))[:3]
+        ['forward', 'forward_mean', 'majority']
+        """
         targets = {"y|x"} if self.forward else set()
         targets |= {"x|y", "y"} if self.reverse else set()
-        picks = {
-            known: strategy
-            for known, strategy in STRATEGIES.items()
-            if isinstance(strategy, Pick)
+        return {
+            name: strategy
+            for name, strategy in STRATEGIES.items()
+            if isinstance(strategy, (Pick, Vote))
             and all(FEATURES[feature][0] in targets for feature in strategy.features)
-            and (known in self.weights.weights or len(strategy.features) == 1)
+            and (name in weights.weights or len(strategy.features) <= 1)
         }
-        if name not in picks:
-            raise InputError(
-                f"strategy {name!r:.60} cannot score one answer with these models and weights; "
-                f"choose among: {', '.join(picks)}"
-            )
-        return picks[name], self.weights.weights.get(name)
 
     def check(self, pairs: Sequence[Pair]) -> None:
         """Raise `InputError` if a question is empty or leaves no room for an answer.

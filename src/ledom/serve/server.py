@@ -40,8 +40,6 @@ class Server:
     Raises `InputError` if the port is taken. Clients cannot connect before `listen` or `run`.
     """
 
-    service: Service
-
     def __init__(self, settings: Settings) -> None:
         settings.check()
         self._settings = settings
@@ -67,7 +65,6 @@ class Server:
         from ledom.serve.app import make_app
         from ledom.serve.protocol import Uvicorn, bounded
 
-        self.service = service
         limits = self._settings.limits
         config = uvicorn.Config(
             make_app(service),

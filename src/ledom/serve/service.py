@@ -62,7 +62,17 @@ class Service:
         >>> service.model_names
         ['ledom/auto', 'forward']
         """
-        return [f"{REWARD}/auto", *self.models]
+        return [f"{REWARD}/auto"] * self.can_draw + list(self.models)
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether the gateway has a model to draw answers from.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> Service(Judge(None, FakeLanguageModel(direction="reverse")), Settings()).can_draw
+        False
+        """
+        return self.upstream is not None or self.judge.forward is not None
 
     def model(self, name: str | None) -> LanguageModel:
         """The model of that name; without one, the forward model if there is one.
@@ -89,8 +99,9 @@ class Service:
     async def check_pairs(self, pairs: Sequence[Pair]) -> None:
         """Raise `Refusal` or `InputError` for pairs that `judge_pairs` would refuse."""
         limits = self.settings.limits
-        if len(pairs) > limits.max_candidates:
-            raise Refusal(413, f"{len(pairs)} texts; at most {limits.max_candidates} per request")
+        most = min(limits.max_candidates, limits.max_waiting)  # more would never find room to wait
+        if len(pairs) > most:
+            raise Refusal(413, f"{len(pairs)} texts; at most {most} per request")
         size = sum(len(pair.question) + len(pair.answer) for pair in pairs)
         await apart(size, lambda: self._check(pairs, size))
 
@@ -118,14 +129,16 @@ class Service:
         if tokens > limits.max_new_tokens:
             raise Refusal(413, f"max_tokens is {tokens}; at most {limits.max_new_tokens} per text")
 
-    def check_scoring(self, lm: LanguageModel, tokens: int) -> None:
-        """Raise `Refusal` for a text that is too long to score token by token."""
-        if tokens > lm.context:
-            raise Refusal(400, f"a prompt of {tokens} tokens; the model reads {lm.context}")
-        work = tokens * (tokens + 1) // 2 if lm.direction is Direction.REVERSE else tokens
+    def check_scoring(self, lm: LanguageModel, lengths: Sequence[int]) -> None:
+        """Raise `Refusal` for texts that are too long to score token by token; in tokens."""
+        if max(lengths) > lm.context:
+            raise Refusal(400, f"a prompt of {max(lengths)} tokens; the model reads {lm.context}")
+        reverse = lm.direction is Direction.REVERSE  # it reads every prefix
+        work = sum(n * (n + 1) // 2 if reverse else n for n in lengths)
         if work > (most := self.settings.limits.max_tokens):
             raise Refusal(
-                413, f"scoring {tokens} tokens means reading {work}; at most {most} per request"
+                413,
+                f"scoring {sum(lengths)} tokens means reading {work}; at most {most} per request",
             )
 
     def check_prompts(self, lm: LanguageModel, prompts: Sequence[str | Sequence[int]]) -> None:

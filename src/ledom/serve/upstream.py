@@ -36,15 +36,23 @@ _TOGETHER = 8  # concurrent requests to an upstream that sends one choice per re
 
 @dataclass
 class Drawn:
-    """Candidates: the choices that an upstream sent, their texts, and their token counts.
+    """Candidates: the choices that an upstream sent, and their token counts.
 
     A count is None if the upstream does not report it.
     """
 
     choices: list[JsonObject]
-    texts: list[str]
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each choice.
+
+        >>> Drawn([{"text": "4"}], prompt_tokens=3, completion_tokens=1).texts
+        ['4']
+        """
+        return [_text(choice) for choice in self.choices]
 
 
 @dataclass
@@ -82,18 +90,13 @@ class Upstream:
                 504, f"the upstream did not answer within {self.seconds:g} s; ask for less"
             ) from None
         choices = [choice for answer in answers for choice in answer["choices"]][:count]
-        return Drawn(
-            choices,
-            [_text(choice) for choice in choices],
-            _sum(answers, "prompt_tokens"),
-            _sum(answers, "completion_tokens"),
-        )
+        return Drawn(choices, _sum(answers, "prompt_tokens"), _sum(answers, "completion_tokens"))
 
     def cost(self, drawn: Drawn) -> float | None:
         """The price of the candidates; None if prices or token counts are unknown.
 
         >>> upstream = Upstream("http://127.0.0.1:8001/v1", "m", prompt_price=1, completion_price=2)
-        >>> upstream.cost(Drawn([], [], prompt_tokens=1_000_000, completion_tokens=500_000))
+        >>> upstream.cost(Drawn([], prompt_tokens=1_000_000, completion_tokens=500_000))
         2.0
         """
         read, written = drawn.prompt_tokens, drawn.completion_tokens
@@ -168,7 +171,7 @@ class Upstream:
             raise Refusal(502, f"the upstream's answer is not valid: {error}") from None
         choices = data.get("choices")
         if not isinstance(choices, list) or not choices or not all(map(_is_choice, choices)):
-            raise Refusal(502, "the upstream's answer is not valid: it has no choices")
+            raise Refusal(502, f"the upstream's answer has no choices: {self._said(content)}")
         return data
 
     def _refusal(self, answer: httpx.Response, content: bytearray) -> Refusal:
@@ -179,14 +182,18 @@ class Upstream:
             return Refusal(502, f"{message}: it rejects this server's key (OPENAI_API_KEY)")
         if answer.is_redirect:
             return Refusal(502, f"{message}, a redirect; give --upstream the final address")
-        said = " ".join(content[:2000].decode("utf-8", "replace").split())
-        said = said.replace(self.key, "***") if self.key else said
-        message += f": {said[:300]}" if said else ""
+        said = self._said(content)
+        message += f": {said}" if said else ""
         if status in _DECLINES:
             return _Declined(400, message)
         if status == 429 or status >= 500:
             return _Passing(status, message, _seconds(answer.headers.get("Retry-After", "")))
         return Refusal(502, message)
+
+    def _said(self, content: bytearray) -> str:
+        """The start of an answer in one line, without the key."""
+        said = " ".join(content[:2000].decode("utf-8", "replace").split())
+        return (said.replace(self.key, "***") if self.key else said)[:300]
 
 
 class _Passing(Refusal):

@@ -5,10 +5,9 @@ Work that takes long is in steps, between which it can be ended. It knows nothin
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from ledom.core.direction import Direction
@@ -24,13 +23,14 @@ __all__ = [
     "prompt_text",
     "sampling_of",
     "score_ids",
-    "token_text",
+    "token_texts",
     "tokens_of",
     "write",
     "written_tokens",
 ]
 
 _STEP_TOKENS = 2**14  # most tokens to score in a step: enough for several threads
+_CHARACTER = 4  # most tokens that share a character, which has at most so many bytes
 
 Alternatives = list[tuple[int, float]]
 
@@ -42,20 +42,49 @@ class Token:
     id: int
     logprob: float | None
     """In nats; None for a token that is not predicted, such as the first one that is read."""
+    text: str = ""
+    """What it adds to the text: nothing if it is special. If tokens share a character, the last one
+    has it and the others have nothing."""
     alternatives: Alternatives = field(default_factory=list)
     """The most likely tokens at this position, best first; see `LanguageModel.alternatives`."""
 
 
-def token_text(lm: LanguageModel, token_id: int) -> str:
-    """A token's text, or the name of a special token. A partial character appears as U+FFFD.
+def token_texts(lm: LanguageModel, ids: Iterable[int]) -> list[str]:
+    """The text of each token as inside a longer text, or the name of a special token.
+
+    A partial character appears as U+FFFD.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
-    >>> token_text(lm, lm.tokenizer.token_id("4")), token_text(lm, lm.tokenizer.eos_id)
-    ('4', '<|end|>')
+    >>> token_texts(lm, [lm.tokenizer.token_id("4"), lm.tokenizer.eos_id])
+    ['4', '<|end|>']
     """
-    text = lm.tokenizer.decode([token_id])
-    return text or lm.tokenizer.backend.id_to_token(token_id) or ""
+    before = lm.tokenizer.encode("a").ids  # a token alone could lose a leading space
+    return [
+        lm.tokenizer.decode_after(before, [i]) or lm.tokenizer.backend.id_to_token(i) or ""
+        for i in ids
+    ]
+
+
+def _pieces(lm: LanguageModel, ids: Sequence[int], before: Sequence[int]) -> list[str]:
+    """What each token adds to the text of the ids `before`; see `Token.text`.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()  # a token per byte: é takes two
+    >>> _pieces(lm, lm.tokenizer.encode("né").ids, before=[])
+    ['n', '', 'é']
+    """
+    found: list[str] = []
+    start = 0  # of the tokens whose text is not known yet
+    for end in range(1, len(ids) + 1):
+        text = lm.tokenizer.decode_after(before, ids[start:end])
+        if text.endswith("\ufffd") and end < len(ids) and end - start < _CHARACTER:
+            found.append("")  # the character continues
+            continue
+        found.append(text)
+        before = ids[start:end] if text else [*before, *ids[start:end]]
+        start = end
+    return found
 
 
 def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
@@ -153,15 +182,19 @@ def written_tokens(
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
     >>> made = Generation("4", lm.tokenizer.encode("4").ids, "stop")
-    >>> [token_text(lm, token.id) for token in written_tokens(lm, "2 + 2?", made, count=0)]
+    >>> [token.text for token in written_tokens(lm, "2 + 2?", made, count=0)]
     ['4']
     """
     context, ids = _all_ids(lm, prompt, generation)
     if not ids:
         return []
+    if lm.direction is Direction.FORWARD:
+        before = context
+    else:  # further text may precede what a reverse model has written so far
+        before = [] if generation.finish_reason == "stop" else lm.tokenizer.encode("a").ids
     whole = lm.direction.to_reading_order(context + lm.direction.to_model_order(ids))
     span = lm.direction.span_to_model_order(len(context), len(whole), len(whole))
-    return _tokens(lm, TokenSpan(whole, *span), count)
+    return _tokens(lm, TokenSpan(whole, *span), _pieces(lm, ids, before), count)
 
 
 def cut_at_stops(
@@ -186,25 +219,23 @@ def cut_at_stops(
     return replace(generation, text=kept, finish_reason="stop")
 
 
-def tokens_of(lm: LanguageModel, tokens: Sequence[Token], text: str) -> list[Token]:
+def tokens_of(tokens: Sequence[Token], text: str, direction: Direction) -> list[Token]:
     """The tokens of `text`, the part of a generation that was kept; `tokens` are all of its tokens.
 
     A token that is only in part in the text is one of them.
 
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel()
-    >>> tokens = [Token(i, 0.0) for i in lm.tokenizer.encode("2 + 2").ids]
-    >>> "".join(token_text(lm, token.id) for token in tokens_of(lm, tokens, "2 +"))
-    '2 +'
+    >>> tokens = [Token(0, 0.0, "2"), Token(1, 0.0, " +"), Token(2, 0.0, " 2")]
+    >>> [token.text for token in tokens_of(tokens, "2 ", Direction.FORWARD)]
+    ['2', ' +']
     """
-    ids, forward = [token.id for token in tokens], lm.direction is Direction.FORWARD
-
-    def holds_text(count: int) -> bool:
-        part = lm.tokenizer.decode(ids[:count] if forward else ids[len(ids) - count :])
-        return part.startswith(text) if forward else part.endswith(text)
-
-    count = bisect_left(range(len(ids)), True, key=holds_text)
-    return list(tokens[:count] if forward else tokens[len(ids) - count :])
+    if not text:
+        return []
+    starts = list(accumulate((len(token.text) for token in tokens), initial=0))
+    if direction is Direction.FORWARD:
+        return [token for token, start in zip(tokens, starts, strict=False) if start < len(text)]
+    cut = starts[-1] - len(text)
+    first = next(i for i, (start, end) in enumerate(pairwise(starts)) if start >= cut or end > cut)
+    return list(tokens[first:])
 
 
 def next_tokens(lm: LanguageModel, prompt: str, generation: Generation, count: int) -> Alternatives:
@@ -226,16 +257,17 @@ def _all_ids(lm: LanguageModel, prompt: str, generation: Generation) -> tuple[li
     return lm.prompt_ids(prompt, max(1, len(generation.ids))), list(generation.ids)
 
 
-def _tokens(lm: LanguageModel, target: TokenSpan, count: int) -> list[Token]:
+def _tokens(lm: LanguageModel, target: TokenSpan, texts: Sequence[str], count: int) -> list[Token]:
+    """The tokens of a span, whose texts are given, each with `count` alternatives."""
     (values,) = lm.logprobs([target])
-    ids = list(target.ids[target.start : target.end])
+    ids = target.ids[target.start : target.end]
     if not count:
-        return [Token(i, float(v)) for i, v in zip(ids, values, strict=True)]
+        return [Token(i, float(v), text) for i, v, text in zip(ids, values, texts, strict=True)]
     alternatives = lm.alternatives(target, count)
     return [
         # A token that is also an alternative gets the alternative's number: clients compare them.
-        Token(i, dict(best).get(i, float(v)), best)
-        for i, v, best in zip(ids, values, alternatives, strict=True)
+        Token(i, dict(best).get(i, float(v)), text, best)
+        for i, v, text, best in zip(ids, values, texts, alternatives, strict=True)
     ]
 
 
@@ -256,11 +288,12 @@ def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> Steps[list[T
     [None, -1.609, -1.386]
     """
     check_ids(lm, ids)
+    texts = _pieces(lm, ids, [])
     if lm.direction is Direction.FORWARD:
         if len(ids) < 2:
-            return [Token(i, None) for i in ids]
-        first = Token(ids[0], None)
-        return [first, *_tokens(lm, TokenSpan(list(ids), 1, len(ids)), count)]
+            return [Token(i, None, text) for i, text in zip(ids, texts, strict=True)]
+        first = Token(ids[0], None, texts[0])
+        return [first, *_tokens(lm, TokenSpan(list(ids), 1, len(ids)), texts[1:], count)]
     known = _strip_special(lm, ids)
     special = [Token(i, None) for i in ids[: len(ids) - len(known)]]
     ending = lm.special_ids[1]
@@ -270,7 +303,8 @@ def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> Steps[list[T
         totals += [float(values.sum(dtype=float)) for values in lm.logprobs(group)]
         yield
     values = [after - before for before, after in pairwise(totals)]
-    return [*special, *(Token(i, v) for i, v in zip(known, values, strict=True))]
+    own = zip(known, values, texts[len(special) :], strict=True)
+    return [*special, *(Token(i, value, text) for i, value, text in own)]
 
 
 def _groups(spans: Sequence[TokenSpan]) -> Iterator[list[TokenSpan]]:

@@ -1,5 +1,5 @@
 // A popover beside a token: the most likely tokens at its position.
-import { el, percent, visible } from "./lib.js";
+import { el, isPartial, percent, visible } from "./lib.js";
 
 export class Alternatives {
   constructor(root) {
@@ -19,7 +19,7 @@ export class Alternatives {
     this.token = token;
     const rows = alternatives.map((one) => el("button", {
       type: "button", tabindex: "-1", "aria-current": one.text === chosen ? "true" : null,
-      disabled: one.text === "" || one.text.includes("\ufffd"), // part of a character
+      disabled: isPartial(one.text),
       onclick: () => (this.close(), choose(one)),
     },
     el("span", { class: "piece" }, one.text === end ? "∎ end of the text" : visible(one.text)),

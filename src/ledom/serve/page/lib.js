@@ -37,6 +37,9 @@ export function percent(logprob) {
 
 export const nats = (value, digits = 1) => value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
 
+/** Whether a token has only a part of a character: of those that share one, the last one has it as its text. */
+export const isPartial = (text) => text === "" || text.includes("\ufffd");
+
 /** A token's text with visible white space. */
 export const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
 

@@ -1,10 +1,11 @@
 // The view "Write backwards": two panes, one per model. A model writes token by token and keeps its branches.
-import { $, api, between, calm, el, fillSelect, nats, percent, visible } from "./lib.js";
+import { $, api, between, calm, el, fillSelect, isPartial, nats, percent, visible } from "./lib.js";
 import { Alternatives } from "./alternatives.js";
 
 const CHUNK = 12; // tokens per request; the next chunk is computed while this one is shown
 const MOST = 400; // most tokens of a branch
 const PACE = 40; // milliseconds per token
+const LONG = 16; // characters of a word from which it may be broken, such as a text without spaces
 const SHARED = 80; // most characters shown of the part that two branches share
 
 const pause = (ms, signal) => new Promise((resolve, reject) => {
@@ -126,7 +127,7 @@ class Pane {
     const done = made.finish_reason === "stop";
     // An incomplete character cannot be part of a prompt. It is dropped, and the model writes it again.
     let whole = steps.length;
-    while (!done && whole && steps[whole - 1].text.includes("\ufffd")) whole -= 1;
+    while (!done && whole && isPartial(steps[whole - 1].text)) whole -= 1;
     return { steps: whole ? steps.slice(0, whole) : steps, next: made.next, done };
   }
 
@@ -190,7 +191,7 @@ class Pane {
     const chance = step.logprob === undefined ? "" : `, ${percent(step.logprob)}`;
     return el("span", {
       class: "token", role: "button", tabindex: "-1", "data-index": index, "aria-haspopup": "true",
-      "aria-label": (step.name === "end" ? "end of the text" : visible(step.text)) + chance,
+      "aria-label": (step.name === "end" ? "end of the text" : visible(step.text) || "part of a character") + chance,
       style: { "--h": step.logprob === undefined ? 0 : (1 - Math.exp(step.logprob)).toFixed(3) },
     }, text);
   }
@@ -214,7 +215,7 @@ class Pane {
     if (!this.word) text.append((this.word = el("span", { class: "word" })));
     made.textContent = made.textContent.replaceAll("\n", "");
     this.word.prepend(made); // in front of the rest of its word
-    if (/^\s/.test(written)) this.word = null;
+    if (/^\s/.test(written) || this.word.textContent.length >= LONG) this.word = null;
     if (lines && !written.endsWith("\n")) turn();
     return this.settle();
   }

@@ -21,10 +21,10 @@ from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSp
 from ledom.serve import writing
 from ledom.serve.batching import Steps
 from ledom.serve.refusals import Refusal, describe
-from ledom.serve.routes.shared import ANSWER, ServiceOf, head, usage
+from ledom.serve.routes.shared import ANSWER, Items, ServiceOf, head, usage
 from ledom.serve.routes.unsupported import ReadingBody, WritingBody
 from ledom.serve.service import Service
-from ledom.serve.writing import Token, token_text
+from ledom.serve.writing import Token, token_texts
 
 __all__ = [
     "CompletionBody",
@@ -40,7 +40,7 @@ router = APIRouter(tags=["completions"])
 
 _MOST_LOGPROBS = 20
 _OURS = {"model", "n", "stream", "stream_options", "ledom"}  # keys not sent to an upstream
-Ids = Annotated[list[int], Field(min_length=1)]
+Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
 class SampledBody(WritingBody):
@@ -55,7 +55,7 @@ class SampledBody(WritingBody):
     n: Annotated[int | None, Field(ge=1)] = None
     """Texts per prompt; of the gateway, candidates to draw, of which one is returned."""
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
-    stop: str | list[str] | None = None
+    stop: str | Items[str] | None = None
     stream: bool | None = None
     ledom: JsonObject | None = None
     """Options of the gateway: strategy, n, lambda, model (the upstream's). They override those in
@@ -71,7 +71,7 @@ class CompletionBody(SampledBody):
     """OpenAI's body; `model` is forward, reverse or ledom/STRATEGY."""
 
     model: Annotated[str, Field(examples=["reverse"])]
-    prompt: Annotated[str | Ids | list[str] | list[Ids], Field(examples=[f"\n\n{ANSWER}"])]
+    prompt: Annotated[str | Ids | Items[str] | Items[Ids], Field(examples=[f"\n\n{ANSWER}"])]
     max_tokens: Annotated[int | None, Field(ge=0, examples=[32])] = None
     logprobs: Annotated[int | None, Field(ge=0, le=_MOST_LOGPROBS)] = None
     echo: bool | None = None
@@ -100,7 +100,7 @@ class TokenizeBody(ReadingBody):
 class DetokenizeBody(ReadingBody):
     """vLLM's body."""
 
-    tokens: Annotated[list[int], Field(examples=[[10, 11]])]
+    tokens: Annotated[list[int], Field(fail_fast=True, examples=[[10, 11]])]
     model: str | None = None
 
 
@@ -155,7 +155,7 @@ def _choice(
 ) -> JsonObject:
     kept = writing.cut_at_stops(made, body.stop, lm.direction)
     if tokens is not None and kept is not made:
-        tokens = writing.tokens_of(lm, tokens, kept.text)
+        tokens = writing.tokens_of(tokens, kept.text, lm.direction)
     return {
         "text": kept.text,
         "finish_reason": kept.finish_reason,
@@ -175,15 +175,18 @@ def _echo(
         raise Refusal(400, "echo scores the prompt: ask for max_tokens of 0 or 1, and n of 1")
     count = body.logprobs or 0
     choices, read, written = [], 0, 0
-    for prompt in prompts:
-        ids = [*lm.bos_ids, *lm.tokenizer.encode(prompt).ids] if isinstance(prompt, str) else prompt
-        service.check_scoring(lm, len(ids))
+    all_ids = [
+        [*lm.bos_ids, *lm.tokenizer.encode(prompt).ids] if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+    service.check_scoring(lm, [len(ids) for ids in all_ids])
+    for prompt, ids in zip(prompts, all_ids, strict=True):
         tokens = yield from writing.score_ids(lm, ids, count)
         if body.max_tokens:
             tokens.append(_following(lm, ids, count))
             written += 1
         read += len(ids)
-        shown = [t for t in tokens if t.id not in lm.bos_ids] if isinstance(prompt, str) else tokens
+        shown = tokens[len(lm.bos_ids) :] if isinstance(prompt, str) else tokens
         choices.append(
             {
                 "text": prompt if isinstance(prompt, str) else lm.tokenizer.decode(prompt),
@@ -202,25 +205,37 @@ def _following(lm: LanguageModel, ids: Sequence[int], count: int) -> Token:
         return Token(lm.tokenizer.eos_id, None)
     whole = [*ids, lm.tokenizer.eos_id]
     (best,) = lm.alternatives(TokenSpan(whole, len(ids), len(whole)), max(1, count))
-    return Token(best[0][0], best[0][1], best)
+    text = lm.tokenizer.decode_after(ids, [best[0][0]])
+    return Token(best[0][0], best[0][1], text, best)
 
 
 def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> JsonObject:
-    """OpenAI's `logprobs`. Its `top_logprobs` hold the alternatives and the token itself."""
-    texts = [token_text(lm, token.id) for token in tokens]
+    """OpenAI's `logprobs`. Its `top_logprobs` hold the alternatives and the token itself.
+
+    A special token, or one of several that share a character, is named as in the vocabulary.
+    """
+
+    def name(token_id: int, text: str) -> str:
+        whole = text and "\ufffd" not in text
+        return text if whole else lm.tokenizer.backend.id_to_token(token_id) or ""
+
+    names = [name(token.id, token.text) for token in tokens]
     tops = []
-    for token, text in zip(tokens, texts, strict=True):
+    for token, own in zip(tokens, names, strict=True):
         top: dict[str, float] = {}
-        for token_id, value in token.alternatives:
-            top.setdefault(token_text(lm, token_id), value)  # for equal texts, the likelier token
+        texts = token_texts(lm, [i for i, _ in token.alternatives])
+        for (token_id, value), text in zip(token.alternatives, texts, strict=True):
+            key = own if token_id == token.id else name(token_id, text)
+            top.setdefault(key, value)  # for equal names, the likelier token
         if token.logprob is not None:
-            top.setdefault(text, token.logprob)
+            top.setdefault(own, token.logprob)
         tops.append(top or None)
+    lengths = (len(token.text) for token in tokens)
     return {
-        "tokens": texts,
+        "tokens": names,
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": tops,
-        "text_offset": list(accumulate(map(len, texts), initial=0))[:-1],
+        "text_offset": list(accumulate(lengths, initial=0))[:-1],
     }
 
 

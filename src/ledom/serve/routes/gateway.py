@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from ledom.core.reading import JsonObject
 from ledom.serve.batching import apart
 from ledom.serve.chat_text import question_of
-from ledom.serve.gateway import Chosen, Options, choose
+from ledom.serve.gateway import Chosen, Options, choose, is_gateway
 from ledom.serve.refusals import Refusal, describe
 from ledom.serve.routes.completions import (
     CompletionBody,
@@ -25,7 +25,7 @@ from ledom.serve.routes.completions import (
     pieces,
     stream,
 )
-from ledom.serve.routes.shared import QUESTION, Body, ServiceOf, head, usage
+from ledom.serve.routes.shared import QUESTION, Body, Items, ServiceOf, head, usage
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["complete_by_choice", "router"]
@@ -39,7 +39,7 @@ class Message(Body):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     role: str
-    content: str | list[JsonObject] | None = None
+    content: str | Items[JsonObject] | None = None
 
 
 class ChatBody(SampledBody):
@@ -48,7 +48,7 @@ class ChatBody(SampledBody):
     model: Annotated[str, Field(examples=["ledom/auto"])]
     """`ledom/STRATEGY`, with options after commas: `ledom/vote-all-terms,n=8`."""
     messages: Annotated[
-        list[Message], Field(min_length=1, examples=[[{"role": "user", "content": QUESTION}]])
+        Items[Message], Field(min_length=1, examples=[[{"role": "user", "content": QUESTION}]])
     ]
     max_tokens: Annotated[int | None, Field(ge=1, examples=[64])] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
@@ -58,7 +58,10 @@ class ChatBody(SampledBody):
 @router.post("/v1/chat/completions", responses=describe(404, 502))
 async def chat(body: ChatBody, service: ServiceOf) -> Any:
     """Answer by the best of n candidates."""
-    _check_name(body.model)
+    if not is_gateway(body.model):
+        raise Refusal(
+            404, f"no model {body.model!r:.60} here; name {REWARD}/STRATEGY, such as {REWARD}/auto"
+        )
     options = Options.read(body.model, body.ledom, body.n)
     if not service.upstream:
         body.refuse_unsupported()
@@ -94,14 +97,6 @@ def _check_text(messages: Sequence[Message]) -> None:
 
 def _usage(chosen: Chosen) -> JsonObject | None:
     return usage(*chosen.tokens) if chosen.tokens else None
-
-
-def _check_name(model: str) -> None:
-    name = model.split(",")[0]
-    if name != REWARD and not name.startswith(f"{REWARD}/"):
-        raise Refusal(
-            404, f"no model {model!r:.60} here; name {REWARD}/STRATEGY, such as {REWARD}/auto"
-        )
 
 
 def _chat_events(model: str, chosen: Chosen, wants_usage: bool) -> list[JsonObject]:
@@ -170,6 +165,5 @@ async def completions(body: CompletionBody, service: ServiceOf) -> Any:
     """
     if body.max_tokens == 0 and not body.echo:
         raise Refusal(400, "max_tokens is 0; ask for at least 1, or score the prompt with echo")
-    by_choice = body.model.split(",")[0].split("/")[0] == REWARD
-    answer = await (complete_by_choice if by_choice else complete)(body, service)
+    answer = await (complete_by_choice if is_gateway(body.model) else complete)(body, service)
     return stream(completion_events(answer)) if body.stream else answer

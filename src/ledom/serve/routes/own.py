@@ -19,8 +19,9 @@ from ledom.serve import writing
 from ledom.serve.batching import Steps, apart
 from ledom.serve.judge import Judgement, Pair, best_first
 from ledom.serve.refusals import describe
-from ledom.serve.routes.shared import ANSWER, QUESTION, WRONG, Body, ServiceOf
+from ledom.serve.routes.shared import ANSWER, QUESTION, WRONG, Body, Items, ServiceOf
 from ledom.serve.routes.unsupported import WritingBody
+from ledom.serve.writing import Token
 
 __all__ = ["router"]
 
@@ -35,7 +36,7 @@ class ScoreBody(Body):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
     question: Annotated[str, Field(examples=[QUESTION])]
-    answers: Annotated[list[str], Field(min_length=1, examples=[[ANSWER, WRONG]])]
+    answers: Annotated[Items[str], Field(min_length=1, examples=[[ANSWER, WRONG]])]
     tokens: bool = True
     """Whether to send the log-probability of each token and word."""
 
@@ -122,9 +123,10 @@ class GenerateBody(WritingBody):
 async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
     """Continue a text, with the log-probability of each token and its alternatives (nats).
 
-    `tokens` are in reading order. `next` lists the most likely next tokens; the end token (`end`)
-    among them means that the text may be complete. To take an alternative, add its text to the
-    prompt, at the start (reverse) or at the end (forward), and send it again.
+    `tokens` are in reading order; if several share a character, the last one has it as its text,
+    and the others have none. `next` lists the most likely next tokens; the end token (`end`) among
+    them means that the text may be complete. To take an alternative, add its text to the prompt, at
+    the start (reverse) or at the end (forward), and send it again.
     """
     lm = service.model(body.model)
     body.refuse_unsupported()
@@ -141,14 +143,14 @@ def _generate(lm: LanguageModel, body: GenerateBody) -> Steps[JsonObject]:
     tokens = writing.written_tokens(lm, body.prompt, made, body.alternatives)
     following = writing.next_tokens(lm, body.prompt, made, body.alternatives)
     return {
-        "text": made.text,
+        "text": "".join(token.text for token in tokens),
         "finish_reason": made.finish_reason,
         "tokens": [
             {
                 "id": token.id,
-                "text": writing.token_text(lm, token.id),
+                "text": token.text,
                 "logprob": token.logprob,
-                "alternatives": _named(lm, token.alternatives),
+                "alternatives": _named(lm, token.alternatives, token),
             }
             for token in tokens
         ],
@@ -157,10 +159,18 @@ def _generate(lm: LanguageModel, body: GenerateBody) -> Steps[JsonObject]:
     }
 
 
-def _named(lm: LanguageModel, alternatives: list[tuple[int, float]]) -> list[JsonObject]:
+def _named(
+    lm: LanguageModel, alternatives: list[tuple[int, float]], chosen: Token | None = None
+) -> list[JsonObject]:
+    """Alternatives as JSON; the one that was chosen has the text that it got."""
+    texts = writing.token_texts(lm, [token_id for token_id, _ in alternatives])
     return [
-        {"id": token_id, "text": writing.token_text(lm, token_id), "logprob": logprob}
-        for token_id, logprob in alternatives
+        {
+            "id": token_id,
+            "text": chosen.text if chosen and token_id == chosen.id else text,
+            "logprob": logprob,
+        }
+        for (token_id, logprob), text in zip(alternatives, texts, strict=True)
     ]
 
 

@@ -102,20 +102,22 @@ async def report(name: str, service: ServiceOf) -> Response:
 
 
 def _reports(folder: Path | None) -> dict[str, float]:
-    """When the HTML files below a folder were written, by relative path, without hidden files and
-    links.
+    """When the HTML files below a folder were written, by relative path, without hidden files,
+    links, and names that are not UTF-8.
     """
     if folder is None:
         return {}
     found: dict[str, float] = {}
     for place, folders, names in os.walk(folder):
         here = Path(place).relative_to(folder)
-        open_ = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = open_ if len(here.parts) < _DEEPEST else []
-        for name in sorted(names):
+        deep = len(here.parts) >= _DEEPEST
+        folders[:] = [] if deep else [name for name in folders if not name.startswith(".")]
+        for name in names:
             if name.endswith(".html") and not name.startswith("."):
-                with suppress(OSError):  # a run may delete the file meanwhile
-                    status = (folder / here / name).lstat()
+                path = (here / name).as_posix()
+                with suppress(OSError, UnicodeEncodeError):  # a run may delete the file meanwhile
+                    path.encode()
+                    status = (folder / path).lstat()
                     if S_ISREG(status.st_mode):
-                        found[(here / name).as_posix()] = status.st_mtime
+                        found[path] = status.st_mtime
     return found

@@ -17,6 +17,7 @@ from ledom.serve.routes.shared import (
     QUESTION,
     WRONG,
     Body,
+    Items,
     ServiceOf,
     listed,
     new_id,
@@ -45,7 +46,7 @@ class RerankBody(ReadingBody):
 
     model: str | None = None
     query: Annotated[str, Field(examples=[QUESTION])]
-    documents: Annotated[list[str | Document] | None, Field(examples=[[ANSWER, WRONG]])] = None
+    documents: Annotated[Items[str | Document] | None, Field(examples=[[ANSWER, WRONG]])] = None
     top_n: Annotated[int | None, Field(ge=0)] = None
     """How many of the best to return; 0 or None returns all."""
     max_tokens_per_doc: Annotated[int | None, Field(ge=1)] = None
@@ -53,7 +54,7 @@ class RerankBody(ReadingBody):
     return_documents: bool = True
     use_activation: bool = True
     """False returns the reward itself; True a number from 0 to 1."""
-    texts: list[str] | None = None
+    texts: Items[str] | None = None
     raw_scores: bool = False
     return_text: bool = False
     truncate: bool = True
@@ -78,11 +79,11 @@ class ScoreBody(ReadingBody):
 
     model: str | None = None
     queries: Annotated[
-        str | list[str],
+        str | Items[str],
         Field(validation_alias=AliasChoices("queries", "text_1", "data_1"), examples=[QUESTION]),
     ]
     documents: Annotated[
-        str | list[str],
+        str | Items[str],
         Field(
             validation_alias=AliasChoices("documents", "items", "text_2", "data_2"),
             examples=[[ANSWER, WRONG]],

@@ -17,7 +17,7 @@ from ledom.core.reading import JsonObject
 from ledom.serve.batching import apart
 from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
 from ledom.serve.judge import Judgement, Pair
-from ledom.serve.routes.shared import ANSWER, QUESTION, Body, ServiceOf, listed, usage
+from ledom.serve.routes.shared import ANSWER, QUESTION, Body, Items, ServiceOf, listed, usage
 from ledom.serve.routes.unsupported import ReadingBody
 from ledom.serve.service import REWARD, Service
 
@@ -25,21 +25,19 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["rewards"])
 
-Message = JsonObject
-
 
 class OpenRLHFBody(Body):
     """The body that OpenRLHF's `--reward.remote_url` sends."""
 
-    query: Annotated[list[str], Field(examples=[[f"{QUESTION}\n\n{ANSWER}<|endoftext|>"]])]
+    query: Annotated[Items[str], Field(examples=[[f"{QUESTION}\n\n{ANSWER}<|endoftext|>"]])]
     """Prompt and response in one text, with special tokens; the prompt's start may be cut off."""
-    prompts: Annotated[list[str], Field(examples=[[f"{QUESTION}\n\n"]])]
+    prompts: Annotated[Items[str], Field(examples=[[f"{QUESTION}\n\n"]])]
 
 
 class SlimeBody(Body):
     """The body that slime's and miles' `--rm-url` sends."""
 
-    prompt: Annotated[str | list[Message], Field(examples=[QUESTION])]
+    prompt: Annotated[str | Items[JsonObject], Field(examples=[QUESTION])]
     response: Annotated[str, Field(examples=[ANSWER])]
 
 
@@ -47,7 +45,7 @@ class DialogBody(ReadingBody):
     """The body that verl's reward loop sends: one dialog or several, each as one text."""
 
     model: str | None = None
-    input: Annotated[str | list[str], Field(examples=[f"{QUESTION}\n\n{ANSWER}"])]
+    input: Annotated[str | Items[str], Field(examples=[f"{QUESTION}\n\n{ANSWER}"])]
 
 
 class ClassifyBody(DialogBody):

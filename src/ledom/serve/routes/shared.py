@@ -5,16 +5,27 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ledom.core.reading import JsonObject
 from ledom.serve.judge import Judgement
 from ledom.serve.service import REWARD, Service
 
-__all__ = ["ANSWER", "QUESTION", "WRONG", "Body", "ServiceOf", "head", "listed", "new_id", "usage"]
+__all__ = [
+    "ANSWER",
+    "QUESTION",
+    "WRONG",
+    "Body",
+    "Items",
+    "ServiceOf",
+    "head",
+    "listed",
+    "new_id",
+    "usage",
+]
 
 # Examples for the API's page: problems of the kind that the embedded pair was trained on.
 QUESTION = (
@@ -29,6 +40,11 @@ WRONG = """Noah can eat 4 + 2 = 6 pieces a day.
 Together, Ava and Noah can eat 4 + 6 = 10 pieces a day.
 So, a pizza will last for 30 / 10 = 3 days.
 #### 3"""
+
+
+_T = TypeVar("_T")
+Items = Annotated[list[_T], Field(fail_fast=True, max_length=100_000)]
+"""A list in a body. It is read up to its first mistake: other requests wait meanwhile."""
 
 
 class Body(BaseModel):

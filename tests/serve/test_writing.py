@@ -1,0 +1,75 @@
+"""The texts of tokens: joined they are the text, whatever the tokenizer does at a token's start."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi.testclient import TestClient
+
+from ledom.core.direction import Direction
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.language_model import Generation
+from ledom.serve.writing import Token, token_texts, tokens_of, written_tokens
+from stand_ins import sentencepiece_like
+
+
+def texts(lm: FakeLanguageModel, prompt: str, made: Generation) -> list[str]:
+    return [token.text for token in written_tokens(lm, prompt, made, count=0)]
+
+
+@pytest.mark.parametrize("form", ["prepend", "metaspace"])
+def test_tokens_keep_the_spaces_that_sentencepiece_puts_at_their_start(form: str) -> None:
+    tokenizer = sentencepiece_like(form)
+    forward, reverse = (FakeLanguageModel(tokenizer, direction) for direction in Direction)
+    ids = tokenizer.encode("upon a time").ids
+    assert "".join(token_texts(forward, ids)) == " upon a time"
+    assert "".join(texts(forward, "Once", Generation(" upon a time", ids, "length"))) == (
+        " upon a time"
+    )
+    assert "".join(texts(forward, "", Generation("upon a time", ids, "stop"))) == "upon a time"
+    twice = tokenizer.encode("  a time").ids
+    assert "".join(texts(forward, "", Generation("", twice, "stop"))) == tokenizer.decode(twice)
+    # A reverse model that has not ended its text may still write before the space.
+    assert "".join(texts(reverse, "it is", Generation("upon a time", ids, "length"))) == (
+        " upon a time"
+    )
+    assert "".join(texts(reverse, "it is", Generation("upon a time", ids, "stop"))) == "upon a time"
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_the_last_of_the_tokens_that_share_a_character_has_it(direction: Direction) -> None:
+    lm = FakeLanguageModel(direction=direction)  # a token per byte
+    made = Generation("é😀 b", lm.tokenizer.encode("é😀 b").ids, "stop")
+    assert texts(lm, "", made) == ["", "é", "", "", "", "😀", " ", "b"]
+    cut = Generation("é", made.ids[:4], "length")  # two of the four bytes of 😀
+    assert texts(lm, "", cut)[:3] == ["", "é", ""]
+
+
+def test_a_stop_cuts_tokens_by_their_texts() -> None:
+    tokens = [Token(i, 0.0, text) for i, text in enumerate([" a", "", "é", " time"])]
+    for text, count in ((" aé time", 4), (" aé", 3), (" a", 1), (" ", 1), ("", 0)):
+        assert tokens_of(tokens, text, Direction.FORWARD) == tokens[:count]
+    for text, count in ((" aé time", 4), ("é time", 3), (" time", 1), ("me", 1), ("", 0)):
+        assert tokens_of(tokens, text, Direction.REVERSE) == tokens[len(tokens) - count :]
+
+
+@pytest.mark.parametrize("model", ["forward", "reverse"])
+def test_offsets_are_places_in_the_text(client: TestClient, model: str) -> None:
+    body = {"model": model, "prompt": "é b", "max_tokens": 0, "echo": True, "logprobs": 0}
+    found = client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+    ids = client.post("/tokenize", json={"prompt": "é b", "model": model}).json()["tokens"]
+    assert len(found["tokens"]) == len(ids)
+    text = "é b"
+    for name, offset in zip(found["tokens"], found["text_offset"], strict=True):
+        if name.isascii():
+            assert text.startswith(name, offset)
+
+
+def test_the_token_after_a_text_is_one_more(client: TestClient) -> None:
+    """Clients drop it: without it they would drop the last token of the text."""
+    for prompt in ("7 + 1", [10, 11, 12]):
+        body = {"model": "reverse", "prompt": prompt, "echo": True, "logprobs": 0}
+        one, none = (
+            client.post("/v1/completions", json=body | {"max_tokens": count}).json()["choices"][0]
+            for count in (1, 0)
+        )
+        assert one["logprobs"]["tokens"] == [*none["logprobs"]["tokens"], "<|end|>"]
