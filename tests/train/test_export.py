@@ -125,7 +125,8 @@ def test_the_card_of_a_run_says_how_the_model_came_about(tmp_path, run_folder):
     assert str(run_folder) not in card
     manifest = json.loads((run_folder / "data" / "train" / "manifest.json").read_text())
     assert f"| train | problems.jsonl | {manifest['num_documents']} |" in card
-    assert r"`<\|end\|>`" in card  # a bare | would end the cell
+    assert r"end token `<\|end\|>` |" in card  # a bare | would end the cell
+    assert "read first: `<|end|>`." in card  # in running text a backslash would be shown
     config = json.loads((out / "config.json").read_text())
     assert config["ledom_direction"] == "reverse"
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [0]

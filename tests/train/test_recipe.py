@@ -5,6 +5,9 @@ import yaml
 
 from ledom.core.direction import Direction
 from ledom.core.errors import RecipeError
+from ledom.data.prepare import prepare_data
+from ledom.data.store import write_store
+from ledom.text.tokenizer import train_tokenizer
 from ledom.train.recipe import load_recipe, save_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
@@ -268,6 +271,20 @@ def test_a_saved_recipe_loads_as_the_same(tmp_path, path):
     recipe = load_recipe(path)
     save_recipe(recipe, tmp_path / "run" / "recipe.yaml")
     assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+
+
+def test_a_saved_recipe_of_token_stores_trains_again(recipe, tmp_path):
+    """`data.train` beside `data.sources` is refused, so its default must not be written."""
+    tokenizer = train_tokenizer(["one two"], 257)
+    tokenizer.save(tmp_path / "store")
+    write_store(tmp_path / "store", ["one two"], tokenizer)
+    sources = f"data={{sources: [{{path: {tmp_path}/store}}], valid: {tmp_path}/store}}"
+    stored = load_recipe(recipe, [sources])
+    save_recipe(stored, tmp_path / "again.yaml")
+    again = load_recipe(tmp_path / "again.yaml")
+    assert again == stored
+    prepared = prepare_data(again.data, tmp_path / "data")
+    assert prepared.sources[0].store.manifest.num_documents == 1
 
 
 def test_a_path_that_cannot_be_is_missing(recipe):

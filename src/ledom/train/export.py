@@ -184,7 +184,7 @@ def _model_card(
         flip="[::-1]" if reverse else "",
         example=_EXAMPLE,
         bos_tokens=json.dumps(config[BOS_KEY], ensure_ascii=False),
-        first=", ".join(map(_code, config[BOS_KEY])) or "nothing",
+        first=", ".join(f"`{token}`" for token in config[BOS_KEY]) or "nothing",
         architecture=(config.get("architectures") or ["?"])[0],
         facts=_facts(run, config, info),
         losses=thinned([row for row in run.metrics if "valid_loss" in row], _LOSS_ROWS),

@@ -191,8 +191,11 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     ...     load_recipe(f"{folder}/recipe.yaml") == recipe
     True
     """
+    tree = recipe.model_dump(mode="json")
+    if recipe.data.sources:
+        del tree["data"]["train"]  # refused beside them, even with its default
     with write_atomically(path) as out:
-        yaml.safe_dump(recipe.model_dump(mode="json"), out, sort_keys=False)
+        yaml.safe_dump(tree, out, sort_keys=False)
 
 
 @dataclass(frozen=True)
