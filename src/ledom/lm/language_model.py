@@ -31,7 +31,6 @@ from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["Generation", "LanguageModel", "Sampling", "TokenSpan"]
 
-
 _COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
 
 
@@ -69,7 +68,8 @@ class Sampling:
     seed: int = 0
     """Seed; together with the prompt's text and the sample's number it determines every draw."""
     stop_pattern: str | None = None
-    """A regular expression: a text ends at its first match, leading white space ignored."""
+    """A regular expression: a text ends at its first match, leading white space ignored. It is
+    searched for in the newest 12 tokens."""
     confidence: ConfidenceSettings | None = None
     """How to compute the texts' confidence; None: not at all. See `ledom.lm.confidence`."""
 
@@ -274,14 +274,15 @@ class LanguageModel(ABC):
         >>> lm.shortened_prompt("abcdef", room=4)  # a forward model writes after the prompt
         ('cdef', 2)
         """
-        forward = self.direction is Direction.FORWARD
-        num_tokens, kept, text = len(self._ids_of(prompt)), room, prompt
+        num_tokens, text = len(self._ids_of(prompt)), prompt
         offsets = self.tokenizer.encode(prompt).offsets if num_tokens > room else []
+        kept = min(room, len(offsets))  # with a dummy prefix, there may be fewer tokens
         # A cut text may be encoded differently, into more tokens than were kept.
         while (left := len(self._ids_of(text))) > max(0, room):
             if kept <= 0:
                 return "", num_tokens
-            text = prompt[offsets[-kept][0] :] if forward else prompt[: offsets[kept - 1][1]]
+            first, last = offsets[-kept][0], offsets[kept - 1][1]
+            text = prompt[first:] if self.direction is Direction.FORWARD else prompt[:last]
             kept -= 1
         return text, num_tokens - left
 

@@ -70,7 +70,9 @@ class VLLMLanguageModel(LanguageModel):
         if dtype == "int8":
             raise InputError(f"{path}: int8 is for ledom's own backend on a CPU; give dtype auto")
         info = read_checkpoint_info(path, direction, eos_token, bos_token=bos_token)
-        longest = int(engine.setdefault("max_model_len", info.context))
+        longest = engine.setdefault("max_model_len", info.context)
+        if not isinstance(longest, int):
+            raise InputError(f"{path}: max_model_len is {longest!r}; give a number of tokens")
         decisive = {key: engine[key] for key in sorted(engine) if key not in _RESOURCES}
         super().__init__(
             name=str(path),
