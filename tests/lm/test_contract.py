@@ -161,6 +161,8 @@ def test_bad_targets_are_refused(lm: LanguageModel) -> None:
     ids = list(whole_text(lm, TEXTS[0]).ids)
     with pytest.raises(InputError, match="no context"):
         lm.logprobs([TokenSpan(ids, 0, len(ids))])
+    with pytest.raises(InputError, match="a token's id is -100; it must be 0 or more"):
+        lm.logprobs([TokenSpan([0, -100, 0], 1, 2)])  # torch gives this label a probability of 1
     with pytest.raises(InputError, match="no span"):
         lm.logprobs([TokenSpan(ids, 3, len(ids) + 1)])
     with pytest.raises(InputError, match=f"context of {lm.context}"):

@@ -4,10 +4,9 @@
                                the model reads before it
     generate(prompts, ...)     texts that follow (forward) or precede (reverse) a prompt
 
-Backends are in `lm/backends/` and are loaded by `ledom.load`. Every backend obeys these rules:
-results do not depend on how requests are batched or ordered; equal seeds give equal samples; all
-inputs and outputs are in reading order; a request that the model cannot serve is an error before
-any work. tests/lm/test_contract.py checks them for all backends.
+Every backend (`lm/backends/`) obeys these rules: results do not depend on how requests are batched
+or ordered; equal seeds give equal samples; all inputs and outputs are in reading order; a request
+that the model cannot serve is an error before any work. (See tests/lm/test_contract.py.)
 """
 
 from __future__ import annotations
@@ -193,8 +192,8 @@ class LanguageModel(ABC):
         return [*before, *ids, *after]
 
     def check_target(self, target: TokenSpan) -> None:
-        """Raise `InputError` if a span is outside the text, includes the first token in model
-        order, or belongs to a text longer than the model's context.
+        """Raise `InputError` for a span outside the text or with the first token in model order,
+        and for a text that is longer than the model's context or has negative ids.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel()
@@ -209,6 +208,8 @@ class LanguageModel(ABC):
             )
         if not 0 <= target.start <= target.end <= length:
             raise InputError(f"no span [{target.start}, {target.end}) in {length} tokens")
+        if min(target.ids, default=0) < 0:
+            raise InputError(f"a token's id is {min(target.ids)}; it must be 0 or more")
         start, end = self.direction.span_to_model_order(target.start, target.end, length)
         if start == 0 and end > 0:
             raise InputError(
@@ -319,13 +320,12 @@ class LanguageModel(ABC):
                 "the prompt is empty, and this model reads no special token first; give a text"
             )
         if num_tokens + max_tokens > self.context:
-            remedy = "shorten it"
-            if num_tokens < self.context:
-                remedy = f"lower max_tokens to {self.context - num_tokens}, or {remedy}"
+            room = self.context - num_tokens
+            lower = f"lower max_tokens to {room}, or " if room > 0 else ""
             raise InputError(
                 f"the prompt {shorten(prompt, 60)!r} has {num_tokens} tokens; with "
                 f"max_tokens={max_tokens} it does not fit the model's context of {self.context}; "
-                f"{remedy}"
+                f"{lower}shorten it"
             )
 
     @abstractmethod

@@ -24,6 +24,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from torch.nn.functional import cross_entropy
 
 from ledom.core.direction import Direction
@@ -78,8 +79,8 @@ class HFLanguageModel(LanguageModel):
         dtype: str | torch.dtype = "auto",
         eos_token: str | None = None,
         bos_token: str | None = None,
-        tokens_per_batch: int = 4096,
-        rows: int = 128,
+        tokens_per_batch: PositiveInt = 4096,
+        rows: PositiveInt = 128,
     ) -> None:
         place = torch_device(device or default_device())
         if place.type == "cpu":
@@ -372,8 +373,7 @@ class HFLanguageModel(LanguageModel):
         ids = self.direction.to_reading_order(job.ids)
         written = [*start.written, *job.ids]
         whole = self.written_text(start.prompt, self.direction.to_reading_order(written))
-        known = len(start.text)
-        forward = self.direction is Direction.FORWARD
+        forward, known = self.direction is Direction.FORWARD, len(start.text)
         text = whole[known:] if forward else whole[: len(whole) - known]
         certainty = job.certainty / (len(ids) + job.stopped)
         asked = sampling.confidence
