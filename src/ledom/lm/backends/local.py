@@ -362,8 +362,8 @@ class HFLanguageModel(LanguageModel):
 
         def found(ids: list[int]) -> bool:
             text = self.tokenizer.decode(self.direction.to_reading_order(ids[-_PATTERN_TOKENS:]))
-            newest = text[-4:] if forward else text[:4]
-            if "\ufffd" in newest[-1 if forward else 0 :][:1] and newest != "\ufffd" * 4:
+            newest, last = (text[-4:], text[-1:]) if forward else (text[:4], text[:1])
+            if last == "\ufffd" and newest != "\ufffd" * 4:
                 return False  # the newest bytes may be part of a character that is incomplete
             return bool(compiled.search(text.lstrip() if len(ids) <= _PATTERN_TOKENS else text))
 
