@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models, normalizers
 
 import ledom
 from ledom.core.errors import InputError
@@ -159,6 +161,8 @@ def test_bad_targets_are_refused(lm: LanguageModel) -> None:
     ids = list(whole_text(lm, TEXTS[0]).ids)
     with pytest.raises(InputError, match="no context"):
         lm.logprobs([TokenSpan(ids, 0, len(ids))])
+    with pytest.raises(InputError, match="a token's id is -100; it must be 0 or more"):
+        lm.logprobs([TokenSpan([0, -100, 0], 1, 2)])  # torch gives this label a probability of 1
     with pytest.raises(InputError, match="no span"):
         lm.logprobs([TokenSpan(ids, 3, len(ids) + 1)])
     with pytest.raises(InputError, match=f"context of {lm.context}"):
@@ -311,3 +315,18 @@ def test_a_shortened_prompt_fits_however_it_is_encoded(
         assert text.endswith(kept) if direction == "forward" else text.startswith(kept)
         assert len(encode(kept).ids) == len(encode(text).ids) - lost <= max(0, room)
     assert (kept, lost) == (text, 0)
+
+
+def test_a_prompt_of_more_tokens_than_alone_is_shortened() -> None:
+    """A reverse model reads a prompt without the dummy prefix, which may be part of whole words."""
+    names = ["</s>", "a", "b", "c", "▁", "▁a", "▁ab", "▁abc"]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    backend = RustTokenizer(
+        models.BPE(vocab=vocabulary, merges=[("▁", "a"), ("▁a", "b"), ("▁ab", "c")])
+    )
+    prefix, blank = normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")
+    backend.normalizer = normalizers.Sequence([prefix, blank])
+    backend.add_special_tokens(["</s>"])
+    lm = FakeLanguageModel(Tokenizer(backend, "</s>"), "reverse")
+    cut = [lm.shortened_prompt("abc abc", room) for room in range(2, 5)]
+    assert cut == [("", 4), ("abc", 1), ("abc abc", 0)]  # a b c ▁abc

@@ -112,3 +112,9 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, backend: str)
     monkeypatch.setitem(sys.modules, backend, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'ledom\[{backend}\]'"):
         ledom.load(f"{backend}:m", direction="forward")
+
+
+@pytest.mark.parametrize("option", ["rows=0", "rows=-1", "tokens_per_batch=0"])
+def test_a_batch_has_room(option: str) -> None:
+    with pytest.raises(InputError, match=f"{option}: Input should be greater than 0"):
+        ledom.load(f"{ledom.lm.embedded_folder('forward')},{option}")

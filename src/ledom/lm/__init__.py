@@ -117,7 +117,7 @@ def read_options(backend: type[LanguageModel], written: Sequence[str], model: st
     parameters = list(signature(backend).parameters.values())[1:]
     takes_more = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
     known = {p.name for p in parameters if p.kind is not Parameter.VAR_KEYWORD} - {*_ELSEWHERE}
-    hints = get_type_hints(backend.__init__)
+    hints = get_type_hints(backend.__init__, include_extras=True)
     options: JsonObject = {}
     for text in written:
         key, equals, value = text.partition("=")

@@ -4,10 +4,9 @@
                                the model reads before it
     generate(prompts, ...)     texts that follow (forward) or precede (reverse) a prompt
 
-Backends are in `lm/backends/` and are loaded by `ledom.load`. Every backend obeys these rules:
-results do not depend on how requests are batched or ordered; equal seeds give equal samples; all
-inputs and outputs are in reading order; a request that the model cannot serve is an error before
-any work. tests/lm/test_contract.py checks them for all backends.
+Every backend (`lm/backends/`) obeys these rules: results do not depend on how requests are batched
+or ordered; equal seeds give equal samples; all inputs and outputs are in reading order; a request
+that the model cannot serve is an error before any work. (See tests/lm/test_contract.py.)
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["Generation", "LanguageModel", "Sampling", "TokenSpan"]
-
 
 _COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
 
@@ -69,7 +67,8 @@ class Sampling:
     seed: int = 0
     """Seed; together with the prompt's text and the sample's number it determines every draw."""
     stop_pattern: str | None = None
-    """A regular expression: a text ends at its first match, leading white space ignored."""
+    """A regular expression: a text ends at its first match, leading white space ignored. It is
+    searched for in the newest 12 tokens."""
     confidence: ConfidenceSettings | None = None
     """How to compute the texts' confidence; None: not at all. See `ledom.lm.confidence`."""
 
@@ -193,8 +192,8 @@ class LanguageModel(ABC):
         return [*before, *ids, *after]
 
     def check_target(self, target: TokenSpan) -> None:
-        """Raise `InputError` if a span is outside the text, includes the first token in model
-        order, or belongs to a text longer than the model's context.
+        """Raise `InputError` for a span outside the text or with the first token in model order,
+        and for a text that is longer than the model's context or has negative ids.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel()
@@ -209,6 +208,8 @@ class LanguageModel(ABC):
             )
         if not 0 <= target.start <= target.end <= length:
             raise InputError(f"no span [{target.start}, {target.end}) in {length} tokens")
+        if min(target.ids, default=0) < 0:
+            raise InputError(f"a token's id is {min(target.ids)}; it must be 0 or more")
         start, end = self.direction.span_to_model_order(target.start, target.end, length)
         if start == 0 and end > 0:
             raise InputError(
@@ -274,14 +275,15 @@ class LanguageModel(ABC):
         >>> lm.shortened_prompt("abcdef", room=4)  # a forward model writes after the prompt
         ('cdef', 2)
         """
-        forward = self.direction is Direction.FORWARD
-        num_tokens, kept, text = len(self._ids_of(prompt)), room, prompt
+        num_tokens, text = len(self._ids_of(prompt)), prompt
         offsets = self.tokenizer.encode(prompt).offsets if num_tokens > room else []
+        kept = min(room, len(offsets))  # with a dummy prefix, there may be fewer tokens
         # A cut text may be encoded differently, into more tokens than were kept.
         while (left := len(self._ids_of(text))) > max(0, room):
             if kept <= 0:
                 return "", num_tokens
-            text = prompt[offsets[-kept][0] :] if forward else prompt[: offsets[kept - 1][1]]
+            first, last = offsets[-kept][0], offsets[kept - 1][1]
+            text = prompt[first:] if self.direction is Direction.FORWARD else prompt[:last]
             kept -= 1
         return text, num_tokens - left
 
@@ -318,13 +320,12 @@ class LanguageModel(ABC):
                 "the prompt is empty, and this model reads no special token first; give a text"
             )
         if num_tokens + max_tokens > self.context:
-            remedy = "shorten it"
-            if num_tokens < self.context:
-                remedy = f"lower max_tokens to {self.context - num_tokens}, or {remedy}"
+            room = self.context - num_tokens
+            lower = f"lower max_tokens to {room}, or " if room > 0 else ""
             raise InputError(
                 f"the prompt {shorten(prompt, 60)!r} has {num_tokens} tokens; with "
                 f"max_tokens={max_tokens} it does not fit the model's context of {self.context}; "
-                f"{remedy}"
+                f"{lower}shorten it"
             )
 
     @abstractmethod

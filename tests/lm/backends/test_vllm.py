@@ -40,6 +40,11 @@ def test_int8_is_refused(checkpoints: dict[str, Path]) -> None:
         ledom.load(f"vllm:{checkpoints['forward']}", dtype="int8")
 
 
+def test_a_length_must_be_a_number(checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="forward: max_model_len is '4k'; give a number of tokens"):
+        ledom.load(f"vllm:{checkpoints['forward']},max_model_len=4k")
+
+
 @pytest.mark.parametrize("option", ["max_model_len=9999", "no_such_option=1"])
 def test_what_vllm_refuses_is_one_clear_line(checkpoints: dict[str, Path], option: str) -> None:
     with pytest.raises(CheckpointError, match=r"reverse: vLLM cannot load this: .+"):

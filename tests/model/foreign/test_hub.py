@@ -58,6 +58,9 @@ def hub(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 def test_an_alias_is_fetched_at_one_commit(run: Run, hub: Hub, tmp_path: Path) -> None:
     (hub.folder / "pytorch_model.bin").touch()  # the worse of two formats
+    (hub.folder / "consolidated.safetensors").touch()  # the same weights under other names
+    (hub.folder / "generation_config.json").write_text('{"eos_token_id": 0}')
+    (hub.folder / "special_tokens_map.json").write_text("{}")
     (hub.folder / "tokenization_neo.py").write_text("raise SystemExit(1)")
     code, text = run("import", "ledom-7b", "--out", tmp_path / "out")
     assert code == 0, text
@@ -65,7 +68,9 @@ def test_an_alias_is_fetched_at_one_commit(run: Run, hub: Hub, tmp_path: Path) -
     assert hub.asked == [(repo, None), (repo, "c0ffee")]
     assert hub.fetched == [
         "config.json",
+        "generation_config.json",
         "model.safetensors",
+        "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]

@@ -13,11 +13,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ledom.core.errors import CheckpointError
 from ledom.model.foreign.sentencepiece import read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
 from ledom.model.foreign.tokenizer_files import read_tokenizer, recorded_eos
+from ledom.text.tokenizer import Tokenizer
 
 
 def field(number: int, value: int | bytes | float) -> bytes:
@@ -243,6 +246,32 @@ def test_gpt2s_two_files(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["vocab.json", "merges.txt"]
     assert ids(backend, "ab b") == [2, 3, 1]
     assert recorded_eos(tmp_path, backend, {}) == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "GPT2Tokenizer", "OpenAIGPTTokenizer"])
+def test_two_files_are_read_as_their_class_reads_them(tmp_path: Path, kind: str) -> None:
+    """Qwen2 splits digits; OPT names its special tokens beside the files, and has a BOS."""
+    symbols = [*bytes_to_unicode().values(), "12", "Ġ12", "</s>", "<pad>", "</w>", "a</w>"]
+    vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n1 2\nĠ 12\na </w>\n")
+    special = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "</s>"}
+    settings = {"tokenizer_class": kind, "add_bos_token": True, "add_prefix_space": True, **special}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    read = Tokenizer(read_tokenizer(tmp_path)[0], "</s>")
+    plain = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("12 and 12", "a</s>b", "cafe\u0301"):
+        bos = [read.token_id(token) for token in read.bos_tokens]
+        assert bos + read.encode(text).ids == plain(text)["input_ids"]
+    assert {vocabulary["</s>"], vocabulary["<pad>"]} <= read.special_ids
+
+
+def test_a_class_without_tokenizer_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text('{"<unk>": 0, "a": 1}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "config.json").write_text('{"model_type": "ctrl"}')
+    with pytest.raises(CheckpointError, match="CTRLTokenizer has no form in tokenizer.json"):
+        read_tokenizer(tmp_path)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from torch.nn.functional import cross_entropy
 
 from ledom.core.direction import Direction
@@ -78,8 +79,8 @@ class HFLanguageModel(LanguageModel):
         dtype: str | torch.dtype = "auto",
         eos_token: str | None = None,
         bos_token: str | None = None,
-        tokens_per_batch: int = 4096,
-        rows: int = 128,
+        tokens_per_batch: PositiveInt = 4096,
+        rows: PositiveInt = 128,
     ) -> None:
         place = torch_device(device or default_device())
         if place.type == "cpu":
@@ -361,8 +362,8 @@ class HFLanguageModel(LanguageModel):
 
         def found(ids: list[int]) -> bool:
             text = self.tokenizer.decode(self.direction.to_reading_order(ids[-_PATTERN_TOKENS:]))
-            newest = text[-4:] if forward else text[:4]
-            if "\ufffd" in newest[-1 if forward else 0 :][:1] and newest != "\ufffd" * 4:
+            newest, last = (text[-4:], text[-1:]) if forward else (text[:4], text[:1])
+            if last == "\ufffd" and newest != "\ufffd" * 4:
                 return False  # the newest bytes may be part of a character that is incomplete
             return bool(compiled.search(text.lstrip() if len(ids) <= _PATTERN_TOKENS else text))
 
@@ -372,8 +373,7 @@ class HFLanguageModel(LanguageModel):
         ids = self.direction.to_reading_order(job.ids)
         written = [*start.written, *job.ids]
         whole = self.written_text(start.prompt, self.direction.to_reading_order(written))
-        known = len(start.text)
-        forward = self.direction is Direction.FORWARD
+        forward, known = self.direction is Direction.FORWARD, len(start.text)
         text = whole[known:] if forward else whole[: len(whole) - known]
         certainty = job.certainty / (len(ids) + job.stopped)
         asked = sampling.confidence

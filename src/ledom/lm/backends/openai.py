@@ -194,9 +194,8 @@ class OpenAILanguageModel(LanguageModel):
             if not isinstance(choice.text, str):
                 raise ServerError(f"{self.name}: the server returned a choice without text")
             text = choice.text.encode(errors="replace").decode()  # without lone surrogates
-            inside = self.tokenizer.encode_inside(text)
-            ids = inside if prompt else self.tokenizer.encode(text).ids
-            return Generation(text, ids, reason, confidence=confidence)
+            whole, inside = self.tokenizer.encode(text).ids, self.tokenizer.encode_inside(text)
+            return Generation(text, inside if prompt else whole, reason, confidence=confidence)
         written = getattr(choice, "token_ids", None)
         if not isinstance(written, list) or not all(type(i) is int for i in written):
             raise ServerError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,9 @@ class VLLMLanguageModel(LanguageModel):
         if dtype == "int8":
             raise InputError(f"{path}: int8 is for ledom's own backend on a CPU; give dtype auto")
         info = read_checkpoint_info(path, direction, eos_token, bos_token=bos_token)
-        longest = int(engine.setdefault("max_model_len", info.context))
+        longest = engine.setdefault("max_model_len", info.context)
+        if not isinstance(longest, int):
+            raise InputError(f"{path}: max_model_len is {longest!r}; give a number of tokens")
         decisive = {key: engine[key] for key in sorted(engine) if key not in _RESOURCES}
         super().__init__(
             name=str(path),
@@ -151,17 +153,12 @@ class VLLMLanguageModel(LanguageModel):
     def _generation(self, prompt: str, output: Any, sampling: Sampling) -> Generation:
         written = [int(i) for i in output.token_ids if i not in self.stop_ids]
         ids = self.direction.to_reading_order(written)
-        reason = "stop" if output.finish_reason == "stop" else "length"
+        reason: Literal["stop", "length"] = "stop" if output.finish_reason == "stop" else "length"
         confidence = None
         if sampling.confidence is not None:
             rows = [{i: row.logprob for i, row in found.items()} for found in output.logprobs]
             confidence = of_alternatives(rows, sampling.confidence)
-        return Generation(
-            self.written_text(prompt, ids),
-            ids,
-            reason,  # type: ignore[arg-type]
-            confidence=confidence,
-        )
+        return Generation(self.written_text(prompt, ids), ids, reason, confidence=confidence)
 
 
 def _start(vllm: Any, path: str, **options: Any) -> Any:

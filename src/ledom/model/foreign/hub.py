@@ -13,9 +13,11 @@ __all__ = ["Downloaded", "download"]
 
 _SMALL = (
     "config.json",
+    "generation_config.json",
     "meta_*.json",
     "*.index.json",
     "added_tokens.json",
+    "special_tokens_map.json",
     "tokenizer_config.json",
 )
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer.pkl")
@@ -78,7 +80,7 @@ def _cached(repo: str, revision: str | None) -> Downloaded | None:
 
 def _wanted(names: list[str]) -> list[str]:
     """The files that an import reads; of weights in several formats, only the safest."""
-    kinds = ("*.safetensors", "pytorch_model*.bin", "model_*.pt", "*.gguf")
+    kinds = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "model_*.pt", "*.gguf")
     weights = next((found for kind in kinds if (found := _matching(names, (kind,)))), [])
     if weights and weights[0].endswith(".pt"):
         weights = [max(weights)]  # the last step

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
+from transformers import AutoTokenizer
 
-from ledom.core.errors import CheckpointError
+from ledom.core.errors import CheckpointError, LedomError, in_one_line
 from ledom.core.reading import JsonObject, check_regular, read_json_object
+from ledom.model.checkpoint import quiet
 from ledom.model.foreign.sentencepiece import read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
 
@@ -21,7 +23,7 @@ def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokeni
     A folder is searched for tokenizer.json, tokenizer.model, vocab.json with merges.txt, and
     tokenizer.pkl (also in tokenizer/), in this order. `added` are tokens to append to those of
     tokenizer.model or vocab.json if no file lists any. Raises `CheckpointError` for a tokenizer
-    that is missing or damaged.
+    that is missing, damaged or not of a kind that tokenizer.json can hold.
     """
     if place.is_file():
         return _read_file(place), [place]
@@ -38,7 +40,7 @@ def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokeni
         backend, files = _read_file(file), [file]
         if name == "vocab.json":
             files.append(file.with_name("merges.txt"))
-        if name in ("tokenizer.model", "vocab.json"):
+        if name == "tokenizer.model" or (name == "vocab.json" and not _names_its_kind(place)):
             _add_tokens(backend, place, added)
         return backend, files
     raise CheckpointError(
@@ -54,14 +56,38 @@ def _read_file(file: Path) -> RustTokenizer:
         return read_tiktoken_pickle(file)
     try:
         if file.name == "vocab.json":
-            return _read_byte_level(file)
+            known = _names_its_kind(file.parent)
+            return _by_transformers(file.parent) if known else _read_byte_level(file)
         return RustTokenizer.from_file(str(file))
-    except Exception as error:  # the binding raises bare Exception
-        raise CheckpointError(f"{file}: not a tokenizer: {error}") from None
+    except LedomError:
+        raise
+    except Exception as error:  # the binding raises bare Exception, transformers many types
+        raise CheckpointError(f"{file}: not a tokenizer: {in_one_line(error)}") from None
+
+
+def _names_its_kind(folder: Path) -> bool:
+    """Whether the files beside vocab.json say how it splits a text: not all do it as GPT-2."""
+    named = _read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    return bool(named or _read_json(folder / "config.json").get("model_type"))
+
+
+def _by_transformers(folder: Path) -> RustTokenizer:
+    check_regular(folder / "merges.txt")
+    with quiet():
+        loaded = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    backend: RustTokenizer | None = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise CheckpointError(
+            f"{folder}: a {type(loaded).__name__} has no form in tokenizer.json, which ledom "
+            "needs; name another tokenizer with --tokenizer"
+        )
+    return backend
 
 
 def _read_byte_level(file: Path) -> RustTokenizer:
-    """GPT-2's format: vocab.json, and merges.txt beside it."""
+    """vocab.json and merges.txt, read as GPT-2's."""
     merges = file.with_name("merges.txt")
     check_regular(merges)
     backend = RustTokenizer(models.BPE.from_file(str(file), str(merges)))
