@@ -48,7 +48,8 @@ class _Program:
 
     def given(self) -> set[str]:
         """The numbers that it computes with, but does not compute."""
-        given, known = set(), set()
+        given: set[str] = set()
+        known: set[str] = set()
         for first, *_, result in self.equations:
             given |= {*NUMBER.findall(first)} - known
             known.add(result)
@@ -133,7 +134,7 @@ def renumber(problem: Problem, rng: Random) -> Problem | None:
         return None
     question = normalize_numbers(problem.question)
     numbers = set(IN_QUESTION.findall(question))
-    free = changeable(question, program.given())
+    free = changeable(question, program.given()) or []
     for _ in range(_TRIES if free else 0):
         changed = {n: other_number(n, question, rng) for n in free if rng.random() < 0.7}
         start = {n: n for n in numbers} | changed
