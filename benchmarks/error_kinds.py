@@ -19,8 +19,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from ledom.data.augment import numbers_in_words
 from ledom.data.problems import value_of
+from ledom.data.question_numbers import numbers_in_words
 from ledom.text.answers import equal_answers, extract_answer
 from ledom.text.pair_format import ANSWER_MARK, normalize_numbers, restyle
 

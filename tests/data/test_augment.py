@@ -133,6 +133,13 @@ def test_miscalculations_leave_the_other_wrong_solutions_as_they_are():
     assert len({candidate.key for candidate in more}) == len(more)
 
 
+def test_the_variants_of_a_problem_differ():
+    few = Problem(id="few", question="How much are 2 and 0?", answer="2", solution="2 + 0 = 2")
+    varied, _ = augment([few], num_variants=30, num_wrong=0)
+    questions = [problem.question for problem in varied]
+    assert 2 < len(questions) == len(set(questions)) < 10
+
+
 def test_ids_of_variants_stay_unique():
     asked = [replace(CLIPS, id="a"), replace(CLIPS, id="a-0"), replace(CLIPS, id="a-0-0")]
     varied, wrong = augment(asked, 2, 1)

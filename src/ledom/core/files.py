@@ -69,8 +69,9 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
             if path.exists():
                 shutil.copymode(path, temporary)
             os.replace(temporary, path)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise _cannot_write(named, error) from error
 

@@ -9,7 +9,7 @@ the wrong answer. Only the given problems are used. This module knows nothing of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
@@ -48,7 +48,8 @@ class _Program:
 
     def given(self) -> set[str]:
         """The numbers that it computes with, but does not compute."""
-        given, known = set(), set()
+        given: set[str] = set()
+        known: set[str] = set()
         for first, *_, result in self.equations:
             given |= {*NUMBER.findall(first)} - known
             known.add(result)
@@ -78,7 +79,8 @@ def augment(
     seed: int = 0,
     track: Callable[[Sequence[Problem]], Iterable[Problem]] = iter,
 ) -> tuple[list[Problem], list[Candidate]]:
-    """Each problem with up to `num_variants` variants, and up to `num_wrong` wrong solutions each.
+    """Each problem with up to `num_variants` different variants, each with up to `num_wrong` wrong
+    solutions.
 
     Up to `num_false` more have one false equation. Variants have other numbers; they and the wrong
     solutions are in the `equations` style. There are fewer if a solution is not a chain of true
@@ -97,13 +99,14 @@ def augment(
         rng = Random(f"{seed} {problem.id}")
         versions = [problem]
         for number in range(num_variants):
-            variant = renumber(problem, rng)
-            if variant is not None:
-                variant.id = f"{problem.id}-{number}"
-                while variant.id in ids:
-                    variant.id += "-0"
-                ids.add(variant.id)
-                versions.append(variant)
+            variant = renumber(problem, rng, {known.question for known in versions})
+            if variant is None:
+                continue
+            variant.id = f"{problem.id}-{number}"
+            while variant.id in ids:
+                variant.id += "-0"
+            ids.add(variant.id)
+            versions.append(variant)
         for version in versions:
             varied.append(version)
             texts = {text for _ in range(num_wrong) if (text := corrupt(version, rng))}
@@ -116,11 +119,12 @@ def augment(
     return varied, wrong
 
 
-def renumber(problem: Problem, rng: Random) -> Problem | None:
+def renumber(problem: Problem, rng: Random, known: Collection[str] = frozenset()) -> Problem | None:
     """The problem with other numbers in its question, and the solution computed from them.
 
-    Results stay positive, and whole if they were whole. None if no such numbers were found, or if
-    the solution uses a number that nothing in the question explains.
+    The question is none of the `known` ones; results stay positive, and whole if they were whole.
+    None if no such numbers were found, or if the solution uses a number that nothing in the
+    question explains.
 
     >>> text = "Ava has 3 pens and buys 4. How many has she?"
     >>> known = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
@@ -133,16 +137,16 @@ def renumber(problem: Problem, rng: Random) -> Problem | None:
         return None
     question = normalize_numbers(problem.question)
     numbers = set(IN_QUESTION.findall(question))
-    free = changeable(question, program.given())
+    free = changeable(question, program.given()) or []
     for _ in range(_TRIES if free else 0):
         changed = {n: other_number(n, question, rng) for n in free if rng.random() < 0.7}
         start = {n: n for n in numbers} | changed
+        text = _replace(question, start, IN_QUESTION)
         done = _compute(program.equations, start, strict=True)
-        if done is None or all(old == new for old, new in changed.items()):
+        if done is None or text == question or text in known:
             continue
         equations, values = done
         answer = values[program.answer]
-        text = _replace(question, start, IN_QUESTION)
         return Problem(
             id=problem.id,
             question=text,

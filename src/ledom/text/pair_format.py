@@ -47,13 +47,13 @@ _SYMBOLS = str.maketrans({"÷": "/", "•": "-"})
 _NUMBER = r"[$€£]?\d{1,15}(?:\.\d{1,9})?%?"
 _UNIT = r"(?:[ /][A-Za-z][A-Za-z'/]*(?:[ -][A-Za-z][A-Za-z'/]*){0,5})?"
 _EQUATION = re.compile(  # of bounded length, so that any text takes linear time
-    rf"(?<![\d.]){_NUMBER}{_UNIT}(?: ?[-+*/] ?{_NUMBER}{_UNIT}){{1,20}} ?= ?{_NUMBER}"
+    rf"(?<![\d.]){_NUMBER}{_UNIT}(?: ?[-+*/] ?{_NUMBER}{_UNIT}){{1,20}} ?= ?-?{_NUMBER}"
 )
-_EQUATION_PART = re.compile(rf"({_NUMBER}){_UNIT}( ?[-+*/=] ?|$)")
-_SIGNS = re.compile(r"\d+(?:\.\d+)?%?|(?<= )[-+*/=](?= )")
+_EQUATION_PART = re.compile(rf"(-?{_NUMBER}){_UNIT}( ?[-+*/=] ?|$)")
+_SIGNED = r"(?:(?:(?<=[-+*/=] )|(?<=[=*/])|(?<![^\n]))-)?\d+(?:\.\d+)?%?"  # 5 - 8 = -3
+_SIGNS = re.compile(rf"{_SIGNED}|(?<= )[-+*/=](?= )")
 _EXPRESSION = re.compile(  # in the `numbers` style: an expression, with its result if there is one
-    r"(?<![\d.])\d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)+"
-    r"(?: = \d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)*)*"
+    rf"(?<![\d.]){_SIGNED}(?: [-+*/] {_SIGNED})+(?: = {_SIGNED}(?: [-+*/] {_SIGNED})*)*"
 )
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _ONE_TERM = re.compile(r"-?(?:[\d.]+|[A-Za-z]|\\[A-Za-z]+)")
@@ -65,6 +65,8 @@ _LATEX: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\[()\[\],!;$]|\*\*|`"), ""),
 )
+_CURRENCY = re.compile(r"[$€£]")
+_PRICE = re.compile(r"(?:\A|(?<=\A-))[$€£]+")
 _BRACKET = re.compile(r"[()]")
 _LIST = re.compile(r"[(\[{][^()\[\]{}]*,")
 _ANSWER_LINE = re.compile(
@@ -354,7 +356,7 @@ def _ended(steps: str, solution: str, answer: str | None) -> str:
     final = _without_markup(final)
     if not _LIST.search(final):  # (3,400) is a pair
         final = normalize_numbers(final)
-    final = final.strip().lstrip("$€£").rstrip(". ")
+    final = _PRICE.sub("", final.strip()).rstrip(". ")
     return f"{steps}\n{ANSWER_MARK} {final}".lstrip()
 
 
@@ -362,6 +364,6 @@ def _bare_equation(match: re.Match[str]) -> str:
     """An equation without its units and currency signs, operators between single spaces."""
     parts = _EQUATION_PART.findall(match.group())
     return "".join(
-        number.lstrip("$€£") + (f" {operator.strip()} " if operator.strip() else "")
+        _CURRENCY.sub("", number) + (f" {operator.strip()} " if operator.strip() else "")
         for number, operator in parts
     )
