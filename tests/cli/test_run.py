@@ -61,6 +61,8 @@ def test_an_unexpected_error_is_one_line(
     assert len(text.splitlines()) == 1
     assert len(text) < 500
     assert ("ledom --debug" in text) is ("internal error" in text)
+    monkeypatch.setenv("LEDOM_DEBUG", "0")
+    assert run("plan", RECIPE) == (code, text)
     for arguments, variable in ((["--debug"], ""), ([], "1")):
         monkeypatch.setenv("LEDOM_DEBUG", variable)
         code, text = run(*arguments, "plan", RECIPE)

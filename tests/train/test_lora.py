@@ -62,9 +62,10 @@ def test_only_adapters_are_trained(recipe, data):
     assert all("lora_" in name for name in trained)
 
 
-def test_layers_that_are_stored_transposed_take_adapters_without_a_warning(tokenizer):
-    """GPT-2's; merging without a step changes nothing."""
-    model = tiny("gpt2", tokenizer)
+@pytest.mark.parametrize("kind", ["gpt2", "mixtral"])
+def test_unusual_layers_take_adapters_without_a_warning(tokenizer, kind):
+    """GPT-2's are stored transposed, Mixtral's experts as one; merging at once changes nothing."""
+    model = tiny(kind, tokenizer)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     Adapters(model, LoraConfig(rank=2), seed=0).merge()
     for name, weight in model.state_dict().items():

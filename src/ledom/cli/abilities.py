@@ -10,7 +10,7 @@ import typer
 
 from ledom.cli import options
 from ledom.cli.display import log, note, show_ranking, warn
-from ledom.cli.inputs import check_count, choose_problems, is_jsonl, load_model, read_text
+from ledom.cli.inputs import check_count, choose_problems, is_jsonl, load_model, read_words
 from ledom.cli.progress import track
 from ledom.core.errors import InputError
 from ledom.core.files import write_json
@@ -129,7 +129,7 @@ def rank(
     if from_file:
         queries = retrieval.read_queries(Path(query), found)
     else:
-        queries = [retrieval.Query(id="query", text=_text(query, "query").strip())]
+        queries = [retrieval.Query(id="query", text=read_words(query, "query").strip())]
     set_threads(threads)
     lm = load_model(model, direction, device, dtype)
     with options.results_folder(out) as folder:
@@ -156,14 +156,6 @@ def _is_file(argument: str, name: str, out: Path | None) -> bool:
     if out is None:
         raise InputError("the ranking of a file needs a folder; give --out FOLDER", path=argument)
     return True
-
-
-def _text(argument: str, name: str) -> str:
-    """The text of an argument; raises `InputError` for an empty one."""
-    text = read_text(argument, name)
-    if not text.strip():
-        raise InputError(f"the {name} is empty; give a text")
-    return text
 
 
 def _summarize(
@@ -318,7 +310,7 @@ def invert(
     if from_file:
         outputs = read_records(output, inversion.Output, unique_ids())
     else:
-        outputs = [inversion.Output(id="output", text=_text(output, "output").rstrip("\n"))]
+        outputs = [inversion.Output(id="output", text=read_words(output, "output").rstrip("\n"))]
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     count = 1 if temperature == 0 else samples
     set_threads(threads)

@@ -25,6 +25,7 @@ __all__ = [
     "model_or_none",
     "models_or_none",
     "read_text",
+    "read_words",
 ]
 
 
@@ -47,6 +48,19 @@ def read_text(argument: str, name: str) -> str:
     if argument == "-":
         return _decode(_read_input(), f"{name} on standard input")
     return argument_text(argument, name)
+
+
+def read_words(argument: str, name: str) -> str:
+    """`read_text` for a text that needs words; raises `InputError` for white space alone.
+
+    >>> read_words(" ", "query")
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: the query is empty; give a text
+    """
+    text = read_text(argument, name)
+    if not text.strip():
+        raise InputError(f"the {name} is empty; give a text")
+    return text
 
 
 def argument_text(argument: str, name: str) -> str:

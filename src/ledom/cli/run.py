@@ -31,7 +31,7 @@ from ledom.core.errors import LedomError, OutputError
 __all__ = ["DEBUG_VARIABLE", "prepare_process", "run"]
 
 DEBUG_VARIABLE = "LEDOM_DEBUG"
-"""An environment variable that shows tracebacks, like --debug."""
+"""An environment variable that shows tracebacks, like --debug; 0 and nothing do not."""
 
 _FAILED, _INTERRUPTED, _PIPE_CLOSED = 2, 130, 141
 
@@ -55,7 +55,7 @@ def prepare_process() -> None:
         sys.stdin = None
     sys.stdout = _stream(sys.stdout, _Output(1))
     sys.stderr = _stream(sys.stderr, _Messages(2))
-    if not sys.warnoptions and not os.environ.get(DEBUG_VARIABLE):
+    if not sys.warnoptions and not _is_debugging():
         warnings.simplefilter("ignore")
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # on unwritable folders
 
@@ -128,10 +128,14 @@ def run(app: Callable[..., Any]) -> int:
     return int(code)
 
 
+def _is_debugging() -> bool:
+    return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+
+
 def _failed(error: BaseException) -> int:
     """Print the error in one line, once for all processes; returns the exit code."""
     if parallel.is_first_failure():
-        if os.environ.get(DEBUG_VARIABLE):
+        if _is_debugging():
             traceback.print_exception(error)
         typer.echo(f"error: {_message(error)}", err=True)
     return _FAILED

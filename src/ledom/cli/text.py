@@ -10,7 +10,7 @@ import typer
 
 from ledom.cli import options
 from ledom.cli.display import log, note, show_case, show_texts, warn
-from ledom.cli.inputs import argument_text, is_jsonl, load_model, read_text
+from ledom.cli.inputs import argument_text, is_jsonl, load_model, read_text, read_words
 from ledom.cli.progress import track
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
@@ -76,10 +76,8 @@ def explain(
         (not any(is_file), "it selects candidates from files, and none is given", ["problem_id"]),
         *options.unused_by_models(reverse),
     )
-    text = read_text(question, "question")
+    text = read_words(question, "question")
     text = text.strip() if question == "-" else text
-    if not text.strip():
-        raise InputError("the question is empty; give a text")
     written = _solutions(solutions, is_file, problem_id)
     set_threads(threads)
     lm = load_model(reverse, "reverse", device, dtype)

@@ -170,12 +170,11 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
 
 def _mesh(world: ProcessGroup, config: ParallelConfig) -> DeviceMesh:
     """The processes as a mesh of shards, with replicas if `shard_size` is below their number."""
-    shard_size = config.shard_size or world.size
-    shape: tuple[int, ...] = (world.size,)
-    names: tuple[str, ...] = ("shard",)
-    if shard_size < world.size:
-        shape, names = (world.size // shard_size, shard_size), ("replicate", "shard")
-    return init_device_mesh(world.device.type, shape, mesh_dim_names=names)
+    kind, shard_size = world.device.type, config.shard_size or world.size
+    if shard_size == world.size:
+        return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
+    shape = (world.size // shard_size, shard_size)
+    return init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def _shard(

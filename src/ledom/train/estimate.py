@@ -248,20 +248,16 @@ class Plan:
 def make_plan(recipe: Recipe, setup: Setup) -> Plan:
     """Estimate what a recipe needs.
 
-    Raises `InputError` if the GPUs cannot share the run, if windows are longer than the model's
-    context, and for adapters (`lora`), which are not covered; `CheckpointError` if the recipe's
-    `init_from` or tokenizer is missing.
+    Raises `RecipeError` if the GPUs cannot share the run or windows are longer than the model's
+    context; `InputError` for adapters (`lora`), which are not covered; `CheckpointError` if the
+    recipe's `init_from` or tokenizer is missing.
     """
-    _check(recipe, setup)
-    planner = _Planner(recipe, setup, *_shape(recipe))
-    check_lengths(recipe, Direction.FORWARD)
-    return planner.plan()
-
-
-def _check(recipe: Recipe, setup: Setup) -> None:
     if recipe.lora is not None:
         raise InputError("key lora: the plan is for training all weights; leave lora out")
     check_shareable(recipe, setup.gpus)  # a process per GPU
+    planner = _Planner(recipe, setup, *_shape(recipe))
+    check_lengths(recipe, Direction.FORWARD)
+    return planner.plan()
 
 
 @dataclass(frozen=True)

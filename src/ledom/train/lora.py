@@ -52,6 +52,7 @@ class Adapters:
         with warnings.catch_warnings():  # peft uses names that transformers has deprecated
             warnings.simplefilter("ignore", FutureWarning)
             warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft sets it right for Conv1D
+            warnings.filterwarnings("ignore", r"The following \w+_pattern keys")  # of experts
             try:  # changes the model in place
                 self._wrapper: Any = peft.get_peft_model(model, settings)
             except (ValueError, TypeError, AttributeError) as error:

@@ -100,9 +100,11 @@ class Muon(torch.optim.Optimizer):
             directions.append(weight.grad.lerp(momentum, group["momentum"]))
         outputs, inputs = weights[0].shape[::-1] if group["transposed"] else weights[0].shape
         scale = max(1.0, outputs / inputs) ** 0.5
-        for weight, update in zip(
-            weights, _orthogonalize_all(directions, self._dtype), strict=True
-        ):
+        if isinstance(directions[0], DTensor):
+            updates = _exchange_and_orthogonalize(cast(list[DTensor], directions), self._dtype)
+        else:
+            updates = [orthogonalize(direction, self._dtype) for direction in directions]
+        for weight, update in zip(weights, updates, strict=True):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update, alpha=-group["lr"] * scale)
 
@@ -121,13 +123,6 @@ def _chunks(weights: list[Tensor]) -> Iterator[list[Tensor]]:
     number = first.device_mesh.shape[-1] if isinstance(first, DTensor) else 1
     for start in range(0, len(weights), number):
         yield weights[start : start + number]
-
-
-def _orthogonalize_all(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Orthogonalize matrices of one shape; the results are sharded as the inputs are."""
-    if isinstance(matrices[0], DTensor):
-        return _exchange_and_orthogonalize(cast(list[DTensor], matrices), dtype)
-    return [orthogonalize(matrix, dtype) for matrix in matrices]
 
 
 def _exchange_and_orthogonalize(matrices: list[DTensor], dtype: torch.dtype) -> list[Tensor]:

@@ -317,7 +317,10 @@ def _apply(tree: JsonObject, override: str) -> None:
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise RecipeError(f"override {override!r}: {parent} is a value, not a group of keys")
+            raise RecipeError(
+                f"override {override!r}: {parent} is a value, not a group of keys; "
+                f"set {parent} as a whole"
+            )
     try:
         node[last], _ = parse_yaml(value)
     except InputError as error:
