@@ -96,6 +96,19 @@ def test_auc_of_every_score(report: Measurement) -> None:
     assert aucs[FEATURES["forward"][1]] == pytest.approx(0.5, abs=0.06)
 
 
+def test_reliability_is_that_of_the_vote_that_chooses(table: CandidateTable) -> None:
+    """With a lambda alone, that is the vote by Reverse Reward."""
+    weights = {"forward": 1.0, "reverse": 0.0}
+    votes = dict.fromkeys(("reverse_reward", "vote_reverse_reward"), weights)
+    means = {f"{name}_mean": table.features[name] for name in weights}
+    table = replace(table, features=table.features | means)
+    found = measure(table, TunedWeights(votes, 0, 0, frozenset()))
+    total = sum(row.accuracy * row.count for row in found.reliability.bins)
+    right = by_name(found)["vote_reverse_reward"].accuracy.mean
+    assert right != by_name(found)["vote_reverse_only"].accuracy.mean
+    assert total / NUM_PROBLEMS == pytest.approx(right)
+
+
 def test_reliability_counts_every_problem(report: Measurement) -> None:
     bins = report.reliability.bins
     assert sum(row.count for row in bins) == NUM_PROBLEMS
