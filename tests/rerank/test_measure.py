@@ -253,6 +253,8 @@ def test_who_says_what_is_right() -> None:
     ]
     # An answer; a label on every candidate; a label on some only; none at all.
     assert labeled_problems(problems, candidates).tolist() == [True, True, False, False]
+    broken_off = Candidate(problem_id="1", index=9, text="1", finish_reason="unsure")
+    assert labeled_problems(problems, [*candidates, broken_off])[1]  # it is never chosen
     blank = [Problem(id=p.id, question="?", answer=" ") for p in problems]  # says nothing either
     assert labeled_problems(blank, candidates).tolist() == [False, True, False, False]
 
