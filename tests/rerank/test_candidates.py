@@ -74,6 +74,13 @@ def test_self_certainty_is_taken_where_all_have_it() -> None:
     assert choose_external_scores(sure, []) == ()
 
 
+def test_a_candidate_that_was_broken_off_needs_no_score() -> None:
+    broken_off = replace(judged(3), finish_reason="unsure")
+    assert choose_external_scores([judged(self_certainty=1.5), broken_off]) == ("self_certainty",)
+    drawn = [judged(verifier=0.5), broken_off]
+    assert choose_external_scores(drawn, ["verifier"]) == ("verifier",)
+
+
 def test_score_fields_asked_for_and_needed() -> None:
     both = [judged(verifier=0.5, other=-3)]
     assert choose_external_scores(both, ["verifier"]) == ("verifier",)

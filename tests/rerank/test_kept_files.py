@@ -253,7 +253,8 @@ def test_tune_refuses_other_problems_and_candidates(tokenizer: Tokenizer, tmp_pa
     with pytest.raises(InputError, match=r"scores.forward.jsonl: .*other settings"):
         tune_folder(out, more)
     more.write_text(candidates.read_text().replace("so", "thus", 1))
-    with pytest.raises(InputError, match=r"scores.forward.jsonl: .*texts: "):
+    remedy = "give the problems and candidates that were scored"
+    with pytest.raises(InputError, match=rf"scores.forward.jsonl: .*texts: .*; {remedy}"):
         tune_folder(out, None, more)
     (out / "scores.reverse.jsonl.settings.json").write_text('{"model": ')
     with pytest.raises(InputError, match=r"scores.reverse.jsonl.settings.json: damaged"):

@@ -96,6 +96,19 @@ def test_auc_of_every_score(report: Measurement) -> None:
     assert aucs[FEATURES["forward"][1]] == pytest.approx(0.5, abs=0.06)
 
 
+def test_reliability_is_that_of_the_vote_that_chooses(table: CandidateTable) -> None:
+    """With a lambda alone, that is the vote by Reverse Reward."""
+    weights = {"forward": 1.0, "reverse": 0.0}
+    votes = dict.fromkeys(("reverse_reward", "vote_reverse_reward"), weights)
+    means = {f"{name}_mean": table.features[name] for name in weights}
+    table = replace(table, features=table.features | means)
+    found = measure(table, TunedWeights(votes, 0, 0, frozenset()))
+    total = sum(row.accuracy * row.count for row in found.reliability.bins)
+    right = by_name(found)["vote_reverse_reward"].accuracy.mean
+    assert right != by_name(found)["vote_reverse_only"].accuracy.mean
+    assert total / NUM_PROBLEMS == pytest.approx(right)
+
+
 def test_reliability_counts_every_problem(report: Measurement) -> None:
     bins = report.reliability.bins
     assert sum(row.count for row in bins) == NUM_PROBLEMS
@@ -240,6 +253,8 @@ def test_who_says_what_is_right() -> None:
     ]
     # An answer; a label on every candidate; a label on some only; none at all.
     assert labeled_problems(problems, candidates).tolist() == [True, True, False, False]
+    broken_off = Candidate(problem_id="1", index=9, text="1", finish_reason="unsure")
+    assert labeled_problems(problems, [*candidates, broken_off])[1]  # it is never chosen
     blank = [Problem(id=p.id, question="?", answer=" ") for p in problems]  # says nothing either
     assert labeled_problems(blank, candidates).tolist() == [False, True, False, False]
 

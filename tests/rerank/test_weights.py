@@ -30,6 +30,11 @@ GOOD = {"format": 3, "num_problems": 1, "num_candidates": 2, "problem_hashes": [
             r"strategy 'reverse_reward' mixes sums and means per token \(forward, reverse_mean\)",
         ),
         (
+            {"weights": {"reverse_reward": {"forward": 1, "reverse": 1}}},
+            "strategy 'reverse_reward' has the weights 1.0, 1.0; give 1 - lambda and lambda",
+        ),
+        ({"weights": {"reverse_reward": {"reverse": -1, "forward": 2}}}, "weights -1.0, 2.0; give"),
+        (
             {"weights": {"majority": {"forward": 1}}},
             "strategy 'majority': unknown feature 'forward'; it has no weights",
         ),

@@ -232,11 +232,6 @@ def _sample(num_problems: int, against: Interval | None) -> str:
     """What differences a sample of this size can show, going by the width of one interval."""
     if against is None:
         return ""
-    if against.low == against.high:
-        return (
-            "Both chose equally well on every problem, so this sample cannot tell them apart, and "
-            "does not show that they are equal."
-        )
     points = 100 * _DETECTABLE * (against.high - against.low) / 2
     what = "1 problem" if num_problems == 1 else f"{num_problems} problems"
     rough = "Fewer than 30 problems: every interval is rough. " if num_problems < _FEW else ""

@@ -5,8 +5,8 @@ first candidate of each text, and `SharedScores` finds its score for the others.
 problem, from which strategies choose, holds all candidates but the greedy and the broken-off ones.
 
 An external score is an extra field of a candidate, such as the score of a trained verifier: a
-finite number, larger for better candidates. Every candidate needs it, except greedy ones.
-Strategies weigh it under the field's name.
+finite number, larger for better candidates. Every candidate of the pool needs it. Strategies weigh
+it under the field's name.
 """
 
 from __future__ import annotations
@@ -197,15 +197,15 @@ def choose_external_scores(
     """The external scores to use: those `asked` for, and those that the weights `needed`.
 
     If `asked` is None, those that sampling writes (`self_certainty`, the confidences) are used,
-    provided that every candidate has them. Greedy candidates need none. Raises `InputError` for a
-    candidate without one of the scores.
+    provided that every candidate of the pools has them. Raises `InputError` for one without one of
+    the scores.
 
     >>> sure = Candidate(problem_id="p", index=0, text="2", extra={"self_certainty": 1.5})
     >>> choose_external_scores([sure])
     ('self_certainty',)
     """
     if asked is None:
-        pool = [candidate for candidate in candidates if not candidate.greedy]
+        pool = list(filter(_is_choice, candidates))
         asked = [name for name in _WRITTEN_SCORES if all(name in c.extra for c in pool)]
     names = tuple(dict.fromkeys([*asked, *needed]))
     for candidate in candidates:
@@ -214,14 +214,14 @@ def choose_external_scores(
 
 
 def _check_external_scores(candidate: Candidate, names: Iterable[str]) -> None:
-    """Raise `InputError` if a candidate that is not greedy lacks one of these scores.
+    """Raise `InputError` if a candidate that may be chosen lacks one of these scores.
 
     >>> lacking = Candidate(problem_id="p", index=0, text="4")
     >>> _check_external_scores(lacking, ["verifier"])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ledom.core.errors.InputError: candidate 0 of problem 'p' has no 'verifier', a score field ...
     """
-    for name in () if candidate.greedy else names:
+    for name in names if _is_choice(candidate) else ():
         candidate.external_score(name)
 
 
@@ -283,7 +283,7 @@ def labeled_problems(
 ) -> NDArray[np.bool_]:
     """[P]: whether it is known which candidates of a problem are right.
 
-    That takes the problem's answer, or a label on each of its candidates that is not greedy.
+    That takes the problem's answer, or a label on each of the candidates to choose from.
 
     >>> known = Problem(id="a", question="2 + 2?", answer="4")
     >>> labeled_problems([known, Problem(id="b", question="3 + 3?")], candidates=[])
@@ -291,7 +291,7 @@ def labeled_problems(
     """
     has_pool, unlabeled = set(), set()
     for candidate in candidates:
-        if not candidate.greedy:
+        if _is_choice(candidate):
             has_pool.add(candidate.problem_id)
             if candidate.correct is None:
                 unlabeled.add(candidate.problem_id)

@@ -41,8 +41,6 @@ _STAGES: dict[str, tuple[str, ...]] = {
     "x~|y": ("flip",),
 }
 _MODELS = {"forward": "forward", "reverse": "reverse", "contrast": "reverse", "flip": "reverse"}
-_WRITES = {"flip"}
-"""Stages whose tokens are generated, not scored."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +123,10 @@ class Costs:
         for model, tokens in parts.items():
             size = self.parameters.get(model)
             flops = None if flops is None or size is None else flops + 2.0 * size * tokens
-        scored, generated = (
-            sum(self.scored[stage] for stage in stages if (stage in _WRITES) is writes)
-            for writes in (False, True)
-        )
+        questions = self.scored["flip"] if "flip" in stages else 0.0  # generated, not scored
         return Cost(
-            generated_tokens=written + generated,
-            scored_tokens=scored,
+            generated_tokens=written + questions,
+            scored_tokens=sum(self.scored[stage] for stage in stages if stage != "flip"),
             flops=flops,
             seconds=self._seconds(written, stages),
         )

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ledom.core.direction import Direction
+from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm import LanguageModel, unfamiliar
 from ledom.report.results import Case, CaseCandidate, ModelInfo, QuestionToken, SelectionReport
@@ -26,7 +27,7 @@ _TARGETS = {"forward": "y|x", "reverse": "x|y", "prior": "y"}  # of the scores s
 def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> SelectionReport:
     """A report with one case: the distinct solutions, ranked by log P(x|y).
 
-    Raises `DirectionError` for a forward model.
+    Raises `DirectionError` for a forward model, and `InputError` for an empty question.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -35,6 +36,8 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> Se
     [1, 2]
     """
     Direction.REVERSE.require(lm.direction, lm.name, "to explain questions")
+    if not problem.question.strip():
+        raise InputError("the question is empty; give one to explain")
     candidates = [
         Candidate(problem_id=problem.id, index=index, text=solution)
         for index, solution in enumerate(dict.fromkeys(solutions))

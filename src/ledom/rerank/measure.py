@@ -47,7 +47,7 @@ from ledom.rerank.strategies import (
     needed_candidates,
     strategies,
 )
-from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, Weighing
+from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, Weighing, preferred_strategy
 
 __all__ = ["Change", "changes", "measure"]
 
@@ -63,15 +63,6 @@ _SHOWN_BY_N = (
     "vote_all_terms",
     "oracle",
 )
-_VOTES = (
-    "vote_all_external",
-    "vote_reverse_external",
-    "vote_all_terms",
-    "vote_reverse_tuned",
-    "vote_reverse_only",
-    "vote_forward",
-)
-"""The vote whose shares the reliability figure shows is the first of these that can choose."""
 _MAIN_CLAIMS = (
     ("Reverse Reward with its third term beats the greedy answer", "noisy_channel", "greedy"),
     ("Weighted voting beats majority voting", "vote_all_terms", "majority"),
@@ -244,12 +235,9 @@ def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda |
     )
 
 
-def _reliability(table: CandidateTable, weighing: Weighing) -> Reliability | None:
-    """Accuracy by the winning answer's share of a weighted vote."""
-    able = weighing.tuned.usable(table)
-    name = next((name for name in _VOTES if name in able), None)
-    if name is None:
-        return None
+def _reliability(table: CandidateTable, weighing: Weighing) -> Reliability:
+    """Accuracy by the winning answer's share of the vote that chooses the answers."""
+    name = preferred_strategy(table, weighing.tuned)
     confidence = weighing(table, name, Strategy.shares).max(axis=1)
     right = weighing(table, name)
     order = np.argsort(confidence)

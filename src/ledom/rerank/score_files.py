@@ -56,7 +56,8 @@ def read_scores(
     files = _score_files(folder)
     for name, file in files.items():
         settings = read_settings(file)
-        check_settings({key: settings.get(key) for key in hashes}, hashes, file)
+        remedy = "give the problems and candidates that were scored"
+        check_settings({key: settings.get(key) for key in hashes}, hashes, file, remedy)
         if name in (CONTRAST, FLIP):
             _check_as_reverse(settings, file, files.get(str(Direction.REVERSE)))
         check = partial(score_check, problems, candidates, name)

@@ -258,9 +258,7 @@ _PRIOR = ("prior", "prior_mean", "prior_numbers", "prior_min_digit_logprob")
 _JOINT = (*_REVERSE, *_PRIOR)
 _ALL = (*_FORWARD, *_JOINT)
 
-STRATEGIES: dict[str, Strategy] = {
-    "greedy": Greedy("greedy", "the forward model's most likely token at each step"),
-    "random": Random("random", "a candidate at random: the expectation"),
+_PICKS = {
     "forward": Pick("forward", "highest log-probability", ("forward",)),
     "forward_mean": Pick(
         "forward mean", "highest mean log-probability per token", ("forward_mean",)
@@ -298,49 +296,22 @@ STRATEGIES: dict[str, Strategy] = {
     "all_terms_flip": Pick(
         "all terms + FLIP", "every score and the overlap, weighted", (*_ALL, "overlap")
     ),
+}
+
+
+def _vote(pick: Pick) -> Vote:
+    """The vote with a pick's score."""
+    counts = "each candidate counts exp(score / temperature)"
+    return Vote(f"vote, {pick.label}", counts, pick.features, pick.interpolated)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "greedy": Greedy("greedy", "the forward model's most likely token at each step"),
+    "random": Random("random", "a candidate at random: the expectation"),
+    **_PICKS,
     "majority": Vote("majority", "the most frequent answer"),
     "majority_stopped": EarlyVote("majority, stopped", "drawing stops when the lead cannot change"),
-    "vote_forward": Vote("vote, forward", "by exp(log P(y|x) / temperature)", ("forward",)),
-    "vote_forward_mean": Vote(
-        "vote, forward mean", "by exp(mean log P(y|x) per token / temperature)", ("forward_mean",)
-    ),
-    "vote_forward_tuned": Vote(
-        "vote, forward tuned", "by the forward scores / temperature", _FORWARD
-    ),
-    "vote_reverse_only": Vote(
-        "vote, reverse only", "by exp(log P(x|y) / temperature)", ("reverse",)
-    ),
-    "vote_reverse_tuned": Vote(
-        "vote, reverse tuned", "by the reverse scores / temperature", _JOINT
-    ),
-    "vote_reverse_reward": Vote(
-        "vote, reverse reward", "by the two terms / temperature", _TWO_TERMS, True
-    ),
-    "vote_question_numbers_reward": Vote(
-        "vote, question numbers reward", "with the question's numbers weighted separately", _PREMISE
-    ),
-    "vote_noisy_channel": Vote("vote, noisy channel", "by the three terms / temperature", _CHANNEL),
-    "vote_all_terms": Vote("vote, all terms", "by every score / temperature", _ALL),
-    "vote_worst_step": Vote(
-        "vote, worst step", "by exp(worst step / temperature)", ("worst_step",)
-    ),
-    "vote_all_terms_worst_step": Vote(
-        "vote, all terms + worst step",
-        "by every score and the worst step / temperature",
-        (*_ALL, "worst_step"),
-    ),
-    "vote_contrast": Vote("vote, contrast", "by exp(contrast / temperature)", ("contrast",)),
-    "vote_all_terms_contrast": Vote(
-        "vote, all terms + contrast",
-        "by every score and the contrast / temperature",
-        (*_ALL, "contrast"),
-    ),
-    "vote_flip": Vote("vote, FLIP", "by overlap ** (1 / temperature)", ("overlap",)),
-    "vote_all_terms_flip": Vote(
-        "vote, all terms + FLIP",
-        "by every score and the overlap / temperature",
-        (*_ALL, "overlap"),
-    ),
+    **{f"vote_{name}": _vote(pick) for name, pick in _PICKS.items()},
     "oracle": Bound("oracle", "right if any candidate is"),
 }
 """Every strategy by its id, except those of external scores.
@@ -365,15 +336,13 @@ def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
     oracle = found.pop("oracle")  # the bound stays last
     labels = {name: EXTERNAL_LABELS.get(name, name) for name in external_scores}
     for name, label in labels.items():
-        found[f"external:{name}"] = Pick(label, "an external score", (name,))
-        vote = Vote(f"vote, {label}", "by exp(score / temperature)", (name,))
-        found[f"vote_external:{name}"] = vote
+        pick = Pick(label, "an external score", (name,))
+        found |= {f"external:{name}": pick, f"vote_external:{name}": _vote(pick)}
     joint = {"all": ("every score", _ALL), "reverse": ("the reverse scores", _JOINT)}
     for name, (scores, features) in joint.items() if external_scores else ():
-        what, label = f"{scores} and {', '.join(labels.values())}", f"{name} + external scores"
-        terms = (*features, *external_scores)
-        found[f"{name}_external"] = Pick(label, f"{what}, weighted", terms)
-        found[f"vote_{name}_external"] = Vote(f"vote, {label}", f"by {what} / temperature", terms)
+        what = f"{scores} and {', '.join(labels.values())}, weighted"
+        pick = Pick(f"{name} + external scores", what, (*features, *external_scores))
+        found |= {f"{name}_external": pick, f"vote_{name}_external": _vote(pick)}
     return found | {"oracle": oracle}
 
 

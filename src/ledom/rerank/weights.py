@@ -204,6 +204,12 @@ def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, 
                 f"strategy {name!r} mixes sums and means per token ({sums[0]}, {means[0]}); give "
                 "two of one kind"
             )
+        is_lambda = min(row.values(), default=0) >= 0 and abs(sum(row.values()) - 1) < 1e-3
+        if known[name].interpolated and not isinstance(known[name], Vote) and not is_lambda:
+            raise InputError(
+                f"strategy {name!r} has the weights {', '.join(map(str, row.values()))}; give "
+                "1 - lambda and lambda, with lambda from 0 to 1"
+            )
 
 
 def question_hash(question: str) -> str:
