@@ -295,7 +295,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return results
 
     def write_alike(
-        self, contexts: Sequence[str], settings: JsonObject, first: int = 0, count: int = 1
+        self, contexts: Sequence[str], settings: JsonObject, first: int, count: int
     ) -> list[list[Written]]:
         """`count` samples for each context, numbered from `first`, by settings of the harness."""
         sampling, until = read_settings(settings, self.lm.stops_at_patterns)
