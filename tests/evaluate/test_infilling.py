@@ -30,7 +30,6 @@ GAP = Gap(id="g", beginning="Ava has", ending=" 7 pens.")
     [
         (REVERSE, "We", " run", [" a b c d", " b c d"]),
         (REVERSE, "We ", " run", [" a b c d", "a b c d", "b c d"]),
-        (REVERSE, "", " run", [" a b c d", "a b c d", "b c d"]),
         (FORWARD, "We", "run", [" a b c d", " a b ", " a b c "]),
         (FORWARD, "We", " run", [" a b c d", " a b", " a b c"]),
     ],

@@ -315,11 +315,12 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return results
 
     def write_alike(
-        self, contexts: Sequence[str], settings: JsonObject, first: int = 0, count: int = 1
+        self, contexts: Sequence[str], settings: JsonObject, first: int, count: int
     ) -> list[list[Written]]:
         """`count` samples for each context, numbered from `first`, by settings of the harness."""
         sampling, until = read_settings(settings, self.lm.stops_at_patterns)
-        room = self.lm.context - sampling.max_tokens - len(self.convention.prefix)
+        writer = self._writer(contexts)
+        room = self.lm.context - sampling.max_tokens - len(writer.bos_ids)
         if room < 1:
             raise InputError(
                 f"{self.lm.name}: {sampling.max_tokens} new tokens leave no room for a prompt in a "
@@ -329,14 +330,14 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         prompts, greedy = [text for text, _ in fitted], sampling.temperature == 0
         numbers = (1, 0) if greedy else (count, first)
         texts: list[list[Written]] = [[] for _ in contexts]
-        for place, made in self._writer(fitted).generate(prompts, sampling, *numbers):
+        for place, made in writer.generate(prompts, sampling, *numbers):
             own = [(self._cut_at(one.text, until), fitted[place][1]) for one in made]
             texts[place] = own * count if greedy else own
         return texts
 
-    def _writer(self, fitted: Sequence[Written]) -> LanguageModel:
+    def _writer(self, contexts: Sequence[str]) -> LanguageModel:
         """The model; a forward one puts the special tokens of HFLM in front of a prompt."""
-        if self.direction is Direction.REVERSE or any(not text for text, _ in fitted):
+        if self.direction is Direction.REVERSE or not all(contexts):
             return self.lm
         writer = copy.copy(self.lm)
         writer.bos_ids = list(self.convention.first)

@@ -164,7 +164,7 @@ def cuts(text: str, gap: Gap, direction: Direction) -> list[str]:
     other = gap.ending[:1] if forward else gap.beginning[-1:]
     found = [text]
     for space in _GAP.finditer(text):
-        kept = not other.isspace() and other != ""
+        kept = not other.isspace()
         if forward and space.start() >= half:
             found.append(text[: space.end() if kept else space.start()])
         elif not forward and 0 < space.end() <= half:

@@ -116,7 +116,7 @@ def has_room(prompt: Prompt, lm: LanguageModel, sampling: Sampling) -> bool:
     False
     """
     try:
-        lm.prompt_ids(prompt.text, sampling.max_tokens)
+        check_prompts([prompt], lm, sampling)
     except InputError:
         return False
     return True
