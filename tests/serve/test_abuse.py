@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -72,27 +71,6 @@ def test_bad_bodies(client: TestClient, name: str) -> None:
     assert error["code"] == status
     assert len(error["message"]) < 500
     assert "\n" not in error["message"]
-
-
-WRONG: dict[str, tuple[str, Any, str]] = {
-    "numbers for texts": ("/score", {"queries": [1] * 20_000, "documents": "a"}, "queries"),
-    "numbers for documents": ("/rerank", {"query": "a", "documents": [1] * 20_000}, "documents"),
-    "mixed": ("/v1/completions", {"model": "reverse", "prompt": ["a"] * 9000 + [1]}, "prompt"),
-    "too many": ("/v1/completions", {"model": "reverse", "prompt": [""] * 100_001}, "at most 1000"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_long_list_is_read_up_to_its_first_mistake(pair: Models, name: str) -> None:
-    """All mistakes of a body of 4 MB took 10 s, in which nobody else was answered."""
-    path, body, message = WRONG[name]
-    app = make_app(Service(Judge(*pair), Settings()))
-    with TestClient(app, base_url="http://127.0.0.1") as client:
-        answer = client.post(path, json=body)
-    assert answer.status_code == 422
-    said = answer.json()["error"]["message"]
-    assert message in said
-    assert int(re.findall(r"and (\d+) more", said + "(and 0 more)")[0]) < 10
 
 
 @pytest.mark.parametrize("path", ["/reward", "/get_reward", "/rerank", "/v1/chat/completions"])
@@ -203,15 +181,6 @@ def test_a_full_queue_is_429(pair: Models, gate: Gate) -> None:
         assert post(server, ["c"]).status_code == 200
 
 
-def test_more_texts_than_may_wait_are_refused_for_good(pair: Models) -> None:
-    """A 429 would let the client try again forever."""
-    app = make_app(Service(Judge(*pair), Settings(limits=Limits(max_waiting=3))))
-    with TestClient(app, base_url="http://127.0.0.1") as client:
-        for texts, status in ((3, 200), (4, 413)):
-            body = {"queries": "How many?", "documents": ["7"] * texts}
-            assert client.post("/score", json=body).status_code == status
-
-
 def test_work_of_a_client_that_has_gone_is_dropped(pair: Models, gate: Gate) -> None:
     with running(Judge(*pair), Limits()) as server, ThreadPoolExecutor(8) as pool:
         first = pool.submit(post, server, ["a"])
@@ -299,17 +268,6 @@ def test_a_prompt_that_no_model_reads_is_refused_unread(
     answer = client.post(path, json=body)
     assert answer.status_code == 413
     assert "the model reads 512 tokens" in answer.json()["error"]["message"]
-
-
-@pytest.mark.parametrize(("model", "most"), [("forward", 10), ("reverse", 1)])
-def test_all_prompts_of_a_request_count_when_they_are_scored(
-    client: TestClient, model: str, most: int
-) -> None:
-    """At most 5000 tokens are read: 500 per prompt forward, 90 * 91 / 2 in reverse."""
-    size = 500 if model == "forward" else 90
-    for count, status in ((most, 200), (most + 1, 413)):
-        body = {"model": model, "prompt": [[7] * size] * count, "echo": True, "max_tokens": 0}
-        assert client.post("/v1/completions", json=body).status_code == status
 
 
 def test_a_question_without_room_for_an_answer_is_one_clear_line(

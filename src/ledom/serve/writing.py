@@ -49,21 +49,21 @@ class Token:
     """The most likely tokens at this position, best first; see `LanguageModel.alternatives`."""
 
 
-def token_texts(lm: LanguageModel, ids: Iterable[int]) -> list[str]:
-    """The text of each token as inside a longer text, or the name of a special token.
+def token_texts(lm: LanguageModel, ids: Iterable[int]) -> dict[int, str]:
+    """The texts of tokens as inside a longer text, or the names of special tokens, by id.
 
     A partial character appears as U+FFFD.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
-    >>> token_texts(lm, [lm.tokenizer.token_id("4"), lm.tokenizer.eos_id])
+    >>> list(token_texts(lm, [lm.tokenizer.token_id("4"), lm.tokenizer.eos_id]).values())
     ['4', '<|end|>']
     """
     before = lm.tokenizer.encode("a").ids  # a token alone could lose a leading space
-    return [
-        lm.tokenizer.decode_after(before, [i]) or lm.tokenizer.backend.id_to_token(i) or ""
-        for i in ids
-    ]
+    return {
+        i: lm.tokenizer.decode_after(before, [i]) or lm.tokenizer.backend.id_to_token(i) or ""
+        for i in dict.fromkeys(ids)
+    }
 
 
 def _pieces(lm: LanguageModel, ids: Sequence[int], before: Sequence[int]) -> list[str]:

@@ -5,6 +5,7 @@ A reverse model writes what precedes the prompt. Texts and tokens are in reading
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -219,14 +220,14 @@ def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> JsonObject:
         whole = text and "\ufffd" not in text
         return text if whole else lm.tokenizer.backend.id_to_token(token_id) or ""
 
+    texts = token_texts(lm, [i for token in tokens for i, _ in token.alternatives])
+    others = {token_id: name(token_id, text) for token_id, text in texts.items()}
     names = [name(token.id, token.text) for token in tokens]
     tops = []
     for token, own in zip(tokens, names, strict=True):
         top: dict[str, float] = {}
-        texts = token_texts(lm, [i for i, _ in token.alternatives])
-        for (token_id, value), text in zip(token.alternatives, texts, strict=True):
-            key = own if token_id == token.id else name(token_id, text)
-            top.setdefault(key, value)  # for equal names, the likelier token
+        for token_id, value in token.alternatives:  # for equal names, the likelier token
+            top.setdefault(own if token_id == token.id else others[token_id], value)
         if token.logprob is not None:
             top.setdefault(own, token.logprob)
         tops.append(top or None)
@@ -244,6 +245,7 @@ def stream(events: Sequence[JsonObject]) -> StreamingResponse:
 
     async def lines() -> AsyncIterator[bytes]:
         for event in events:
+            await asyncio.sleep(0)  # other requests' turn
             yield b"data: " + json.dumps(event).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 

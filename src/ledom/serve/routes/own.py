@@ -164,13 +164,11 @@ def _named(
 ) -> list[JsonObject]:
     """Alternatives as JSON; the one that was chosen has the text that it got."""
     texts = writing.token_texts(lm, [token_id for token_id, _ in alternatives])
+    if chosen:
+        texts[chosen.id] = chosen.text
     return [
-        {
-            "id": token_id,
-            "text": chosen.text if chosen and token_id == chosen.id else text,
-            "logprob": logprob,
-        }
-        for (token_id, logprob), text in zip(alternatives, texts, strict=True)
+        {"id": token_id, "text": texts[token_id], "logprob": logprob}
+        for token_id, logprob in alternatives
     ]
 
 

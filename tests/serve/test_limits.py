@@ -1,0 +1,58 @@
+"""Requests that are too large are refused, soon and for good."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.serve.app import make_app
+from ledom.serve.judge import Judge
+from ledom.serve.service import Service
+from ledom.serve.settings import Limits, Settings
+
+Models = tuple[FakeLanguageModel, FakeLanguageModel]
+
+
+WRONG: dict[str, tuple[str, Any, str]] = {
+    "numbers for texts": ("/score", {"queries": [1] * 20_000, "documents": "a"}, "queries"),
+    "numbers for documents": ("/rerank", {"query": "a", "documents": [1] * 20_000}, "documents"),
+    "mixed": ("/v1/completions", {"model": "reverse", "prompt": ["a"] * 9000 + [1]}, "prompt"),
+    "too many": ("/v1/completions", {"model": "reverse", "prompt": [""] * 100_001}, "at most 1000"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_long_list_is_read_up_to_its_first_mistake(pair: Models, name: str) -> None:
+    """All mistakes of a body of 4 MB took 10 s, in which nobody else was answered."""
+    path, body, message = WRONG[name]
+    app = make_app(Service(Judge(*pair), Settings()))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        answer = client.post(path, json=body)
+    assert answer.status_code == 422
+    said = answer.json()["error"]["message"]
+    assert message in said
+    assert int(re.findall(r"and (\d+) more", said + "(and 0 more)")[0]) < 10
+
+
+def test_more_texts_than_may_wait_are_refused_for_good(pair: Models) -> None:
+    """A 429 would let the client try again forever."""
+    app = make_app(Service(Judge(*pair), Settings(limits=Limits(max_waiting=3))))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        for texts, status in ((3, 200), (4, 413)):
+            body = {"queries": "How many?", "documents": ["7"] * texts}
+            assert client.post("/score", json=body).status_code == status
+
+
+@pytest.mark.parametrize(("model", "most"), [("forward", 10), ("reverse", 1)])
+def test_all_prompts_of_a_request_count_when_they_are_scored(
+    client: TestClient, model: str, most: int
+) -> None:
+    """At most 5000 tokens are read: 500 per prompt forward, 90 * 91 / 2 in reverse."""
+    size = 500 if model == "forward" else 90
+    for count, status in ((most, 200), (most + 1, 413)):
+        body = {"model": model, "prompt": [[7] * size] * count, "echo": True, "max_tokens": 0}
+        assert client.post("/v1/completions", json=body).status_code == status
