@@ -139,7 +139,7 @@ class PreparedData:
                 )
             if store.manifest.tokenizer != self.tokenizer.fingerprint:
                 raise InputError(
-                    f"was made with a different tokenizer; tokenize again, with that of {tokenizer}",
+                    f"was made with a different tokenizer; tokenize again with {tokenizer}",
                     path=store.folder,
                 )
             if config.verify:
