@@ -1,6 +1,6 @@
 """Train a model with TRL's GRPO and Reverse Reward.
 
-    pip install 'ledom' trl
+    pip install trl
     python examples/trl_grpo.py --steps 30
 
 Each step prints the reward, the accuracy, and the share of the answers that is copied from the

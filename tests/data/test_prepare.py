@@ -338,12 +338,12 @@ def test_sources_are_taken_as_they_lie(stores, tokenizer):
 
 def test_sources_of_another_tokenizer_are_refused(stores, word_tokenizer):
     write_store(stores / "b", ["1"], word_tokenizer(9))
-    with pytest.raises(InputError, match="b: was made with a different tokenizer"):
+    with pytest.raises(InputError, match=r"b: was made with a different .* with .*/a$"):
         prepare_data(mixture(stores), stores / "run")
     own = stores / "own"
     own.mkdir()
     word_tokenizer(9).save(own)
-    with pytest.raises(InputError, match="a: was made with a different tokenizer"):
+    with pytest.raises(InputError, match=r"a: was made with a different .* with .*/own$"):
         prepare_data(mixture(stores, tokenizer=str(own)), stores / "run")
 
 

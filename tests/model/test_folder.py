@@ -16,7 +16,7 @@ from ledom.core.errors import CheckpointError
 from ledom.core.reading import read_json_object
 from ledom.model import folder as module
 from ledom.model.checkpoint import read_checkpoint_info
-from ledom.model.folder import file_digest, weight_files
+from ledom.model.folder import file_digest, read_config, weight_files
 from waiting import until
 
 
@@ -204,3 +204,11 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, contents: bytes, mess
     file.write_bytes(contents)
     with pytest.raises(CheckpointError, match=rf"config\.json: {message}"):
         read_json_object(file)
+
+
+def test_for_the_folder_of_a_run_the_error_names_its_model(tmp_path: Path) -> None:
+    run = tmp_path / "reverse"
+    (run / "model").mkdir(parents=True)
+    (run / "model" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"/reverse: no config.json here; give .*/model$"):
+        read_config(run)

@@ -119,8 +119,10 @@ class PreparedData:
 
     def __init__(self, folder: Path, config: DataConfig) -> None:
         """`folder` is where `prepare_data` writes the data of a recipe without sources."""
+        tokenizer = str(folder)
         if named := config.sources:
-            self.tokenizer = Tokenizer.load(config.tokenizer or named[0].path, config.eos_token)
+            tokenizer = config.tokenizer or named[0].path
+            self.tokenizer = Tokenizer.load(tokenizer, config.eos_token)
             self.sources = tuple(Source(TokenStore(s.path), s.weight) for s in named)
             self.valid = TokenStore(config.valid or "")
         else:
@@ -137,8 +139,7 @@ class PreparedData:
                 )
             if store.manifest.tokenizer != self.tokenizer.fingerprint:
                 raise InputError(
-                    "was made with a different tokenizer; tokenize again, with the tokenizer.json "
-                    "of the other stores",
+                    f"was made with a different tokenizer; tokenize again with {tokenizer}",
                     path=store.folder,
                 )
             if config.verify:

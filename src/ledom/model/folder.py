@@ -98,7 +98,9 @@ def read_config(folder: Path) -> JsonObject:
     """
     file = folder / "config.json"
     if not exists(file):
-        raise CheckpointError(f"{folder}: no config.json here; give a model folder")
+        inner = folder / "model"  # a training run's folder has the finished model there
+        remedy = f"give {inner}" if (inner / "config.json").is_file() else "give a model folder"
+        raise CheckpointError(f"{folder}: no config.json here; {remedy}")
     config = read_json_object(file)
     text_config = config.get("text_config")
     parts = (config, text_config) if isinstance(text_config, dict) else (config,)
