@@ -101,6 +101,21 @@ def test_who_restates_the_question_is_not_rewarded_for_it(models: dict[str, str]
     assert log.metrics["copied_share"] > 0.9
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"question": "asked"}, "no column 'asked' for the questions; it has: answer"),
+        ({"lam": 0.5, "weights": "w.json"}, "lambda is 0.5 and the weights are those of w.json"),
+    ],
+)
+def test_settings_that_cannot_be_followed_are_refused(
+    settings: dict[str, Any], message: str, models: dict[str, str]
+) -> None:
+    reward = trl_reward(**models, **settings)
+    with pytest.raises(InputError, match=message):
+        reward(prompts=["2 + 2?"], completions=["4"], answer=["4"])
+
+
 def test_the_copied_share_counts_characters_of_long_passages() -> None:
     question = "one two three four five six seven eight nine"
     assert copied_share(Pair(question, question)) == 1.0

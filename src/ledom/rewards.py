@@ -103,6 +103,11 @@ class _TRLReward:
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
+        if self.question is not None and self.question not in columns:
+            raise InputError(
+                f"the dataset has no column {self.question!r} for the questions; it has: "
+                f"{', '.join(columns) or 'no further ones'}"
+            )
         asked = prompts if self.question is None else columns[self.question]
         pairs = [
             Pair(question_of(prompt), answer_of(completion))

@@ -138,7 +138,7 @@ def test_an_object_as_a_dataclass() -> None:
     ("data", "message"),
     [
         ({}, "f: key name: Field required"),
-        ({"name": 3}, "f: key name: Input should be a valid string, found 3"),
+        ({"name": 3}, "f: key name: Input should be a valid string, found 3; put it in quotes"),
         ({"name": "a", "parts": {}}, "f: key parts: Input should be a valid array, found {}"),
         (
             {"name": "a", "parts": [{"count": "2"}]},

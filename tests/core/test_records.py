@@ -70,7 +70,10 @@ def test_line_ends_and_blank_lines(tmp_path, line_end):
         ({**GOOD, "index": 1.0}, "key index: Input should be a valid integer, found 1.0"),
         ({**GOOD, "index": True}, "key index: Input should be a valid integer, found True"),
         ({**GOOD, "text": None}, "key text: Input should be a valid string, found None"),
-        ({**GOOD, "text": 7}, "key text: Input should be a valid string, found 7"),
+        (
+            {**GOOD, "text": 7},
+            "key text: Input should be a valid string, found 7; put it in quotes",
+        ),
         ({**GOOD, "text": "\ud83d"}, "half of a surrogate pair"),
         ({**GOOD, "greedy": 1}, "key greedy: Input should be a valid boolean, found 1"),
         ({**GOOD, "sampling": []}, "key sampling: Input should be a valid dictionary, found []"),

@@ -258,6 +258,8 @@ def test_bad_requests_are_refused(lm: LanguageModel) -> None:
     lm.prompt_ids("1", room)  # fits
     with pytest.raises(InputError, match="num_samples is 0"):
         list(lm.generate(["1"], Sampling(), num_samples=0))
+    with pytest.raises(InputError, match="prompts is the text 'ab'; give a list"):
+        list(lm.generate("ab", Sampling()))
 
 
 def test_stop_patterns_work_or_are_refused(lm: LanguageModel) -> None:

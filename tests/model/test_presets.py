@@ -72,3 +72,9 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(value):
 def test_a_mistyped_key_beside_a_preset_is_refused():
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         ModelConfig.model_validate({"preset": "7b", "num_layers": 2})
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "initializer_range"])
+def test_a_negative_number_is_refused(key):
+    with pytest.raises(ValidationError, match=key):
+        ModelConfig.model_validate({"preset": "tiny", key: -1.0})

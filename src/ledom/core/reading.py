@@ -220,7 +220,8 @@ def first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     key = f"key {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
     found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
-    return f"{key}{first['msg']}{found}"
+    is_number = first["type"] == "string_type" and isinstance(first["input"], int | float)
+    return f"{key}{first['msg']}{found}{'; put it in quotes' if is_number else ''}"
 
 
 def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:

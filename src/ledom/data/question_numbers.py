@@ -59,11 +59,11 @@ zero one two three four five six seven eight nine ten
 eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"""
 _PARTS = "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_SPELLED = {
-    **{word: number for number, word in enumerate(_ONES.split())},
-    **{word: number for number, word in enumerate(_PARTS.split(), start=3)},
-    **{word: 10 * number for number, word in enumerate(_TENS.split(), start=2)},
-}
+_SPELLED = (
+    dict(zip(_ONES.split(), range(20), strict=True))
+    | dict(zip(_PARTS.split(), range(3, 13), strict=True))
+    | dict(zip(_TENS.split(), range(20, 100, 10), strict=True))
+)
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6}
 _WORD = rf"(?:{'|'.join([*_SPELLED, *_SCALES])})s?"
 _SPELLED_OUT = re.compile(rf"\b{_WORD}(?:(?:[ -]| and ){_WORD})*\b", re.IGNORECASE)

@@ -201,15 +201,12 @@ class LanguageModel(ABC):
         Traceback (most recent call last):
         ledom.core.errors.InputError: no span [0, 3) in 2 tokens
         """
-        length = len(target.ids)
-        if length - 1 > self.context:
-            raise InputError(
-                f"a text of {length} tokens is longer than the model's context of {self.context}"
-            )
-        if not 0 <= target.start <= target.end <= length:
-            raise InputError(f"no span [{target.start}, {target.end}) in {length} tokens")
-        if min(target.ids, default=0) < 0:
-            raise InputError(f"a token's id is {min(target.ids)}; it must be 0 or more")
+        length, lowest = len(target.ids), min(target.ids, default=0)
+        long = f"a text of {length} tokens is longer than the model's context of {self.context}"
+        outside = f"no span [{target.start}, {target.end}) in {length} tokens"
+        negative = f"a token's id is {lowest}; it must be 0 or more"
+        inside = 0 <= target.start <= target.end <= length
+        require({long: length - 1 <= self.context, outside: inside, negative: lowest >= 0})
         start, end = self.direction.span_to_model_order(target.start, target.end, length)
         if start == 0 and end > 0:
             raise InputError(
@@ -220,9 +217,10 @@ class LanguageModel(ABC):
     def check_request(
         self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int
     ) -> None:
-        """Raise `InputError` for fewer than one sample, or for a request that is unsupported."""
-        if num_samples < 1:
-            raise InputError(f"num_samples is {num_samples}; it must be at least 1")
+        """Raise `InputError` for a single text, no samples, or an unsupported request."""
+        if isinstance(prompts, str):
+            raise InputError(f"prompts is the text {prompts!r:.40}; give a list of texts")
+        require({f"num_samples is {num_samples}; it must be at least 1": num_samples >= 1})
         if sampling.confidence is not None and not self.reports_confidence:
             raise InputError(f"{self.name}: this backend does not report confidence; leave it out")
         least = sampling.confidence and sampling.confidence.least

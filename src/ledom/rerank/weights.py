@@ -288,9 +288,13 @@ def choose_weights(
 ) -> TunedWeights:
     """The weights for a lambda or from a file if given, else the embedded pair's, else defaults.
 
+    Raises `InputError` if both are given.
+
     >>> choose_weights(None, None, "my-model", "my-reverse-model") == default_weights(0.5)
     True
     """
+    if lam is not None and file is not None:
+        raise InputError(f"lambda is {lam:g} and the weights are those of {file}; give one of them")
     if lam is not None:
         return default_weights(lam)
     if file is not None:

@@ -138,6 +138,34 @@ def test_dropout_takes_no_part(kind: str, tmp_path: Path, tokenizer: Tokenizer) 
     assert all(module.training for module in lm.model.modules())
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_hook_on_the_whole_model_takes_part(
+    kind: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """It changes the logits, which otherwise come from the model's parts."""
+    save_checkpoint(
+        tmp_path, tiny(kind, tokenizer), tokenizer, ledom.Direction.FORWARD, PairFormat()
+    )
+    lm = HFLanguageModel(tmp_path, device="cpu", dtype="float32")
+    target, greedy = whole_text(lm, TEXTS[0]), Sampling(temperature=0, max_tokens=5)
+    before = lm.logprobs([target])[0], dict(lm.generate([TEXTS[0]], greedy))
+
+    def forbid(module: nn.Module, given: Any, output: Any) -> Any:
+        output.logits[..., before[1][0][0].ids[0]] -= 100
+        return output
+
+    hook = lm.model.register_forward_hook(forbid)
+    ids = torch.tensor([target.ids])
+    logits = lm.model(ids[:, :-1]).logits[0].log_softmax(-1)
+    expected = logits.gather(1, ids[0, 1:, None])[target.start - 1 :, 0].detach().numpy()
+    assert np.allclose(lm.logprobs([target])[0], expected, atol=1e-4)
+    written = dict(lm.generate([TEXTS[0]], greedy))
+    assert before[1][0][0].ids[0] not in written[0][0].ids
+    hook.remove()
+    assert np.array_equal(lm.logprobs([target])[0], before[0])
+    assert dict(lm.generate([TEXTS[0]], greedy)) == before[1]
+
+
 def prompts(problems: list[Problem], count: int) -> list[str]:
     return [problem.question[: 20 + 7 * i] for i, problem in enumerate(problems[:count])]
 

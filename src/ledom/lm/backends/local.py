@@ -144,7 +144,7 @@ class HFLanguageModel(LanguageModel):
         ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
         asked = [place for place, target in enumerate(targets) if target.end > target.start]
         # The last token is only predicted, never read.
-        packed = [place for place in asked if len(ordered[place]) - 1 <= self._reach]
+        packed = [p for p in asked if len(ordered[p]) - 1 <= self._trunk.reach(self._reach)]
         workers = 1 if self._trunk.shares_rows else self._trunk.num_workers
         rows = [ordered[place][:-1] for place in packed]
         together = deque(batches(rows, self.tokens_per_batch, workers))
@@ -312,7 +312,7 @@ class HFLanguageModel(LanguageModel):
         ends_at_pattern: Callable[[list[int]], bool] | None,
     ) -> Iterator[list[Job]]:
         """Run the jobs, each by the fastest method that is exact for it; see `Decoder.steps`."""
-        reach = self._reach if self._decodes else 0
+        reach = self._trunk.reach(self._reach) if self._decodes else 0
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
         workers = max(1, min(self._trunk.num_workers, len(together) // _FEWEST_JOBS))

@@ -29,7 +29,7 @@ from ledom.model.architectures import (
     used_layers,
 )
 from ledom.model.attention import Attend, attending, turn, without_filling
-from ledom.model.changes import weights_state
+from ledom.model.changes import does_more, weights_state
 from ledom.model.exactness import check_long_text, in_float32, packing_reach
 from ledom.model.kernels import Int8Weight, add_linear, filled_rows, linear
 from ledom.model.native.attention import has_native
@@ -98,6 +98,13 @@ class Trunk:
             return 1
         narrow = self.model.config.get_text_config().hidden_size <= _NARROW
         return processes.torch_threads() if narrow else 1
+
+    def reach(self, longest: int) -> int:
+        """The longest text to run here: `longest`, but none while a hook changes the whole model.
+
+        A trunk runs a model's parts, so such a model has to make its own pass.
+        """
+        return 0 if does_more(self.model) else longest
 
     def refresh(self) -> None:
         """Take note of changes to the model; call it before the first of many passes."""
