@@ -38,6 +38,8 @@ def test_the_worst_step_averages_readings_of_one_text() -> None:
     other = score("y|x", [-50.0], text="2 + 3")
     assert worst_step(REVERSE, other, TEXT) == -4.0
     assert worst_step(made_score("y"), None, TEXT) == 0.0
+    ended = token_score("y|x", [-7.0], [[0, 0]])
+    assert worst_step(token_score("y", [], []), ended, "") == -7.0  # not better than any step
 
 
 def test_it_is_a_feature() -> None:

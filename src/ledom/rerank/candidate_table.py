@@ -390,7 +390,10 @@ def worst_step(reverse: Score, forward: Score | None, text: str) -> float:
     if forward is not None and forward.text == reverse.text:
         readings.append(_least_by_step(forward, text))
     known = [reading for reading in readings if reading]
-    return min((sum(step) / len(step) for step in zip(*known, strict=True)), default=0.0)
+    steps = [sum(step) / len(step) for step in zip(*known, strict=True)]
+    # An empty text has only its end: without it, it would be better than any step.
+    ends = [value for score in (reverse, forward) if score for value in score.token_logprobs or ()]
+    return min(steps or ends, default=0.0)
 
 
 def _least_by_step(score: Score, text: str) -> list[float]:
