@@ -92,7 +92,7 @@ def evaluate(
     reverse: options.ModelOrNone = "tiny",
     chat: Chat = False,
     add_bos: AddBos = False,
-    out: options.Out = Path("out/eval"),
+    out: options.Out = Path("ledom-eval"),
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     seed: options.Seed = 0,
@@ -256,7 +256,7 @@ def gallery(
         int, typer.Option(min=1, max=_MOST_EXAMPLES, help="Show the first N examples per section.")
     ] = 3,
     reverse: options.Model = "tiny",
-    out: Annotated[Path, options.out_file("The HTML file to write.")] = Path("out/gallery.html"),
+    out: Annotated[Path, options.out_file("The HTML file to write.")] = Path("ledom-gallery.html"),
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     seed: options.Seed = 0,
@@ -264,7 +264,7 @@ def gallery(
 ) -> None:
     """Make a page with texts that a reverse model writes, token by token from the end.
 
-    Example: ledom gallery out/eval --out gallery.html
+    Example: ledom gallery ledom-eval --out gallery.html
     """
     from ledom.evaluate.gallery import collect
     from ledom.report.gallery_page import write_gallery

@@ -60,7 +60,7 @@ class DataConfig(Config):
     train: str = GENERATOR
     """`gsm_symbolic` for the embedded generator, or a JSONL file of problems or documents."""
     valid: str | None = None
-    """The same for validation; by default the generator's valid split, or 2% of the file."""
+    """A JSONL file for validation; by default the generator's valid split, or 2% of the file."""
     packing: Packing = "documents"
     """`documents`: a window is one document or a stretch of a long one; `fixed`: a window is the
     next train.seq_len tokens, across documents, for pretraining at any size."""
