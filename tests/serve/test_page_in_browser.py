@@ -49,9 +49,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoints: dict[str, Path], reports: Path) -> Iterator[Server]:
-    models = {name: ledom.load(folder, name) for name, folder in checkpoints.items()}
-    judge = Judge(models["forward"], models["reverse"])
+def server(reports: Path) -> Iterator[Server]:
+    judge = Judge(ledom.load("tiny", "forward"), ledom.load("tiny", "reverse"))
     with running(judge, Limits(), reports=reports) as server:
         yield server
 
