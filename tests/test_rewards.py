@@ -104,7 +104,7 @@ def test_who_restates_the_question_is_not_rewarded_for_it(models: dict[str, str]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"question": "asked"}, "no column 'asked' for the questions; it has: answer"),
+        ({"question": "asked"}, "no column 'asked' for the questions; name another"),
         ({"lam": 0.5, "weights": "w.json"}, "lambda is 0.5 and the weights are those of w.json"),
     ],
 )

@@ -105,8 +105,8 @@ class _TRLReward:
     ) -> list[float | None]:
         if self.question is not None and self.question not in columns:
             raise InputError(
-                f"the dataset has no column {self.question!r} for the questions; it has: "
-                f"{', '.join(columns) or 'no further ones'}"
+                f"the dataset has no column {self.question!r} for the questions; name another, or "
+                "leave question out to read the prompt"
             )
         asked = prompts if self.question is None else columns[self.question]
         pairs = [

@@ -143,13 +143,16 @@ def test_written_answers_are_read_off_in_both_directions(
         assert found["tasks"][0]["num_documents"] == 4
 
 
-def test_written_answers_fit_a_short_context(tmp_path: Path, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(("context", "most"), [(128, 64), (520, 260)])
+def test_written_answers_fit_a_short_context(
+    context: int, most: int, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     problems = [{"id": "a", "question": "2 + 3?", "answer": "5"}]
     source = find_source(str(write_rows(tmp_path / "sums.jsonl", problems)), Options())
-    model = FakeLanguageModel(tokenizer, FORWARD, ["The answer is 5."], context=128)
+    model = FakeLanguageModel(tokenizer, FORWARD, ["The answer is 5."], context=context)
     found = evaluate(source, tmp_path / "out", model)
     assert found["tasks"][0]["notes"] == [
-        "forward: answers have at most 64 tokens, half of the model's context"
+        f"forward: answers have at most {most} tokens, half of the model's context"
     ]
     (row,) = found_rows(found, "exact_match").values()
     assert row["value"] == 1

@@ -19,7 +19,7 @@ from lm_eval.api.instance import Instance
 
 from ledom.evaluate.harness import LedomLM
 from ledom.evaluate.kept import KeptLM
-from ledom.evaluate.texts import read_settings
+from ledom.evaluate.texts import numbered, read_settings
 
 SAMPLED = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
 
@@ -50,6 +50,15 @@ def test_samples_of_a_prompt_differ_also_across_saved_groups(
     expected = [one.text for one in dict(model.generate(["2 + 2?"], Sampling(), 40))[0]]
     lm = KeptLM(model, "t", tmp_path, no_progress)
     assert lm.generate_until([ask("2 + 2?", SAMPLED)] * 40) == expected
+
+
+def test_a_process_may_hold_every_other_sample(tokenizer: Tokenizer) -> None:
+    model = FakeLanguageModel(tokenizer, Direction.FORWARD, [f"text {i}" for i in range(40)])
+    draws = [*numbered([ask("2 + 2?", SAMPLED)] * 4)]
+    lm = LedomLM(model)
+    whole = lm.write(draws)
+    assert len({text for text, _ in whole}) > 1
+    assert [lm.write(draws[0::2]), lm.write(draws[1::2])] == [whole[0::2], whole[1::2]]
 
 
 def test_settings_that_ledom_lacks_are_refused() -> None:

@@ -116,5 +116,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, backend: str)
 
 @pytest.mark.parametrize("option", ["rows=0", "rows=-1", "tokens_per_batch=0"])
 def test_a_batch_has_room(option: str) -> None:
+    folder, (name, _, value) = ledom.lm.embedded_folder("forward"), option.partition("=")
     with pytest.raises(InputError, match=f"{option}: Input should be greater than 0"):
-        ledom.load(f"{ledom.lm.embedded_folder('forward')},{option}")
+        ledom.load(f"{folder},{option}")
+    with pytest.raises(InputError, match=f"{name} is {value}; it must be at least 1"):
+        ledom.load(str(folder), **{name: int(value)})

@@ -8,7 +8,7 @@ import torch
 from ledom.lm import load
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model import changes
-from ledom.model.changes import Changes, weights_state
+from ledom.model.changes import Changes, evaluating, weights_state
 from ledom.model.native import library
 
 KERNELS = pytest.mark.parametrize("kernels", [True, False])
@@ -75,6 +75,9 @@ def test_the_contents_show_what_has_changed_since_and_what_has_not(
     model.config.num_hidden_layers -= 1
     assert changed()
     model.config.num_hidden_layers += 1
+    model.model.norm.variance_epsilon *= 10
+    assert changed()
+    model.model.norm.variance_epsilon /= 10
     kept, model.model.norm = model.model.norm, torch.nn.Identity()
     assert changed()
     model.model.norm = kept
@@ -103,3 +106,15 @@ def test_use_is_no_change() -> None:
     list(lm.generate(["a text"], Sampling(max_tokens=5)))
     lm.model.to(torch.float32)
     assert lm.identity == loaded
+
+
+def test_dropout_is_off_until_the_last_of_several_blocks_ends() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5))
+    first, second = evaluating(model), evaluating(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not model[0].training
+    second.__exit__(None, None, None)
+    assert model.training
+    assert model[0].training

@@ -131,3 +131,8 @@ def test_special_tokens_at_the_start_take_linear_time() -> None:
 def test_an_answer_of_nothing_is_nothing() -> None:
     assert answer_of("<|im_end|>\n<|im_start|>user\nNext?<|im_end|>") == ""
     assert answer_of("") == ""
+
+
+def test_an_answer_of_gpt_oss_in_a_given_format_is_read() -> None:
+    form = "<|channel|>final <|constrain|>json<|message|>{}<|return|>"
+    assert answer_of(form) == "{}"

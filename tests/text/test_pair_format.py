@@ -273,3 +273,7 @@ def test_hostile_texts_take_no_time(style, text):
     started = time.process_time()
     restyle(text, style)
     assert time.process_time() - started < 20  # a pattern that backtracks takes minutes
+
+
+def test_a_bullet_is_no_sign() -> None:
+    assert restyle("•5 + 3 = 8\n#### 8", "equations") == "5 + 3 = 8\n#### 8"

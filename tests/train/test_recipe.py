@@ -374,3 +374,8 @@ def test_rates_that_never_reach_their_peak_are_noted(recipe):
     load_recipe(recipe, ["optim.steps=100", *long], note=notes.append)
     (line,) = notes
     assert line.startswith("override 'optim.steps=100': optim.steps is 100, fewer than the steps")
+
+
+def test_a_cosine_has_a_lowest_rate_without_decay_steps(recipe):
+    overrides = ["optim.schedule=cosine", "optim.min_lr_ratio=0.2"]
+    assert load_recipe(recipe, overrides).optim.min_lr_ratio == 0.2

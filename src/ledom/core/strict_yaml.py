@@ -1,4 +1,5 @@
-"""Strict reading of YAML: bounded size, no tags, no duplicate keys, no number in an odd base.
+"""Strict reading of YAML: bounded size, no tags, no duplicate keys, no octal, binary or base-60
+numbers.
 
 Every refusal is an `InputError` of one line that names the file and the line.
 """

@@ -138,7 +138,7 @@ def _shorten_texts(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[str]:
     """Let written answers take at most half of a short context; yields a note if they do."""
     for task in tasks:
         settings, most = task.config.generation_kwargs or {}, lm.max_length // 2
-        if settings.get("max_gen_toks", 0) >= 2 * most:
+        if settings.get("max_gen_toks", 0) > most:
             settings["max_gen_toks"] = most
             yield (
                 f"{lm.direction}: answers have at most {most} tokens, half of the model's context"

@@ -20,7 +20,7 @@ from ledom.core.errors import InputError, MissingExtraError
 from ledom.core.reading import JsonObject
 from ledom.evaluate.likelihood import Convention, score
 from ledom.evaluate.scorings import DEFAULT_SCORING, SCORINGS, Parts, Request, Scoring
-from ledom.evaluate.texts import Draw, numbered, read_settings
+from ledom.evaluate.texts import Draw, consecutive, numbered, read_settings
 from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.model.device import default_device
@@ -304,7 +304,8 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
             places.setdefault((repr(draw.settings), draw.context), []).append(place)
         alike: dict[tuple[str, int, int], list[list[int]]] = {}
         for (settings, _), own in places.items():
-            alike.setdefault((settings, draws[own[0]].number, len(own)), []).append(own)
+            for run in consecutive(own, draws):
+                alike.setdefault((settings, draws[run[0]].number, len(run)), []).append(run)
         results: list[Written] = [("", 0)] * len(draws)
         for (_, first, count), prompts in alike.items():
             contexts = [draws[own[0]].context for own in prompts]

@@ -20,7 +20,7 @@ except ImportError:
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-__all__ = ["Draw", "numbered", "read_settings"]
+__all__ = ["Draw", "consecutive", "numbered", "read_settings"]
 
 _MAX_TOKENS = 256  # HFLM's default for tasks that set no limit
 _KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "use_cache")
@@ -73,6 +73,23 @@ def numbered(requests: Sequence[Instance]) -> Iterator[Draw]:
         first = Draw(instance, 0)
         yield Draw(instance, seen[first.identity])
         seen[first.identity] += 1
+
+
+def consecutive(places: Sequence[int], draws: Sequence[Draw]) -> list[list[int]]:
+    """The places of draws in runs whose numbers follow each other: a process may hold gaps.
+
+    >>> from lm_eval.api.instance import Instance
+    >>> ask = Instance("generate_until", {}, ("2 + 2?", {"until": []}), 0)
+    >>> consecutive(range(3), [Draw(ask, 0), Draw(ask, 1), Draw(ask, 4)])
+    [[0, 1], [2]]
+    """
+    runs: list[list[int]] = []
+    for place in sorted(places, key=lambda place: draws[place].number):
+        if runs and draws[place].number == draws[runs[-1][-1]].number + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
 
 
 def read_settings(settings: JsonObject, at_patterns: bool) -> tuple[Sampling, list[str]]:

@@ -1,7 +1,8 @@
 """Whether a caller has changed a loaded model: its weights, modules, hooks or settings.
 
 Kernels compute with copies of weights, and results are kept in files under a model's name. Neither
-may outlive a change of the model, however it was made.
+may outlive a change of the model. Not seen are changes of what transformers computes itself, such
+as the frequencies of rotary positions.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,6 +26,9 @@ from ledom.model.native.library import library_for
 __all__ = ["Changes", "does_more", "evaluating", "weights_state"]
 
 _PROCESS = uuid4().hex
+_ENTERING = Lock()
+_EVALUATING: WeakKeyDictionary[nn.Module, tuple[list[None], list[nn.Module]]] = WeakKeyDictionary()
+"""For each model, an item per open block of `evaluating`, and the modules to put back."""
 _PIECE = 2**24  # bytes that a GPU hashes at a time
 _FACTOR = 0x9E3779B9
 
@@ -70,14 +76,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     >>> model.training
     True
     """
-    in_training = [module for module in model.modules() if module.training]
-    for module in in_training:
-        module.training = False
+    with _ENTERING:
+        inside, in_training = _EVALUATING.setdefault(model, ([], []))
+        if not inside:
+            in_training += [module for module in model.modules() if module.training]
+            for module in in_training:
+                module.training = False
+        inside.append(None)
     try:
         yield
     finally:
-        for module in in_training:
-            module.training = True
+        with _ENTERING:
+            inside.pop()
+            if not inside:  # the last of several blocks, of other threads too
+                while in_training:
+                    in_training.pop().training = True
 
 
 class Changes:
@@ -120,11 +133,15 @@ class Changes:
 def _settings(module: nn.Module) -> dict[str, Any]:
     """The plain attributes of an adapter, such as its scale, and whether it is on.
 
-    Of torch's and transformers' modules, some change in every pass.
+    Of torch's and transformers' modules, only the fractions, such as a norm's epsilon: others, and
+    those of rotary positions, may change in a pass.
     """
-    if type(module).__module__.startswith(("torch.", "transformers.", "ledom.")):
+    found = {k: v for k, v in vars(module).items() if k != "training" and _is_plain(v)}
+    if not type(module).__module__.startswith(("torch.", "transformers.", "ledom.")):
+        return found
+    if "Rotary" in type(module).__name__:
         return {}
-    return {k: v for k, v in vars(module).items() if k != "training" and _is_plain(v)}
+    return {k: v for k, v in found.items() if isinstance(v, float)}
 
 
 def _is_plain(value: object) -> bool:

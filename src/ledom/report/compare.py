@@ -51,7 +51,9 @@ _FORWARD, _REVERSE = str(Direction.FORWARD), str(Direction.REVERSE)
 _TRAINING_POINTS = 200  # per curve of training losses; each is a mean over neighboring steps
 _RESAMPLES = 10_000
 _RESAMPLES_BEFORE_LAST = 2000
-_WITHOUT_EFFECT = ("name", "train.trackers")  # settings that change no loss
+_WITHOUT_EFFECT = (  # settings that change no loss, or that say where equal inputs lay
+    *("name", "train.trackers", "init_from", "data.train", "data.valid", "data.tokenizer"),
+)
 _UNKNOWN_TOKENS = (
     "{}: its metrics do not say on which tokens it was validated; they are assumed to be the same "
     "as those of the others"
@@ -146,7 +148,7 @@ def _differing(folder: Path, curves: dict[str, TrainingCurve]) -> list[str]:
     Their settings are those of their checkpoints: recipe.yaml is that of the last to finish.
     """
     settings = [trained_settings(folder / way) for way in (_FORWARD, _REVERSE)]
-    keys = dict.fromkeys(key for own in settings for key in own if all(settings))
+    keys = [key for key in settings[0] if key in settings[1]]  # versions may have other ones
     pairs = [
         (key, *(own.get(key) for own in settings)) for key in keys if key not in _WITHOUT_EFFECT
     ]

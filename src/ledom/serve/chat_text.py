@@ -31,7 +31,9 @@ _TURN = re.compile(
 )
 _ROLES = {"model": "assistant", "chatbot": "assistant", "[inst]": "user", "[/inst]": "assistant"}
 _SYSTEM = re.compile(r"\s*<<SYS>>.*?<</SYS>>", re.DOTALL)  # in the user's turn of Llama 2
-_FINAL = re.compile(r"<\|channel\|>final\b[^<]*<\|message\|>")  # gpt-oss thinks in other channels
+_FINAL = re.compile(  # gpt-oss thinks in other channels
+    r"<\|channel\|>final\b(?:[^<]|<\|constrain\|>)*<\|message\|>"
+)
 _SPECIAL = re.compile(
     r"<[|｜][^<>\s|｜]{3,40}[|｜]>"  # at least 3: <|x|> is a mean in physics
     r"|\[\|(?:system|user|assistant|endofturn)\|\]"

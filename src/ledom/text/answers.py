@@ -44,7 +44,7 @@ _ANSWER_MARK = re.compile(
 _SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
 _TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-_SENTENCE_END = re.compile(r"[.!?](?=[\s*\"'`)]|$)")
+_SENTENCE_END = re.compile(r"(?<!\b[ie]\.[eg])[.!?](?=[\s*\"'`)]|$)")
 _JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
 _JSON_VALUE = re.compile(
     r"\s*(?:\"([^\"\n]*)|(?:null|None)\b|([$-]{0,2}[0-9]{1,3}(?:,[0-9]{3})+[^\",}\n]*|[^\",}\n]*))"
@@ -58,7 +58,10 @@ _CLAUSE = re.compile(
     r"|\s\((?=[^()]{1,99}\)\Z)"  # a remark: 7 (3 + 4)
 )
 _ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
-_CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]|(?i:yes|no|true|false)")
+_CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
+_VERDICT = re.compile(  # no number follows that could be the answer instead
+    r"(?i:yes|no|true|false)(?=(?:[.,;!]|\s[-(–—])\D*\Z|\s*\Z|,?\s(?:because|since)\b)"
+)
 _CHOSEN = re.compile(r"(?<![\w'])(\([A-J]\)|[A-J]) is (?:the )?(?:correct|right|best)\b")
 _OPTION = re.compile(r"either\s|(?:the )?(?:option|choice)\s(?=\(?[A-J]\b)", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>([^<]{1,1000})</answer>", re.IGNORECASE)
@@ -244,7 +247,7 @@ def _in_box(text: str) -> str | None:
 
 
 def _in_tags(text: str) -> str | None:
-    tagged = _last_match(_TAGGED, text)
+    tagged = _last_of(_TAGGED.finditer(text))
     return _stated(tagged[1], is_last=True) if tagged else None
 
 
@@ -264,7 +267,7 @@ def _in_json(text: str) -> str | None:
 
 
 def _after_mark(text: str) -> str | None:
-    mark = _last_match(_ANSWER_MARK, text)
+    mark = _last_of(_ANSWER_MARK.finditer(text))
     if mark is None:
         return None
     rest = _JSON_ESCAPE.sub(lambda escape: escape[1] or " ", text[mark.end() :])
@@ -284,6 +287,8 @@ def _stated(line: str, *, is_last: bool) -> str | None:
     before, _, after = line.rpartition("=")
     sums = [] if _VARIABLE.search(before) else [after, _first_sentence(after)]
     sentence = _first_sentence(line)
+    if verdict := _VERDICT.match(line):
+        return verdict[0]
     clause = _CLAUSE.search(sentence)
     clauses = [sentence[: clause.start()]] if clause else []
     if sums and clauses:
@@ -296,10 +301,9 @@ def _stated(line: str, *, is_last: bool) -> str | None:
             return bare(reading)
     if not is_last:
         return None
+    number = None if read(sentence) else _last_formula(line)
     if _is_prose(line):
         number = _last_number(_REMARK.sub("", line)) or _last_number(line)
-    else:
-        number = None if read(sentence) else _last_formula(line)
     formula = next((c for c in clauses if _understood(c)), None)  # √2, which is about 1.41
     return number or formula or (sentence if has_content(sentence) else None)
 
@@ -327,13 +331,13 @@ def _has_values(text: str) -> bool:
 
 
 def _chosen(text: str) -> str | None:
-    chosen = _last_match(_CHOSEN, text)
+    chosen = _last_of(_CHOSEN.finditer(text))
     return chosen[1] if chosen else None
 
 
 def _listed(text: str) -> str | None:
     """The list of values at the end of a text: "The roots are 3 and 5."."""
-    mark = _last_match(_LISTED, text)
+    mark = _last_of(_LISTED.finditer(text))
     if mark is None:
         return None
     values = bare(text[mark.end() :])
@@ -361,7 +365,7 @@ def _understood(line: str) -> Node | None:
 def _last_formula(text: str) -> str | None:
     """The formula or list that contains the last number, if it parses completely."""
     formulas = (found for found in FORMULA.finditer(text) if _is_formula(found))
-    formula, last = _last_of(formulas), _last_match(NUMBER, text)
+    formula, last = _last_of(formulas), _last_of(NUMBER.finditer(text))
     if formula is None or (last and last.end() > formula.end()):
         return None
     inside = formula[formula.lastindex or 0]
@@ -369,7 +373,7 @@ def _last_formula(text: str) -> str | None:
     if formula["sum"]:
         if last and last.start() < formula.start():  # a lone π
             return None
-        part = _last_match(PART, inside)
+        part = _last_of(PART.finditer(inside))
         sides += [part[0]] if part else []
     return next((bare(side) for side in sides if has_content(side) and read(side)), None)
 
@@ -383,12 +387,8 @@ def _is_formula(found: re.Match[str]) -> bool:
 
 
 def _last_number(text: str) -> str | None:
-    match = _last_match(NUMBER, text)
+    match = _last_of(NUMBER.finditer(text))
     return match[0] if match else None
-
-
-def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    return _last_of(pattern.finditer(text))
 
 
 def _last_of(found: Iterable[re.Match[str]]) -> re.Match[str] | None:

@@ -43,7 +43,7 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
 _LEADING_POINT = re.compile(r"(?<![\w.)])\.(?=\d)")
 _TIMES = re.compile(r"(?<=[\d%]) ?[x×] ?(?=[$€£]?\d)|(?<=\w) x (?=[$€£]?\d)|×")
-_SYMBOLS = str.maketrans({"÷": "/", "•": "-"})
+_SYMBOLS = str.maketrans({"÷": "/", "•": "- "})
 _NUMBER = r"[$€£]?\d{1,15}(?:\.\d{1,9})?%?"
 _UNIT = r"(?:[ /][A-Za-z][A-Za-z'/]*(?:[ -][A-Za-z][A-Za-z'/]*){0,5})?"
 _EQUATION = re.compile(  # of bounded length, so that any text takes linear time

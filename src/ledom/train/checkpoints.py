@@ -146,7 +146,9 @@ class Checkpoints:
             if not isinstance(cause, Exception) or isinstance(cause, _NO_MEMORY):
                 raise cause from None  # such as Ctrl-C, which torch wraps too
             if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
-                raise CheckpointError(f"{newest}: cannot be read: {cause.strerror}") from error
+                raise CheckpointError(
+                    f"{newest}: cannot be read: {cause.strerror or cause}"
+                ) from error
             raise CheckpointError(_damaged(newest)) from error
         set_state_dict(
             self._model,

@@ -180,13 +180,13 @@ def check_shareable(recipe: Recipe, num_processes: int) -> None:
     """
     if (size := recipe.train.batch_size) < num_processes:
         raise RecipeError(
-            f"key train.batch_size is {size}: too few windows for {num_processes} processes; raise "
-            "it, or start fewer processes"
+            f"key train.batch_size is {size}: too few windows for {num_processes} processes or "
+            "GPUs; raise it, or use fewer"
         )
     if num_processes > 1 and num_processes % (shards := recipe.parallel.shard_size or 1):
         raise RecipeError(
             f"key parallel.shard_size is {shards}, which does not divide the {num_processes} "
-            "processes"
+            "processes or GPUs"
         )
     shared = num_processes > 1 or recipe.parallel.tokens_per_microbatch is not None
     if shared and (recipe.objective.needs_pairs or recipe.lora is not None):

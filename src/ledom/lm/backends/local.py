@@ -31,6 +31,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import digest
 from ledom.core.processes import merged
+from ledom.core.reading import require
 from ledom.core.stage import even_groups
 from ledom.lm.confidence import confidence_of
 from ledom.lm.engine.block import GenerationState, Job
@@ -82,6 +83,8 @@ class HFLanguageModel(LanguageModel):
         tokens_per_batch: PositiveInt = 4096,
         rows: PositiveInt = 128,
     ) -> None:
+        room = {"rows": rows, "tokens_per_batch": tokens_per_batch}
+        require({f"{k} is {v}; it must be at least 1": v >= 1 for k, v in room.items()})
         place = torch_device(device or default_device())
         if place.type == "cpu":
             configure_memory()
@@ -192,14 +195,10 @@ class HFLanguageModel(LanguageModel):
         if self._warned:
             return
         self._warned = True
-        which = f"texts of more than {self._reach} tokens" if self._reach else "texts"
-        logging.getLogger("ledom").warning(
-            "%s: %s run one by one through the model's own forward pass, because ledom's faster "
-            "one is not exact for %s",
-            self.name,
-            which,
-            type(self.model).__name__,
-        )
+        reach = self._trunk.reach(self._reach)
+        which = f"texts of more than {reach} tokens" if reach else "texts"
+        message = "%s: %s run one by one, by the model's own pass, as ledom's is not exact for them"
+        logging.getLogger("ledom").warning(message, self.name, which)
 
     @torch.inference_mode()
     def _score(

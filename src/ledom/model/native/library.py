@@ -33,7 +33,7 @@ __all__ = ["library_for"]
 _SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 _MARCH = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
 _FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
-_OPENMP = re.compile(r"/lib(g|i)?omp[^/]*\.so[^/]*$")  # the last two have GNU's functions too
+_OPENMP = re.compile(r"/lib(g|i)?omp[^/]*\.so[^/]*$")  # libiomp and libomp have GNU's functions too
 _FAILURES = OSError, ValueError
 """What files raise: `ctypes` raises the second one if the path in a message is not in UTF-8."""
 

@@ -54,7 +54,7 @@ async def metrics(service: ServiceOf) -> Response:
 
 
 @router.get("/ledom/models")
-async def models(service: ServiceOf) -> JsonObject:
+def models(service: ServiceOf) -> JsonObject:
     """The models, and how their scores become a reward."""
     judge = service.judge
     return {
