@@ -149,9 +149,7 @@ def _differing(folder: Path, curves: dict[str, TrainingCurve]) -> list[str]:
     """
     settings = [trained_settings(folder / way) for way in (_FORWARD, _REVERSE)]
     keys = [key for key in settings[0] if key in settings[1]]  # versions may have other ones
-    pairs = [
-        (key, *(own.get(key) for own in settings)) for key in keys if key not in _WITHOUT_EFFECT
-    ]
+    pairs = [(key, *(own[key] for own in settings)) for key in keys if key not in _WITHOUT_EFFECT]
     seen = [{row["step"]: t for t, row in curve.validations} for curve in curves.values()]
     pairs += [
         (f"tokens seen by step {step}", seen[0][step], seen[1][step])

@@ -389,8 +389,7 @@ def worst_step(reverse: Score, forward: Score | None, text: str) -> float:
     readings = [_least_by_step(reverse, text)]
     if forward is not None and forward.text == reverse.text:
         readings.append(_least_by_step(forward, text))
-    known = [reading for reading in readings if reading]
-    steps = [sum(step) / len(step) for step in zip(*known, strict=True)]
+    steps = [sum(step) / len(step) for step in zip(*filter(None, readings), strict=True)]
     # An empty text has only its end: without it, it would be better than any step.
     ends = [value for score in (reverse, forward) if score for value in score.token_logprobs or ()]
     return min(steps or ends, default=0.0)

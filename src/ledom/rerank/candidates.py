@@ -113,7 +113,7 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
 def written_tokens(candidate: Candidate) -> int | None:
     """The number of tokens that sampling recorded with a candidate; None without a record.
 
-    Raises `InputError` for what is no number of tokens.
+    Raises `InputError` if the record is not a whole number of 0 or more.
 
     >>> written_tokens(Candidate(problem_id="a", index=0, text="4", extra={"num_tokens": 2}))
     2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -114,10 +114,21 @@ class TunedWeights:
         >>> list(TunedWeights({}, 0, 0, frozenset()).usable(table))
         ['greedy', 'random', 'majority', 'majority_stopped', 'oracle']
         """
+        return self.usable_with(table.features, table.external_scores)
+
+    def usable_with(
+        self, features: Collection[str], external_scores: Sequence[str] = ()
+    ) -> dict[str, Strategy]:
+        """As `usable`, for a table with these features.
+
+        >>> list(TunedWeights({}, 0, 0, frozenset()).usable_with(["forward"]))[:3]
+        ['greedy', 'random', 'forward']
+        """
         return {
             name: strategy
-            for name, strategy in strategies(table.external_scores).items()
-            if strategy.available(table) and (len(strategy.features) <= 1 or name in self.weights)
+            for name, strategy in strategies(external_scores).items()
+            if {*strategy.features} <= {*features}
+            and (len(strategy.features) <= 1 or name in self.weights)
         }
 
     @property

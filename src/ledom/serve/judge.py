@@ -17,7 +17,7 @@ from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.candidate_table import FEATURES, candidate_features
 from ledom.rerank.score import check_room, score_candidates
-from ledom.rerank.strategies import STRATEGIES, Pick, Vote
+from ledom.rerank.strategies import Pick, Vote
 from ledom.rerank.weights import TunedWeights, default_weights
 from ledom.serve.batching import Steps, finish
 
@@ -160,13 +160,9 @@ class Judge:
         """
         targets = {"y|x"} if self.forward else set()
         targets |= {"x|y", "y"} if self.reverse else set()
-        return {
-            name: strategy
-            for name, strategy in STRATEGIES.items()
-            if isinstance(strategy, (Pick, Vote))
-            and all(FEATURES[feature][0] in targets for feature in strategy.features)
-            and (name in weights.weights or len(strategy.features) <= 1)
-        }
+        known = [name for name, (target, _) in FEATURES.items() if target in targets]
+        usable = weights.usable_with(known)
+        return {n: s for n, s in usable.items() if isinstance(s, (Pick, Vote))}
 
     def check(self, pairs: Sequence[Pair]) -> None:
         """Raise `InputError` if a question is empty or leaves no room for an answer.

@@ -216,7 +216,7 @@ class PairFormat:
                         f"{pair.question[1] - pair.question[0]} tokens, which leave no room for a "
                         f"solution in the {room} tokens of the model's context; remove it"
                     )
-                # Where offsets leave out a token's space, its start is not where the text ends.
+                # Some tokenizers' offsets skip a token's space; a cut at its start would keep it.
                 (_, kept_end), (cut_start, _) = pair.offsets[end - excess - 1 : end - excess + 1]
                 solution = solution[: min(kept_end, cut_start, len(solution) - 1)]
                 (pair,) = self.encode(tokenizer, [(question, solution)], before, after)
