@@ -88,6 +88,42 @@ def test_few_threads_share_a_heap(cpus: int, heaps: int, monkeypatch: pytest.Mon
     assert asked == {-1: -1, -4: 0, -8: heaps}
 
 
+_APART = """
+import ctypes
+from ledom.model.device import LARGE, _keep_pages, large_blocks_apart
+_keep_pages()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+size = 64 * 2**20
+def is_mapped():
+    place = libc.malloc(size)
+    lines = open("/proc/self/maps").read().splitlines()
+    spans = [[int(x, 16) for x in line.split()[0].split("-")] for line in lines]
+    # A block that is mapped by itself begins 16 bytes after its pages.
+    return any(first + 16 == place for first, _ in spans)
+print(is_mapped())
+with large_blocks_apart():
+    with large_blocks_apart():
+        pass
+    print(is_mapped())
+print(is_mapped())
+"""
+
+
+@pytest.mark.skipif(device._mallopt() is None, reason="not glibc")
+def test_large_blocks_are_mapped_until_the_last_block_ends() -> None:
+    usual = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", _APART],
+        env=usual,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "True", "False"]
+
+
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     class Musl:
         """It has malloc, but neither of these functions."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from ledom.core import processes
@@ -16,7 +18,17 @@ from ledom.core.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["configure_memory", "default_device", "fast_bfloat16", "torch_device"]
+__all__ = [
+    "LARGE",
+    "configure_memory",
+    "default_device",
+    "fast_bfloat16",
+    "large_blocks_apart",
+    "torch_device",
+]
+
+LARGE = 2**19
+"""Bytes from which on `large_blocks_apart` counts a block as large."""
 
 
 def default_device() -> str:
@@ -91,7 +103,8 @@ def configure_memory() -> None:
     _keep_pages()
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8  # malloc.h
+_MOST_MAPPED = 2**15  # blocks; the system allows a process twice as many
 _CPUS_PER_HEAP = 8  # threads that share a heap wait for each other; one heap each takes more memory
 
 
@@ -116,6 +129,39 @@ def _keep_pages() -> bool:
     heaps = max(1, processes.available_cpus() // _CPUS_PER_HEAP)
     settings = {_M_TRIM_THRESHOLD: -1, _M_MMAP_MAX: 0, _M_ARENA_MAX: heaps}  # -1: never trim
     return all(mallopt(key, value) == 1 for key, value in settings.items())
+
+
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """Map each block of `LARGE` bytes or more by itself until the block ends.
+
+    In the heap, texts' keys and values leave gaps that their successors, which are larger, do not
+    fit: the process grows with the number of texts. But a page that is mapped costs a page fault,
+    so this is for code that keeps what it needs in each pass (`model.native.workspace`). It does
+    nothing where `configure_memory` does nothing to the allocator. Results do not change.
+
+    >>> with large_blocks_apart():
+    ...     pass
+    """
+    mallopt = None if _is_set_by_user(os.environ) else _mallopt()
+    if mallopt is None:
+        yield
+        return
+    with _ENTERING:
+        _INSIDE.append(None)
+        mallopt(_M_MMAP_THRESHOLD, LARGE)
+        mallopt(_M_MMAP_MAX, _MOST_MAPPED)
+    try:
+        yield
+    finally:
+        with _ENTERING:
+            _INSIDE.pop()
+            if not _INSIDE:  # the last of several, of other threads too
+                mallopt(_M_MMAP_MAX, 0)
+
+
+_ENTERING = Lock()
+_INSIDE: list[None] = []
 
 
 def _is_set_by_user(environment: Mapping[str, str]) -> bool:

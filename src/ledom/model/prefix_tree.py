@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ledom.model.kernels import attention, has_varlen, varlen_attention
 from ledom.model.native.attention import has_native, tree_attention
+from ledom.model.native.workspace import workspace
 
 __all__ = ["PrefixTree", "TreeAttention", "batches", "shared_length"]
 
@@ -178,6 +179,7 @@ class TreeAttention:
     """An `Attend` (`model.attention`) for the row of a tree.
 
     Queries are either those of all tokens, or those of the `wanted` indices in the row (ascending).
+    If it `reuses` memory, each result of ledom's own kernel is overwritten by the next.
     """
 
     def __init__(
@@ -186,16 +188,17 @@ class TreeAttention:
         wanted: NDArray[np.int64] | None,
         device: torch.device,
         dtype: torch.dtype,
+        reuses: bool = False,
     ) -> None:
-        self._segments, self._device, self._dtype = _Segments(tree), device, dtype
-        everything = np.arange(len(tree.ids))
-        self._places = {len(x): x for x in (everything, wanted) if x is not None}
+        self._segments, self._reuses = _Segments(tree), reuses
+        self._device, self._dtype = device, dtype
+        self._places = {len(x): x for x in (np.arange(len(tree.ids)), wanted) if x is not None}
         self._plans: dict[tuple[int, bool], _NativePlan | _VarlenPlan | _Plan] = {}
 
     def _plan(self, places: NDArray[np.int64], native: bool) -> _NativePlan | _VarlenPlan | _Plan:
         """The kernel calls for the queries at these indices in the row."""
         if native:
-            return _NativePlan(self._segments, places)
+            return _NativePlan(self._segments, places, self._reuses)
         if has_varlen(self._device, self._dtype):
             return _VarlenPlan(self._segments, places, self._device)
         return _Plan(self._segments, places, self._masks)
@@ -240,7 +243,7 @@ class _Segments:
 class _NativePlan:
     """The arguments of ledom's own kernel for the queries at some indices in the row."""
 
-    def __init__(self, segments: _Segments, places: NDArray[np.int64]) -> None:
+    def __init__(self, segments: _Segments, places: NDArray[np.int64], reuses: bool) -> None:
         tasks: list[tuple[int, int, int, int]] = []
         spans: list[_Span] = []
         for segment, span in enumerate(segments.spans):
@@ -251,11 +254,13 @@ class _NativePlan:
             for a in range(first, last, _QUERIES):
                 tasks.append((a, min(a + _QUERIES, last), begin, len(spans)))
         self._tasks, self._spans = np.array(tasks, np.int64), np.array(spans, np.int64)
-        self._limits = places + 1
+        self._limits, self._reuses = places + 1, reuses
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[Q, H, D], [T, K, D] twice -> [Q, H, D]."""
-        return tree_attention(q, k, v, self._tasks, self._spans, self._limits)
+        out = workspace("attended", *q.shape) if self._reuses else torch.empty(q.shape)
+        tree_attention(q, k, v, self._tasks, self._spans, self._limits, out)
+        return out
 
 
 class _Plan:
@@ -375,13 +380,9 @@ class _SpanPairs:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """Results and log normalizers for `queries`."""
+        starts = self.query_starts, self.key_starts
         return varlen_attention(
-            q[self.queries],
-            k[self.keys],
-            v[self.keys],
-            (self.query_starts, self.key_starts),
-            self.longest,
-            causal,
+            q[self.queries], k[self.keys], v[self.keys], starts, self.longest, causal
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ledom.model.native.draws import draw
+from ledom.model.native.draws import draw, label_logprobs
 
 
 @pytest.mark.parametrize("vocabulary", [3, 700, 70_001])
@@ -46,3 +46,29 @@ def test_draws_from_odd_logits_are_seen(odd: float) -> None:
     assert [np.isfinite(one) for one in certainties] == [True, False]
     assert tokens[0] == 50
     assert 0 <= tokens[1] < 100
+
+
+@pytest.mark.parametrize("vocabulary", [3, 700, 70_001])
+def test_log_probabilities_of_labels(vocabulary: int, compiled: bool) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(6, vocabulary) * torch.tensor([0.1, 1, 1, 3, 30, 100])[:, None]
+    labels = torch.randint(vocabulary, (6,))
+    labels[1] = vocabulary - 1
+    found = label_logprobs(logits, labels)
+    expected = logits.double().log_softmax(-1)[torch.arange(6), labels]
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+def test_a_log_probability_among_odd_logits_is_seen(odd: float, compiled: bool) -> None:
+    logits = torch.zeros(2, 100)
+    logits[1, 50] = odd
+    found = label_logprobs(logits, torch.tensor([0, 0]))
+    assert found[0].item() == pytest.approx(-np.log(100), abs=1e-6)
+    assert not torch.isfinite(found[1])
+
+
+def test_a_token_that_is_excluded_has_no_probability(compiled: bool) -> None:
+    logits = torch.tensor([[0.0, -torch.inf, 0.0]]).repeat(2, 1)
+    found = label_logprobs(logits, torch.tensor([0, 1]))
+    assert found.tolist() == [pytest.approx(-np.log(2)), -np.inf]

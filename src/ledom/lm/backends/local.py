@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import PositiveInt
-from torch.nn.functional import cross_entropy
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
@@ -40,10 +39,11 @@ from ledom.lm.engine.own_decoder import LoneDecoder, keeps_exactly
 from ledom.lm.engine.trunk import build_trunk, longest_packed, round_weights
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.architectures import num_weights
-from ledom.model.changes import Changes, evaluating
+from ledom.model.changes import Changes
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
 from ledom.model.device import configure_memory, default_device, torch_device
 from ledom.model.exactness import vocab_size
+from ledom.model.native.draws import label_logprobs
 from ledom.model.own_forward import OwnForward
 from ledom.model.precision import INT8, load_in
 from ledom.model.prefix_tree import PrefixTree, TreeAttention, batches
@@ -162,7 +162,7 @@ class HFLanguageModel(LanguageModel):
                 values = self._score(some, [ordered[place] for place in places], read)
                 yield from zip(places, values, strict=True)
 
-        with evaluating(self.model):
+        with self._trunk.computing():
             for place, values in merged([scored() for _ in range(min(workers, len(together)))]):
                 results[place] = values
             for place in sorted({*asked}.difference(packed)):
@@ -217,7 +217,7 @@ class HFLanguageModel(LanguageModel):
         hidden = self._trunk(
             torch.tensor(tree.ids, device=device),
             torch.tensor(tree.positions, device=device),
-            TreeAttention(tree, wanted, device, self.model.dtype),
+            TreeAttention(tree, wanted, device, self.model.dtype, self._trunk.shares_rows),
             torch.from_numpy(wanted).to(device),
         )
         answers = [ids[start:end] for ids, (start, end) in zip(ordered, spans, strict=True)]
@@ -293,7 +293,7 @@ class HFLanguageModel(LanguageModel):
         pattern = sampling.stop_pattern
         ends_at_pattern = None if pattern is None else self._pattern_finder(pattern)
         done: dict[int, dict[int, Generation]] = {}
-        with evaluating(self.model):
+        with self._trunk.computing():
             for ended in self._write(jobs, sampling, ends_at_pattern):
                 complete = []
                 for job in ended:
@@ -389,7 +389,7 @@ class HFLanguageModel(LanguageModel):
 
 def _logprobs(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
     """log P(label) [T] from logits [T, V] and labels [T]."""
-    values: NDArray[np.float32] = -cross_entropy(logits, labels, reduction="none").cpu().numpy()
+    values: NDArray[np.float32] = label_logprobs(logits, labels).cpu().numpy()
     return values
 
 

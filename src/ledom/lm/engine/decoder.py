@@ -192,7 +192,7 @@ class Decoder(Writer):
         tree = PrefixTree.build(prompts)
         ends = np.array([places[-1] for places in tree.places])
         wanted, row = np.unique(ends, return_inverse=True)
-        attention = TreeAttention(tree, wanted, device, self.model.dtype)
+        attention = TreeAttention(tree, wanted, device, self.model.dtype, self.trunk.shares_rows)
         layers: int = self.model.config.get_text_config().num_hidden_layers
         kept: list[Tensor] = []  # all layers' keys [layers, K, T, D], and their values
 
@@ -214,7 +214,7 @@ class Decoder(Writer):
         found: list[Prefilled] = []
         for own, at in zip(tree.places, row.tolist(), strict=True):
             columns = torch.from_numpy(own).to(device)
-            found.append((logits[at], all_keys[:, :, columns], all_values[:, :, columns]))
+            found.append((logits[at].clone(), all_keys[:, :, columns], all_values[:, :, columns]))
         return found
 
     def _advance(self, blocks: Sequence[Block]) -> Iterator[Job]:

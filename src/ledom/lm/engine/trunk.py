@@ -10,7 +10,8 @@ Shapes: T tokens, Q queries, H query heads, K key-value heads, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from threading import Lock
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ from ledom.model.architectures import (
     used_layers,
 )
 from ledom.model.attention import Attend, attending, turn, without_filling
-from ledom.model.changes import does_more, weights_state
+from ledom.model.changes import does_more, evaluating, weights_state
+from ledom.model.device import large_blocks_apart
 from ledom.model.exactness import check_long_text, in_float32, packing_reach
 from ledom.model.kernels import Int8Weight, add_linear, filled_rows, linear
 from ledom.model.native.attention import has_native
@@ -106,6 +108,13 @@ class Trunk:
         """
         return 0 if does_more(self.model) else longest
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Prepare the model and the process's memory for many passes, until the block ends."""
+        reuses = self.shares_rows  # the compiled kernels keep the large buffers of a pass
+        with evaluating(self.model), large_blocks_apart() if reuses else nullcontext():
+            yield
+
     def refresh(self) -> None:
         """Take note of changes to the model; call it before the first of many passes."""
         with _READING:
@@ -122,7 +131,10 @@ class Trunk:
         self._known = self._state()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The model's logits [T, vocabulary] from normalized outputs [T, width]."""
+        """The model's logits [T, vocabulary] from normalized outputs [T, width].
+
+        They are valid until the thread's next call: their memory may then be used again.
+        """
         return finish_logits(self._projected(hidden), self.model.config.get_text_config())
 
     def _projected(self, hidden: Tensor) -> Tensor:
@@ -200,7 +212,7 @@ class LlamaTrunk(Trunk):
     def _projected(self, hidden: Tensor) -> Tensor:
         packed = self._packed
         if packed is not None:
-            return project(hidden, packed.head)
+            return project(hidden, packed.head, name="logits")
         if self.runs_modules:
             return super()._projected(hidden)
         head: Any = self.model.get_output_embeddings()
@@ -317,7 +329,7 @@ class _PackedLayer:
         self, part: _Part, hidden: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         rotary = cos, sin, self._layer.rotated(part)
-        x = project(hidden, self._projections[part], self._layer.attention_norm, rotary)
+        x = project(hidden, self._projections[part], self._layer.attention_norm, rotary, part)
         return self._layer.split(part, x)
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:

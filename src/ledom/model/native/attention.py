@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ledom.model.native.library import library_for
+from ledom.model.native.workspace import workspace
 
 __all__ = ["LANES", "cache_attention", "has_native", "tree_attention"]
 
@@ -42,12 +43,13 @@ def tree_attention(
     tasks: NDArray[np.int64],
     spans: NDArray[np.int64],
     limits: NDArray[np.int64],
-) -> Tensor:
-    """Attention [Q, H, D] of queries [Q, H, D] over spans of keys and values [T, K, D].
+    out: Tensor,
+) -> None:
+    """Write attention of queries [Q, H, D] over spans of keys and values [T, K, D] to `out`.
 
     Each of `tasks` [tasks, 4] is (first, last, begin, end): the queries [first, last) see the
     `spans` [begin, end) of keys, each a row (start, end) of [spans, 2]. Query i sees no key from
-    `limits[i]` on. Needs `has_native`.
+    `limits[i]` on. `out` is [Q, H, D], contiguous. Needs `has_native`.
     """
     native = library_for(q, k, v)
     assert native is not None
@@ -58,18 +60,16 @@ def tree_attention(
     # An odd number of vectors, as rows at powers of two would share cache lines.
     vectors = -(-len(k) // LANES)
     stride = LANES * (vectors + 1 + vectors % 2)
-    keys = q.new_empty(columns * stride)
+    keys = workspace("keys", columns * stride)
     threads = torch.get_num_threads()
     native.transpose_keys(
         k.data_ptr(), k.stride(0), keys.data_ptr(), stride, len(k), columns, threads
     )
-    out = q.new_empty(q.shape)
     native.tree_attention(
         *(q.data_ptr(), q.stride(0), keys.data_ptr(), stride, v.data_ptr(), v.stride(0)),
         *(out.data_ptr(), k.shape[1], heads // k.shape[1], width),
         *(tasks.ctypes.data, len(tasks), spans.ctypes.data, limits.ctypes.data, threads),
     )
-    return out
 
 
 def cache_attention(

@@ -1,8 +1,10 @@
-/* Draws of tokens; `draws.py` describes them. */
+/* What follows from logits: draws of tokens, and labels' log-probabilities. `draws.py` describes
+   them. */
 
 #include "vectors.h"
 
 #define PARTS 1024 /* the most parts of a vocabulary */
+#define PART 512   /* exponentials that are summed in fp32 */
 
 /* The first place at which the cumulative sum of `weights` exceeds `level`, else the last; the sum
    before that place is taken from `level`. */
@@ -48,5 +50,26 @@ void draw(const float *logits, i64 rows, i64 vocabulary, float temperature, cons
             token += place_of(inside, count, &level);
         }
         tokens[row] = token;
+    }
+}
+
+/* log P of each row's label, from its logits. */
+void label_logprobs(const float *logits, i64 rows, i64 vocabulary, const i64 *labels, float *out,
+                    int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 row = 0; row < rows; row++) {
+        const float *x = logits + row * vocabulary;
+        float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+        for (i64 i = 0; i < vocabulary; i++) most = x[i] > most ? x[i] : most;
+        double total = 0;
+        for (i64 first = 0; first < vocabulary; first += PART) {
+            i64 end = vocabulary - first < PART ? vocabulary : first + PART;
+            float weight = 0;
+#pragma omp simd reduction(+ : weight)
+            for (i64 i = first; i < end; i++) weight += exp_clamped(x[i] - most);
+            total += weight;
+        }
+        out[row] = x[labels[row]] - most - log(total);
     }
 }

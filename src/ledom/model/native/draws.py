@@ -1,4 +1,4 @@
-"""Draws of tokens by a compiled kernel, which reads the logits once."""
+"""Draws of tokens and log-probabilities of labels, by compiled kernels that copy no logits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from ledom.model.native.library import library_for
 
-__all__ = ["draw"]
+__all__ = ["draw", "label_logprobs"]
 
 
 def draw(
@@ -40,3 +41,20 @@ def draw(
         torch.get_num_threads(),
     )
     return tokens.tolist(), certainties.tolist(), highest.tolist()
+
+
+def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
+    """log P [T] in nats of the labels [T], from logits [T, V]; by plain torch without the kernels.
+
+    >>> label_logprobs(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    tensor([-0.6931])
+    """
+    native = library_for(logits)
+    if native is None:
+        return -cross_entropy(logits, labels, reduction="none")
+    logits, labels, out = logits.contiguous(), labels.contiguous(), logits.new_empty(len(labels))
+    native.label_logprobs(
+        *(logits.data_ptr(), *logits.shape, labels.data_ptr(), out.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return out

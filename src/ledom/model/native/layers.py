@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ledom.model.native.library import library_for
+from ledom.model.native.workspace import workspace
 
 __all__ = [
     "PackedWeight",
@@ -109,20 +110,22 @@ def project(
     weight: PackedWeight,
     norm: _Norm | None = None,
     rotary: tuple[Tensor, Tensor, int] | None = None,
+    name: str = "product",
 ) -> Tensor:
     """The product [T, out] of x [T, in], normalized by `rms_norm` if `norm` is given, and a weight.
 
     With `rotary`, cosines [T, D], sines [T, D] and a number of heads, these many heads at the
-    beginning of each row get rotary positions; see `rotate`.
+    beginning of each row get rotary positions; see `rotate`. The result is in the `workspace` of
+    this `name`.
     """
     native = library_for(x, weight.panels)
     assert native is not None
     x, rows, threads = x.contiguous(), len(x), _threads(len(x))
-    out = x.new_empty(rows, weight.width)
+    out = workspace(name, rows, weight.width)
     scale, epsilon = norm or (None, 0.0)
     cos, sin, heads = rotary or (None, None, 0)
     scale, cos, sin = (None if y is None else y.contiguous() for y in (scale, cos, sin))
-    scratch = x.new_empty(threads * _BLOCK * weight.depth if norm else 0)
+    scratch = workspace("scratch", threads * _BLOCK * weight.depth if norm else 0)
     native.project(
         *(x.data_ptr(), rows, weight.depth, _address(scale), epsilon),
         *(weight.panels.data_ptr(), _address(weight.bias), weight.width),
@@ -149,7 +152,7 @@ def finish_layer(
     assert native is not None
     rows, threads, inner = len(hidden), _threads(len(hidden)), down.depth
     attended, scale, epsilon = attended.contiguous(), norm[0].contiguous(), norm[1]
-    scratch = hidden.new_empty(threads * _BLOCK * (up.depth + up.width))
+    scratch = workspace("scratch", threads * _BLOCK * (up.depth + up.width))
     native.finish_layer(
         *(hidden.data_ptr(), rows, up.depth, attended.data_ptr(), out.depth),
         *(out.panels.data_ptr(), _address(out.bias), scale.data_ptr(), epsilon),

@@ -49,6 +49,7 @@ _SIGNATURES = {
     "tree_attention": (_P, _N, _P, _N, _P, _N, _P, _N, _N, _N, _P, _N, _P, _P, _T),
     "cache_attention": (_P, _P, _P, _N, _N, _N, _P, _P, _N, _P, _N, _N, _N, _N, _T),
     "draw": (_P, _N, _N, _F, _P, _P, _P, _P, _T),
+    "label_logprobs": (_P, _N, _N, _P, _P, _T),
 }
 
 
