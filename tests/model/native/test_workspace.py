@@ -34,5 +34,8 @@ def test_threads_do_not_share_memory() -> None:
 
 def test_memory_made_in_inference_can_be_written_outside() -> None:
     with torch.inference_mode():
-        workspace("inference", _SIZE)
-    workspace("inference", _SIZE).fill_(1)
+        made = workspace("inference", _SIZE).data_ptr()
+    again = workspace("inference", _SIZE)
+    assert again.data_ptr() == made
+    assert not again.is_inference()
+    assert again.fill_(1).eq(1).all()

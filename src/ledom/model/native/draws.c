@@ -6,6 +6,13 @@
 #define PARTS 1024 /* the most parts of a vocabulary */
 #define PART 512   /* exponentials that are summed in fp32 */
 
+INLINE float largest(const float *x, i64 count) {
+    float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+    for (i64 i = 0; i < count; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
 /* The first place at which the cumulative sum of `weights` exceeds `level`, else the last; the sum
    before that place is taken from `level`. */
 static i64 place_of(const double *weights, i64 count, double *level) {
@@ -20,9 +27,7 @@ void draw(const float *logits, i64 rows, i64 vocabulary, float temperature, cons
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 row = 0; row < rows; row++) {
         const float *x = logits + row * vocabulary;
-        float most = -INFINITY;
-#pragma omp simd reduction(max : most)
-        for (i64 i = 0; i < vocabulary; i++) most = x[i] > most ? x[i] : most;
+        float most = largest(x, vocabulary);
         double parts[PARTS], all = 0, plain = 0, total = 0;
         for (i64 first = 0; first < vocabulary; first += part) {
             i64 end = vocabulary - first < part ? vocabulary : first + part;
@@ -59,9 +64,7 @@ void label_logprobs(const float *logits, i64 rows, i64 vocabulary, const i64 *la
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 row = 0; row < rows; row++) {
         const float *x = logits + row * vocabulary;
-        float most = -INFINITY;
-#pragma omp simd reduction(max : most)
-        for (i64 i = 0; i < vocabulary; i++) most = x[i] > most ? x[i] : most;
+        float most = largest(x, vocabulary);
         double total = 0;
         for (i64 first = 0; first < vocabulary; first += PART) {
             i64 end = vocabulary - first < PART ? vocabulary : first + PART;
