@@ -27,7 +27,7 @@ __all__ = [
     "torch_device",
 ]
 
-LARGE = 2**19
+LARGE = 384 * 1024
 """Bytes from which on `large_blocks_apart` counts a block as large."""
 
 
