@@ -128,9 +128,15 @@ def results(out: Path) -> dict[str, Any]:
 def torchrun(*arguments: str) -> None:
     """As torchrun does it, but in forks of this process, which has imported what they need."""
     config_of = launcher.config_from_args
-    launcher.config_from_args = lambda given: (config_of(given)[0], ledom, arguments)
+    launcher.config_from_args = lambda given: (config_of(given)[0], _ledom, arguments)
     forks = ["--standalone", "--nproc-per-node=2", "--start-method=fork"]
     launcher.main([*forks, "-m", "ledom", *arguments])
+
+
+def _ledom(*arguments: str) -> None:
+    # A fork inherits the launcher's handler, which would not run while another process is awaited.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ledom(*arguments)
 
 
 @contextmanager
