@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from started import PROCESSES
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -56,6 +58,7 @@ def test_the_benchmark_of_importing_runs_on_a_small_shape(
 ) -> None:
     """All weights are 0, so every token of the vocabulary has the same probability."""
     monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: PROCESSES)  # start faster
     monkeypatch.setattr(sys, "argv", ["importing.py", "--folder", str(tmp_path / "import")])
     importing = importlib.import_module("importing")
     size = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 2048}
