@@ -27,8 +27,10 @@ from ledom.text.tokenizer import Tokenizer
 
 __all__ = [
     "MANIFEST",
+    "MOST_RUNS",
     "Manifest",
     "ShardEntry",
+    "SourceRuns",
     "TokenStore",
     "encode_documents",
     "finalize_shard",
@@ -40,6 +42,8 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _SINGLE_SHARD = "tokens.ds"
+_NO_SOURCE = "no source"
+MOST_RUNS = 100_000  # in a manifest, which every reader of the store holds in memory
 _CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough for all threads, and little memory
 _BLOCK_BYTES = 1 << 23  # read at a time for a checksum
 
@@ -76,6 +80,37 @@ class Manifest:
     manifest_sha256: str = ""
     """Hash of the manifest's file. The file has the shards' checksums, so the hash identifies the
     whole store. It is not in the file."""
+
+
+class SourceRuns:
+    """Counts runs of documents that have the same source, for a manifest.
+
+    >>> runs = SourceRuns()
+    >>> for name in ("web", "web", None):
+    ...     runs.add(name)
+    >>> runs.counts
+    [('web', 2), ('no source', 1)]
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[str, int]] = []
+
+    def add(self, source: str | None, count: int = 1) -> None:
+        """Count more documents of one source, or without any."""
+        if not count:
+            return
+        name = source or _NO_SOURCE
+        if self._runs and self._runs[-1][0] == name:
+            count += self._runs.pop()[1]
+        if len(self._runs) <= MOST_RUNS:
+            self._runs.append((name, count))
+
+    @property
+    def counts(self) -> list[tuple[str, int]] | None:
+        """The runs; none if no document has a source, and None for more than `MOST_RUNS`."""
+        if len(self._runs) > MOST_RUNS:
+            return None
+        return self._runs if any(name != _NO_SOURCE for name, _ in self._runs) else []
 
 
 class Shard:

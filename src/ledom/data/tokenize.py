@@ -11,12 +11,13 @@ their files, whatever the number of tasks.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -34,7 +35,9 @@ from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
 from ledom.data.store import (
     MANIFEST,
+    MOST_RUNS,
     ShardEntry,
+    SourceRuns,
     TokenStore,
     encode_documents,
     finalize_shard,
@@ -100,8 +103,8 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
         self.documents = documents
 
     def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        for number, text in enumerate(self.documents.texts(rank, world_size)):
-            yield Document(text=text, id=f"{rank}/{number}")
+        for number, (text, source) in enumerate(self.documents.read(rank, world_size)):
+            yield Document(text=text, id=f"{rank}/{number}", metadata={"source": source})
 
 
 class WriteShard(DocumentTokenizer):  # type: ignore[misc]
@@ -127,15 +130,23 @@ class WriteShard(DocumentTokenizer):  # type: ignore[misc]
             leftover.unlink(missing_ok=True)
         part = f"{filename}.{os.getpid()}.part"
         shard = TokenizedFile(self.output_folder, part, token_size=dtype.itemsize)
-        for ids in encode_documents((document.text for document in data), tokenizer):
+        sources = SourceRuns()
+        for ids in encode_documents(_texts(data, sources), tokenizer):
             shard.write_bytes(ids.tobytes())
         shard.close()
         self.stat_update("tokens", value=len(shard), unit="task")
         os.replace(self.out / f"{part}.index", self.out / f"{filename}.index")
         os.replace(self.out / part, self.out / filename)
         entry = finalize_shard(self.out / filename, dtype)
-        write_json(_entry_file(self.out, int(filename.split("_")[0])), asdict(entry))
+        written = asdict(entry) | {"sources": sources.counts}
+        write_json(_entry_file(self.out, int(filename.split("_")[0])), written)
         return shard
+
+
+def _texts(data: Iterator[Document], sources: SourceRuns) -> Iterator[str]:
+    for document in data:
+        sources.add(document.metadata["source"])
+        yield document.text
 
 
 def tokenize(
@@ -246,6 +257,33 @@ def _read_entry(out: Path, task: int) -> ShardEntry | None:
     return as_type(read_json(file), ShardEntry, file) if file.is_file() else None
 
 
+@dataclass(frozen=True)
+class _Sources:
+    """Where a shard's documents came from; see `SourceRuns.counts`."""
+
+    num_documents: int
+    sources: Sequence[tuple[str | None, int]] | None = ()
+
+
+def _read_sources(out: Path, tasks: int) -> list[tuple[str, int]]:
+    """The runs of documents of all shards; empty with a warning if they are too many."""
+    files = [_entry_file(out, task) for task in range(tasks)]
+    shards = [as_type(read_json(file), _Sources, file) for file in files]
+    runs = SourceRuns()
+    for shard in shards:
+        for name, count in shard.sources or [(None, shard.num_documents)]:
+            runs.add(name, count)
+    counts = None if any(shard.sources is None for shard in shards) else runs.counts
+    if counts is None:
+        logging.getLogger("ledom").warning(
+            "%s: the documents change their source over %d times: the store does not keep the "
+            "sources, so a validation on it cannot tell them apart; sort them by source",
+            out,
+            MOST_RUNS,
+        )
+    return counts or []
+
+
 def _drop_damaged(out: Path, tasks: int, token_bytes: int) -> None:
     """Mark tasks without a complete shard as not done, even if datatrove marked them as done."""
     for task in range(tasks):
@@ -266,7 +304,8 @@ def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
     entries = [entry for task in range(tasks) if (entry := _read_entry(out, task)) is not None]
     if len(entries) < tasks:
         return None
-    return write_manifest(out, entries, tokenizer, source=_read_settings(out)["source"])
+    source = _read_settings(out)["source"]
+    return write_manifest(out, entries, tokenizer, source, _read_sources(out, tasks))
 
 
 class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
