@@ -60,7 +60,7 @@ class Documents(Protocol):
         """Identifies the documents, so that a resumed run notices a change."""
 
     def read(self, part: int = 0, num_parts: int = 1) -> Iterator[Given]:
-        """The documents of one part: the text, and the name of its source, if it has the key `source`."""
+        """The documents of one part: each text, and its source if the key `source` names one."""
 
     def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
         """The texts of one part."""
