@@ -195,7 +195,7 @@ def test_a_place_that_cannot_be_written(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.TokenizedFile, "write_bytes", full)
+    monkeypatch.setattr(module, "write_shard", full)
     with pytest.raises(OutputError, match="s: cannot be written: .*No space left"):
         make()
 
@@ -338,4 +338,4 @@ def test_sources_that_change_too_often_are_not_kept(
     assert ids_of(store) == EXPECTED
     assert store is not None
     assert store.document_sources() == []
-    assert "change their source over 39 times" in caplog.text
+    assert "the source changes over 39 times" in caplog.text

@@ -304,7 +304,7 @@ def _origins(records: Sequence[Document | Problem]) -> list[tuple[str, int]]:
     for record in records:
         name = record.source if isinstance(record, Document) else record.extra.get("source")
         runs.add(str(name) if name else None)
-    return runs.counts or []
+    return runs.named
 
 
 def read_split(

@@ -227,7 +227,7 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(
     ]
     for attack in attacks:
         file.write_bytes(pickle.dumps(attack))
-        with pytest.raises(CheckpointError, match=r"tokenizer\.pkl: the pickle (calls|has the op)"):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.pkl: the pickle calls "):
             read_tiktoken_pickle(file)
     assert not ran.exists()
     assert "this" not in sys.modules

@@ -7,7 +7,6 @@ model is in memory at once, in fp32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,14 @@ from ledom.core.reading import JsonObject
 from ledom.model.checkpoint import quiet
 from ledom.model.foreign.tensors import StoredTensor, from_torch
 
-__all__ = ["GGUF", "read_gguf"]
+__all__ = ["read_gguf"]
 
 
-@dataclass(frozen=True)
-class GGUF:
-    """The contents of a GGUF file."""
-
-    config: JsonObject
-    tensors: dict[str, StoredTensor]
-    tokenizer: RustTokenizer
-    eos_token: str | None
+GGUF = tuple[JsonObject, dict[str, StoredTensor], RustTokenizer, str | None]
 
 
 def read_gguf(file: Path) -> GGUF:
-    """Read a GGUF file.
+    """The config, the tensors, the tokenizer and the EOS token of a GGUF file.
 
     Raises `CheckpointError` if transformers cannot read all of it, and `MissingExtraError` without
     the package `gguf`.
@@ -67,7 +59,7 @@ def read_gguf(file: Path) -> GGUF:
     config = model.config.to_dict()
     config.pop("quantization_config", None)  # the weights are plain numbers now
     tensors = {name: from_torch(value, file) for name, value in model.state_dict().items()}
-    return GGUF(config, tensors, tokenizer.backend_tokenizer, tokenizer.eos_token)
+    return config, tensors, tokenizer.backend_tokenizer, tokenizer.eos_token
 
 
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}

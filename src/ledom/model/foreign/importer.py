@@ -1,8 +1,8 @@
 """`ledom import`: turns a published checkpoint or a foreign file into an ordinary model folder.
 
 Only this package downloads weights or reads formats other than safetensors and JSON. It runs no
-code that comes with a model, and unpickles nothing. The folder is written atomically and tensor by
-tensor, so a model of any size needs little memory.
+code that comes with a model, and unpickles only plain data. The folder is written atomically and
+tensor by tensor, so a model of any size needs little memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ledom.model.foreign import nanochat_import
 from ledom.model.foreign.aliases import ALIASES, is_hub_name
 from ledom.model.foreign.check import SelfCheck, check_model
 from ledom.model.foreign.gguf import read_gguf
-from ledom.model.foreign.hub import download
+from ledom.model.foreign.hub import download, one_gguf
 from ledom.model.foreign.skeleton import build_skeleton, differing_ties, fit_tensors
 from ledom.model.foreign.tensors import (
     StoredTensor,
@@ -133,7 +133,7 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     skeleton = build_skeleton(config)
     if differing_ties(model.tensors, skeleton):
         config, skeleton = _untied(found, model)
-    tensors = _fitting_tensors(found, model, skeleton)
+    tensors = fit_tensors(model.tensors, skeleton, model.vocab_rows, found.name)
     _check_vocabulary(found, config, model.tokenizer)
     hashes = _hash(found, model, tensors, options.progress)
     shown = partial(options.progress, name="tensors", done=0, total=len(tensors))
@@ -163,16 +163,6 @@ def _untied(source: _Source, model: _Model) -> tuple[PretrainedConfig, PreTraine
         )
     model.notes.append("the head is not the embedding, although config.json ties them")
     return config, skeleton
-
-
-def _fitting_tensors(
-    source: _Source, model: _Model, skeleton: PreTrainedModel
-) -> dict[str, StoredTensor]:
-    """The tensors that the model needs; see `fit_tensors`."""
-    try:
-        return fit_tensors(model.tensors, skeleton, model.vocab_rows)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source.name}: {error}") from None
 
 
 def _record(
@@ -217,19 +207,17 @@ def _read(source: _Source, options: ImportOptions) -> _Model:
     if path.is_file() and path.suffix != ".gguf":
         raise InputError(f"{path}: expected a model folder or a .gguf file")
     files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
-    if path.is_dir() and (len(files) != 1 or (path / "config.json").is_file()):
+    if path.is_dir() and (not files or (path / "config.json").is_file()):
         return _read_folder(source, options)
+    one_gguf(source.name, [file.name for file in files])
     if options.softcap is not None:
         raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
-    gguf = read_gguf(files[0])
-    tokenizer = gguf.tokenizer
-    others: list[Path] = []
+    config, tensors, tokenizer, eos = read_gguf(files[0])
     if options.tokenizer is not None:
         tokenizer, others = read_tokenizer(options.tokenizer)
+        files += others
     note = "GGUF: dequantized to fp32 by transformers"
-    return _Model(
-        gguf.config, gguf.tensors, tokenizer, gguf.eos_token, [*files, *others], notes=[note]
-    )
+    return _Model(config, tensors, tokenizer, eos, files, notes=[note])
 
 
 def _read_folder(source: _Source, options: ImportOptions) -> _Model:
