@@ -41,8 +41,7 @@ def read_gguf(file: Path) -> GGUF:
             raise CheckpointError(f"{file}: not a GGUF file; it does not begin with GGUF")
     try:
         with quiet():
-            model: Any
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
                 dtype=torch.float32,
@@ -55,6 +54,7 @@ def read_gguf(file: Path) -> GGUF:
     except Exception as error:  # transformers raises many types for bad files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{file}: transformers cannot read it: {reason[:300]}") from None
+    model, info = loaded
     _complete(file, model, info["missing_keys"], GGUFReader(file))
     config = model.config.to_dict()
     config.pop("quantization_config", None)  # the weights are plain numbers now

@@ -128,6 +128,8 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
         raise OutputError(f"{out}: exists already; give another folder, or remove this one")
     found = _find(source, options.revision)
     model = _read(found, options)
+    if options.softcap is not None and model.vocab_rows is None:
+        raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
     direction = _direction(found, model, options)
     config = _checked_config(model.config, found.path)
     skeleton = build_skeleton(config)
@@ -210,8 +212,6 @@ def _read(source: _Source, options: ImportOptions) -> _Model:
     if path.is_dir() and (not files or (path / "config.json").is_file()):
         return _read_folder(source, options)
     one_gguf(source.name, [file.name for file in files])
-    if options.softcap is not None:
-        raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
     config, tensors, tokenizer, eos = read_gguf(files[0])
     if options.tokenizer is not None:
         tokenizer, others = read_tokenizer(options.tokenizer)
@@ -233,8 +233,6 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
         shape = nanochat_import.read_model_config(shape_file)
         inferred, notes = nanochat_import.infer_config(tensors, shape, options.softcap)
         config, rows = inferred.to_dict(), shape["vocab_size"]
-    elif options.softcap is not None:
-        raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
     else:
         config = read_config(folder)
     place = options.tokenizer or folder

@@ -73,19 +73,16 @@ def differing_ties(tensors: Mapping[str, StoredTensor], model: PreTrainedModel) 
     A config may claim that the head is the embedding, of a model trained with two: transformers
     then takes both from the files.
     """
-    expected = model.state_dict()
+    owners = _owners(model)
     stored = {}
     for name, tensor in tensors.items():
-        wanted = _wanted_name(name, expected, model.base_model_prefix)
-        stored[_parameter(wanted, expected)] = tensor
-    first: dict[int, str] = {}
-    differing = []
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        other = first.setdefault(id(parameter), name)
-        both = stored.get(name), stored.get(other)
-        if name != other and both[0] and both[1] and not both[0].equals(both[1]):
-            differing.append(name)
-    return differing
+        stored[_parameter(_wanted_name(name, owners, model.base_model_prefix), owners)] = tensor
+    tied = {name: owner for name, owner in owners.items() if name != owner}
+    return [
+        name
+        for name, owner in tied.items()
+        if name in stored and owner in stored and not stored[name].equals(stored[owner])
+    ]
 
 
 def _owners(model: PreTrainedModel) -> dict[str, str]:
