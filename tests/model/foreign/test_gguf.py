@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import ledom
 from ledom.core.errors import CheckpointError, MissingExtraError
 from ledom.model.foreign.importer import ImportOptions, import_model
+from ledom.text.tokenizer import Tokenizer
 
 
 def real_file() -> Path:
@@ -86,7 +88,9 @@ LLAMA3 = {
 DIVISORS = np.array([1.0, 1.0, 1 / ((1 - 0.28128) / 8 + 0.28128), 8.0], np.float32)
 
 
-def llama_file(file: Path, keys: Any = (), factors: Any = None, **config: Any) -> Any:
+def llama_file(
+    file: Path, keys: Any = (), factors: Any = None, split: str | None = None, **config: Any
+) -> Any:
     """Write a tiny random Llama as llama.cpp's converter does, and return transformers' own."""
     gguf = pytest.importorskip("gguf")
     shape = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -103,7 +107,7 @@ def llama_file(file: Path, keys: Any = (), factors: Any = None, **config: Any) -
         "attention.head_count": 4,
         "attention.head_count_kv": 2,
         "rope.dimension_count": 8,
-        "vocab_size": 260,
+        "vocab_size": model.config.vocab_size,
     }.items():
         writer.add_uint32(f"llama.{key}", value)
     writer.add_layer_norm_rms_eps(1e-6)
@@ -111,10 +115,18 @@ def llama_file(file: Path, keys: Any = (), factors: Any = None, **config: Any) -
     for key, value in dict(keys).items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
         add[type(value)](f"llama.{key}", value)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "a"])
-    writer.add_token_scores([0.0] * 260)
-    writer.add_token_types([2, 3, 3, *[6] * 256, 1])
+    if split is None:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "a"])
+        writer.add_token_scores([0.0] * 260)
+        writer.add_token_types([2, 3, 3, *[6] * 256, 1])
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(split)
+        symbols = bytes_to_unicode().values()
+        writer.add_token_list(["<|a|>", "<|b|>", "<|end|>", *symbols, "ĠĠ"])
+        writer.add_token_types([3, 3, 3, *[1] * 257])
+        writer.add_token_merges(["Ġ Ġ"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
@@ -180,3 +192,33 @@ def test_what_transformers_leaves_out_is_refused(
     llama_file(tmp_path / "x.gguf", keys, factors, **config)
     with pytest.raises(CheckpointError, match=reason):
         import_model(str(tmp_path / "x.gguf"), tmp_path / "out", ImportOptions("forward"))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("gpt-2", ["Ġ", "Ġ", "2", "4"]),  # " 24" is one word
+        ("smollm", ["ĠĠ", "2", "4"]),  # every digit is one
+    ],
+)
+def test_texts_are_split_as_llama_cpp_does(tmp_path: Path, split: str, expected: list[str]) -> None:
+    llama_file(tmp_path / "x.gguf", split=split)
+    options = ImportOptions("forward", check=False)
+    made = import_model(str(tmp_path / "x.gguf"), tmp_path / "out", options)
+    tokenizer = ledom.load(made.folder).tokenizer
+    assert tokenizer.backend.encode("  24", add_special_tokens=False).tokens == expected
+    assert tokenizer.vocab_size == 260  # without the special token of GPT-2
+
+
+def test_a_split_that_transformers_does_not_know_needs_the_tokenizer(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    file = tmp_path / "x.gguf"
+    llama_file(file, split="deepseek-llm", vocab_size=tokenizer.vocab_size)
+    options = ImportOptions("forward", check=False)
+    with pytest.raises(CheckpointError, match="a text as 'deepseek-llm', .* with --tokenizer"):
+        import_model(str(file), tmp_path / "out", options)
+    tokenizer.save(tmp_path / "own")
+    options = ImportOptions("forward", check=False, tokenizer=tmp_path / "own")
+    made = import_model(str(file), tmp_path / "out", options)
+    assert Tokenizer.load(made.folder).fingerprint == tokenizer.fingerprint

@@ -7,12 +7,14 @@ model is in memory at once, in fp32.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ledom.core.errors import CheckpointError, MissingExtraError
@@ -26,9 +28,10 @@ __all__ = ["read_gguf"]
 GGUF = tuple[JsonObject, dict[str, StoredTensor], RustTokenizer, str | None]
 
 
-def read_gguf(file: Path) -> GGUF:
+def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
     """The config, the tensors, the tokenizer and the EOS token of a GGUF file.
 
+    With `other_tokenizer`, the file's own will not be used, so it need not be right.
     Raises `CheckpointError` if transformers cannot read all of it, and `MissingExtraError` without
     the package `gguf`.
     """
@@ -55,15 +58,21 @@ def read_gguf(file: Path) -> GGUF:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{file}: transformers cannot read it: {reason[:300]}") from None
     model, info = loaded
-    _complete(file, model, info["missing_keys"], GGUFReader(file))
+    reader = GGUFReader(file)
+    _complete(file, model, info["missing_keys"], reader)
+    backend = tokenizer.backend_tokenizer
+    if not other_tokenizer:
+        backend = _own_tokenizer(file, backend, reader.fields)
     config = model.config.to_dict()
     config.pop("quantization_config", None)  # the weights are plain numbers now
     tensors = {name: from_torch(value, file) for name, value in model.state_dict().items()}
-    return config, tensors, tokenizer.backend_tokenizer, tokenizer.eos_token
+    return config, tensors, backend, tokenizer.eos_token
 
 
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_CONTEXT = 8192  # before scaling, of every Llama 3
+_DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+_LIKE_GPT2 = {"gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion"}
 _LARGEST_GEMMAS = {("gemma2", 46), ("gemma3", 62)}  # architecture, layers: the 27B models
 
 
@@ -75,6 +84,10 @@ def _complete(file: Path, model: Any, missing: Any, reader: Any) -> None:
     factors = tensors.pop("rope_freqs.weight", None)
     if config.tie_word_embeddings:
         tensors.pop("output.weight", None)
+    beyond = range(config.num_hidden_layers, fields[f"{kind}.block_count"].contents())
+    if f"{kind}.nextn_predict_layers" in fields:  # layers that predict several tokens: not used
+        unused = tuple(f"blk.{layer}." for layer in beyond)
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(unused)}
     stored = sum(int(tensor.n_elements) for tensor in tensors.values())
     taken = sum(weight.numel() for weight in model.parameters())
     if missing or stored != taken:
@@ -104,6 +117,30 @@ def _complete(file: Path, model: Any, missing: Any, reader: Any) -> None:
         _set_rotation(file, rope, found, config)
         if factors is not None:
             _set_factors(file, rope, factors.data, config)
+
+
+def _own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustTokenizer:
+    """The tokenizer without what transformers adds to it, splitting a text as llama.cpp does."""
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    written = json.loads(tokenizer.to_str())
+    size = len(fields["tokenizer.ggml.tokens"].data)
+    written["added_tokens"] = [t for t in written["added_tokens"] if t["id"] < size]
+    own = RustTokenizer.from_str(json.dumps(written))
+    kind, way = (
+        fields[key].contents() if key in fields else None
+        for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
+    )
+    if way in _DIGITS_APART:
+        own.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+        )
+    elif kind == "gpt2" and way not in {None, *_LIKE_GPT2, *GGUF_PRE_TOKENIZER_SPLITS}:
+        raise CheckpointError(
+            f"{file}: its tokenizer splits a text as {way!r}, which transformers does not know; "
+            "name the model's tokenizer.json with --tokenizer"
+        )
+    return own
 
 
 def _set_rotation(file: Path, rope: JsonObject, found: JsonObject, config: Any) -> None:

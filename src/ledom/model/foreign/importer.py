@@ -212,7 +212,7 @@ def _read(source: _Source, options: ImportOptions) -> _Model:
     if path.is_dir() and (not files or (path / "config.json").is_file()):
         return _read_folder(source, options)
     one_gguf(source.name, [file.name for file in files])
-    config, tensors, tokenizer, eos = read_gguf(files[0])
+    config, tensors, tokenizer, eos = read_gguf(files[0], options.tokenizer is not None)
     if options.tokenizer is not None:
         tokenizer, others = read_tokenizer(options.tokenizer)
         files += others

@@ -166,7 +166,7 @@ def _layer_types(pattern: str, layers: int) -> list[str]:
 
 
 def _describe(config: NanochatConfig, softcap: float | None) -> list[str]:
-    sliding = config.layer_types.count(SLIDING)
+    sliding = (config.layer_types or []).count(SLIDING)
     gate, scale = config.value_gate_channels, config.value_gate_scale
     base, sharpness = config.rope_theta, config.query_key_scale
     windows = f"{sliding} layers see {config.sliding_window} tokens"
