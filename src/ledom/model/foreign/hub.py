@@ -12,6 +12,7 @@ from ledom.core.errors import CheckpointError
 __all__ = ["Downloaded", "download", "one_gguf"]
 
 _SMALL = (
+    "adapter_config.json",
     "config.json",
     "generation_config.json",
     "meta_*.json",

@@ -29,7 +29,7 @@ from ledom.core.errors import (
     in_one_line,
 )
 from ledom.core.files import write_folder, write_json
-from ledom.core.reading import JsonObject
+from ledom.core.reading import JsonObject, read_json_object
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet
 from ledom.model.folder import end_ids, file_digest, read_config, snapshot
 from ledom.model.foreign import nanochat_import
@@ -51,7 +51,8 @@ __all__ = ["RECORD", "ImportOptions", "Imported", "import_model"]
 
 RECORD = "ledom_import.json"
 """File in an imported folder: the model's source, its hashes, notes and the self-check."""
-_NOT_KEPT = ("auto_map", "_name_or_path", "transformers_version")
+_WEIGHTS_KEY = "transformers_weights"  # of config.json: a file with another name than usual
+_NOT_KEPT = ("auto_map", "_name_or_path", "transformers_version", _WEIGHTS_KEY)
 
 Progress = Callable[..., Iterable[str]]
 """Shows a progress bar over names; has the signature of `ledom.cli.progress.track`."""
@@ -225,7 +226,8 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
     checkpoint = nanochat_import.find_checkpoint(folder)
     shape_file = folder / "config.json"
     if checkpoint is None:
-        tensors = read_folder(folder)
+        named = read_json_object(shape_file).get(_WEIGHTS_KEY) if shape_file.is_file() else None
+        tensors = read_folder(folder, named and str(named))
     else:
         shape_file = checkpoint[1]
         tensors = read_torch_file(checkpoint[0])
