@@ -121,8 +121,13 @@ def _complete(file: Path, model: Any, missing: Any, reader: Any) -> None:
 
 def _own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustTokenizer:
     """The tokenizer without what transformers adds to it, splitting a text as llama.cpp does."""
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError:
+        raise CheckpointError(
+            f"{file}: this version of transformers may split a text in another way than the model; "
+            "upgrade transformers, or name the model's tokenizer.json with --tokenizer"
+        ) from None
     written = json.loads(tokenizer.to_str())
     size = len(fields["tokenizer.ggml.tokens"].data)
     written["added_tokens"] = [t for t in written["added_tokens"] if t["id"] < size]
