@@ -26,11 +26,11 @@ class HeldUp:
     def settings(self) -> JsonObject:
         return self.documents.settings()
 
-    def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
+    def read(self, part: int = 0, num_parts: int = 1) -> Iterator[tuple[str, str | None]]:
         if part > 0:
             Path(f"{self.folder}/held.{part}").touch()
             time.sleep(2 * SECONDS)
-        yield from self.documents.texts(part, num_parts)
+        yield from self.documents.read(part, num_parts)
 
 
 def ledom_held_up(*arguments: str) -> None:

@@ -19,7 +19,7 @@ from command_line import Run, check_refused
 from held_up import ledom_held_up
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import generate_problems, is_true
-from ledom.data.store import TokenStore, encode_documents, write_store
+from ledom.data.store import TokenStore, write_store
 from ledom.text.tokenizer import Tokenizer
 from ledom.train import loop
 from number_documents import ids_of
@@ -66,7 +66,7 @@ def test_from_documents_to_a_trained_model(
     code, text = run("tokenize", corpus, *options, "--tasks", 2, "--out", tokens)
     assert code == 0, text
     store = TokenStore(tokens)
-    assert ids_of(store) == [ids.tolist() for ids in encode_documents(TEXTS, tokenizer)]
+    assert ids_of(store) == [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_ids(TEXTS)]
     assert f"60 documents, {store.manifest.num_tokens:,} tokens in 2 shards" in text
     assert run("tokenize", corpus / "a.jsonl", *options, "--out", valid)[0] == 0
     recipe = tmp_path / "recipe.yaml"

@@ -372,3 +372,19 @@ def test_settings_tell_a_file_of_equal_size_and_time(tmp_path: Path) -> None:
             os.utime(file, ns=(1, 1))
             states.add(str(open_documents([str(file)]).settings()))
         assert len(states) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "key", "expected"),
+    [
+        ({"text": "a", "source": "web"}, "text", "web"),
+        ({"text": "a", "source": {"name": "web"}}, "text", None),
+        ({"text": "a", "source": "x" * 201}, "text", None),  # a text to translate
+        ({"text": "a", "source": "b"}, "source", None),
+    ],
+)
+def test_a_source_is_a_name(tmp_path: Path, row: Any, key: str, expected: str | None) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps(row))
+    documents = open_documents([str(file)], text_key=key)
+    assert list(documents.read()) == [(row[key], expected)]

@@ -9,9 +9,9 @@ from ledom.core.errors import InputError
 from ledom.data.packing import Batch, Batches, Windows, pack, permute, source_counts
 from ledom.data.store import (
     TokenStore,
-    encode_documents,
     finalize_shard,
     write_manifest,
+    write_shard,
     write_store,
 )
 
@@ -23,14 +23,12 @@ def store_of(folder, words, *documents: list[int]) -> TokenStore:
 
 
 def store_of_shards(folder, words, *shards: list[list[int]]) -> TokenStore:
-    """A store of several shards, written by hand."""
+    """A store of several shards."""
     folder.mkdir()
     entries = []
     for number, documents in enumerate(shards):
-        ids = list(encode_documents((" ".join(map(str, d)) for d in documents), words))
         file = folder / f"{number}.ds"
-        np.concatenate(ids).tofile(file)
-        np.cumsum([len(d) for d in ids]).astype("<u8").tofile(f"{file}.index")
+        write_shard(file, (" ".join(map(str, d)) for d in documents), words)
         entries.append(finalize_shard(file, np.dtype("<u2")))
     return write_manifest(folder, entries, words)
 

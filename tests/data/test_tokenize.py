@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from filelock import FileLock
+from pyarrow import parquet
 
 from ledom.core.errors import InputError, OutputError, WorkerError
+from ledom.data import store as store_module
 from ledom.data import tokenize as module
 from ledom.data.documents import Documents, open_documents
 from ledom.data.prepare import DataConfig, prepare_data
@@ -98,10 +102,10 @@ def test_what_is_finished_is_not_done_again(
     documents = open_documents([str(file)])
 
     class Unreadable(Killed):
-        def texts(self, part: int = 0, num_parts: int = 1) -> Any:
+        def read(self, part: int = 0, num_parts: int = 1) -> Any:
             if part == 2:
                 raise InputError("no key 'text'", path=file, line=26)
-            return documents.texts(part, num_parts)
+            return documents.read(part, num_parts)
 
     with pytest.raises(InputError, match=r"documents\.jsonl:26: no key 'text'"):
         make(Execution(tasks=4), Unreadable(documents))
@@ -191,7 +195,7 @@ def test_a_place_that_cannot_be_written(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.TokenizedFile, "write_bytes", full)
+    monkeypatch.setattr(module, "write_shard", full)
     with pytest.raises(OutputError, match="s: cannot be written: .*No space left"):
         make()
 
@@ -231,8 +235,8 @@ class Killed:
     def settings(self) -> dict[str, Any]:
         return self.documents.settings()
 
-    def texts(self, part: int = 0, num_parts: int = 1) -> Any:
-        yield from self.documents.texts(part, num_parts)
+    def read(self, part: int = 0, num_parts: int = 1) -> Any:
+        yield from self.documents.read(part, num_parts)
         if part == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -298,3 +302,40 @@ def test_a_file_system_without_locks_is_named(
     documents.write_text('{"text": "one two"}\n' * 20)
     with pytest.raises(OutputError, match="data: its file system has no file locks"):
         prepare_data(DataConfig(train=str(documents), vocab_size=300), tmp_path / "data")
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 8])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_the_store_keeps_the_sources(
+    tmp_path: Path, make: Make, here: list[int], tasks: int, suffix: str
+) -> None:
+    names = ["web"] * 9 + [None] * 4 + ["books"] * 20 + ["web"] * 7
+    rows = [{"text": f"{n} {n + 1}", "source": name} for n, name in enumerate(names, start=2)]
+    file = tmp_path / f"named.{suffix}"
+    if suffix == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=7)
+    store = make(Execution(tasks=tasks), open_documents([str(file)]))
+    assert ids_of(store) == EXPECTED
+    assert store is not None
+    assert store.document_sources() == [name or "no source" for name in names]
+
+
+def test_sources_that_change_too_often_are_not_kept(
+    tmp_path: Path,
+    make: Make,
+    here: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for place in (module, store_module):
+        monkeypatch.setattr(place, "MOST_RUNS", 39)
+    rows = [{"text": f"{n} {n + 1}", "source": f"s{n}"} for n in range(2, 42)]
+    file = tmp_path / "named.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = make(Execution(tasks=2), open_documents([str(file)]))
+    assert ids_of(store) == EXPECTED
+    assert store is not None
+    assert store.document_sources() == []
+    assert "the source changes over 39 times" in caplog.text

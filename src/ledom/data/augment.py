@@ -220,27 +220,28 @@ def _other_result(result: str, rng: Random) -> str | None:
 _Changed = tuple[_Equations, dict[str, str]] | None
 
 
+def _with_part(equations: _Equations, at: int, span: tuple[int, int], part: str) -> _Changed:
+    """Equations of which one has another part in its first side."""
+    first, *_, result = equations[at]
+    changed = f"{first[: span[0]]}{part}{first[span[1] :]}"
+    return [*equations[:at], (changed, result), *equations[at + 1 :]], {}
+
+
 def _other_operator(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:
     at = rng.randrange(len(equations))
-    first, *rest = equations[at]
-    found = list(_OPERATOR.finditer(first))
+    found = list(_OPERATOR.finditer(equations[at][0]))
     if not found:
         return None
     match = rng.choice(found)
     new = rng.choice([o for o in "+-*/" if o != match[1]])
-    first = f"{first[: match.start(1)]}{new}{first[match.end(1) :]}"
-    return [*equations[:at], (first, rest[-1]), *equations[at + 1 :]], {}
+    return _with_part(equations, at, match.span(1), new)
 
 
 def _other_operand(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:
     at = rng.randrange(len(equations))
-    first, *rest = equations[at]
-    match = rng.choice(list(NUMBER.finditer(first)))
+    match = rng.choice(list(NUMBER.finditer(equations[at][0])))
     choices = sorted({*numbers, *(sides[-1] for sides in equations[:at])} - {match[0]})
-    if not choices:
-        return None
-    first = f"{first[: match.start()]}{rng.choice(choices)}{first[match.end() :]}"
-    return [*equations[:at], (first, rest[-1]), *equations[at + 1 :]], {}
+    return _with_part(equations, at, match.span(), rng.choice(choices)) if choices else None
 
 
 def _skipped_step(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:

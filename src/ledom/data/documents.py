@@ -28,12 +28,17 @@ __all__ = ["FORMATS", "Documents", "FileDocuments", "HubDocuments", "open_docume
 
 HUB = "hub:"
 TEXT_KEY = "text"
+_SOURCE_KEY = "source"
+_LONGEST_NAME = 200  # in characters; a longer source is a text, such as one to translate
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text"}
 _COMPRESSED = {".gz", ".zst"}
 _BLANK = " \t\n\r\v\f"  # characters of a blank line, as bytes.strip has them
 _BLOCK_BYTES = 1 << 20
 _SAMPLE_BYTES = 1 << 16  # hashed at a file's start, middle and end, to notice a changed file
 _ROWS = 256  # of Parquet, in memory at a time
+
+
+Given = tuple[str, str | None]  # a document's text, and the name of its source
 
 
 class Documents(Protocol):
@@ -54,8 +59,12 @@ class Documents(Protocol):
     def settings(self) -> JsonObject:
         """Identifies the documents, so that a resumed run notices a change."""
 
+    def read(self, part: int = 0, num_parts: int = 1) -> Iterator[Given]:
+        """The documents of one part: each text, and its source if the key `source` names one."""
+
     def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
-        """The documents of one part."""
+        """The texts of one part."""
+        return (text for text, _ in self.read(part, num_parts))
 
 
 def open_documents(
@@ -134,7 +143,7 @@ def _is_compressed(file: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class FileDocuments:
+class FileDocuments(Documents):
     """The documents of some files, each given as (file, format), in this order."""
 
     files: tuple[tuple[Path, str], ...]
@@ -166,7 +175,7 @@ class FileDocuments:
         files = f"{len(self.files)} files, {self.num_bytes} bytes, state {digest.hexdigest()[:12]}"
         return {"documents": files, "text_key": self.text_key}
 
-    def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
+    def read(self, part: int = 0, num_parts: int = 1) -> Iterator[Given]:
         total = self.num_bytes
         first, last = total * part // num_parts, total * (part + 1) // num_parts
         for file, format in self.files:
@@ -181,7 +190,7 @@ class FileDocuments:
 
 
 @dataclass(frozen=True)
-class HubDocuments:
+class HubDocuments(Documents):
     """A dataset on the hub (or a folder that `datasets` can load), streamed.
 
     The parts share its files, or its rows if it has fewer files than there are parts.
@@ -226,7 +235,7 @@ class HubDocuments:
     def settings(self) -> JsonObject:
         return {"documents": self.source, **vars(self)}
 
-    def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
+    def read(self, part: int = 0, num_parts: int = 1) -> Iterator[Given]:
         try:
             from datasets import load_dataset
             from datasets.distributed import split_dataset_by_node
@@ -240,7 +249,7 @@ class HubDocuments:
             if num_parts > 1:
                 rows = split_dataset_by_node(rows, rank=part, world_size=num_parts)
             for number, row in enumerate(rows, start=1):  # noqa: B007
-                yield _text_of(row, self.text_key)
+                yield _given(row, self.text_key)
         except InputError as error:
             raise InputError(f"{HUB}{self.name}: row {number} of part {part}: {error}") from None
         except Exception as error:  # the hub's client raises many types without a network
@@ -248,29 +257,29 @@ class HubDocuments:
             raise InputError(f"{HUB}{self.name}: cannot be read: {reason}") from error
 
 
-def _read_jsonl(file: Path, start: int, end: int, key: str) -> Iterator[str]:
+def _read_jsonl(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
     lines = _Lines(file, start, end)
     for line in lines:
         if line.strip():
             try:
-                text = _text_of(parse_json(line), key)
+                given = _given(parse_json(line), key)
             except InputError as error:
                 raise InputError(str(error), path=file, line=lines.number()) from None
-            yield text
+            yield given
 
 
-def _read_lines(file: Path, start: int, end: int, key: str) -> Iterator[str]:
+def _read_lines(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
     for line in _Lines(file, start, end).texts():
         if line.strip(_BLANK):
-            yield line.rstrip("\r\n")
+            yield line.rstrip("\r\n"), None
 
 
-def _read_text(file: Path, start: int, end: int, key: str) -> Iterator[str]:
+def _read_text(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
     if start == 0:  # a document belongs to the part that it begins in
-        yield "".join(_Lines(file, 0, file.stat().st_size).texts())
+        yield "".join(_Lines(file, 0, file.stat().st_size).texts()), None
 
 
-def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[str]:
+def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -279,16 +288,18 @@ def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[str]:
     size, row = file.stat().st_size, 0
     try:
         with ParquetFile(file) as parquet:
-            if key not in parquet.schema_arrow.names:
-                raise InputError(_missing(key, parquet.schema_arrow.names), path=file)
+            names = parquet.schema_arrow.names
+            if key not in names:
+                raise InputError(_missing(key, names), path=file)
+            columns = [name for name in dict.fromkeys((key, _SOURCE_KEY)) if name in names]
             for group in range(parquet.num_row_groups):
                 if not start <= size * group // parquet.num_row_groups < end:
                     row += parquet.metadata.row_group(group).num_rows
                     continue
-                for batch in parquet.iter_batches(_ROWS, row_groups=[group], columns=[key]):
-                    for value in batch.column(0):
+                for batch in parquet.iter_batches(_ROWS, row_groups=[group], columns=columns):
+                    for found in batch.to_pylist():
                         row += 1
-                        yield _text_of({key: value.as_py()}, key)
+                        yield _given(found, key)
     except UnicodeDecodeError as error:
         raise InputError(f"row {row}: not UTF-8 text: {error}", path=file) from None
     except ArrowException as error:
@@ -298,7 +309,7 @@ def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[str]:
         raise (InputError(f"row {row}: {error}", path=file) if row else error) from None
 
 
-FORMATS: dict[str, Callable[[Path, int, int, str], Iterator[str]]] = {
+FORMATS: dict[str, Callable[[Path, int, int, str], Iterator[Given]]] = {
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,
     "text": _read_text,
@@ -368,7 +379,7 @@ def _unpack(file: Path) -> IO[bytes]:
     return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
 
 
-def _text_of(row: Mapping[str, Any], key: str) -> str:
+def _given(row: Mapping[str, Any], key: str) -> Given:
     if key not in row:
         raise InputError(_missing(key, row))
     text = row[key]
@@ -378,7 +389,9 @@ def _text_of(row: Mapping[str, Any], key: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise InputError(f"key {key!r} holds one half of a surrogate pair") from None
-    return text
+    source = row.get(_SOURCE_KEY) if key != _SOURCE_KEY else None
+    named = isinstance(source, str) and len(source) <= _LONGEST_NAME
+    return text, source if named else None
 
 
 def _missing(key: str, found: Mapping[str, Any] | Sequence[str]) -> str:

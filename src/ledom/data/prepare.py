@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -24,7 +24,7 @@ from ledom.core.reading import Config, JsonObject, read_json, read_jsonl
 from ledom.core.records import Document, Problem, read_records
 from ledom.data.packing import Packing
 from ledom.data.problems import GENERATOR, equations, generate_problems
-from ledom.data.store import TokenStore, write_store
+from ledom.data.store import SourceRuns, TokenStore, write_store
 from ledom.text.pair_format import PairFormat, Style
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -300,11 +300,11 @@ def _sources(
 
 def _origins(records: Sequence[Document | Problem]) -> list[tuple[str, int]]:
     """Runs of records with the same `source`: name and count; empty if no record has a source."""
-    named = [r.source if isinstance(r, Document) else r.extra.get("source") for r in records]
-    if not any(named):
-        return []
-    runs = groupby(str(name) if name else "no source" for name in named)
-    return [(name, sum(1 for _ in run)) for name, run in runs]
+    runs = SourceRuns()
+    for record in records:
+        name = record.source if isinstance(record, Document) else record.extra.get("source")
+        runs.add(str(name) if name else None)
+    return runs.named
 
 
 def read_split(

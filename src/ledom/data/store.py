@@ -12,6 +12,7 @@ directions or models.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,19 +28,23 @@ from ledom.text.tokenizer import Tokenizer
 
 __all__ = [
     "MANIFEST",
+    "MOST_RUNS",
     "Manifest",
     "ShardEntry",
+    "SourceRuns",
     "TokenStore",
-    "encode_documents",
     "finalize_shard",
     "read_manifests",
     "token_dtype",
     "write_manifest",
+    "write_shard",
     "write_store",
 ]
 
 MANIFEST = "manifest.json"
 _SINGLE_SHARD = "tokens.ds"
+_NO_SOURCE = "no source"
+MOST_RUNS = 100_000  # in a manifest, which every reader of the store holds in memory
 _CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough for all threads, and little memory
 _BLOCK_BYTES = 1 << 23  # read at a time for a checksum
 
@@ -76,6 +81,39 @@ class Manifest:
     manifest_sha256: str = ""
     """Hash of the manifest's file. The file has the shards' checksums, so the hash identifies the
     whole store. It is not in the file."""
+
+
+class SourceRuns:
+    """Counts runs of documents that have the same source, for a manifest.
+
+    >>> made = SourceRuns()
+    >>> for source in ("web", "web", None):
+    ...     made.add(source)
+    >>> made.named
+    [('web', 2), ('no source', 1)]
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[str, int]] = []
+
+    def add(self, source: str | None, count: int = 1) -> None:
+        """Count more documents of one source, or without any."""
+        name = source or _NO_SOURCE
+        if self.runs and self.runs[-1][0] == name:
+            count += self.runs.pop()[1]
+        if not self.too_many:
+            self.runs.append((name, count))
+
+    @property
+    def too_many(self) -> bool:
+        """Whether there are more than `MOST_RUNS`; the others are not counted."""
+        return len(self.runs) > MOST_RUNS
+
+    @property
+    def named(self) -> list[tuple[str, int]]:
+        """The runs; empty if no document has a source, or if there are too many."""
+        some = any(name != _NO_SOURCE for name, _ in self.runs)
+        return self.runs if some and not self.too_many else []
 
 
 class Shard:
@@ -221,17 +259,10 @@ def write_store(
     """
     folder = Path(folder)
     file = folder / _SINGLE_SHARD
-    ends: list[int] = []
-    total = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
-        with file.open("wb") as out:
-            for ids in encode_documents(texts, tokenizer):
-                out.write(ids.tobytes())
-                total += len(ids)
-                ends.append(total)
-        np.array(ends, "<u8").tofile(f"{file}.index")
+        write_shard(file, texts, tokenizer)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
     shard = finalize_shard(file, token_dtype(tokenizer))
@@ -320,19 +351,25 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
     return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
 
 
-def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[Any]]:
-    """The ids of each text, followed by EOS.
+def write_shard(file: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
+    """Write the ids of each text, followed by EOS, to a shard, and the index beside it.
 
+    >>> import tempfile
     >>> from ledom.text.tokenizer import train_tokenizer
-    >>> tokenizer = train_tokenizer(["so"], 258)
-    >>> [len(ids) for ids in encode_documents(["so", "so so"], tokenizer)]  # EOS included
-    [2, 4]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_shard(Path(folder, "a.ds"), ["so", "so so"], train_tokenizer(["so"], 258))
+    ...     np.fromfile(Path(folder, "a.ds.index"), "<u8").tolist()  # EOS included
+    [2, 6]
     """
     dtype = token_dtype(tokenizer)
-    for chunk in _chunks(texts):
-        for ids in tokenizer.encode_ids(chunk):
-            ids.append(tokenizer.eos_id)
-            yield np.array(ids, dtype)
+    ends = array("Q", [0])
+    with file.open("wb") as out:
+        for chunk in _chunks(texts):
+            for ids in tokenizer.encode_ids(chunk):
+                ids.append(tokenizer.eos_id)
+                out.write(np.array(ids, dtype).tobytes())
+                ends.append(ends[-1] + len(ids))
+    np.array(ends[1:], "<u8").tofile(f"{file}.index")
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -1,6 +1,6 @@
 """Tokenizes documents to a token store with `datatrove`, which no other module imports.
 
-    Documents -> part k of n -> ReadDocuments -> WriteShard -> K_unshuffled.ds, tasks/shards/K.json
+    Documents -> part k of n -> TokenizePart -> K_unshuffled.ds, tasks/shards/K.json
     the last task to finish -> manifest.json
 
 The work is divided into tasks, each of which makes one shard from one part of the documents, on one
@@ -11,12 +11,13 @@ their files, whatever the number of tasks.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -34,20 +35,20 @@ from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
 from ledom.data.store import (
     MANIFEST,
+    MOST_RUNS,
     ShardEntry,
+    SourceRuns,
     TokenStore,
-    encode_documents,
     finalize_shard,
     token_dtype,
     write_manifest,
+    write_shard,
 )
 from ledom.text.tokenizer import Tokenizer, refuse_to_replace
 
 try:
-    from datatrove.data import Document
     from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
     from datatrove.pipeline.base import PipelineStep
-    from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
     from datatrove.utils.logging import logger
 except ImportError:
     raise MissingExtraError("datatrove", "data") from None
@@ -89,53 +90,41 @@ class Execution:
     on_progress: Callable[[TokenizeProgress], None] = lambda progress: None
 
 
-class ReadDocuments(PipelineStep):  # type: ignore[misc]
-    """Reads a task's part of the documents, as datatrove's documents."""
+class TokenizePart(PipelineStep):  # type: ignore[misc]
+    """Makes a shard of a task's part of the documents; the last task adds the manifest."""
 
     name = "ledom"
-    type = "📖 - READER"
+    type = "🔢 - TOKENIZER"
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: Documents, out: Path) -> None:
         super().__init__()
-        self.documents = documents
+        self.documents, self.out = documents, out
 
-    def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        for number, text in enumerate(self.documents.texts(rank, world_size)):
-            yield Document(text=text, id=f"{rank}/{number}")
-
-
-class WriteShard(DocumentTokenizer):  # type: ignore[misc]
-    """datatrove's tokenizer step with ledom's ids; the last task to finish writes the manifest."""
-
-    def __init__(self, out: Path) -> None:
-        super().__init__(str(out), str(out / "tokenizer.json"), shuffle_documents=False)
-        self.out = out
-
-    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
+    def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
+        tokenizer = Tokenizer.load(self.out)
         try:
-            super().run(data, rank, world_size)
-            finish(self.out, world_size, Tokenizer.load(self.out))
+            self._write(tokenizer, rank, world_size)
+            finish(self.out, world_size, tokenizer)
         except OSError as error:
             raise OutputError(f"{self.out}: cannot be written: {error}") from error
 
-    def write_unshuffled(self, data: Iterator[Document], filename: str) -> TokenizedFile:
-        """Write a shard. datatrove's own method encodes with offsets and packs ids one by one."""
-        tokenizer = Tokenizer.load(self.out)
-        dtype = token_dtype(tokenizer)
-        for leftover in self.out.glob(f"{filename}.*.part*"):  # of a task that was killed
+    def _write(self, tokenizer: Tokenizer, rank: int, world_size: int) -> None:
+        shard = self.out / f"{rank:05d}_unshuffled.ds"  # datatrove's name
+        for leftover in self.out.glob(f"{shard.name}.*.part*"):  # of a task that was killed
             leftover.unlink(missing_ok=True)
-        part = f"{filename}.{os.getpid()}.part"
-        shard = TokenizedFile(self.output_folder, part, token_size=dtype.itemsize)
-        for ids in encode_documents((document.text for document in data), tokenizer):
-            shard.write_bytes(ids.tobytes())
-        shard.close()
-        self.stat_update("tokens", value=len(shard), unit="task")
-        os.replace(self.out / f"{part}.index", self.out / f"{filename}.index")
-        os.replace(self.out / part, self.out / filename)
-        entry = finalize_shard(self.out / filename, dtype)
-        write_json(_entry_file(self.out, int(filename.split("_")[0])), asdict(entry))
-        return shard
+        part, sources = Path(f"{shard}.{os.getpid()}.part"), SourceRuns()
+        write_shard(part, self._texts(sources, rank, world_size), tokenizer)
+        os.replace(f"{part}.index", f"{shard}.index")
+        os.replace(part, shard)
+        entry = finalize_shard(shard, token_dtype(tokenizer))
+        self.stat_update("tokens", value=entry.num_tokens, unit="task")
+        write_json(_entry_file(self.out, rank), asdict(entry) | {"sources": sources.runs})
+
+    def _texts(self, sources: SourceRuns, rank: int, world_size: int) -> Iterator[str]:
+        for text, source in self.documents.read(rank, world_size):
+            sources.add(source)
+            yield text
 
 
 def tokenize(
@@ -164,7 +153,7 @@ def _tokenize(
     _drop_damaged(out, tasks, token_dtype(tokenizer).itemsize)
     if (out / MANIFEST).is_file():
         return TokenStore(out)
-    steps = [ReadDocuments(documents), WriteShard(out)]
+    steps = [TokenizePart(documents, out)]
     logger.disable("datatrove")
     try:
         options = {"tasks": tasks, "logging_dir": str(out / TASKS)}
@@ -246,6 +235,22 @@ def _read_entry(out: Path, task: int) -> ShardEntry | None:
     return as_type(read_json(file), ShardEntry, file) if file.is_file() else None
 
 
+def _sources(out: Path, entries: Sequence[ShardEntry]) -> SourceRuns:
+    """Where the documents of all shards came from, with a warning if it changes too often."""
+    runs = SourceRuns()
+    for task, entry in enumerate(entries):
+        unnamed = [(None, entry.num_documents)]  # of a version that did not record them
+        for source, count in read_json(_entry_file(out, task)).get("sources", unnamed):
+            runs.add(source, count)
+    if runs.too_many:
+        logging.getLogger("ledom").warning(
+            "%s: the source changes over %d times from one document to the next, so the store does "
+            "not keep it, and a validation cannot tell the sources apart; sort by source",
+            *(out, MOST_RUNS),
+        )
+    return runs
+
+
 def _drop_damaged(out: Path, tasks: int, token_bytes: int) -> None:
     """Mark tasks without a complete shard as not done, even if datatrove marked them as done."""
     for task in range(tasks):
@@ -266,7 +271,8 @@ def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
     entries = [entry for task in range(tasks) if (entry := _read_entry(out, task)) is not None]
     if len(entries) < tasks:
         return None
-    return write_manifest(out, entries, tokenizer, source=_read_settings(out)["source"])
+    source = _read_settings(out)["source"]
+    return write_manifest(out, entries, tokenizer, source, _sources(out, entries).named)
 
 
 class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
@@ -277,8 +283,7 @@ class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
 
     def __init__(self, steps: list[Any], out: Path, execution: Execution, **options: Any) -> None:
         super().__init__(steps, **options)
-        self.on_progress = execution.on_progress
-        self.out = out
+        self.out, self.on_progress = out, execution.on_progress
         self.token_bytes = token_dtype(Tokenizer.load(out)).itemsize
 
     def run(self) -> None:

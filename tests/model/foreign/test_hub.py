@@ -169,3 +169,17 @@ def test_without_a_network_the_hubs_cache_is_asked(
     blob.unlink()
     check_refused(run(*given), "model.safetensors")
     assert not (tmp_path / "out").exists()
+
+
+def test_of_several_gguf_files_one_must_be_chosen(hub: Hub, tmp_path: Path) -> None:
+    """Such a repository has one model in many precisions, of which none is downloaded."""
+    for file in hub.folder.iterdir():
+        file.unlink()
+    for name in ("m-Q4_K_M.gguf", "m-Q8_0.gguf"):
+        (hub.folder / name).touch()
+    for source in ("user/name", str(hub.folder)):
+        with pytest.raises(
+            CheckpointError, match=r"has 2 GGUF files; give .*: m-Q4_K_M.gguf, m-Q8"
+        ):
+            import_model(source, tmp_path / "out", ImportOptions("forward"))
+    assert hub.fetched == []

@@ -123,6 +123,25 @@ def test_a_single_file_comes_before_shards_as_in_transformers(
     assert_same_logits(folder, made.folder)
 
 
+def test_an_adapter_beside_the_weights_is_refused(foreign: Path, tmp_path: Path) -> None:
+    """transformers adds it to the weights."""
+    (foreign / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="foreign: has an adapter .*; merge it into its base"):
+        import_model(str(foreign), tmp_path / "out", ImportOptions("reverse"))
+
+
+def test_the_weights_that_the_config_names_are_taken(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = tmp_path / "in"
+    tiny("llama", tokenizer).save_pretrained(folder)
+    tokenizer.save(folder)
+    other = {name: value + 1 for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(other, folder / "other.safetensors", metadata={"format": "pt"})
+    change_config(folder, lambda config: config | {"transformers_weights": "other.safetensors"})
+    made = import_model(str(folder), tmp_path / "out", ImportOptions("forward", check=False))
+    assert_same_logits(folder, made.folder)
+    ledom.load(made.folder)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
 def test_a_head_of_its_own_is_kept_whatever_the_config_says(
     tmp_path: Path, tokenizer: Tokenizer, kind: str

@@ -255,12 +255,12 @@ def test_a_cap_that_cannot_be_is_refused(
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("n_head", 0, "n_head is 0"),
+        ("n_head", 0, "key n_head: Input should be greater than 0, found 0"),
         ("n_head", 5, "n_embd must be an even multiple of n_head"),
-        ("n_layer", "5", "n_layer is '5'"),
+        ("n_layer", "5", "key n_layer: Input should be a valid integer, found '5'"),
         ("vocab_size", 30, "128 rows, expected the vocabulary's 30, or 64"),
         ("n_embd", 128, "has the shape"),
-        ("window_pattern", "SXL", "window_pattern is 'SXL'"),
+        ("window_pattern", "SXL", "key window_pattern: .*, found 'SXL'"),
     ],
 )
 def test_a_meta_file_that_does_not_fit_is_refused(

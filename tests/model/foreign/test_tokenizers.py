@@ -134,6 +134,28 @@ def test_added_tokens_keep_their_ids(spm: Path) -> None:
         read_tokenizer(spm.parent)
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (None, []),
+        ({"tokenizer_class": "LlamaTokenizer"}, ["<s>"]),
+        ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, []),
+        ({"tokenizer_class": "NeoTokenizer", "add_bos_token": True}, ["<s>"]),
+        ({"tokenizer_class": "NeoTokenizer"}, []),
+        ({"add_bos_token": True, "bos_token": {"content": "</s>"}}, ["</s>"]),
+        ({"add_bos_token": True, "bos_token": None}, []),
+    ],
+)
+def test_bos_stands_in_front_if_the_files_say_so(
+    spm: Path, settings: Any, expected: list[str]
+) -> None:
+    if settings is not None:
+        (spm.parent / "tokenizer_config.json").write_text(json.dumps(settings))
+    read = Tokenizer(read_tokenizer(spm.parent)[0], "</s>")
+    assert read.bos_tokens == expected
+    assert read.encode("ab").ids == [SPACE_AB]
+
+
 def test_sentencepiece_itself_agrees(problems: Any) -> None:
     """On a real file, named by LEDOM_SENTENCEPIECE_MODEL (MAP-Neo's tokenizer.model, for one)."""
     file = os.environ.get("LEDOM_SENTENCEPIECE_MODEL")
@@ -205,7 +227,7 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(
     ]
     for attack in attacks:
         file.write_bytes(pickle.dumps(attack))
-        with pytest.raises(CheckpointError, match=r"tokenizer\.pkl: the pickle (calls|has the op)"):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.pkl: the pickle calls "):
             read_tiktoken_pickle(file)
     assert not ran.exists()
     assert "this" not in sys.modules

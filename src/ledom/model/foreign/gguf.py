@@ -1,16 +1,20 @@
 """GGUF files (llama.cpp's format), read and dequantized by transformers with the package `gguf`.
 
-The whole model is in memory at once, in fp32.
+transformers skips tensors and settings that it does not know, without a word, and draws missing
+weights at random. What it skips is added to the config here, or the file is refused. The whole
+model is in memory at once, in fp32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ledom.core.errors import CheckpointError, MissingExtraError
@@ -18,27 +22,21 @@ from ledom.core.reading import JsonObject
 from ledom.model.checkpoint import quiet
 from ledom.model.foreign.tensors import StoredTensor, from_torch
 
-__all__ = ["GGUF", "read_gguf"]
+__all__ = ["read_gguf"]
 
 
-@dataclass(frozen=True)
-class GGUF:
-    """The contents of a GGUF file."""
-
-    config: JsonObject
-    tensors: dict[str, StoredTensor]
-    tokenizer: RustTokenizer
-    eos_token: str | None
+GGUF = tuple[JsonObject, dict[str, StoredTensor], RustTokenizer, str | None]
 
 
-def read_gguf(file: Path) -> GGUF:
-    """Read a GGUF file.
+def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
+    """The config, the tensors, the tokenizer and the EOS token of a GGUF file.
 
-    Raises `CheckpointError` if transformers cannot read it, and `MissingExtraError` without the
-    package `gguf`.
+    With `other_tokenizer`, the file's own will not be used, so it need not be right.
+    Raises `CheckpointError` if transformers cannot read all of it, and `MissingExtraError` without
+    the package `gguf`.
     """
     try:
-        import gguf  # noqa: F401  (transformers needs it)
+        from gguf import GGUFReader
     except ImportError:
         raise MissingExtraError("gguf", "gguf") from None
     with file.open("rb") as contents:
@@ -46,8 +44,12 @@ def read_gguf(file: Path) -> GGUF:
             raise CheckpointError(f"{file}: not a GGUF file; it does not begin with GGUF")
     try:
         with quiet():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 file.parent, gguf_file=file.name, trust_remote_code=False
@@ -55,7 +57,136 @@ def read_gguf(file: Path) -> GGUF:
     except Exception as error:  # transformers raises many types for bad files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{file}: transformers cannot read it: {reason[:300]}") from None
+    model, info = loaded
+    reader = GGUFReader(file)
+    _complete(file, model, info["missing_keys"], reader)
+    backend = tokenizer.backend_tokenizer
+    if not other_tokenizer:
+        backend = _own_tokenizer(file, backend, reader.fields)
     config = model.config.to_dict()
     config.pop("quantization_config", None)  # the weights are plain numbers now
     tensors = {name: from_torch(value, file) for name, value in model.state_dict().items()}
-    return GGUF(config, tensors, tokenizer.backend_tokenizer, tokenizer.eos_token)
+    return config, tensors, backend, tokenizer.eos_token
+
+
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_LLAMA3_CONTEXT = 8192  # before scaling, of every Llama 3
+_DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+_LIKE_GPT2 = {"gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion"}
+_LARGEST_GEMMAS = {("gemma2", 46), ("gemma3", 62)}  # architecture, layers: the 27B models
+
+
+def _complete(file: Path, model: Any, missing: Any, reader: Any) -> None:
+    """Add to the config what transformers left out; raises `CheckpointError` for anything else."""
+    fields, config = reader.fields, model.config
+    kind = fields["general.architecture"].contents()
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    factors = tensors.pop("rope_freqs.weight", None)
+    if config.tie_word_embeddings:
+        tensors.pop("output.weight", None)
+    beyond = range(config.num_hidden_layers, fields[f"{kind}.block_count"].contents())
+    if f"{kind}.nextn_predict_layers" in fields:  # layers that predict several tokens: not used
+        unused = tuple(f"blk.{layer}." for layer in beyond)
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(unused)}
+    stored = sum(int(tensor.n_elements) for tensor in tensors.values())
+    taken = sum(weight.numel() for weight in model.parameters())
+    if missing or stored != taken:
+        what = (
+            f"the tensor {min(missing)!r} is missing"
+            if missing
+            else (f"it holds {stored} weights, and transformers takes {taken} of them")
+        )
+        raise CheckpointError(
+            f"{file}: {what}; give the model's folder that the file was made from"
+        )
+    found = {
+        key.removeprefix(f"{kind}."): field.contents()
+        for key, field in fields.items()
+        if key.startswith(f"{kind}.")
+    }
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if name in found and hasattr(config, name):
+            setattr(config, name, found[name])
+    if "attention.sliding_window" in found and getattr(config, "use_sliding_window", True):
+        config.sliding_window = found["attention.sliding_window"]
+    if (kind, config.num_hidden_layers) in _LARGEST_GEMMAS:
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
+    rope = getattr(config, "rope_parameters", None) or {"rope_type": "none"}
+    rope = rope.get("full_attention", rope)
+    if rope.get("rope_type", "default") == "default":
+        _set_rotation(file, rope, found, config)
+        if factors is not None:
+            _set_factors(file, rope, factors.data, config)
+
+
+def _own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustTokenizer:
+    """The tokenizer without what transformers adds to it, splitting a text as llama.cpp does."""
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError:
+        raise CheckpointError(
+            f"{file}: this version of transformers may split a text in another way than the model; "
+            "upgrade transformers, or name the model's tokenizer.json with --tokenizer"
+        ) from None
+    written = json.loads(tokenizer.to_str())
+    size = len(fields["tokenizer.ggml.tokens"].data)
+    written["added_tokens"] = [t for t in written["added_tokens"] if t["id"] < size]
+    own = RustTokenizer.from_str(json.dumps(written))
+    kind, way = (
+        fields[key].contents() if key in fields else None
+        for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
+    )
+    if way in _DIGITS_APART:
+        own.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+        )
+    elif kind == "gpt2" and way not in {None, *_LIKE_GPT2, *GGUF_PRE_TOKENIZER_SPLITS}:
+        raise CheckpointError(
+            f"{file}: its tokenizer splits a text as {way!r}, which transformers does not know; "
+            "name the model's tokenizer.json with --tokenizer"
+        )
+    return own
+
+
+def _set_rotation(file: Path, rope: JsonObject, found: JsonObject, config: Any) -> None:
+    """Set the rotary settings of llama.cpp in those of transformers."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    share = found.get("rope.dimension_count", width) / width
+    if share != rope.get("partial_rotary_factor", 1.0):
+        rope["partial_rotary_factor"] = share
+    prefix = "rope.scaling."
+    scaling = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    factor = scaling.pop("factor", 0) or found.get("rope.scale_linear", 0)
+    kind = scaling.pop("type", "linear" if factor else "none")
+    context = scaling.pop("original_context_length", None)
+    scaling.pop("finetuned", None)  # a note
+    if kind == "none" or (kind == "linear" and factor in (0, 1)):
+        return
+    if scaling or kind not in ("linear", "yarn") or not factor or (kind == "yarn" and not context):
+        raise CheckpointError(
+            f"{file}: its rotary scaling is {kind!r}, with {', '.join(scaling) or 'no more keys'}, "
+            "which ledom does not read; give the model's folder that the file was made from"
+        )
+    rope |= {"rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        rope["original_max_position_embeddings"] = context
+
+
+def _set_factors(file: Path, rope: JsonObject, factors: Any, config: Any) -> None:
+    """Set the settings that give the divisors of the rotary frequencies [D / 2]: Llama 3's."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    plain = rope["rope_theta"] ** (-np.arange(len(factors)) / len(factors))
+    rope |= _LLAMA3 | {
+        "rope_type": "llama3",
+        "factor": float(factors.max()),
+        "original_max_position_embeddings": _LLAMA3_CONTEXT,
+    }
+    made, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    if len(made) != len(factors) or not np.allclose(
+        made.numpy() * factors, plain, rtol=1e-4, atol=0
+    ):
+        raise CheckpointError(
+            f"{file}: the tensor 'rope_freqs.weight' scales rotary frequencies, but not as Llama 3 "
+            "does; give the model's folder that the file was made from"
+        )

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ledom.core.errors import CheckpointError
 
-__all__ = ["Downloaded", "download"]
+__all__ = ["Downloaded", "download", "one_gguf"]
 
 _SMALL = (
+    "adapter_config.json",
     "config.json",
     "generation_config.json",
     "meta_*.json",
@@ -47,7 +48,10 @@ def download(repo: str, revision: str | None = None) -> Downloaded:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
         files = {entry.rfilename: entry for entry in info.siblings or []}
         wanted = _wanted([*files])
+        one_gguf(repo, wanted)
         folder = snapshot_download(repo, revision=info.sha, allow_patterns=wanted)
+    except CheckpointError:
+        raise
     except Exception as error:  # the types differ by failure and by version of the client
         answered = isinstance(error, HfHubHTTPError)  # so the network is up
         if not answered and (kept := _cached(repo, revision)) is not None:
@@ -76,6 +80,16 @@ def _cached(repo: str, revision: str | None) -> Downloaded | None:
     blobs = {file.relative_to(folder).as_posix(): file.resolve().name for file in files}
     hashes = {name: blob for name, blob in blobs.items() if re.fullmatch("[0-9a-f]{64}", blob)}
     return Downloaded(folder, folder.name, hashes)
+
+
+def one_gguf(place: str, names: list[str]) -> None:
+    """Raise `CheckpointError` for several GGUF files: each is a model, or a part of one."""
+    found = sorted(name for name in names if name.endswith(".gguf"))
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{place}: has {len(found)} GGUF files; give the path of one, which holds all of a "
+            f"model: {', '.join(found[:20])}"
+        )
 
 
 def _wanted(names: list[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """`ledom import`: turns a published checkpoint or a foreign file into an ordinary model folder.
 
 Only this package downloads weights or reads formats other than safetensors and JSON. It runs no
-code that comes with a model, and unpickles nothing. The folder is written atomically and tensor by
-tensor, so a model of any size needs little memory.
+code that comes with a model, and unpickles only plain data. The folder is written atomically and
+tensor by tensor, so a model of any size needs little memory.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from ledom.core.errors import (
     in_one_line,
 )
 from ledom.core.files import write_folder, write_json
-from ledom.core.reading import JsonObject
+from ledom.core.reading import JsonObject, read_json_object
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet
 from ledom.model.folder import end_ids, file_digest, read_config, snapshot
 from ledom.model.foreign import nanochat_import
 from ledom.model.foreign.aliases import ALIASES, is_hub_name
 from ledom.model.foreign.check import SelfCheck, check_model
 from ledom.model.foreign.gguf import read_gguf
-from ledom.model.foreign.hub import download
+from ledom.model.foreign.hub import download, one_gguf
 from ledom.model.foreign.skeleton import build_skeleton, differing_ties, fit_tensors
 from ledom.model.foreign.tensors import (
     StoredTensor,
@@ -51,7 +51,8 @@ __all__ = ["RECORD", "ImportOptions", "Imported", "import_model"]
 
 RECORD = "ledom_import.json"
 """File in an imported folder: the model's source, its hashes, notes and the self-check."""
-_NOT_KEPT = ("auto_map", "_name_or_path", "transformers_version")
+_WEIGHTS_KEY = "transformers_weights"  # of config.json: a file with another name than usual
+_NOT_KEPT = ("auto_map", "_name_or_path", "transformers_version", _WEIGHTS_KEY)
 
 Progress = Callable[..., Iterable[str]]
 """Shows a progress bar over names; has the signature of `ledom.cli.progress.track`."""
@@ -128,12 +129,14 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
         raise OutputError(f"{out}: exists already; give another folder, or remove this one")
     found = _find(source, options.revision)
     model = _read(found, options)
+    if options.softcap is not None and model.vocab_rows is None:
+        raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
     direction = _direction(found, model, options)
     config = _checked_config(model.config, found.path)
     skeleton = build_skeleton(config)
     if differing_ties(model.tensors, skeleton):
         config, skeleton = _untied(found, model)
-    tensors = _fitting_tensors(found, model, skeleton)
+    tensors = fit_tensors(model.tensors, skeleton, model.vocab_rows, found.name)
     _check_vocabulary(found, config, model.tokenizer)
     hashes = _hash(found, model, tensors, options.progress)
     shown = partial(options.progress, name="tensors", done=0, total=len(tensors))
@@ -163,16 +166,6 @@ def _untied(source: _Source, model: _Model) -> tuple[PretrainedConfig, PreTraine
         )
     model.notes.append("the head is not the embedding, although config.json ties them")
     return config, skeleton
-
-
-def _fitting_tensors(
-    source: _Source, model: _Model, skeleton: PreTrainedModel
-) -> dict[str, StoredTensor]:
-    """The tensors that the model needs; see `fit_tensors`."""
-    try:
-        return fit_tensors(model.tensors, skeleton, model.vocab_rows)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source.name}: {error}") from None
 
 
 def _record(
@@ -217,19 +210,15 @@ def _read(source: _Source, options: ImportOptions) -> _Model:
     if path.is_file() and path.suffix != ".gguf":
         raise InputError(f"{path}: expected a model folder or a .gguf file")
     files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
-    if path.is_dir() and (len(files) != 1 or (path / "config.json").is_file()):
+    if path.is_dir() and (not files or (path / "config.json").is_file()):
         return _read_folder(source, options)
-    if options.softcap is not None:
-        raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
-    gguf = read_gguf(files[0])
-    tokenizer = gguf.tokenizer
-    others: list[Path] = []
+    one_gguf(source.name, [file.name for file in files])
+    config, tensors, tokenizer, eos = read_gguf(files[0], options.tokenizer is not None)
     if options.tokenizer is not None:
         tokenizer, others = read_tokenizer(options.tokenizer)
+        files += others
     note = "GGUF: dequantized to fp32 by transformers"
-    return _Model(
-        gguf.config, gguf.tensors, tokenizer, gguf.eos_token, [*files, *others], notes=[note]
-    )
+    return _Model(config, tensors, tokenizer, eos, files, notes=[note])
 
 
 def _read_folder(source: _Source, options: ImportOptions) -> _Model:
@@ -237,7 +226,8 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
     checkpoint = nanochat_import.find_checkpoint(folder)
     shape_file = folder / "config.json"
     if checkpoint is None:
-        tensors = read_folder(folder)
+        named = read_json_object(shape_file).get(_WEIGHTS_KEY) if shape_file.is_file() else None
+        tensors = read_folder(folder, named and str(named))
     else:
         shape_file = checkpoint[1]
         tensors = read_torch_file(checkpoint[0])
@@ -245,8 +235,6 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
         shape = nanochat_import.read_model_config(shape_file)
         inferred, notes = nanochat_import.infer_config(tensors, shape, options.softcap)
         config, rows = inferred.to_dict(), shape["vocab_size"]
-    elif options.softcap is not None:
-        raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
     else:
         config = read_config(folder)
     place = options.tokenizer or folder

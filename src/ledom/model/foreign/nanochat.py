@@ -39,45 +39,30 @@ class NanochatConfig(PretrainedConfig):
 
     model_type = "ledom_nanochat"
 
-    def __init__(
-        self,
-        vocab_size: int = 32768,
-        hidden_size: int = 768,
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 6,
-        num_key_value_heads: int = 6,
-        max_position_embeddings: int = 2048,
-        layer_types: list[str] | None = None,
-        sliding_window: int | None = None,
-        residual_lambdas: bool = False,
-        value_gate_channels: int = 0,
-        value_gate_scale: float = 0.0,
-        query_key_scale: float = 1.0,
-        rope_theta: float = 10000.0,
-        rope_bfloat16: bool = True,
-        final_logit_softcapping: float = 15.0,
-        initializer_range: float = 0.02,
-        **kwargs: Any,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.num_key_value_heads = num_key_value_heads
-        self.head_dim = hidden_size // num_attention_heads
-        self.max_position_embeddings = max_position_embeddings
-        self.layer_types = layer_types or [FULL] * num_hidden_layers
-        self.sliding_window = sliding_window
-        """Keys that a token of a sliding layer sees, itself included: nanochat's window + 1."""
-        self.residual_lambdas = residual_lambdas
-        self.value_gate_channels = value_gate_channels
-        """Inputs of the gate of value embeddings; 0 for a version without them."""
-        self.value_gate_scale = value_gate_scale
-        self.query_key_scale = query_key_scale
-        self.rope_theta = rope_theta
-        self.rope_bfloat16 = rope_bfloat16
-        self.final_logit_softcapping = final_logit_softcapping
-        self.initializer_range = initializer_range
+    vocab_size: int = 32768
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    num_key_value_heads: int = 6
+    max_position_embeddings: int = 2048
+    layer_types: list[str] | None = None
+    sliding_window: int | None = None
+    """Keys that a token of a sliding layer sees, itself included: nanochat's window + 1."""
+    residual_lambdas: bool = False
+    value_gate_channels: int = 0
+    """Inputs of the gate of value embeddings; 0 for a version without them."""
+    value_gate_scale: float = 0.0
+    query_key_scale: float = 1.0
+    rope_theta: float = 10000.0
+    rope_bfloat16: bool = True
+    final_logit_softcapping: float = 15.0
+    initializer_range: float = 0.02
+
+    def __init__(self, **kwargs: Any) -> None:
+        for name in NanochatConfig.__annotations__:
+            setattr(self, name, kwargs.pop(name, getattr(NanochatConfig, name)))
+        self.head_dim = self.hidden_size // self.num_attention_heads
+        self.layer_types = self.layer_types or [FULL] * self.num_hidden_layers
         super().__init__(**{"tie_word_embeddings": False} | kwargs)
 
     def has_value_embedding(self, layer: int) -> bool:

@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt
 
 from ledom.core.errors import CheckpointError, InputError
-from ledom.core.reading import JsonObject, read_json_object
+from ledom.core.reading import JsonObject, as_type, read_json_object
 from ledom.model.foreign.nanochat import FULL, SLIDING, NanochatConfig
 from ledom.model.foreign.tensors import StoredTensor
 
 __all__ = ["find_checkpoint", "infer_config", "is_nanochat", "read_model_config"]
 
-_SIZES = ("n_layer", "n_head", "n_kv_head", "n_embd", "vocab_size", "sequence_len")
 _CAPS = (15.0, 20.0)
 
 
@@ -62,32 +64,34 @@ def _step(file: Path) -> int:
     return int(digits[1]) if digits else -1
 
 
+@dataclass(frozen=True)
+class _Shape:
+    n_layer: PositiveInt
+    n_head: PositiveInt
+    n_kv_head: PositiveInt
+    n_embd: PositiveInt
+    vocab_size: PositiveInt
+    sequence_len: PositiveInt
+    window_pattern: Annotated[str, Field(pattern="^[SLsl]+$")] = "L"
+
+
 def read_model_config(meta: Path) -> JsonObject:
     """The shape in a meta file (`model_config`), or in a config.json with nanochat's own keys.
 
     Raises `CheckpointError` for missing keys and impossible values.
     """
+    contents = read_json_object(meta)
     try:
-        contents = read_json_object(meta)
-        config = contents.get("model_config", contents)
-        sizes = {key: config[key] for key in _SIZES}
-    except (KeyError, TypeError) as error:
+        shape = as_type(contents.get("model_config", contents), _Shape, meta)
+    except InputError as error:
+        raise CheckpointError(str(error)) from None
+    if shape.n_embd % (2 * shape.n_head) or shape.n_head % shape.n_kv_head:
         raise CheckpointError(
-            f"{meta}: expected model_config with {', '.join(_SIZES)}: {error!r}"
-        ) from None
-    for key, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{meta}: {key} is {value!r}, expected a whole number from 1")
-    width, heads, groups = sizes["n_embd"], sizes["n_head"], sizes["n_kv_head"]
-    if width % (2 * heads) or heads % groups:
-        raise CheckpointError(
-            f"{meta}: n_embd is {width}, n_head {heads}, n_kv_head {groups}; n_embd must be an "
-            "even multiple of n_head, and n_head a multiple of n_kv_head"
+            f"{meta}: n_embd is {shape.n_embd}, n_head {shape.n_head}, n_kv_head "
+            f"{shape.n_kv_head}; n_embd must be an even multiple of n_head, and n_head a multiple "
+            "of n_kv_head"
         )
-    pattern = config.get("window_pattern", "L")
-    if not isinstance(pattern, str) or not re.fullmatch("[SLsl]+", pattern):
-        raise CheckpointError(f"{meta}: window_pattern is {pattern!r}, expected letters S and L")
-    return {**sizes, "window_pattern": pattern.upper()}
+    return vars(shape) | {"window_pattern": shape.window_pattern.upper()}
 
 
 def infer_config(
@@ -162,7 +166,7 @@ def _layer_types(pattern: str, layers: int) -> list[str]:
 
 
 def _describe(config: NanochatConfig, softcap: float | None) -> list[str]:
-    sliding = config.layer_types.count(SLIDING)
+    sliding = (config.layer_types or []).count(SLIDING)
     gate, scale = config.value_gate_channels, config.value_gate_scale
     base, sharpness = config.rope_theta, config.query_key_scale
     windows = f"{sliding} layers see {config.sliding_window} tokens"

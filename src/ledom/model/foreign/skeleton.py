@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -74,19 +73,16 @@ def differing_ties(tensors: Mapping[str, StoredTensor], model: PreTrainedModel) 
     A config may claim that the head is the embedding, of a model trained with two: transformers
     then takes both from the files.
     """
-    expected = model.state_dict()
+    owners = _owners(model)
     stored = {}
     for name, tensor in tensors.items():
-        wanted = _wanted_name(name, expected, model.base_model_prefix)
-        stored[_parameter(wanted, expected)] = tensor
-    first: dict[int, str] = {}
-    differing = []
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        other = first.setdefault(id(parameter), name)
-        both = stored.get(name), stored.get(other)
-        if name != other and both[0] and both[1] and not both[0].equals(both[1]):
-            differing.append(name)
-    return differing
+        stored[_parameter(_wanted_name(name, owners, model.base_model_prefix), owners)] = tensor
+    tied = {name: owner for name, owner in owners.items() if name != owner}
+    return [
+        name
+        for name, owner in tied.items()
+        if name in stored and owner in stored and not stored[name].equals(stored[owner])
+    ]
 
 
 def _owners(model: PreTrainedModel) -> dict[str, str]:
@@ -106,9 +102,9 @@ def _owners(model: PreTrainedModel) -> dict[str, str]:
 
 
 def fit_tensors(
-    tensors: Mapping[str, StoredTensor], model: PreTrainedModel, rows: int | None = None
+    tensors: Mapping[str, StoredTensor], model: PreTrainedModel, rows: int | None, source: str
 ) -> dict[str, StoredTensor]:
-    """The tensors that a model needs, under the names that its files use; tied ones once.
+    """The tensors of `source` that a model needs, under its files' names; tied ones once.
 
     With `rows`, the vocabulary's size, a padded embedding or head is cut to that many rows. Raises
     `CheckpointError` for tensors that are missing, unknown or of the wrong shape.
@@ -144,8 +140,8 @@ def fit_tensors(
     missing = sorted({*owners.values()}.difference(fitted))
     if missing:
         raise CheckpointError(
-            f"the weights lack {len(missing)} tensors, the first {missing[0]!r}; the files are "
-            "incomplete or belong to another config.json"
+            f"{source}: the weights lack {len(missing)} tensors, the first {missing[0]!r}; the "
+            "files are incomplete or belong to another config.json"
         )
     return dict(fitted.values())
 
@@ -175,10 +171,11 @@ def streamed(model: PreTrainedModel, folder: Path) -> Iterator[None]:
     hooks = []
     waiting = set()
     for part, weights in _parts(model):
-        slots = [_Slot(*weight, places[owners[name]]) for name, weight in weights.items()]
+        slots = [(*weight, places[owners[name]]) for name, weight in weights.items()]
         waiting.add(part)
-        hooks.append(part.register_forward_pre_hook(_load(slots, waiting), prepend=True))
-        hooks.append(part.register_forward_hook(_unload(slots)))
+        load, unload = _hooks(slots, waiting)
+        hooks.append(part.register_forward_pre_hook(load, prepend=True))
+        hooks.append(part.register_forward_hook(unload))
     try:
         yield
     finally:
@@ -208,15 +205,6 @@ def _parts(model: PreTrainedModel) -> Iterator[tuple[nn.Module, dict[str, tuple[
             yield part, weights
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """A weight of a module, and where its values are: the file, and the name in it."""
-
-    module: nn.Module
-    attribute: str
-    place: tuple[Path, str]
-
-
 def _places(folder: Path, owners: Mapping[str, str]) -> dict[str, tuple[Path, str]]:
     """For each tensor, by its owner's name: its file, and its name in the file."""
     places = {}
@@ -233,21 +221,19 @@ def _read(file: Path, name: str) -> torch.Tensor:
         return value.to(torch.float32, copy=True)
 
 
-def _load(slots: list[_Slot], waiting: set[nn.Module]) -> Any:
-    def hook(part: nn.Module, arguments: Any) -> None:
+def _hooks(
+    slots: list[tuple[nn.Module, str, tuple[Path, str]]], waiting: set[nn.Module]
+) -> tuple[Any, Any]:
+    """Hooks that load the weights of a part, given as (module, attribute, place), and drop them."""
+    empty = [module._parameters[attribute] for module, attribute, _ in slots]
+
+    def load(part: nn.Module, arguments: Any) -> None:
         waiting.discard(part)
-        for slot in slots:
-            value = nn.Parameter(_read(*slot.place), requires_grad=False)
-            slot.module._parameters[slot.attribute] = value
+        for module, attribute, place in slots:
+            module._parameters[attribute] = nn.Parameter(_read(*place), requires_grad=False)
 
-    return hook
+    def unload(part: nn.Module, arguments: Any, output: Any) -> None:
+        for (module, attribute, _), parameter in zip(slots, empty, strict=True):
+            module._parameters[attribute] = parameter
 
-
-def _unload(slots: list[_Slot]) -> Any:
-    empty = [slot.module._parameters[slot.attribute] for slot in slots]
-
-    def hook(part: nn.Module, arguments: Any, output: Any) -> None:
-        for slot, parameter in zip(slots, empty, strict=True):
-            slot.module._parameters[slot.attribute] = parameter
-
-    return hook
+    return load, unload

@@ -81,12 +81,20 @@ def _first_bytes(pieces: Iterator[bytes], count: int) -> Iterator[bytes]:
             return
 
 
-def read_folder(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of a model folder by name; safetensors are preferred to PyTorch's files.
+def read_folder(folder: Path, named: str | None = None) -> dict[str, StoredTensor]:
+    """All tensors of a model folder by name, from the file `named`, if any.
 
-    Raises `CheckpointError` for a folder without weights, an index that names missing files or
-    tensors, and damaged files.
+    safetensors are preferred to PyTorch's files. Raises `CheckpointError` for a folder without
+    weights, an adapter, an index that names missing files or tensors, and damaged files.
     """
+    if (folder / "adapter_config.json").exists():  # transformers would add it to the weights
+        raise CheckpointError(
+            f"{folder}: has an adapter (adapter_config.json); merge it into its base model with "
+            "peft's merge_and_unload() and import the result, or remove its files"
+        )
+    if named is not None:
+        file = folder / named
+        return _read_indexed(file) if named.endswith(".json") else _read_files([file])
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         single = folder / f"{stem}{suffix}"
         if single.exists():  # before an index, as transformers does

@@ -1,17 +1,16 @@
 """Reads a pickled `tiktoken.Encoding` (tokenizer.pkl) as a `tokenizers` tokenizer, safely.
 
-The pickle is not unpickled: its opcodes are interpreted here, only those that build plain data. The
-only global allowed is `tiktoken.core.Encoding`, which stands for its state. Nothing is imported or
-called, whatever the file contains.
+The only global that the pickle may name is `tiktoken.core.Encoding`, and an empty class stands for
+it. So nothing is imported or called, whatever the file contains.
 """
 
 from __future__ import annotations
 
 import math
-import pickletools
+import pickle
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
@@ -21,13 +20,18 @@ from ledom.core.errors import CheckpointError
 
 __all__ = ["read_tiktoken_pickle"]
 
-_CLASS = "tiktoken.core.Encoding"
-_MARK, _OBJECT = object(), object()
-_VALUES = {
-    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
-    *("BININT", "BININT1", "BININT2", "LONG1", "INT", "LONG"),
-}
-_CONSTANTS: dict[str, bool | None] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+
+class _Encoding:
+    """Stands for tiktoken's class: it only takes the state."""
+
+
+class _Reader(pickle.Unpickler):
+    """Builds plain data and `_Encoding`s; a pickle can import and call nothing else."""
+
+    def find_class(self, module: str, name: str) -> type[_Encoding]:
+        if (module, name) != ("tiktoken.core", "Encoding"):
+            raise CheckpointError(f"the pickle calls {module}.{name}, which is not allowed")
+        return _Encoding
 
 
 def read_tiktoken_pickle(file: Path) -> RustTokenizer:
@@ -37,7 +41,10 @@ def read_tiktoken_pickle(file: Path) -> RustTokenizer:
     encoding.
     """
     try:
-        state = _read_state(file.read_bytes())
+        read = _Reader(BytesIO(file.read_bytes())).load()
+        if not isinstance(read, _Encoding):
+            raise CheckpointError("the pickle is not of an encoding")
+        state = vars(read)
         pattern, ranks, special = (
             state[k] for k in ("pat_str", "mergeable_ranks", "special_tokens")
         )
@@ -46,57 +53,6 @@ def read_tiktoken_pickle(file: Path) -> RustTokenizer:
         raise CheckpointError(f"{file}: {error}") from None
     except Exception as error:  # a damaged pickle may cause any error
         raise CheckpointError(f"{file}: not a pickled tiktoken encoding: {error!r:.200}") from None
-
-
-def _read_state(data: bytes) -> dict[str, Any]:
-    """The state that the pickle would restore the encoding to."""
-    stack: list[Any] = []
-    memo: dict[Any, Any] = {}
-    for opcode, argument, _ in pickletools.genops(data):
-        name = opcode.name
-        if name in _VALUES:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
-            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            module = str(argument).split(" ") if name == "GLOBAL" else [stack.pop(-2), stack.pop()]
-            if ".".join(module) != _CLASS:
-                raise CheckpointError(f"the pickle calls {'.'.join(module)}, which is not allowed")
-            stack.append(_OBJECT)
-        elif name == "BUILD":
-            state = stack.pop()
-            if stack != [_OBJECT] or not isinstance(state, dict):
-                raise CheckpointError("the pickle is not of an encoding")
-            return state
-        elif name not in ("PROTO", "FRAME"):
-            _collect(name, stack)
-    raise CheckpointError("the pickle is not of an encoding")
-
-
-def _collect(name: str, stack: list[Any]) -> None:
-    """Apply an opcode that combines items on the stack."""
-    if name == "MARK":
-        stack.append(_MARK)
-    elif name == "EMPTY_DICT":
-        stack.append({})
-    elif name == "EMPTY_TUPLE":
-        stack.append(())
-    elif name == "SETITEM":
-        value, key = stack.pop(), stack.pop()
-        stack[-1][key] = value
-    elif name == "SETITEMS":
-        start = len(stack) - 1 - stack[::-1].index(_MARK)
-        items = stack[start + 1 :]
-        del stack[start:]
-        stack[-1].update(zip(items[::2], items[1::2], strict=True))
-    elif name == "NEWOBJ" and stack[-2:] == [_OBJECT, ()]:
-        stack.pop()
-    else:
-        raise CheckpointError(f"the pickle has the operation {name}, which is not allowed")
 
 
 def _build(pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> RustTokenizer:

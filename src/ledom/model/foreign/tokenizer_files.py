@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoTokenizer
 
@@ -15,6 +15,9 @@ from ledom.model.foreign.sentencepiece import read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
 
 __all__ = ["read_tokenizer", "recorded_eos"]
+
+_BEGIN_WITH_BOS = ("Llama", "CodeLlama", "Gemma")
+"""Tokenizer classes of transformers that put BOS before a text unless told otherwise."""
 
 
 def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokenizer, list[Path]]:
@@ -42,6 +45,7 @@ def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokeni
             files.append(file.with_name("merges.txt"))
         if name == "tokenizer.model" or (name == "vocab.json" and not _names_its_kind(place)):
             _add_tokens(backend, place, added)
+            _put_bos_in_front(backend, place)
         return backend, files
     raise CheckpointError(
         f"{place}: no tokenizer here (tokenizer.json, tokenizer.model, vocab.json with merges.txt, "
@@ -121,6 +125,19 @@ def _add_tokens(backend: RustTokenizer, folder: Path, added: tuple[str, ...]) ->
                 f"{folder}: the added token {token.content!r} should have the id {number}, but the "
                 f"next free one is {backend.token_to_id(token.content)}"
             )
+
+
+def _put_bos_in_front(backend: RustTokenizer, folder: Path) -> None:
+    """Let the tokenizer begin a text with BOS, if the files say so or name a class that does it."""
+    settings = _read_json(folder / "tokenizer_config.json")
+    kind = str(settings.get("tokenizer_class", ""))
+    bos = settings.get("bos_token", "<s>")
+    bos = str(bos["content"] if isinstance(bos, dict) else bos)
+    number = backend.token_to_id(bos)
+    if number is not None and settings.get("add_bos_token", kind.startswith(_BEGIN_WITH_BOS)):
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, number)]
+        )
 
 
 def recorded_eos(folder: Path, backend: RustTokenizer, config: JsonObject) -> str | None:
