@@ -81,6 +81,13 @@ def test_a_head_that_does_not_come_ends_the_connection(hasty: Server, head: byte
             assert client.recv(100) == b""
 
 
+def test_health_can_be_asked_without_a_body(server: Server) -> None:
+    with httpx.Client(base_url=server.url, timeout=SECONDS) as client:
+        head = client.head("/healthz")
+        assert (head.status_code, head.content) == (200, b"")
+        assert client.get("/healthz").json()["status"] == "ok"  # on the same connection
+
+
 def test_a_body_that_does_not_come_is_408(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
