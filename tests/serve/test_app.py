@@ -191,3 +191,9 @@ def test_sums_over_long_answers_keep_their_order_from_0_to_1() -> None:
     assert values == sorted(set(values), reverse=True)
     assert values[-1] > 0
     assert values[1] == math.exp(-1)
+
+
+def test_of_a_union_the_error_names_what_is_wrong_inside(client: TestClient) -> None:
+    answer = client.post("/v1/embeddings", json={"input": ["a\n\nb", [1, 2]]})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"].startswith("input.list[str].1: ")

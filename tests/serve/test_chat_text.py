@@ -62,6 +62,19 @@ TEMPLATES = {
         "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
         "It is 7.<|END_OF_TURN_TOKEN|>",
     ),
+    "gemma 4": (
+        "<bos><|turn>system\nBe kind.<turn|>\n<|turn>user\nHow many?<turn|>\n<|turn>model\n",
+        "<|channel>thought\n3 + 4<channel|>It is 7.<turn|>\n",
+    ),
+    "seed": (
+        "<seed:bos>system\nBe kind.<seed:eos><seed:bos>user\nHow many?<seed:eos>"
+        "<seed:bos>assistant\n",
+        "It is 7.<seed:eos>",
+    ),
+    "minimax": (
+        "]~!b[]~b]system\nBe kind.[e~[\n]~b]user\nHow many?[e~[\n]~b]ai\n",
+        "It is 7.[e~[\n",
+    ),
     "exaone": ("[|user|]How many?\n[|assistant|]", "It is 7.[|endofturn|]"),
     "plain": ("How many?", "\n\nIt is 7.<|endoftext|>"),
 }

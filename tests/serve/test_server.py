@@ -15,7 +15,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.serve.judge import Judge
-from ledom.serve.protocol import bounded
+from ledom.serve.protocol import BoundedProtocol
 from ledom.serve.server import Server
 from ledom.serve.settings import Limits, Settings
 from ledom.text.tokenizer import Tokenizer
@@ -81,14 +81,20 @@ def test_a_head_that_does_not_come_ends_the_connection(hasty: Server, head: byte
             assert client.recv(100) == b""
 
 
+def test_health_can_be_asked_without_a_body(server: Server) -> None:
+    with httpx.Client(base_url=server.url, timeout=SECONDS) as client:
+        head = client.head("/healthz")
+        assert (head.status_code, head.content) == (200, b"")
+        assert client.get("/healthz").json()["status"] == "ok"  # on the same connection
+
+
 def test_a_body_that_does_not_come_is_408(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = b"POST /score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     head += b"Content-Length: 100\r\n\r\n"
     # The head, which comes, has all the time that it needs.
-    patient = bounded(Limits(read_seconds=2 * SECONDS))
-    monkeypatch.setattr("ledom.serve.protocol.bounded", lambda limits: patient)
+    monkeypatch.setattr(BoundedProtocol, "_expect_header", lambda self: None)
     with running(judge_of(tokenizer), Limits(read_seconds=0.3)) as server:
         address = ("127.0.0.1", server.port)
         with socket.create_connection(address, timeout=SECONDS) as client:

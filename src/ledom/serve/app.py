@@ -61,8 +61,11 @@ def make_app(service: Service) -> FastAPI:
 async def _invalid(request: Request, error: Exception) -> Response:
     """The first thing wrong with a body, without its value, which may be large."""
     assert isinstance(error, RequestValidationError)
-    # Of a union, errors are listed for each type: a list that is too long is no string either.
-    first, *others = sorted(error.errors(), key=lambda one: one["type"] != "too_long")
+    # Of a union, errors are listed for each type: a list that is too long is no string either. The
+    # deepest error is that of the type that was meant.
+    first, *others = sorted(
+        error.errors(), key=lambda one: (one["type"] != "too_long", -len(one["loc"]))
+    )
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
     more = f" (and {len(others)} more)" if others else ""
     return Refusal(422, f"{where}: {first['msg']}{more}").response()

@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar, cast
 
 __all__ = ["Batcher", "Closing", "Overloaded", "Steps", "apart", "finish"]
 
@@ -110,18 +110,15 @@ class Batcher(Generic[_T, _R]):
         self._seconds, self._capacity, self._least = seconds, capacity, least
         self._fresh: deque[_Request[_T, _R]] = deque()  # requests that no batch has served yet
         self._begun: deque[_Request[_T, _R]] = deque()  # requests served in part
-        self._waiting = self._passed_over = 0
+        self.waiting = 0
+        """Items that no batch has taken yet."""
+        self._passed_over = 0
         self._pace: _Pace | None = None
         self._last_items = 1.0
         self._wake = asyncio.Event()
         self._closing = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledom-batch")
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def waiting(self) -> int:
-        """Items that no batch has taken yet."""
-        return self._waiting
 
     async def submit(self, items: Sequence[_T]) -> list[_R]:
         """The results of the items, in order. If cancelled, the work on them ends.
@@ -132,13 +129,13 @@ class Batcher(Generic[_T, _R]):
             raise Closing("the server is shutting down")
         if not items:
             return []
-        if self._waiting + len(items) > self._capacity:
+        if self.waiting + len(items) > self._capacity:
             raise Overloaded(self._seconds_to_drain())
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         request: _Request[_T, _R] = _Request(items, asyncio.get_running_loop().create_future())
         self._fresh.append(request)
-        self._waiting += len(items)
+        self.waiting += len(items)
         self._wake.set()
         try:
             return await request.done
@@ -154,7 +151,7 @@ class Batcher(Generic[_T, _R]):
         self._thread.shutdown(wait=True)
 
     def _seconds_to_drain(self) -> int:
-        batches = self._waiting / max(1.0, self._last_items)
+        batches = self.waiting / max(1.0, self._last_items)
         return min(60, max(1, math.ceil(batches * self._seconds)))
 
     async def _run(self) -> None:
@@ -210,7 +207,7 @@ class Batcher(Generic[_T, _R]):
         request = queue.popleft()
         batch.append((request, request.items[request.taken]))
         request.taken += 1
-        self._waiting -= 1
+        self.waiting -= 1
         if request.taken < len(request.items):
             self._begun.append(request)
         return cost
@@ -220,7 +217,7 @@ class Batcher(Generic[_T, _R]):
         for queue in (self._fresh, self._begun):
             if request in queue:
                 queue.remove(request)
-                self._waiting -= len(request.items) - request.taken
+                self.waiting -= len(request.items) - request.taken
                 request.taken = len(request.items)
 
     async def _do(self, batch: _Batch[_T, _R]) -> None:
@@ -356,8 +353,7 @@ def _advance(steps: Steps[_R], pauses: Callable[[], bool]) -> _R | None:
         while not pauses():
             next(steps)
     except StopIteration as end:
-        result: _R = end.value
-        return result
+        return cast(_R, end.value)
     return None
 
 

@@ -20,7 +20,7 @@ _TURN = re.compile(
     r"<\|im_start\|>(\w+)(?:<\|im_sep\|>)?"  # ChatML: Qwen, Yi ...; Phi-4
     r"|<\|(?:start_header_id|header_start|start_of_role)\|>(\w+)"  # Llama 3 and 4, Granite
     r"<\|(?:end_header_id|header_end|end_of_role)\|>"
-    r"|<start_of_turn>(\w+)"  # Gemma
+    r"|<(?:start_of_turn|\|turn)>(\w+)"  # Gemma; Gemma 4
     r"|<\|start\|>(\w+)(?:<\|channel\|>\w+)?<\|message\|>"  # gpt-oss
     r"|<\|im_(system|user|assistant)\|>\w*<\|im_middle\|>"  # Kimi
     r"|<\|(SYSTEM|USER|CHATBOT)_TOKEN\|>"  # Command
@@ -28,16 +28,18 @@ _TURN = re.compile(
     r"|\[\|(system|user|assistant)\|\]"  # EXAONE
     r"|<[｜|](User|Assistant)[｜|]>"  # DeepSeek
     r"|(\[/?INST\])"  # Llama 2, Mistral
+    r"|<seed:bos>(system|user|assistant|tool)"  # Seed-OSS
+    r"|\]~b\](\w+)"  # MiniMax
 )
-_ROLES = {"model": "assistant", "chatbot": "assistant", "[inst]": "user", "[/inst]": "assistant"}
+_ROLES = {"[inst]": "user"} | dict.fromkeys(("model", "chatbot", "ai", "[/inst]"), "assistant")
 _SYSTEM = re.compile(r"\s*<<SYS>>.*?<</SYS>>", re.DOTALL)  # in the user's turn of Llama 2
-_FINAL = re.compile(  # gpt-oss thinks in other channels
-    r"<\|channel\|>final\b(?:[^<]|<\|constrain\|>)*<\|message\|>"
+_FINAL = re.compile(  # gpt-oss and Gemma 4 think in other channels
+    r"<\|channel\|>final\b(?:[^<]|<\|constrain\|>)*<\|message\|>|<channel\|>"
 )
 _SPECIAL = re.compile(
     r"<[|｜][^<>\s|｜]{3,40}[|｜]>"  # at least 3: <|x|> is a mean in physics
     r"|\[\|(?:system|user|assistant|endofturn)\|\]"
-    r"|</?s>|<(?:eos|bos|pad|end_of_turn|BOS_TOKEN|EOS_TOKEN)>"
+    r"|</?s>|<(?:eos|bos|pad|end_of_turn|turn\||seed:[be]os|BOS_TOKEN|EOS_TOKEN)>|\[e~\["
 )
 _OPENINGS = re.compile(r"(?:\s*(?:<(?:s|bos|BOS_TOKEN)>|<[|｜]begin[^<>\s|｜]{1,40}[|｜]>))*")
 _SHORTEST_OVERLAP = 8  # characters of a truncated prompt that suffice to find its response
@@ -131,7 +133,7 @@ def _turns(text: str) -> list[tuple[str, str]]:
     for mark, end in zip(marks, ends, strict=False):
         role = mark[mark.lastindex or 0].lower()
         said = _SYSTEM.sub("", text[mark.end() : end], count=1)
-        turns.append((_ROLES.get(role, role), _plain(said)))
+        turns.append((_ROLES.get(role, role), answer_of(said)))
     return turns
 
 

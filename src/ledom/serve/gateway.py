@@ -9,7 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -209,9 +209,9 @@ def _select(
 ) -> Steps[JsonObject]:
     """Choose as `ledom rerank` does; `Chosen.details`."""
     scores = [
-        score
+        replace(score, problem_id=candidate.problem_id, index=candidate.index)
         for candidate, judgement in zip(candidates, judged, strict=True)
-        for score in judgement.scores_of(candidate)
+        for score in judgement.scores.values()
     ]
     table = build_candidate_table([Problem(id="question", question=question)], candidates, scores)
     yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from textwrap import shorten
 
 from ledom.core.errors import InputError
@@ -48,13 +48,6 @@ class Judgement:
     """Log-probabilities by target (`y|x`, `x|y`, `y`), for the models that are loaded."""
     features: dict[str, float]
     """See `FEATURES`."""
-
-    def scores_of(self, candidate: Candidate) -> list[Score]:
-        """The scores as records of `candidate`, which has the judged text."""
-        return [
-            replace(score, problem_id=candidate.problem_id, index=candidate.index)
-            for score in self.scores.values()
-        ]
 
     @property
     def probability(self) -> float:

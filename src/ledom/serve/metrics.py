@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -18,26 +19,18 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        labels = ("route", "status")
-        self._requests = Counter(
-            "ledom_requests", "Requests answered.", labels, registry=self.registry
-        )
-        self._seconds = Histogram(
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self._requests = counter("ledom_requests", "Requests answered.", ("route", "status"))
+        self._seconds = histogram(
             "ledom_request_seconds",
             "Time from a request's header to the end of its answer.",
             ("route",),
             buckets=_SECONDS,
-            registry=self.registry,
         )
-        self._batch_items = Histogram(
-            "ledom_batch_items", "Texts per batch.", buckets=_ITEMS, registry=self.registry
-        )
-        self._batch_seconds = Histogram(
-            "ledom_batch_seconds", "Time per batch.", buckets=_SECONDS, registry=self.registry
-        )
-        self._tokens = Counter(
-            "ledom_tokens", "Tokens scored, generated, drawn.", ("what",), registry=self.registry
-        )
+        self._batch_items = histogram("ledom_batch_items", "Texts per batch.", buckets=_ITEMS)
+        self._batch_seconds = histogram("ledom_batch_seconds", "Time per batch.", buckets=_SECONDS)
+        self._tokens = counter("ledom_tokens", "Tokens scored, generated, drawn.", ("what",))
         self._waiting = Gauge(
             "ledom_waiting_items", "Texts waiting for a model.", registry=self.registry
         )

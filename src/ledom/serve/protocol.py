@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ledom.serve.refusals import Refusal
 from ledom.serve.settings import Limits
 
-__all__ = ["BoundedProtocol", "Uvicorn", "bounded"]
+__all__ = ["BoundedProtocol", "Uvicorn"]
 
 _HEADER_BYTES = 64 * 2**10  # most bytes of a request's header
 
@@ -28,13 +28,15 @@ class BoundedProtocol(HttpToolsProtocol):
     may leave the buffered answer unread.
     """
 
-    limits: ClassVar[Limits]
-
     _header_bytes: int | None = None  # read of a header so far; None between headers
+
+    def __init__(self, limits: Limits, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits = limits
+        self._header_timer, self._write_timer = _Timer(), _Timer()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._header_timer, self._write_timer = _Timer(), _Timer()
         self._expect_header()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -49,7 +51,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _expect_header(self) -> None:
         if self._header_bytes is None:
             self._header_bytes = 0
-            self._header_timer.start(self.limits.read_seconds, self.transport.abort)
+            self._header_timer.start(self._limits.read_seconds, self.transport.abort)
 
     def on_headers_complete(self) -> None:
         self._header_timer.stop()
@@ -91,7 +93,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _expect_reading(self) -> None:
         unread = self.transport.get_write_buffer_size()
-        self._write_timer.start(self.limits.write_seconds, self._check_reading, unread)
+        self._write_timer.start(self._limits.write_seconds, self._check_reading, unread)
 
     def _check_reading(self, unread_before: int) -> None:
         if self.transport.get_write_buffer_size() < unread_before:
@@ -112,20 +114,6 @@ class _Timer:
     def stop(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
-
-
-def bounded(limits: Limits) -> type[BoundedProtocol]:
-    """The protocol with these limits, as a class, because uvicorn expects one.
-
-    >>> bounded(Limits(read_seconds=3)).limits.read_seconds
-    3.0
-    """
-
-    class Limited(BoundedProtocol):
-        pass
-
-    Limited.limits = limits
-    return Limited
 
 
 class Uvicorn(uvicorn.Server):

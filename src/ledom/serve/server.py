@@ -7,6 +7,7 @@ ends those too.
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ledom.core.errors import InputError, MissingExtraError
@@ -63,12 +64,12 @@ class Server:
         import uvicorn
 
         from ledom.serve.app import make_app
-        from ledom.serve.protocol import Uvicorn, bounded
+        from ledom.serve.protocol import BoundedProtocol, Uvicorn
 
         limits = self._settings.limits
         config = uvicorn.Config(
             make_app(service),
-            http=bounded(limits),
+            http=partial(BoundedProtocol, limits),  # type: ignore[arg-type]
             ws="none",
             log_level="warning",
             access_log=False,

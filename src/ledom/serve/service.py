@@ -59,19 +59,14 @@ class Service:
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> service = Service(Judge(FakeLanguageModel(), None), Settings())
-        >>> service.model_names
-        ['ledom/auto', 'forward']
+        >>> service.can_draw, service.model_names
+        (True, ['ledom/auto', 'forward'])
         """
         return [f"{REWARD}/auto"] * self.can_draw + list(self.models)
 
     @property
     def can_draw(self) -> bool:
-        """Whether the gateway has a model to draw answers from.
-
-        >>> from ledom.lm.backends.fake import FakeLanguageModel
-        >>> Service(Judge(None, FakeLanguageModel(direction="reverse")), Settings()).can_draw
-        False
-        """
+        """Whether the gateway has a model to draw answers from."""
         return self.upstream is not None or self.judge.forward is not None
 
     def model(self, name: str | None) -> LanguageModel:
@@ -103,16 +98,28 @@ class Service:
         if len(pairs) > most:
             raise Refusal(413, f"{len(pairs)} texts; at most {most} per request")
         size = sum(len(pair.question) + len(pair.answer) for pair in pairs)
-        await apart(size, lambda: self._check(pairs, size))
+
+        def check() -> None:
+            for lm in self.judge.models:
+                self.check_prompts(lm, list(dict.fromkeys(pair.question for pair in pairs)))
+            self.judge.check(pairs)
+            if size <= limits.max_tokens // 4:  # a character is at most four tokens, one per byte
+                return
+            texts = [text for pair in pairs for text in (pair.question, pair.answer)]
+            count = sum(len(ids) for ids in self.judge.models[0].tokenizer.encode_ids(texts))
+            if count > limits.max_tokens:
+                raise Refusal(413, f"{count} tokens; at most {limits.max_tokens} per request")
+
+        await apart(size, check)
 
     async def compute(self, job: Callable[[], Steps[_T]]) -> _T:
         """Run a job that uses a model. Jobs run one at a time, in parallel with the judge.
 
         A job whose client has gone ends at its next step.
         """
+        result: _T
         (result,) = await self._jobs.submit([job])
-        found: _T = result
-        return found
+        return result
 
     def check_writing(self, texts: int, tokens: int) -> None:
         """Raise `Refusal` if a request asks for more or longer texts than the limits allow.
@@ -154,19 +161,6 @@ class Service:
                 raise Refusal(
                     413, f"a prompt of {len(prompt)} {unit}; the model reads {lm.context} tokens"
                 )
-
-    def _check(self, pairs: Sequence[Pair], size: int) -> None:
-        """Raise `Refusal` or `InputError` for pairs that are too long; `size` is in characters."""
-        most = self.settings.limits.max_tokens
-        for lm in self.judge.models:
-            self.check_prompts(lm, list(dict.fromkeys(pair.question for pair in pairs)))
-        self.judge.check(pairs)
-        if size <= most // 4:  # a character is at most four tokens, one per byte
-            return
-        texts = [text for pair in pairs for text in (pair.question, pair.answer)]
-        count = sum(len(ids) for ids in self.judge.models[0].tokenizer.encode_ids(texts))
-        if count > most:
-            raise Refusal(413, f"{count} tokens; at most {most} per request")
 
     async def close(self) -> None:
         """Finish all accepted requests, then stop."""

@@ -15,14 +15,10 @@ __all__ = ["Limits", "Settings", "check_secret", "is_loopback"]
 
 
 class Limits(Config):
-    """Limits per request, and on all requests together.
-
-    >>> Limits().max_bytes  # 4 MiB
-    4194304
-    """
+    """Limits per request, and on all requests together."""
 
     max_bytes: int = Field(default=4 * 2**20, ge=1024)
-    """Bytes of a request's body."""
+    """Bytes of a request's body; 4 MiB."""
     max_candidates: int = Field(default=1024, ge=1)
     """Texts to score, or to draw, per request."""
     max_tokens: int = Field(default=2**18, ge=1)

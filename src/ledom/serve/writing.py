@@ -124,13 +124,7 @@ def check_ids(lm: LanguageModel, ids: Sequence[int]) -> None:
 
 
 def _strip_special(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
-    """Ids without the model's BOS tokens, if the ids start with them.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel()
-    >>> _strip_special(lm, [*lm.bos_ids, 5, 6])
-    [5, 6]
-    """
+    """Ids without the model's BOS tokens, if the ids start with them."""
     first = len(lm.bos_ids)
     return list(ids[first:] if list(ids[:first]) == lm.bos_ids else ids)
 
@@ -261,9 +255,7 @@ def _tokens(lm: LanguageModel, target: TokenSpan, texts: Sequence[str], count: i
     """The tokens of a span, whose texts are given, each with `count` alternatives."""
     (values,) = lm.logprobs([target])
     ids = target.ids[target.start : target.end]
-    if not count:
-        return [Token(i, float(v), text) for i, v, text in zip(ids, values, texts, strict=True)]
-    alternatives = lm.alternatives(target, count)
+    alternatives = lm.alternatives(target, count) if count else [[] for _ in ids]
     return [
         # A token that is also an alternative gets the alternative's number: clients compare them.
         Token(i, dict(best).get(i, float(v)), text, best)

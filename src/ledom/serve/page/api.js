@@ -1,7 +1,6 @@
 // Lists the routes of openapi.json, each with an example that can be edited and sent.
 
-const element = (name, text, properties = {}) =>
-  Object.assign(document.createElement(name), { textContent: text }, properties);
+import { $, el } from "./lib.js";
 
 // An example body, made of the examples of a schema's fields.
 function example(schema, description) {
@@ -12,7 +11,7 @@ function example(schema, description) {
 }
 
 async function send(method, path, body, output) {
-  const token = document.getElementById("token").value;
+  const token = $("token").value;
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
   output.textContent = "...";
@@ -29,45 +28,28 @@ async function send(method, path, body, output) {
 
 // The summary is the description's first sentence; the other sentences appear when the route is opened.
 function route(method, path, operation, description) {
-  const box = document.createElement("details");
   const [first, ...others] = operation.description.split(/(?<=\.)\s+/);
-  const head = element("summary", "");
-  head.append(
-    element("code", method.toUpperCase(), { className: "method" }), " ", element("code", path), " ",
-    element("span", first, { className: "muted" }),
-  );
-  box.append(head, element("p", others.join(" ")));
   const schema = operation.requestBody?.content["application/json"].schema;
-  let input;
-  if (schema) {
-    const body = JSON.stringify(example(schema, description), null, 2);
-    input = element("textarea", "", { value: body, spellcheck: false });
-    input.setAttribute("aria-label", `Body of ${path}`);
-    box.append(input);
-  }
-  const output = element("pre", "", { tabIndex: 0 });
-  output.setAttribute("aria-label", `Answer of ${path}`);
-  output.setAttribute("role", "log");
-  const button = element("button", "Send", { type: "button" });
-  button.setAttribute("aria-label", `Send to ${path}`);
-  button.addEventListener("click", () => send(method.toUpperCase(), path, input?.value, output));
-  box.append(button, output);
-  return box;
+  const input = schema ? el("textarea", { spellcheck: "false", "aria-label": `Body of ${path}` }) : null;
+  if (input) input.value = JSON.stringify(example(schema, description), null, 2);
+  const output = el("pre", { tabindex: "0", role: "log", "aria-label": `Answer of ${path}` });
+  const button = el("button", {
+    type: "button", "aria-label": `Send to ${path}`,
+    onclick: () => send(method.toUpperCase(), path, input?.value, output),
+  }, "Send");
+  const head = el("summary", {}, el("code", { class: "method" }, method.toUpperCase()), " ",
+    el("code", {}, path), " ", el("span", { class: "muted" }, first));
+  return el("details", {}, head, el("p", {}, others.join(" ")), input, button, output);
 }
 
 // The section of a tag, created on first use.
 function section(name) {
   const id = `routes-${name}`;
-  if (!document.getElementById(id)) {
-    const made = element("section", "", { id });
-    made.append(element("h2", name[0].toUpperCase() + name.slice(1)));
-    routes.append(made);
-  }
-  return document.getElementById(id);
+  if (!$(id)) $("routes").append(el("section", { id }, el("h2", {}, name[0].toUpperCase() + name.slice(1))));
+  return $(id);
 }
 
-document.getElementById("access").addEventListener("submit", (event) => event.preventDefault());
-const routes = document.getElementById("routes");
+$("access").addEventListener("submit", (event) => event.preventDefault());
 const answer = await fetch("/openapi.json");
 if (answer.ok) {
   const description = await answer.json();
@@ -75,5 +57,5 @@ if (answer.ok) {
     for (const [method, operation] of Object.entries(operations))
       if (!path.includes("{")) section(operation.tags[0]).append(route(method, path, operation, description));
 } else {
-  routes.append(element("p", `/openapi.json failed with status ${answer.status}.`));
+  $("routes").append(el("p", {}, `/openapi.json failed with status ${answer.status}.`));
 }

@@ -64,8 +64,7 @@ class SampledBody(WritingBody):
 
     def for_upstream(self) -> JsonObject:
         """The keys that were given, without those that the gateway itself obeys."""
-        given = self.model_dump(exclude_unset=True)
-        return {key: value for key, value in given.items() if key not in _OURS}
+        return self.model_dump(exclude_unset=True, exclude=_OURS)
 
 
 class CompletionBody(SampledBody):
@@ -94,7 +93,6 @@ class TokenizeBody(ReadingBody):
     """vLLM's body."""
 
     prompt: Annotated[str, Field(examples=["3 + 4 = 7"])]
-    model: str | None = None
     add_special_tokens: bool = False
 
 
@@ -102,7 +100,6 @@ class DetokenizeBody(ReadingBody):
     """vLLM's body."""
 
     tokens: Annotated[list[int], Field(fail_fast=True, examples=[[10, 11]])]
-    model: str | None = None
 
 
 async def complete(body: CompletionBody, service: Service) -> JsonObject:

@@ -36,7 +36,7 @@ router = APIRouter(tags=["gateway"])
 class Message(Body):
     """A message of a conversation; further keys of the protocol are kept."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
 
     role: str
     content: str | Items[JsonObject] | None = None

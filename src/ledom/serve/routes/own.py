@@ -33,7 +33,7 @@ _CHARACTERS = 10  # work per token of an answer, in the unit of `apart`
 class ScoreBody(Body):
     """A question, and answers to it. Other keys are refused: no other program has this protocol."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     question: Annotated[str, Field(examples=[QUESTION])]
     answers: Annotated[Items[str], Field(min_length=1, examples=[[ANSWER, WRONG]])]
@@ -41,6 +41,7 @@ class ScoreBody(Body):
     """Whether to send the log-probability of each token and word."""
 
 
+@router.head("/healthz", include_in_schema=False)  # which some load balancers send
 @router.get("/healthz")
 async def healthz(service: ServiceOf) -> JsonObject:
     """Whether the server is up, and which models it has."""
@@ -138,8 +139,8 @@ async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
 def _generate(lm: LanguageModel, body: GenerateBody) -> Steps[JsonObject]:
     made = Generation("", [], "length")
     if body.max_tokens:
-        settings = (body.temperature, body.top_k, body.top_p, body.max_tokens, body.seed)
-        ((made,),) = yield from writing.write(lm, [body.prompt], Sampling(*settings))
+        sampling = Sampling(body.temperature, body.top_k, body.top_p, body.max_tokens, body.seed)
+        ((made,),) = yield from writing.write(lm, [body.prompt], sampling)
     tokens = writing.written_tokens(lm, body.prompt, made, body.alternatives)
     following = writing.next_tokens(lm, body.prompt, made, body.alternatives)
     return {

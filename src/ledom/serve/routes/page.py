@@ -48,12 +48,6 @@ def _assets() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
-def _asset(name: str) -> Response:
-    if name not in _assets():
-        raise Refusal(404, f"the page has no file {name!r:.60}")
-    return _file(_assets()[name], Path(name).suffix, _PAGE_POLICY)
-
-
 def _file(content: bytes, suffix: str, policy: str) -> Response:
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     return Response(content, media_type=_TYPES[suffix], headers=headers)
@@ -62,19 +56,21 @@ def _file(content: bytes, suffix: str, policy: str) -> Response:
 @router.get("/", include_in_schema=False)
 async def index() -> Response:
     """The page."""
-    return _asset("index.html")
+    return await asset("index.html")
 
 
 @router.get("/docs", include_in_schema=False)
 async def api() -> Response:
     """The page of the API: every route, with an example that runs."""
-    return _asset("api.html")
+    return await asset("api.html")
 
 
 @router.get("/page/{name}", include_in_schema=False)
 async def asset(name: str) -> Response:
     """A file that the page loads."""
-    return _asset(name)
+    if name not in _assets():
+        raise Refusal(404, f"the page has no file {name!r:.60}")
+    return _file(_assets()[name], Path(name).suffix, _PAGE_POLICY)
 
 
 @router.get("/ledom/reports")

@@ -23,7 +23,7 @@ from ledom.serve.routes.shared import (
     new_id,
     usage,
 )
-from ledom.serve.routes.unsupported import ReadingBody
+from ledom.serve.routes.unsupported import ActivationBody
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["router"]
@@ -41,10 +41,9 @@ class Document(Body):
     text: str
 
 
-class RerankBody(ReadingBody):
+class RerankBody(ActivationBody):
     """Jina's, Cohere's and vLLM's body, or TEI's, which has `texts`."""
 
-    model: str | None = None
     query: Annotated[str, Field(examples=[QUESTION])]
     documents: Annotated[Items[str | Document] | None, Field(examples=[[ANSWER, WRONG]])] = None
     top_n: Annotated[int | None, Field(ge=0)] = None
@@ -52,8 +51,6 @@ class RerankBody(ReadingBody):
     max_tokens_per_doc: Annotated[int | None, Field(ge=1)] = None
     """Documents are cut after this many tokens."""
     return_documents: bool = True
-    use_activation: bool = True
-    """False returns the reward itself; True a number from 0 to 1."""
     texts: Items[str] | None = None
     raw_scores: bool = False
     return_text: bool = False
@@ -74,10 +71,9 @@ class RerankBody(ReadingBody):
         return super()._unsupported() | {name: getattr(self, name) for name in other}
 
 
-class ScoreBody(ReadingBody):
+class ScoreBody(ActivationBody):
     """One question for all answers, or one question per answer."""
 
-    model: str | None = None
     queries: Annotated[
         str | Items[str],
         Field(validation_alias=AliasChoices("queries", "text_1", "data_1"), examples=[QUESTION]),
@@ -89,8 +85,6 @@ class ScoreBody(ReadingBody):
             examples=[[ANSWER, WRONG]],
         ),
     ]
-    use_activation: bool = True
-    """False returns the reward itself; True a number from 0 to 1."""
 
     def pairs(self) -> list[Pair]:
         """Each question with its answer."""

@@ -18,7 +18,7 @@ from ledom.serve.batching import apart
 from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.routes.shared import ANSWER, QUESTION, Body, Items, ServiceOf, listed, usage
-from ledom.serve.routes.unsupported import ReadingBody
+from ledom.serve.routes.unsupported import ActivationBody, ReadingBody
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["router"]
@@ -44,15 +44,11 @@ class SlimeBody(Body):
 class DialogBody(ReadingBody):
     """The body that verl's reward loop sends: one dialog or several, each as one text."""
 
-    model: str | None = None
     input: Annotated[str | Items[str], Field(examples=[f"{QUESTION}\n\n{ANSWER}"])]
 
 
-class ClassifyBody(DialogBody):
+class ClassifyBody(DialogBody, ActivationBody):
     """vLLM's body."""
-
-    use_activation: bool = True
-    """False returns the reward itself; True a number from 0 to 1."""
 
 
 class EmbeddingBody(DialogBody):
@@ -110,13 +106,13 @@ async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
 async def embeddings(body: EmbeddingBody, service: ServiceOf) -> JsonObject:
     """sglang's embeddings protocol for verl. The reward is the only number of each embedding."""
     judged = await _judge_dialogs(body, service)
-    as_text = body.encoding_format == "base64"
+    form = _base64 if body.encoding_format == "base64" else lambda reward: [reward]
     return {
         "object": "list",
         "model": body.model or REWARD,
         "data": [
-            {"index": index, "object": "embedding", "embedding": _base64(r) if as_text else [r]}
-            for index, r in enumerate(judgement.reward for judgement in judged)
+            {"index": index, "object": "embedding", "embedding": form(judgement.reward)}
+            for index, judgement in enumerate(judged)
         ],
         "usage": usage(sum(judgement.num_tokens for judgement in judged)),
     }

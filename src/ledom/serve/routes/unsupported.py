@@ -15,117 +15,77 @@ from ledom.core.reading import JsonObject
 from ledom.serve.refusals import Refusal
 from ledom.serve.routes.shared import Body
 
-__all__ = ["ReadingBody", "WritingBody"]
+__all__ = ["ActivationBody", "ReadingBody", "WritingBody"]
 
 _EMPTY: tuple[Any, ...] = (0, "", [], {})  # 0 equals 0.0 and false
 _Neutral = dict[str, tuple[Any, ...]]
 """The values of each setting that leave the answer as it is; null always does."""
 
-_WRITING: _Neutral = {
-    # How tokens are drawn
-    "allowed_token_ids": _EMPTY,
-    "bad_words": _EMPTY,
-    "best_of": (),  # only the value of n
-    "frequency_penalty": _EMPTY,
-    "logit_bias": _EMPTY,
-    "logits_processors": _EMPTY,
-    "min_p": _EMPTY,
-    "presence_penalty": _EMPTY,
-    "repetition_penalty": (1,),
-    "use_beam_search": _EMPTY,
-    "vllm_xargs": _EMPTY,
-    "watermarking": _EMPTY,
-    # Where a text ends
-    "ignore_eos": _EMPTY,
-    "include_stop_str_in_output": _EMPTY,
-    "max_completion_tokens": (),
-    "min_tokens": _EMPTY,
-    "repetition_detection": _EMPTY,
-    "stop": _EMPTY,
-    "stop_token_ids": _EMPTY,
-    # What the model reads
+
+def _neutral_if_empty(names: str) -> _Neutral:
+    return dict.fromkeys(names.split(), _EMPTY)
+
+
+_WRITING: _Neutral = _neutral_if_empty("""
+    allowed_token_ids bad_words frequency_penalty logit_bias logits_processors min_p
+    presence_penalty use_beam_search vllm_xargs watermarking
+    ignore_eos include_stop_str_in_output min_tokens repetition_detection stop stop_token_ids
+    chat_template chat_template_kwargs continue_final_message documents prompt_embeds suffix
+    functions guided_choice guided_grammar guided_json guided_regex structural_tag
+    structured_outputs tools
+    audio echo logprob_token_ids logprobs moderation return_prompt_text return_token_ids
+    return_tokens_as_token_ids stream top_logprobs
+""") | {
     "add_generation_prompt": (True,),
     "add_special_tokens": (True,),
-    "chat_template": _EMPTY,
-    "chat_template_kwargs": _EMPTY,
-    "continue_final_message": _EMPTY,
-    "documents": _EMPTY,
-    "prompt_embeds": _EMPTY,
-    "suffix": _EMPTY,
-    "truncate_prompt_tokens": (-1,),  # to the model's context; longer prompts are refused
-    "web_search_options": (),  # {} asks for a search
-    # The form of a text
+    "best_of": (),  # only the value of n
     "function_call": (*_EMPTY, "none", "auto"),  # auto without functions calls none
-    "functions": _EMPTY,
-    "guided_choice": _EMPTY,
-    "guided_grammar": _EMPTY,
-    "guided_json": _EMPTY,
-    "guided_regex": _EMPTY,
-    "reasoning_effort": (*_EMPTY, "none"),
-    "response_format": (*_EMPTY, {"type": "text"}),
-    "skip_special_tokens": (True,),
-    "structural_tag": _EMPTY,
-    "structured_outputs": _EMPTY,
-    "tool_choice": (*_EMPTY, "none", "auto"),
-    "tools": _EMPTY,
-    "verbosity": (*_EMPTY, "medium"),
-    # What is sent beside the text
-    "audio": _EMPTY,
-    "echo": _EMPTY,
-    "logprob_token_ids": _EMPTY,
-    "logprobs": _EMPTY,
+    "max_completion_tokens": (),
     "modalities": (*_EMPTY, ["text"]),
-    "moderation": _EMPTY,
     "n": (1,),
     "prompt_logprobs": (),  # 0 asks for the prompt's own tokens
-    "return_prompt_text": _EMPTY,
-    "return_token_ids": _EMPTY,
-    "return_tokens_as_token_ids": _EMPTY,
-    "stream": _EMPTY,
-    "top_logprobs": _EMPTY,
+    "reasoning_effort": (*_EMPTY, "none"),
+    "repetition_penalty": (1,),
+    "response_format": (*_EMPTY, {"type": "text"}),
+    "skip_special_tokens": (True,),
+    "tool_choice": (*_EMPTY, "none", "auto"),
+    "truncate_prompt_tokens": (-1,),  # to the model's context; longer prompts are refused
+    "verbosity": (*_EMPTY, "medium"),
+    "web_search_options": (),  # {} asks for a search
 }
-_READING: _Neutral = {
-    # What the model reads
+_READING: _Neutral = _neutral_if_empty("""
+    chat_template chat_template_kwargs instruction messages mm_processor_kwargs rank_fields
+    return_embeddings return_text return_token_ids return_token_strs return_tokens_as_token_ids
+""") | {
+    "activation": (True,),
     "add_special_tokens": (True,),
-    "chat_template": _EMPTY,
-    "chat_template_kwargs": _EMPTY,
-    "instruction": _EMPTY,
+    "dimensions": (1,),
+    "embed_dtype": ("float32",),
+    "encoding_format": ("float",),
+    "endianness": ("native", "little"),
     "max_chunks_per_doc": (),
     "max_tokens_per_doc": (),
     "max_tokens_per_query": (),
-    "messages": _EMPTY,
-    "mm_processor_kwargs": _EMPTY,
-    "rank_fields": _EMPTY,
+    "normalize": (False,),
+    "raw_scores": (False,),
+    "softmax": (True,),
+    "top_n": (0,),
     "truncate": (True, "END"),
     "truncate_prompt_tokens": (-1,),  # to the model's context; a longer question is refused
     "truncation": (True,),
     "truncation_direction": ("right", "Right"),
     "truncation_side": ("right",),
-    # The numbers
-    "activation": (True,),
-    "normalize": (False,),
-    "raw_scores": (False,),
-    "softmax": (True,),
     "use_activation": (False,),  # routes that have it return the reward itself with False
-    # The form of the answer
-    "dimensions": (1,),
-    "embed_dtype": ("float32",),
-    "encoding_format": ("float",),
-    "endianness": ("native", "little"),
-    "return_embeddings": _EMPTY,
-    "return_text": _EMPTY,
-    "return_token_ids": _EMPTY,
-    "return_token_strs": _EMPTY,
-    "return_tokens_as_token_ids": _EMPTY,
-    "top_n": (0,),
 }
 
 
 class _SettingsBody(Body):
-    """Base of the bodies whose unknown keys are checked; a route has a field for each setting that
-    it supports."""
+    """Base of the bodies whose unknown keys are checked.
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
+    A route has a field for each setting that it supports.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     def _neutral(self) -> _Neutral:
         raise NotImplementedError
@@ -162,5 +122,14 @@ class WritingBody(_SettingsBody):
 class ReadingBody(_SettingsBody):
     """Base of the bodies of routes that score texts, or turn them into tokens."""
 
+    model: str | None = None
+
     def _neutral(self) -> _Neutral:
         return _READING
+
+
+class ActivationBody(ReadingBody):
+    """Base of the bodies of vLLM's routes that score texts."""
+
+    use_activation: bool = True
+    """False returns the reward itself; True a number from 0 to 1."""
