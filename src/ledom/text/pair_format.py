@@ -7,8 +7,10 @@ literals of the template belong to neither: both directions condition on them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from textwrap import shorten
 
 from ledom.core.errors import InputError
@@ -25,6 +27,10 @@ __all__ = [
     "normalize_numbers",
     "restyle",
 ]
+
+
+_LITERAL = r"(?:(?!\{question\}|\{solution\})[\s\S])*"
+_TEMPLATE = rf"{_LITERAL}\{{question\}}{_LITERAL}\{{solution\}}{_LITERAL}"
 
 
 @dataclass(frozen=True)
@@ -57,22 +63,18 @@ class PairFormat:
     """The style that solutions are converted to before they are rendered: see `restyle`."""
 
     def __post_init__(self) -> None:
-        before, question, rest = self.template.partition("{question}")
-        between, solution, after = rest.partition("{solution}")
-        repeated = "{question}" in rest or "{solution}" in before + after
-        if not (question and solution) or repeated:
+        if not re.fullmatch(_TEMPLATE, self.template):
             raise InputError(
                 f"pair format {self.template!r} needs {{question}} and then {{solution}}, each once"
             )
         if self.style not in STYLES:
             raise InputError(f"solution style {self.style!r}; the styles are {', '.join(STYLES)}")
-        object.__setattr__(self, "_literals", (before, between, after))
 
-    @property
+    @cached_property
     def literals(self) -> tuple[str, str, str]:
         """The text before the question, between the fields, and after the solution."""
-        literals: tuple[str, str, str] = self.__dict__["_literals"]
-        return literals
+        before, between, after = re.split(r"\{question\}|\{solution\}", self.template)
+        return before, between, after
 
     def restyle(self, solution: str, answer: str | None = None) -> str:
         """A solution in the style that the model reads; `answer` replaces the one it states.
@@ -187,30 +189,18 @@ class PairFormat:
         after: list[int],
     ) -> EncodedPair:
         opening, between, _ = self.literals
-        question_chars = (len(opening), len(opening) + len(question))
-        solution_start = question_chars[1] + len(between)
-        solution_chars = (solution_start, solution_start + len(solution))
-        # A token belongs to the field of its last character: a straddling one to the later field.
-        question_tokens = _tokens_in(encoding.offsets, *question_chars)
-        solution_tokens = _tokens_in(encoding.offsets, *solution_chars)
-        offsets = [(0, 0)] * len(encoding.ids)
-        for (first, last), (start, end) in (
-            (question_tokens, question_chars),
-            (solution_tokens, solution_chars),
-        ):
+        offsets, spans = [(0, 0)] * len(encoding.ids), []
+        after_question = len(opening) + len(question) + len(between)
+        for start, field in ((len(opening), question), (after_question, solution)):
+            end = start + len(field)
+            # A token belongs to the field of its last character: a straddling one to the later.
+            first, last = (sum(done <= at for _, done in encoding.offsets) for at in (start, end))
             for i in range(first, last):
                 token_start, token_end = encoding.offsets[i]
                 offsets[i] = (max(token_start, start) - start, min(token_end, end) - start)
-        shift = len(before)
+            spans.append((len(before) + first, len(before) + last))
         return EncodedPair(
-            ids=before + encoding.ids + after,
-            question=(question_tokens[0] + shift, question_tokens[1] + shift),
-            solution=(solution_tokens[0] + shift, solution_tokens[1] + shift),
-            offsets=[(0, 0)] * shift + offsets + [(0, 0)] * len(after),
+            before + encoding.ids + after,
+            *spans,
+            offsets=[(0, 0)] * len(before) + offsets + [(0, 0)] * len(after),
         )
-
-
-def _tokens_in(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The span of tokens whose last character lies in the characters [start, end)."""
-    first, last = (sum(token_end <= place for _, token_end in offsets) for place in (start, end))
-    return first, last

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -335,12 +334,7 @@ def _surrogates_refused(texts: Sequence[str]) -> Iterator[None]:
 def _added_in_front(backend: RustTokenizer) -> list[str]:
     """The special tokens that a post-processor puts before a text."""
     encoded = backend.encode("a")
-    return [
-        token
-        for token, _ in takewhile(
-            lambda pair: pair[1], zip(encoded.tokens, encoded.special_tokens_mask, strict=True)
-        )
-    ]
+    return list(encoded.tokens[: [*encoded.special_tokens_mask, 0].index(0)])
 
 
 def _inside(part: Any) -> Any:
@@ -361,19 +355,13 @@ def _inside(part: Any) -> Any:
 
 
 def _configured_eos(folder: Path) -> str | None:
-    """The EOS token that the files beside tokenizer.json name; None if they name none."""
+    """The EOS token that the files beside tokenizer.json name, as text or in an object."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).exists():
-            token = _token(folder / name, "eos_token")
-            if token is not None:
-                return token
+        file = folder / name
+        value = read_json_object(file).get("eos_token") if file.exists() else None
+        token = value.get("content") if isinstance(value, dict) else value
+        if isinstance(token, str):
+            return token
+        if token is not None:
+            raise CheckpointError(f"{file}: eos_token is {value!r}; it must be the text of a token")
     return None
-
-
-def _token(file: Path, key: str) -> str | None:
-    """A special token's text, which these files hold as a string or in an object."""
-    value = read_json_object(file).get(key)
-    token = value.get("content") if isinstance(value, dict) else value
-    if token is not None and not isinstance(token, str):
-        raise CheckpointError(f"{file}: {key} is {value!r}; it must be the text of a token")
-    return token

@@ -345,15 +345,13 @@ class Atoms(ABC):
         if self.peek().text == "(":
             node = self.atom()
             arguments = node.parts if node.kind == "bracket" else (node,)
-            if self.peek().text != "°":
-                return tuple(map(_radians, arguments))
-            self.take()
-            return (_degrees(node),)
-        node = self.power()
-        while self.starts_atom() and self.peek().text not in _FUNCTIONS:
-            node = product(node, self.power())
+        else:
+            node = self.power()
+            while self.starts_atom() and self.peek().text not in _FUNCTIONS:
+                node = product(node, self.power())
+            arguments = (node,)
         if self.peek().text != "°":
-            return (node,)
+            return tuple(map(_radians, arguments))
         self.take()
         return (_degrees(node),)
 
