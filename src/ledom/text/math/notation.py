@@ -112,6 +112,11 @@ _SPELLINGS = (
     (re.compile(r"\\degree(?![A-Za-z])"), "°"),
     (re.compile(r",\\!\s?|\{,\}"), "\N{SINGLE LOW-9 QUOTATION MARK}"),  # a comma in a number
     (re.compile(r"(?<=\d)(?:\\[,;:]|~)(?=\d{3}(?!\d))"), "\N{SINGLE LOW-9 QUOTATION MARK}"),
+    # 12 000, but not x^2 300 or 1 100/200
+    (
+        re.compile(r"(?<=\d)(?<![\^_]\d)(?<![\^_]\d\d)(?<![\^_]\d{3})\\? (?=\d{3}(?![\d/]))"),
+        "\N{SINGLE LOW-9 QUOTATION MARK}",
+    ),
     (re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~"), " "),
     (re.compile(r"(\d)\^\s?\{?\s?(?:\\(?:text|mathrm)\{)?\s?(st|nd|rd|th)\s?\}{0,2}"), r"\1\2"),
     (re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])"), " th"),
