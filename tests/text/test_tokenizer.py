@@ -2,6 +2,7 @@ import json
 import random
 import signal
 import time
+from itertools import pairwise
 
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
@@ -185,7 +186,7 @@ def test_a_literal_replacement_character_belongs_to_its_own_tokens(llama_like, t
             encoding = one.encode(text)
             ends = [end for _, end in encoding.offsets] + [len(text) + 1]
             expected, known = [], 0
-            for end, later in zip(ends, ends[1:], strict=False):
+            for end, later in pairwise(ends):
                 expected.append(text[known:end] if end < later else "")
                 known = end if end < later else known
             assert one.pieces(encoding.ids) == expected

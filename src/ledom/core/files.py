@@ -124,8 +124,9 @@ def _temporary(path: Path, named: str | Path) -> Iterator[Path]:
         _remove_leftovers(path)
         try:
             yield temporary
-        finally:
+        except BaseException:
             _remove(temporary)
+            raise
     except OSError as error:
         raise _cannot_write(named, error) from error
 

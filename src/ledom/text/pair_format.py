@@ -189,7 +189,8 @@ class PairFormat:
         after: list[int],
     ) -> EncodedPair:
         opening, between, _ = self.literals
-        offsets, spans = [(0, 0)] * len(encoding.ids), []
+        offsets = [(0, 0)] * len(encoding.ids)
+        spans: list[tuple[int, int]] = []
         after_question = len(opening) + len(question) + len(between)
         for start, field in ((len(opening), question), (after_question, solution)):
             end = start + len(field)
@@ -201,6 +202,7 @@ class PairFormat:
             spans.append((len(before) + first, len(before) + last))
         return EncodedPair(
             before + encoding.ids + after,
-            *spans,
+            question=spans[0],
+            solution=spans[1],
             offsets=[(0, 0)] * len(before) + offsets + [(0, 0)] * len(after),
         )
