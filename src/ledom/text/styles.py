@@ -116,10 +116,6 @@ def _rewritten(
     return "\n".join(pattern.sub(rewrite, line) for line in lines if line)
 
 
-def _as_written(solution: str, answer: str | None) -> str:
-    return solution
-
-
 def _plain(solution: str, answer: str | None) -> str:
     """Words and bare equations, the answer on a line of its own."""
     return _ended(_plain_steps(solution), solution, answer)
@@ -141,7 +137,7 @@ def _equations(solution: str, answer: str | None) -> str:
 
 
 STYLES: dict[str, Callable[[str, str | None], str]] = {
-    "as written": _as_written,
+    "as written": lambda solution, answer: solution,
     "plain": _plain,
     "numbers": _numbers,
     "equations": _equations,
