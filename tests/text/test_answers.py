@@ -213,6 +213,11 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("so it is e^2", None),
         ("He buys 3 eggs, then 5 more: 8 eggs.", "8"),
         ("He pays $1,200, and no more", "$1,200"),
+        ("He pays $118 000 in all", "$118 000"),
+        ("He pays 12\u202f000 dollars", "12\u202f000"),
+        ("so it is 1{,}200 or 12\\,000 in all", "12\\,000"),
+        ("the numbers are 10 200 30", "30"),
+        ("in 2020 300 people", "300"),
         ("so 10 - 3", "3"),
         ("so it falls to -3 degrees", "-3"),
         ("the loss is -$4.50.", "-$4.50"),
@@ -329,7 +334,8 @@ def test_agrees_with_the_labels_of_real_candidates() -> None:
     """Labels by the authors of four data sets, who read the answers in ways of their own.
 
     What disagrees is nearly all of two models whose answers were not counted where no "The answer
-    is" stood before them; we take the last number there.
+    is" stood before them; we take the last number there. Six are answers such as 118 000, which
+    their labels count as wrong.
     """
     problems = {p["id"]: p["answer"] for p in _lines(DATA / "gsm8k" / "test.jsonl")}
     num_all: Counter[str] = Counter()
@@ -339,7 +345,7 @@ def test_agrees_with_the_labels_of_real_candidates() -> None:
         num_all[candidate["model"]] += 1
         num_agreeing[candidate["model"]] += verdict == candidate["correct"]
     assert len(num_all) == 16
-    assert num_agreeing.total() >= 0.995 * num_all.total()
+    assert num_agreeing.total() >= 0.9945 * num_all.total()
     for model, number in num_all.items():
         assert num_agreeing[model] >= 0.95 * number, model
 

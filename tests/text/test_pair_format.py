@@ -1,5 +1,3 @@
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,8 +5,7 @@ from tokenizers import Regex, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.errors import InputError
-from ledom.text.answers import equal_answers
-from ledom.text.pair_format import STYLES, PairFormat, restyle
+from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import EOS_TOKEN, Tokenizer, train_tokenizer
 
 
@@ -184,96 +181,3 @@ def test_every_token_belongs_to_the_part_of_its_last_character(
         start = end + len(between)
     fields = {*range(*pair.question), *range(*pair.solution)}
     assert all(pair.offsets[i] == (0, 0) for i in range(len(pair.ids)) if i not in fields)
-
-
-GSM8K = (
-    "He pays 35 x $20 = $<<35*20=700>>700 a week.\nThat is $700 + $1,050 = $<<700+1050=1750>>1,750"
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "plain"),
-    [
-        (
-            GSM8K + "\nA: 1750",
-            "He pays 35 * 20 = 700 a week.\nThat is 700 + 1050 = 1750\n#### 1750",
-        ),
-        ("She has 3 + 4 = 7 pens. The answer is $7.00.", "She has 3 + 4 = 7 pens.\n#### 7"),
-        (
-            r"**Pay:** \(35 \times \$20 = \$700\)" + "\nThe answer is 700",
-            "Pay: 35 * 20 = 700\n#### 700",
-        ),
-        (
-            "He pays .5 * $300 = $150, then $.25.\nA: .25",
-            "He pays 0.5 * 300 = 150, then $0.25.\n#### 0.25",
-        ),
-        (r"So \(25\% \times 80 = 20\).", "So 25% * 80 = 20.\n#### 20"),
-        ("3 + 4 = 7\n#### 7", "3 + 4 = 7\n#### 7"),
-        ("The answer is 8", "#### 8"),
-        ("I do not know.", "I do not know."),
-        ("", ""),
-    ],
-)
-def test_plain_style(text, plain):
-    assert restyle(text, "plain") == plain
-    assert restyle(plain, "plain") == plain
-
-
-@pytest.mark.parametrize(
-    ("text", "bare"),
-    [
-        (GSM8K, "35 * 20 = 700\n700 + 1050 = 1750\n#### 1750"),
-        (
-            "So it is (50 * 35 * $20) + (50 * 15 * $30) = $21,500. The answer is $21,500.",
-            "50 * 35 * 20 + 50 * 15 * 30 = 21500\n#### 21500",
-        ),
-        (r"\frac{1}{2} \times 8 = 4 apples", "1 / 2 * 8 = 4\n#### 4"),
-        ("He is short: 180 - 355 = -175", "180 - 355 = -175\n#### -175"),
-        ("(-2) * 3 = -6 and 5 + (-6) = -1", "-2 * 3 = -6 5 + -6 = -1\n#### -1"),
-        ("180-355=-$175", "180 - 355 = -175\n#### -175"),
-        ("5-8 days", "5 8\n#### 5-8"),
-        ("Of 12,000 minutes 40% is $4800. Now,\nit is so.", "12000 40% 4800\n#### 4800"),
-        ("I do not know.", ""),
-    ],
-)
-def test_numbers_style(text, bare):
-    assert restyle(text, "numbers") == bare
-    assert restyle(bare, "numbers") == bare
-
-
-def test_a_known_answer_takes_the_place_of_the_stated_one():
-    for style in ("plain", "numbers"):
-        assert restyle("3 + 4 = 7 pens", style, "9") == restyle("3 + 4 = 7 pens\n#### 9", style)
-    assert restyle("3 + 4 = 7 pens", "as written", "9") == "3 + 4 = 7 pens"
-
-
-@pytest.mark.parametrize(
-    ("stated", "final"),
-    [
-        ("(1 + 2) * 3", "(1 + 2) * 3"),
-        ("(3,400)", "(3,400)"),
-        ("1,400", "1400"),
-        (r"\frac{x+1}{2}", "(x+1)/2"),
-        (r"\frac{-1}{2}", "-1/2"),
-        (r"\frac{1}{4k}", "1/(4k)"),
-        (r"137\frac{1}{2}", "137 1/2"),
-        (r"\left(3, \frac{\pi}{2}\right)", r"\left(3, \pi/2\right)"),
-    ],
-)
-def test_a_final_answer_keeps_its_value(stated, final):
-    assert restyle(f"#### {stated}", "plain") == f"#### {final}"
-    assert equal_answers(stated, final)
-
-
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize(
-    "text", ["(" * 9999, "1 + " * 9999, "\\frac{" * 999, "1 a" * 9999, "<<" * 9999, "9" * 30000]
-)
-def test_hostile_texts_take_no_time(style, text):
-    started = time.process_time()
-    restyle(text, style)
-    assert time.process_time() - started < 20  # a pattern that backtracks takes minutes
-
-
-def test_a_bullet_is_no_sign() -> None:
-    assert restyle("•5 + 3 = 8\n#### 8", "equations") == "5 + 3 = 8\n#### 8"

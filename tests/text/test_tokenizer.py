@@ -1,5 +1,8 @@
 import json
+import random
 import signal
+import time
+from itertools import pairwise
 
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
@@ -174,6 +177,50 @@ def test_bytes_that_spoil_the_text_before_them_leave_it_out(llama_like):
     before, stray = llama_like.encode("so 🎉").ids, llama_like.token_id("<0x8E>")
     assert llama_like.decode([*before, stray]) == "so " + "\ufffd" * 5
     assert llama_like.decode_after(before, [stray]) == "\ufffd"
+
+
+def test_a_literal_replacement_character_belongs_to_its_own_tokens(llama_like, tokenizer):
+    """The piece of a character's last token is the character, found from the offsets."""
+    for one in (llama_like, tokenizer):
+        for text in ("a\ufffdb", "é\ufffd\ufffdé c", "\ufffd", "🎉\ufffd a\ufffd"):
+            encoding = one.encode(text)
+            ends = [end for _, end in encoding.offsets] + [len(text) + 1]
+            expected, known = [], 0
+            for end, later in pairwise(ends):
+                expected.append(text[known:end] if end < later else "")
+                known = end if end < later else known
+            assert one.pieces(encoding.ids) == expected
+    assert tokenizer.pieces([]) == []
+
+
+def test_the_pieces_of_any_tokens_are_their_text(llama_like, tokenizer):
+    rng = random.Random(0)
+    for one in (llama_like, tokenizer):
+        for _ in range(50):
+            ids = [rng.randrange(one.vocab_size) for _ in range(20)]  # special tokens among them
+            assert "".join(one.pieces(ids)) == one.decode(ids)
+
+
+def test_pieces_take_linear_time(tokenizer):
+    seconds = []
+    for size in (2_000, 20_000):
+        ids = tokenizer.encode("2 + 3 = 5 é " * (size // 12)).ids
+        start = time.process_time()
+        tokenizer.pieces(ids)
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 30 * max(seconds[0], 0.01)  # 100 times where it is quadratic
+
+
+def test_half_a_surrogate_pair_is_refused(llama_like):
+    for encode in (
+        llama_like.encode,
+        llama_like.encode_inside,
+        lambda t: llama_like.encode_ids([t]),
+    ):
+        with pytest.raises(InputError, match=r"'so \\ud83d' holds one half of a surrogate pair"):
+            encode("so \ud83d")
+    with pytest.raises(InputError, match="half of a surrogate pair"):
+        train_tokenizer(["a", "\udcff"], 300)
 
 
 @pytest.mark.parametrize("adds", [None, True, False])

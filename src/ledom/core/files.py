@@ -55,25 +55,16 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
     'hello'
     """
     named, path = path, real_path(path)
-    temporary = _temporary(path)
-    try:
+    with _temporary(path, named) as temporary:
         if path.exists() and not path.is_file():  # a rename would replace even /dev/null
             raise OutputError(f"{named}: cannot be written: not a regular file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        try:
-            with temporary.open("x", encoding="utf-8") as out:
-                yield out
-                out.flush()
-                os.fsync(out.fileno())
-            if path.exists():
-                shutil.copymode(path, temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise _cannot_write(named, error) from error
+        with temporary.open("x", encoding="utf-8") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
 
 
 def write_json(path: str | Path, contents: Mapping[str, Any], sort_keys: bool = False) -> None:
@@ -107,20 +98,12 @@ def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     'hello'
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        temporary = _temporary(path)
+    with _temporary(path, path) as temporary:
         temporary.mkdir()
-        try:
-            yield temporary
-            if replace and path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+        yield temporary
+        if replace and path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
 
 
 def _prefix(path: Path, process: int | None = None) -> str:
@@ -129,9 +112,31 @@ def _prefix(path: Path, process: int | None = None) -> str:
     return f".{path.name}.{host}-{os.getpid() if process is None else process}."
 
 
-def _temporary(path: Path) -> Path:
-    """A new name for a temporary file or folder of this process."""
-    return path.parent / f"{_prefix(path)}{secrets.token_hex(4)}"
+@contextmanager
+def _temporary(path: Path, named: str | Path) -> Iterator[Path]:
+    """A new name beside `path`, for a file or folder that replaces it; what is left is removed.
+
+    Raises `OutputError`, which calls the path `named`, for the block's errors of the system.
+    """
+    temporary = path.parent / f"{_prefix(path)}{secrets.token_hex(4)}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        try:
+            yield temporary
+        except BaseException:
+            _remove(temporary)
+            raise
+    except OSError as error:
+        raise _cannot_write(named, error) from error
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -140,17 +145,16 @@ def _remove_leftovers(path: Path) -> None:
     for left in path.parent.glob(f"{glob.escape(start)}*"):
         process = left.name.removeprefix(start).partition(".")[0]
         if process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
-            left.unlink(missing_ok=True)
+            _remove(left)
 
 
 def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)  # sends nothing
-    except (ProcessLookupError, OverflowError):
-        return False
     except PermissionError:  # another user's
         return True
+    except (ProcessLookupError, OverflowError):
+        return False
     return True
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "JsonObject",
     "as_type",
     "check_regular",
+    "check_surrogates",
     "exists",
     "first_problem",
     "parse_json",
@@ -304,11 +305,28 @@ def _check_depth(text: bytes, data: Any) -> None:
     raise InputError(f"nested more than {DEEPEST} deep")
 
 
+def check_surrogates(text: str) -> str:
+    r"""The same text; raises `InputError` if it holds half a surrogate pair, which UTF-8 lacks.
+
+    >>> check_surrogates("5 \ud83d")
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: the text '5 \ud83d' holds one half of a surrogate pair; remove it
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start + 20]
+        raise InputError(
+            f"the text {around!r} holds one half of a surrogate pair; remove it"
+        ) from None
+    return text
+
+
 def _check_surrogates(data: JsonObject) -> None:
     for key, value in data.items():
         try:
-            json.dumps([key, value], ensure_ascii=False).encode()
-        except UnicodeEncodeError:
+            check_surrogates(json.dumps([key, value], ensure_ascii=False))
+        except InputError:
             raise InputError(
                 f"key {key!r} is {value!r:.60}: it holds one half of a surrogate pair"
             ) from None

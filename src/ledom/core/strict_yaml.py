@@ -39,12 +39,9 @@ def read_yaml(path: str | Path) -> JsonObject:
     return data or {}
 
 
-class _RefusedError(Exception):
-    """Why a YAML text is refused, and where."""
-
-    def __init__(self, message: str, mark: Any = None) -> None:
-        super().__init__(message)
-        self.line = None if mark is None else mark.line + 1
+def _refused(message: str, mark: Any) -> InputError:
+    """An error at a mark of PyYAML, which may be None."""
+    return InputError(message, line=None if mark is None else mark.line + 1)
 
 
 def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Node | None]:
@@ -60,9 +57,7 @@ def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Nod
     """
     try:
         if len(text) > _MOST_CHARACTERS:
-            raise _RefusedError(
-                f"it has {len(text)} characters; at most {_MOST_CHARACTERS} are read"
-            )
+            raise InputError(f"it has {len(text)} characters; at most {_MOST_CHARACTERS} are read")
         _check_events(text)
         root = yaml.compose(text, yaml.SafeLoader)
         if root is None:
@@ -70,13 +65,13 @@ def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Nod
         _count_values(root, {})
         _check_nodes(root)
         return yaml.safe_load(text), root
-    except _RefusedError as error:
-        raise InputError(str(error), path=path, line=error.line) from None
+    except InputError as error:
+        refused = error
     except yaml.MarkedYAMLError as error:
-        refused = _RefusedError(f"not YAML: {error.problem}", error.problem_mark)
-        raise InputError(str(refused), path=path, line=refused.line) from None
+        refused = _refused(f"not YAML: {error.problem}", error.problem_mark)
     except (yaml.YAMLError, ValueError) as error:  # such as the date 2020-01-45
-        raise InputError(f"not YAML: {' '.join(str(error).split())}", path=path) from None
+        refused = InputError(f"not YAML: {' '.join(str(error).split())}")
+    raise InputError(refused.reason, path=path, line=refused.line)
 
 
 def _check_events(text: str) -> None:
@@ -88,23 +83,21 @@ def _check_events(text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > DEEPEST:
-            raise _RefusedError(f"nested more than {DEEPEST} deep", event.start_mark)
+            raise _refused(f"nested more than {DEEPEST} deep", event.start_mark)
         if (tag := getattr(event, "tag", None)) is not None:
-            raise _RefusedError(f"the tag {tag} is not allowed", event.start_mark)
+            raise _refused(f"the tag {tag} is not allowed", event.start_mark)
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
     """The values in a node with aliases expanded; `known` holds 0 while a node is counted."""
     if (place := id(node)) in known:
         if not known[place]:
-            raise _RefusedError("an alias (*) contains itself", node.start_mark)
+            raise _refused("an alias (*) contains itself", node.start_mark)
         return known[place]
     known[place] = 0
     count = 1 + sum(_count_values(part, known) for part in _parts(node))
     if count > _MOST_VALUES:
-        raise _RefusedError(
-            f"its aliases (*) expand to over {_MOST_VALUES} values", node.start_mark
-        )
+        raise _refused(f"its aliases (*) expand to over {_MOST_VALUES} values", node.start_mark)
     known[place] = count
     return count
 
@@ -121,11 +114,9 @@ def _check_nodes(node: yaml.Node) -> None:
         _check_keys([key for key, _ in node.value])
     elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
         if _OTHER_BASE.fullmatch(node.value):
-            raise _RefusedError(f"the number {node.value:.40} is not decimal", node.start_mark)
+            raise _refused(f"the number {node.value:.40} is not decimal", node.start_mark)
         if len(node.value) > LONGEST_NUMBER:
-            raise _RefusedError(
-                f"a number of {len(node.value)} digits is too large", node.start_mark
-            )
+            raise _refused(f"a number of {len(node.value)} digits is too large", node.start_mark)
     for part in _parts(node):
         _check_nodes(part)
 
@@ -136,9 +127,7 @@ def _check_keys(keys: list[yaml.Node]) -> None:
     for key in keys:
         if key.tag not in _KEYS:
             shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "of several values"
-            raise _RefusedError(f"the key {shown} is not text; put it in quotes", key.start_mark)
+            raise _refused(f"the key {shown} is not text; put it in quotes", key.start_mark)
         if key.value in lines:
-            raise _RefusedError(
-                f"key {key.value} is already on line {lines[key.value]}", key.start_mark
-            )
+            raise _refused(f"key {key.value} is already on line {lines[key.value]}", key.start_mark)
         lines[key.value] = key.start_mark.line + 1

@@ -3,23 +3,18 @@ r"""How a question x and a solution y become one text, and which tokens belong t
 A pair is rendered to one text and encoded once, in reading order; character offsets then say which
 tokens are x and which are y. A token that straddles a boundary belongs to the later field. The
 literals of the template belong to neither: both directions condition on them.
-
-Templates and models state the same step in many ways: "$57/hour * 7 hours = $399",
-"57 x 7 = $<<57*7=399>>399", "\(57 \times 7 = 399\)". A small model that has to explain a question
-by its solution should see only one of them. So a format has a style, to which training texts and
-candidates alike are converted before they are rendered.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from textwrap import shorten
-from typing import Literal
 
 from ledom.core.errors import InputError
-from ledom.text.answers import extract_answer
+from ledom.text.styles import ANSWER_MARK, STYLES, Style, bare_steps, normalize_numbers, restyle
 from ledom.text.tokenizer import Encoding, Tokenizer
 
 __all__ = [
@@ -33,46 +28,9 @@ __all__ = [
     "restyle",
 ]
 
-Style = Literal["as written", "plain", "numbers", "equations"]
 
-ANSWER_MARK = "####"
-"""Precedes a solution's final answer."""
-
-_DIVIDED_BY_FRACTION = re.compile(r"÷ ?(\d+)/(\d+)")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
-_LEADING_POINT = re.compile(r"(?<![\w.)])\.(?=\d)")
-_TIMES = re.compile(r"(?<=[\d%]) ?[x×] ?(?=[$€£]?\d)|(?<=\w) x (?=[$€£]?\d)|×")
-_SYMBOLS = str.maketrans({"÷": "/", "•": "- "})
-_NUMBER = r"[$€£]?\d{1,15}(?:\.\d{1,9})?%?"
-_UNIT = r"(?:[ /][A-Za-z][A-Za-z'/]*(?:[ -][A-Za-z][A-Za-z'/]*){0,5})?"
-_EQUATION = re.compile(  # of bounded length, so that any text takes linear time
-    rf"(?<![\d.]){_NUMBER}{_UNIT}(?: ?[-+*/] ?{_NUMBER}{_UNIT}){{1,20}} ?= ?-?{_NUMBER}"
-)
-_EQUATION_PART = re.compile(rf"(-?{_NUMBER}){_UNIT}( ?[-+*/=] ?|$)")
-_SIGNED = r"(?:(?:(?<=[-+*/=] )|(?<=[=*/])|(?<![^\n]))-)?\d+(?:\.\d+)?%?"  # 5 - 8 = -3
-_SIGNS = re.compile(rf"{_SIGNED}|(?<= )[-+*/=](?= )")
-_EXPRESSION = re.compile(  # in the `numbers` style: an expression, with its result if there is one
-    rf"(?<![\d.]){_SIGNED}(?: [-+*/] {_SIGNED})+(?: = {_SIGNED}(?: [-+*/] {_SIGNED})*)*"
-)
-_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-_ONE_TERM = re.compile(r"-?(?:[\d.]+|[A-Za-z]|\\[A-Za-z]+)")
-_LATEX: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
-    (re.compile(r"\\(?:times|cdot)\b"), "*"),
-    (re.compile(r"\\div\b"), "/"),
-    (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), lambda match: _fraction(match)),
-    (re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\%"), "%"),
-    (re.compile(r"\\[()\[\],!;$]|\*\*|`"), ""),
-)
-_CURRENCY = re.compile(r"[$€£]")
-_PRICE = re.compile(r"(?:\A|(?<=\A-))[$€£]+")
-_BRACKET = re.compile(r"[()]")
-_LIST = re.compile(r"[(\[{][^()\[\]{}]*,")
-_ANSWER_LINE = re.compile(
-    r"(?:^|(?<=[.!?] ))(?:A:|Answer:|####|[^.\n]{0,60}\banswer is\b)[^\n]*\Z",
-    re.MULTILINE | re.IGNORECASE,
-)
+_LITERAL = r"(?:(?!\{question\}|\{solution\})[\s\S])*"
+_TEMPLATE = rf"{_LITERAL}\{{question\}}{_LITERAL}\{{solution\}}{_LITERAL}"
 
 
 @dataclass(frozen=True)
@@ -105,22 +63,18 @@ class PairFormat:
     """The style that solutions are converted to before they are rendered: see `restyle`."""
 
     def __post_init__(self) -> None:
-        before, question, rest = self.template.partition("{question}")
-        between, solution, after = rest.partition("{solution}")
-        repeated = "{question}" in rest or "{solution}" in before + after
-        if not (question and solution) or repeated:
+        if not re.fullmatch(_TEMPLATE, self.template):
             raise InputError(
                 f"pair format {self.template!r} needs {{question}} and then {{solution}}, each once"
             )
         if self.style not in STYLES:
             raise InputError(f"solution style {self.style!r}; the styles are {', '.join(STYLES)}")
-        object.__setattr__(self, "_literals", (before, between, after))
 
-    @property
+    @cached_property
     def literals(self) -> tuple[str, str, str]:
         """The text before the question, between the fields, and after the solution."""
-        literals: tuple[str, str, str] = self.__dict__["_literals"]
-        return literals
+        before, between, after = re.split(r"\{question\}|\{solution\}", self.template)
+        return before, between, after
 
     def restyle(self, solution: str, answer: str | None = None) -> str:
         """A solution in the style that the model reads; `answer` replaces the one it states.
@@ -216,7 +170,8 @@ class PairFormat:
                         f"{pair.question[1] - pair.question[0]} tokens, which leave no room for a "
                         f"solution in the {room} tokens of the model's context; remove it"
                     )
-                # Some tokenizers' offsets skip a token's space; a cut at its start would keep it.
+                # Cut where the last kept token ends: the offsets of some tokenizers leave out the
+                # space before a token, so the next one may start later.
                 (_, kept_end), (cut_start, _) = pair.offsets[end - excess - 1 : end - excess + 1]
                 solution = solution[: min(kept_end, cut_start, len(solution) - 1)]
                 (pair,) = self.encode(tokenizer, [(question, solution)], before, after)
@@ -234,136 +189,20 @@ class PairFormat:
         after: list[int],
     ) -> EncodedPair:
         opening, between, _ = self.literals
-        question_chars = (len(opening), len(opening) + len(question))
-        solution_start = question_chars[1] + len(between)
-        solution_chars = (solution_start, solution_start + len(solution))
-        # A token belongs to the field of its last character: a straddling one to the later field.
-        question_tokens = _tokens_in(encoding.offsets, *question_chars)
-        solution_tokens = _tokens_in(encoding.offsets, *solution_chars)
         offsets = [(0, 0)] * len(encoding.ids)
-        for (first, last), (start, end) in (
-            (question_tokens, question_chars),
-            (solution_tokens, solution_chars),
-        ):
+        spans: list[tuple[int, int]] = []
+        after_question = len(opening) + len(question) + len(between)
+        for start, field in ((len(opening), question), (after_question, solution)):
+            end = start + len(field)
+            # A token belongs to the field of its last character: a straddling one to the later.
+            first, last = (sum(done <= at for _, done in encoding.offsets) for at in (start, end))
             for i in range(first, last):
                 token_start, token_end = encoding.offsets[i]
                 offsets[i] = (max(token_start, start) - start, min(token_end, end) - start)
-        shift = len(before)
+            spans.append((len(before) + first, len(before) + last))
         return EncodedPair(
-            ids=before + encoding.ids + after,
-            question=(question_tokens[0] + shift, question_tokens[1] + shift),
-            solution=(solution_tokens[0] + shift, solution_tokens[1] + shift),
-            offsets=[(0, 0)] * shift + offsets + [(0, 0)] * len(after),
+            before + encoding.ids + after,
+            question=spans[0],
+            solution=spans[1],
+            offsets=[(0, 0)] * len(before) + offsets + [(0, 0)] * len(after),
         )
-
-
-def _tokens_in(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The span of tokens whose last character lies in the characters [start, end)."""
-    first, last = (sum(token_end <= place for _, token_end in offsets) for place in (start, end))
-    return first, last
-
-
-# --- styles ---
-
-
-def restyle(solution: str, style: Style, answer: str | None = None) -> str:
-    """Convert a solution to one of `STYLES`; `answer` replaces the one that the text states.
-
-    >>> print(restyle("He has 2 + 3 = 5 apples.", "equations", "5"))
-    2 + 3 = 5
-    #### 5
-    """
-    return STYLES[style](solution, answer)
-
-
-def normalize_numbers(text: str) -> str:
-    """Write all numbers in one way: 350,000 -> 350000, 38.0 -> 38, .5 -> 0.5.
-
-    >>> normalize_numbers("350,000 and 38.0 * .5")
-    '350000 and 38 * 0.5'
-    """
-    text = _LEADING_POINT.sub("0.", _THOUSANDS.sub("", text))
-    return _TRAILING_ZEROS.sub(r"\1", text).translate(_SYMBOLS)
-
-
-def bare_steps(solution: str) -> str:
-    """A solution with one step per line and bare equations, without bullets and blank lines.
-
-    >>> bare_steps("- $57/hour * 7 hours = $399")
-    '57 * 7 = 399'
-    """
-    solution = _DIVIDED_BY_FRACTION.sub(r"*\2/\1", solution)  # 12÷2/3 is 12 divided by 2/3
-    text = re.sub(r" +", " ", _TIMES.sub(" * ", normalize_numbers(solution)))
-    lines = (re.sub(r"^ ?(?:- |\d+\. )", "", line).strip() for line in text.splitlines())
-    return "\n".join(_EQUATION.sub(_bare_equation, line) for line in lines if line)
-
-
-def _as_written(solution: str, answer: str | None) -> str:
-    return solution
-
-
-def _plain(solution: str, answer: str | None) -> str:
-    """Words and bare equations, the answer on a line of its own."""
-    return _ended(_plain_steps(solution), solution, answer)
-
-
-def _numbers(solution: str, answer: str | None) -> str:
-    """Each line's numbers and the operators between them, and the answer."""
-    lines = (" ".join(_SIGNS.findall(line)) for line in _plain_steps(solution).splitlines())
-    return _ended("\n".join(line for line in lines if line), solution, answer)
-
-
-def _equations(solution: str, answer: str | None) -> str:
-    """The equations alone, one per line, and the answer; all numbers if there are no equations."""
-    numbers = _numbers(solution, answer)
-    steps, mark, final = numbers.rpartition(ANSWER_MARK)
-    found = _EXPRESSION.findall(steps if mark else numbers)
-    return "\n".join([*found, f"{mark}{final}"] if mark else found) if found else numbers
-
-
-STYLES: dict[str, Callable[[str, str | None], str]] = {
-    "as written": _as_written,
-    "plain": _plain,
-    "numbers": _numbers,
-    "equations": _equations,
-}
-"""What a model reads of a solution: the text as written, the text with bare equations, its numbers
-and operators, or its equations. A number that is merely repeated from the question is in none of
-the equations, so it explains nothing."""
-
-
-def _plain_steps(solution: str) -> str:
-    return bare_steps(_BRACKET.sub("", _without_markup(_ANSWER_LINE.sub("", solution.strip()))))
-
-
-def _without_markup(text: str) -> str:
-    text = _CALCULATOR.sub("", text)
-    for pattern, replacement in _LATEX:
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def _fraction(match: re.Match[str]) -> str:
-    is_mixed = match.string[: match.start()][-1:].isdigit()  # 2\frac{3}{4}
-    parts = (part if _ONE_TERM.fullmatch(part) else f"({part})" for part in match.groups())
-    return f"{' ' if is_mixed else ''}{'/'.join(parts)}"
-
-
-def _ended(steps: str, solution: str, answer: str | None) -> str:
-    final = answer if answer is not None else extract_answer(solution)
-    if final is None:
-        return steps
-    final = _without_markup(final)
-    if not _LIST.search(final):  # (3,400) is a pair
-        final = normalize_numbers(final)
-    final = _PRICE.sub("", final.strip()).rstrip(". ")
-    return f"{steps}\n{ANSWER_MARK} {final}".lstrip()
-
-
-def _bare_equation(match: re.Match[str]) -> str:
-    """An equation without its units and currency signs, operators between single spaces."""
-    parts = _EQUATION_PART.findall(match.group())
-    return "".join(
-        _CURRENCY.sub("", number) + (f" {operator.strip()} " if operator.strip() else "")
-        for number, operator in parts
-    )

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.errors import CheckpointError, InputError
 from ledom.core.files import write_atomically, write_json
-from ledom.core.reading import check_regular, read_json_object
+from ledom.core.reading import check_regular, check_surrogates, read_json_object
 
 __all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "refuse_to_replace", "train_tokenizer"]
 
@@ -163,6 +163,8 @@ class Tokenizer:
     def encode(self, text: str) -> Encoding:
         """Encode a text without special tokens; offsets count characters.
 
+        Raises `InputError` for half a surrogate pair, which stands for no character.
+
         >>> train_tokenizer([], 257).encode("né").offsets  # a token per byte: é takes two
         [(0, 1), (1, 2), (1, 2)]
         """
@@ -170,7 +172,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode many texts in parallel; see `encode`."""
-        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        with _surrogates_refused(texts):
+            encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [Encoding(e.ids, e.offsets) for e in encodings]
 
     def token_id(self, token: str) -> int:
@@ -196,7 +199,8 @@ class Tokenizer:
         True
         """
         # Unlike the backend's `encode`, the batch call lets other threads run.
-        (found,) = self._without_prefix.encode_batch_fast([text], add_special_tokens=False)
+        with _surrogates_refused([text]):
+            (found,) = self._without_prefix.encode_batch_fast([text], add_special_tokens=False)
         return list(found.ids)
 
     @cached_property
@@ -210,7 +214,8 @@ class Tokenizer:
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts in parallel, without offsets: a third faster than `encode_batch`."""
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _surrogates_refused(texts):
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [e.ids for e in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -231,12 +236,25 @@ class Tokenizer:
         >>> tokenizer.pieces(tokenizer.encode("né").ids)
         ['n', '', 'é']
         """
-        found, known = [], ""
-        for end in range(1, len(ids) + 1):
-            text = self.decode(ids[:end])
-            whole = end == len(ids) or not text.endswith("\ufffd")  # a character may continue
-            found.append(text[len(known) :] if whole else "")
-            known = text if whole else known
+        found, whole, special = [""] * len(ids), self.decode(ids), self.special_ids
+        places = [place for place, number in enumerate(ids) if number not in special]
+        kept = [ids[place] for place in places]
+        before = start = num_chars = 0  # decoded with the piece before, which keeps a space
+        for end in range(1, len(kept)):
+            text = self.decode(kept[before:end])
+            piece = text[len(self.decode(kept[before:start])) :]
+            # U+FFFD stands for itself, unless one of the next bytes completes a character.
+            is_open = text.endswith("\ufffd") and any(
+                len(self.decode(kept[before:later])) <= len(text)
+                for later in range(end + 1, min(end + 3, len(kept)) + 1)
+            )
+            if is_open or not whole.startswith(piece, num_chars):
+                continue
+            found[places[end - 1]] = piece
+            num_chars += len(piece)
+            before, start = start if piece else before, end
+        if places:
+            found[places[-1]] = whole[num_chars:]
         return found
 
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
@@ -274,7 +292,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
     """Train a byte-level BPE tokenizer; with `split_digits` every digit is a token of its own.
 
     Every byte is in its vocabulary, so any text round-trips. Raises `InputError` for a `vocab_size`
-    below 257 or above a million.
+    below 257 or above a million, and for half a surrogate pair in a text.
 
     >>> tokenizer = train_tokenizer(["one two"], 260)
     >>> tokenizer.decode(tokenizer.encode("two").ids)
@@ -298,19 +316,25 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(map(check_surrogates, texts), trainer)
     return Tokenizer(backend)
+
+
+@contextmanager
+def _surrogates_refused(texts: Sequence[str]) -> Iterator[None]:
+    """Raise `InputError` for a text that the backend refuses: one with half a surrogate pair."""
+    try:
+        yield
+    except (TypeError, UnicodeEncodeError):
+        for text in texts:
+            check_surrogates(text)
+        raise
 
 
 def _added_in_front(backend: RustTokenizer) -> list[str]:
     """The special tokens that a post-processor puts before a text."""
     encoded = backend.encode("a")
-    return [
-        token
-        for token, _ in takewhile(
-            lambda pair: pair[1], zip(encoded.tokens, encoded.special_tokens_mask, strict=True)
-        )
-    ]
+    return list(encoded.tokens[: [*encoded.special_tokens_mask, 0].index(0)])
 
 
 def _inside(part: Any) -> Any:
@@ -331,19 +355,13 @@ def _inside(part: Any) -> Any:
 
 
 def _configured_eos(folder: Path) -> str | None:
-    """The EOS token that the files beside tokenizer.json name; None if they name none."""
+    """The EOS token that the files beside tokenizer.json name, as text or in an object."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).exists():
-            token = _token(folder / name, "eos_token")
-            if token is not None:
-                return token
+        file = folder / name
+        value = read_json_object(file).get("eos_token") if file.exists() else None
+        token = value.get("content") if isinstance(value, dict) else value
+        if isinstance(token, str):
+            return token
+        if token is not None:
+            raise CheckpointError(f"{file}: eos_token is {value!r}; it must be the text of a token")
     return None
-
-
-def _token(file: Path, key: str) -> str | None:
-    """A special token's text, which these files hold as a string or in an object."""
-    value = read_json_object(file).get(key)
-    token = value.get("content") if isinstance(value, dict) else value
-    if token is not None and not isinstance(token, str):
-        raise CheckpointError(f"{file}: {key} is {value!r}; it must be the text of a token")
-    return token

@@ -11,6 +11,7 @@ from typing import Any
 
 import sympy
 
+from ledom.text.math.equality import Exact
 from ledom.text.math.nodes import Node
 from ledom.text.math.notation import words
 
@@ -21,27 +22,26 @@ _POINTS = ((3, 7), (-5, 11), (17, 13))
 """Values (numerator, denominator) of the first variable; each further one gets another value."""
 _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "oo": sympy.oo}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(sympy, name) for name in words("sin cos tan cot sec csc sinh cosh tanh exp")},
+    **{
+        name: getattr(sympy, name)
+        for name in words(
+            "sin cos tan cot sec csc sinh cosh tanh exp floor sqrt factorial binomial gcd lcm"
+        )
+    },
     "arcsin": sympy.asin,
     "arccos": sympy.acos,
     "arctan": sympy.atan,
     "cis": lambda angle: sympy.cos(angle) + sympy.I * sympy.sin(angle),
     "ln": sympy.log,
     "abs": sympy.Abs,
-    "floor": sympy.floor,
     "ceil": sympy.ceiling,
-    "sqrt": sympy.sqrt,
-    "factorial": sympy.factorial,
-    "binomial": sympy.binomial,
     "max": sympy.Max,
     "min": sympy.Min,
-    "gcd": sympy.gcd,
-    "lcm": sympy.lcm,
 }
 
 
-class Sympy:
-    """An `Algebra` (see `equality`) of any scalars."""
+class Sympy(Exact):
+    """Compares any scalars."""
 
     def same(self, first: Node, second: Node) -> bool:
         """Whether two scalars have the same value, at all points.

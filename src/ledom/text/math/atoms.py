@@ -27,6 +27,7 @@ _FENCES = {
     "|": ("|", "abs"),
 }
 _FONTS = frozenset([r"\vec", r"\hat", r"\boldsymbol", r"\mathcal", r"\mathit"])
+_NO_TOKEN = Token("", "")
 _STARTS = frozenset(
     ["(", r"\frac", r"\binom", r"\sqrt", "sqrt", r"\pi", r"\lfloor", r"\lceil", r"\lvert"]
 )
@@ -60,25 +61,15 @@ class Atoms(ABC):
     def power(self) -> Node:
         """An atom with its exponent."""
 
-    def peek(self, ahead: int = 0) -> Token | None:
-        """The token at `ahead` places after the next one; None outside the text."""
+    def peek(self, ahead: int = 0) -> Token:
+        """The token at `ahead` places after the next one; an empty one outside the text."""
         place = self.place + ahead
-        return self.tokens[place] if 0 <= place < len(self.tokens) else None
-
-    def peek_text(self, ahead: int = 0) -> str:
-        """The text of that token (see `peek`), or ""."""
-        token = self.peek(ahead)
-        return token.text if token else ""
-
-    def peek_kind(self, ahead: int = 0) -> str:
-        """The kind of that token (see `peek`), or ""."""
-        token = self.peek(ahead)
-        return token.kind if token else ""
+        return self.tokens[place] if 0 <= place < len(self.tokens) else _NO_TOKEN
 
     def take(self) -> Token:
         """Consume the next token."""
         token = self.peek()
-        if token is None:
+        if token is _NO_TOKEN:
             raise NotUnderstood("the end")
         self.place += 1
         return token
@@ -97,18 +88,16 @@ class Atoms(ABC):
     def starts_atom(self) -> bool:
         """Whether the next token can begin a factor without a multiplication sign before it."""
         token = self.peek()
-        if token is None or token.kind == "number":
-            return False
-        return (
+        return token.text not in ("and", "or") and (
             token.kind in ("name", "word") or token.text in _STARTS or token.text in _FUNCTIONS
-        ) and token.text not in ("and", "or")
+        )
 
     # ---- containers ----
 
     def union(self) -> Node:
         r"""A sum, or sets joined by \cup."""
         parts = [self.sum()]
-        while self.peek_text() == r"\cup":
+        while self.peek().text == r"\cup":
             self.take()
             parts.append(self.sum())
         if len(parts) == 1:
@@ -146,7 +135,7 @@ class Atoms(ABC):
             if sign != "&":
                 rows.append(Node("row", parts=tuple(cells)))
                 cells = []
-            if sign == r"\\" and self.peek_text() == r"\end":
+            if sign == r"\\" and self.peek().text == r"\end":
                 sign = self.take().text
             if sign == r"\end":
                 break
@@ -166,7 +155,7 @@ class Atoms(ABC):
 
     def group(self) -> Node:
         r"""An argument of a command: {...}, or the atom after it."""
-        if self.peek_text() != "{":
+        if self.peek().text != "{":
             return self.atom()
         self.take()
         node = self.sum()
@@ -241,14 +230,14 @@ class Atoms(ABC):
 
     def _is_argument(self) -> bool:
         r"""Whether the number just taken belongs to what is before it: x^2\frac{1}{2}."""
-        signed = self.peek_text(-2) in ("+", "-")
-        return self.peek_text(-2 - signed) in ("^", r"\sqrt", "sqrt")
+        signed = self.peek(-2).text in ("+", "-")
+        return self.peek(-2 - signed).text in ("^", r"\sqrt", "sqrt")
 
     def _proper_fraction(self) -> Node | None:
         r"""The fraction of a mixed number, 2 1/2 or 2\frac{1}{2}; None without one."""
         start = self.place
-        kinds = [self.peek_kind(ahead) for ahead in range(3)]
-        texts = [self.peek_text(ahead) for ahead in range(3)]
+        kinds = [self.peek(ahead).kind for ahead in range(3)]
+        texts = [self.peek(ahead).text for ahead in range(3)]
         if kinds[0] == kinds[2] == "number" and texts[1] == "/":
             digits = texts[0], texts[2]
             self.place += 3
@@ -267,7 +256,7 @@ class Atoms(ABC):
     def _digit_text(self) -> str:
         """The digits of an argument that is a plain number; "" for another argument."""
         try:
-            if self.peek_text() != "{":
+            if self.peek().text != "{":
                 return self._digit().text
             self.take()
             text = self.take().text
@@ -286,16 +275,16 @@ class Atoms(ABC):
         return token
 
     def _digit_or_group(self) -> Node:
-        if self.peek_kind() == "number":
+        if self.peek().kind == "number":
             return numeral(self._digit().text)
         return self.group()
 
     def _name(self, token: Token) -> Node:
         name = self.fold(token.text)
-        if self.peek_text() == "_":
+        if self.peek().text == "_":
             self.take()
             name += f"_{self._subscript()}"
-        if self.peek_text() == "(" and (token.text in _MAYBE_FUNCTIONS or token.text.isupper()):
+        if self.peek().text == "(" and (token.text in _MAYBE_FUNCTIONS or token.text.isupper()):
             raise NotUnderstood("a function or a product: f(2), P(A)")
         return Node("symbol", name)
 
@@ -316,18 +305,18 @@ class Atoms(ABC):
         """A product of adjacent variables, as in 2xy; a word is not understood."""
         word = token.text
         is_short = len(word) <= 3 and word.isalpha() and word.isascii()
-        is_alone = {self.peek_text(-2), self.peek_text()} <= _BETWEEN_ITEMS
+        is_alone = {self.peek(-2).text, self.peek().text} <= _BETWEEN_ITEMS
         if token.quoted or is_alone or not is_short or word.lower() in NOT_UNITS or is_unit(word):
             raise NotUnderstood(word)
         letters = [Node("symbol", self.fold(letter)) for letter in word]
-        if self.peek_text() == "^":  # ab^2
+        if self.peek().text == "^":  # ab^2
             self.tokens.insert(self.place, replace(token, kind="name", text=word[-1]))
             letters[-1] = self.power()
         return product(*letters)
 
     def _root(self) -> Node:
         index = None
-        if self.peek_text() == "[":
+        if self.peek().text == "[":
             self.take()
             index = self.sum()
             self.expect("]")
@@ -336,35 +325,33 @@ class Atoms(ABC):
 
     def _function(self, name: str) -> Node:
         exponent, base = None, None
-        if name == "log" and self.peek_text() == "_":
+        if name == "log" and self.peek().text == "_":
             self.take()
             base = self._digit_or_group()
-        if self.peek_text() == "^":
+        if self.peek().text == "^":
             self.take()
             exponent = self.group()
             if exponent.value == -1 and name in _INVERTED:
                 name, exponent = f"arc{name}", None
             elif exponent.value is None or exponent.value <= 0:
                 raise NotUnderstood("an exponent of a function")
-        is_bracketed = self.peek_text() == "("
+        is_bracketed = self.peek().text == "("
         value = call(name, *self._arguments(), *([base] if base else []))
-        if self.peek_text() == ("^" if is_bracketed else "/"):  # sin(x)^2, sin x/2
+        if self.peek().text == ("^" if is_bracketed else "/"):  # sin(x)^2, sin x/2
             raise NotUnderstood("a function's value or its argument, read in two ways")
         return power(value, exponent) if exponent else value
 
     def _arguments(self) -> tuple[Node, ...]:
-        if self.peek_text() == "(":
+        if self.peek().text == "(":
             node = self.atom()
             arguments = node.parts if node.kind == "bracket" else (node,)
-            if self.peek_text() != "°":
-                return tuple(map(_radians, arguments))
-            self.take()
-            return (_degrees(node),)
-        node = self.power()
-        while self.starts_atom() and self.peek_text() not in _FUNCTIONS:
-            node = product(node, self.power())
-        if self.peek_text() != "°":
-            return (node,)
+        else:
+            node = self.power()
+            while self.starts_atom() and self.peek().text not in _FUNCTIONS:
+                node = product(node, self.power())
+            arguments = (node,)
+        if self.peek().text != "°":
+            return tuple(map(_radians, arguments))
         self.take()
         return (_degrees(node),)
 

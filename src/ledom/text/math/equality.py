@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
 
 from ledom.text.math.expressions import read
 from ledom.text.math.nodes import Node, number, product, total
 from ledom.text.math.process import same_value
 
-__all__ = ["Algebra", "Comparison", "is_number", "same_meaning"]
+__all__ = ["Comparison", "Exact", "NeedsAlgebra", "is_number", "same_meaning"]
 
 _CONSTANTS = frozenset(["pi", "e", "i", "oo"])
 
@@ -32,8 +31,8 @@ def same_meaning(first: str, second: str) -> bool:
     if left is None or right is None:
         return False
     try:
-        return Comparison(_Exact()).same(left, right)
-    except _NeedsAlgebra:
+        return Comparison(Exact()).same(left, right)
+    except NeedsAlgebra:
         return same_value(*sorted((first, second)))
 
 
@@ -49,56 +48,48 @@ def is_number(answer: str) -> bool:
     return node is not None and node.kind == "number"
 
 
-class Algebra(Protocol):
-    """Compares expressions that are not plain numbers."""
+class NeedsAlgebra(Exception):  # noqa: N818  (not an error: the comparison continues elsewhere)
+    """Expressions that are not plain numbers."""
+
+
+class Exact:
+    """Compares plain numbers; raises `NeedsAlgebra` for other expressions."""
 
     def same(self, first: Node, second: Node) -> bool:
         """Whether two scalars have the same value."""
-
-    def proportional(self, first: Node, second: Node) -> bool:
-        """Whether one scalar is a constant, other than 0, times the other."""
-
-
-class _NeedsAlgebra(Exception):  # noqa: N818  (not an error: the comparison continues elsewhere)
-    pass
-
-
-class _Exact:
-    """Compares plain numbers; raises `_NeedsAlgebra` for other expressions."""
-
-    def same(self, first: Node, second: Node) -> bool:
         if first.value is None or second.value is None:
-            raise _NeedsAlgebra
+            raise NeedsAlgebra
         return first.value == second.value
 
     def proportional(self, first: Node, second: Node) -> bool:
-        raise _NeedsAlgebra
+        """Whether one scalar is a constant, other than 0, times the other."""
+        raise NeedsAlgebra
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Compares trees, and their scalars by an `Algebra`."""
+    """Compares trees, and their scalars by an algebra."""
 
-    algebra: Algebra
+    algebra: Exact
 
     def same(self, first: Node, second: Node) -> bool:
         """Whether two trees mean the same answer.
 
-        >>> Comparison(_Exact()).same(read("x = 5"), read("5"))
+        >>> Comparison(Exact()).same(read("x = 5"), read("5"))
         True
         """
         first, second = _exact_side(first), _exact_side(second)
         kinds = {first.kind, second.kind}
         if first == second:
             return True
-        if "choice" in kinds:
-            return self._same_choice(first, second)
-        if "named" in kinds:
-            return self._same_named(first, second)
-        if "quantity" in kinds:
-            return self._same_quantity(first, second)
-        if "relation" in kinds:
-            return self._same_relation(first, second)
+        for kind, compare in (
+            ("choice", self._same_choice),
+            ("named", self._same_named),
+            ("quantity", self._same_quantity),
+            ("relation", self._same_relation),
+        ):
+            if kind in kinds:
+                return compare(*((first, second) if first.kind == kind else (second, first)))
         if first.is_scalar and second.is_scalar:
             return self.algebra.same(first, second)
         if kinds == {"list"}:
@@ -120,8 +111,6 @@ class Comparison:
 
     def _same_choice(self, first: Node, second: Node) -> bool:
         """The answer "(C) 15" equals the choice "C", and also "15"."""
-        if first.kind != "choice":
-            return self._same_choice(second, first)
         if second.kind == "choice":
             return first.name == second.name and self._same_parts(first, second)
         if second.kind == "symbol":
@@ -141,8 +130,6 @@ class Comparison:
 
     def _same_named(self, first: Node, second: Node) -> bool:
         """x = 5 equals 5, and also x - 5 = 0, by comparing equations."""
-        if first.kind != "named":
-            return self._same_named(second, first)
         if second.kind == "named" and first.name == second.name:
             return self.same(first.parts[0], second.parts[0])
         if second.kind == "named" or (second.kind == "relation" and second.name == "="):
@@ -168,8 +155,6 @@ class Comparison:
         return self.same(intervals[0], intervals[1])
 
     def _same_quantity(self, first: Node, second: Node) -> bool:
-        if first.kind != "quantity":
-            return self._same_quantity(second, first)
         value = first.parts[0]
         if second.kind == "quantity":
             return first.label.agrees_with(second.label) and self.same(value, second.parts[0])

@@ -41,13 +41,7 @@ _CHOICE = re.compile(
     r"[\s:]*(?![-+*/^_=(<>\s])(.+)"
 )
 _ZERO_AND_DIGIT = re.compile("0[0-9]")
-_RELATIONS = {
-    "=": "=",
-    "<": "<",
-    ">": ">",
-    "<=": "<=",
-    ">=": ">=",
-    "!=": "!=",
+_RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=")} | {
     r"\leq": "<=",
     r"\geq": ">=",
     r"\neq": "!=",
@@ -89,7 +83,7 @@ def _read(text: str) -> Node | None:
         node = reader.listing()
     except NotUnderstood:
         return None
-    return node if reader.peek() is None else None
+    return None if reader.peek().text else node
 
 
 class _Reader(Atoms):
@@ -98,9 +92,9 @@ class _Reader(Atoms):
     def listing(self, *, splits: bool = True) -> Node:
         r"""Items and their separators. A single item is no list; with `splits`, \pm makes two."""
         items, links = [self._item()], set()
-        while (separator := self.peek_text()) in _SEPARATORS:
+        while (separator := self.peek().text) in _SEPARATORS:
             self.take()
-            if separator in (",", ";") and self.peek_text() in ("and", "or"):
+            if separator in (",", ";") and self.peek().text in ("and", "or"):
                 separator = self.take().text
             links.add(separator)
             items.append(self._item())
@@ -113,11 +107,11 @@ class _Reader(Atoms):
         start = self.place
         name = self._subject()
         signs, parts = [], []
-        if not name and self.peek_text() in _RELATIONS:  # "> 5"
+        if not name and self.peek().text in _RELATIONS:  # "> 5"
             signs.append(_RELATIONS[self.take().text])
             parts.append(Node("symbol", ""))
         parts.append(self._quantity())
-        while (sign := self.peek_text()) in _RELATIONS:
+        while (sign := self.peek().text) in _RELATIONS:
             self.take()
             signs.append(_RELATIONS[sign])
             parts.append(self._quantity())
@@ -150,14 +144,14 @@ class _Reader(Atoms):
 
     def _quantity(self) -> Node:
         sign = ""
-        if self.peek_text() in ("-", "+") and self.peek_kind(1) == "currency":
+        if self.peek().text in ("-", "+") and self.peek(1).kind == "currency":
             sign = self.take().text
-        currency = self.take().text if self.peek_kind() == "currency" else ""
+        currency = self.take().text if self.peek().kind == "currency" else ""
         self.is_money = bool(currency)
         start = self.place
         parts = [self.union()]
         _refuse_dashes(self.tokens[start : self.place])
-        while self.peek_text() == ":":
+        while self.peek().text == ":":
             self.take()
             parts.append(self.union())
         minutes = [token.text for token in self.tokens[start + 1 : self.place]]
@@ -177,10 +171,10 @@ class _Reader(Atoms):
 
     def _label_pieces(self) -> list[str]:
         pieces: list[str] = []
-        while (token := self.peek()) is not None and not self._ends_label(token):
+        while (token := self.peek()).text and not self._ends_label(token):
             self.take()
             if token.text == "^":
-                closes = self.peek_text() == "{"
+                closes = self.peek().text == "{"
                 pieces.append("^" + self.tokens[self.place + closes].text)
                 self.place += 1
                 if closes:
@@ -195,17 +189,14 @@ class _Reader(Atoms):
     def _ends_label(self, token: Token) -> bool:
         if token.kind in ("word", "name", "currency"):
             return token.text.lower() in ("and", "or") or token.text in _RELATIONS
-        if token.text == "^":
-            following = self.tokens[self.place + 1 : self.place + 2]
-            return not following
-        return token.text not in _LABEL_SIGNS
+        return token.text not in _LABEL_SIGNS or (token.text == "^" and not self.peek(1).text)
 
     def sum(self) -> Node:
         """Terms joined by signs. Two signs in a row raise `NotUnderstood`, except in 3 + -4i."""
         terms = [self._term()]
-        while (sign := self.peek_text()) in ("+", "-", r"\pm", r"\mp"):
+        while (sign := self.peek().text) in ("+", "-", r"\pm", r"\mp"):
             self.take()
-            following = self.peek_text()
+            following = self.peek().text
             if following in ("+", "-", r"\pm", r"\mp") and (sign, following) != ("+", "-"):
                 raise NotUnderstood("two signs")
             terms.append(_with_sign(sign, self._term()))
@@ -215,11 +206,11 @@ class _Reader(Atoms):
         node = self.factor()
         divided = False
         while True:
-            text = self.peek_text()
+            text = self.peek().text
             if text in _TIMES or self._is_cross():
                 self.take()
                 node = product(node, self.factor())
-            elif text in _OVER and not (self.peek_kind(1) == "word" and is_unit(self.peek_text(1))):
+            elif text in _OVER and not (self.peek(1).kind == "word" and is_unit(self.peek(1).text)):
                 if divided:  # 1/2/3: a date
                     raise NotUnderstood("two divisions")
                 self.take()
@@ -237,11 +228,9 @@ class _Reader(Atoms):
 
     def _is_cross(self) -> bool:
         """Whether an "x" multiplies two numbers: 3 x 10^5."""
-        token, after = self.peek(), self.peek(1)
-        is_between = self.peek_kind(-1) == self.peek_kind(1) == "number"
-        return bool(
-            is_between and token and after and token.text == "x" and token.spaced and after.spaced
-        )
+        before, token, after = map(self.peek, (-1, 0, 1))
+        is_spaced = token.spaced and after.spaced
+        return token.text == "x" and is_spaced and before.kind == after.kind == "number"
 
     def _starts_label(self) -> bool:
         """Whether the next token begins a label, although it could begin a factor."""
@@ -280,7 +269,7 @@ class _Reader(Atoms):
 
     def factor(self) -> Node:
         """A power, with or without a sign."""
-        sign = self.peek_text()
+        sign = self.peek().text
         if sign in ("+", "-", r"\pm", r"\mp"):
             self.take()
             return _with_sign(sign, self.power())
@@ -289,16 +278,16 @@ class _Reader(Atoms):
     def power(self) -> Node:
         """An atom with a factorial or an exponent after it."""
         base = self.atom()
-        while self.peek_text() == "!":
+        while self.peek().text == "!":
             self.take()
-            if self.peek_text() == "!":
+            if self.peek().text == "!":
                 raise NotUnderstood("!!")
             base = call("factorial", base)
-        if self.peek_text() != "^":
+        if self.peek().text != "^":
             return base
         self.take()
-        exponent = self.group() if self.peek_text() == "{" else self.factor()
-        if self.peek_text() in ("^", "!"):
+        exponent = self.group() if self.peek().text == "{" else self.factor()
+        if self.peek().text in ("^", "!"):
             raise NotUnderstood("two exponents")
         return power(base, exponent)
 

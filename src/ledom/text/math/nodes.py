@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -106,7 +106,10 @@ def numeral(text: str) -> Node:
     """
     digits, _, base = text.partition("_")
     if base:
-        return _based(digits.strip(), int(base.strip(" {}")))
+        try:
+            return number(int(digits.strip().replace("‚", ""), int(base.strip(" {}"))))
+        except ValueError as error:
+            raise NotUnderstood(text) from error
     match = _NUMERAL.fullmatch(text)
     if match is None or _MAYBE_E.fullmatch(text):
         raise NotUnderstood(text)
@@ -118,13 +121,6 @@ def numeral(text: str) -> Node:
     if abs(exponent) > MAX_BITS // 4:
         raise NotUnderstood(text)
     return number(value * Fraction(10) ** exponent)
-
-
-def _based(digits: str, base: int) -> Node:
-    try:
-        return number(int(digits.replace("‚", ""), base))
-    except ValueError as error:
-        raise NotUnderstood(digits) from error
 
 
 def _operands(parts: tuple[Node, ...]) -> list[Fraction] | None:
@@ -206,13 +202,23 @@ def with_parts(node: Node, parts: tuple[Node, ...]) -> Node:
     >>> with_parts(total(Node("symbol", "x"), number(1)), (number(2), number(1))).value
     Fraction(3, 1)
     """
-    if node.kind == "+":
-        return total(*parts)
-    if node.kind == "*":
-        return product(*parts)
-    if node.kind in ("/", "^"):
-        return (quotient if node.kind == "/" else power)(*parts)
-    return replace(node, parts=parts)
+    build = _BUILDERS.get(node.kind)
+    return build(*parts) if build else replace(node, parts=parts)
+
+
+_BUILDERS: dict[str, Callable[..., Node]] = {
+    "+": total,
+    "*": product,
+    "/": quotient,
+    "^": power,
+}
+
+
+_EXACT: dict[str, Callable[[Fraction], Fraction | int]] = {
+    "abs": abs,
+    "floor": math.floor,
+    "ceil": math.ceil,
+}
 
 
 def call(name: str, *parts: Node) -> Node:
@@ -229,10 +235,8 @@ def call(name: str, *parts: Node) -> Node:
         if value.denominator != 1 or not 0 <= value <= MAX_FACTORIAL:
             raise NotUnderstood("a factorial")
         return number(math.factorial(int(value)))
-    if name == "abs":
-        return number(abs(value))
-    if name in ("floor", "ceil"):
-        return number(math.floor(value) if name == "floor" else math.ceil(value))
+    if name in _EXACT:
+        return number(_EXACT[name](value))
     if name == "sqrt" and len(parts) == 1 and value >= 0:
         root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
         if root * root == value:

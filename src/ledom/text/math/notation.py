@@ -112,6 +112,11 @@ _SPELLINGS = (
     (re.compile(r"\\degree(?![A-Za-z])"), "°"),
     (re.compile(r",\\!\s?|\{,\}"), "\N{SINGLE LOW-9 QUOTATION MARK}"),  # a comma in a number
     (re.compile(r"(?<=\d)(?:\\[,;:]|~)(?=\d{3}(?!\d))"), "\N{SINGLE LOW-9 QUOTATION MARK}"),
+    # 12 000, but not x^2 300 or 1 100/200
+    (
+        re.compile(r"(?<=\d)(?<![\^_]\d)(?<![\^_]\d\d)(?<![\^_]\d{3})\\? (?=\d{3}(?![\d/]))"),
+        "\N{SINGLE LOW-9 QUOTATION MARK}",
+    ),
     (re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~"), " "),
     (re.compile(r"(\d)\^\s?\{?\s?(?:\\(?:text|mathrm)\{)?\s?(st|nd|rd|th)\s?\}{0,2}"), r"\1\2"),
     (re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])"), " th"),
@@ -284,49 +289,37 @@ def tokens(text: str) -> list[Token]:
         if place == quoted_until:
             place, quoted_until = place + 1, -1  # its closing brace
             continue
-        quoted = place < quoted_until
         grouped = depth == 0 or commas_are_spaced
-        token, place = _token(text, place, grouped=grouped, spaced=spaced, quoted=quoted)
+        kind, piece, end = _piece(text, place, grouped=grouped)
+        token = Token(kind, piece, spaced, quoted=place < quoted_until)
+        place, spaced = end, False
         depth += token.text in ("(", "[", r"\{")
         depth -= token.text in (")", "]", r"\}")
         found.append(token)
-        spaced = False
     return found
 
 
-def _token(
-    text: str, place: int, *, grouped: bool, spaced: bool, quoted: bool
-) -> tuple[Token, int]:
+def _piece(text: str, place: int, *, grouped: bool) -> tuple[str, str, int]:
+    """The kind and the text of the token at a place, and where it ends."""
     if match := _BASED.match(text, place):
-        return Token("number", match[0], spaced, quoted), match.end()
+        return "number", match[0], match.end()
     if match := _NUMBER.match(text, place):
         if not grouped and "," in match[0]:
             match = _PLAIN_NUMBER.match(text, place) or match
-        return Token("number", match[0], spaced, quoted), match.end()
+        return "number", match[0], match.end()
     if match := _CURRENCY.match(text, place):
-        return Token("currency", match[0].lstrip("\\").rstrip("."), spaced, quoted), match.end()
+        return "currency", match[0].lstrip("\\").rstrip("."), match.end()
     if match := _COMMAND.match(text, place):
-        return Token(*_command(match[0][1:]), spaced, quoted), match.end()
+        name = match[0][1:]
+        is_plain = name in GREEK or name in FUNCTIONS
+        return "name" if name in GREEK else "command", name if is_plain else match[0], match.end()
     if match := _WORD.match(text, place):
         word = match[0].rstrip(".") or match[0]
-        if word in _UNIT_FUNCTIONS and _NO_ARGUMENT.match(text, match.end()):
-            return Token("word", word, spaced, quoted), match.end()
-        return _word(word, spaced, quoted), match.end()
+        is_unit = word in _UNIT_FUNCTIONS and _NO_ARGUMENT.match(text, match.end())
+        if word in _LETTER_NAMES or (word in FUNCTIONS and not is_unit):
+            return "command", _LETTER_NAMES.get(word, word), match.end()
+        return "name" if len(word) == 1 else "word", word, match.end()
     if match := _SIGN.match(text, place):
         sign = match[0] if len(match[0]) == 1 else match[0].replace(r"\%", "%").replace("**", "^")
-        return Token("sign", sign, spaced, quoted), match.end()
+        return "sign", sign, match.end()
     raise NotUnderstood(text[place])
-
-
-def _command(name: str) -> tuple[str, str]:
-    if name in GREEK:
-        return "name", name
-    return ("command", name) if name in FUNCTIONS else ("command", "\\" + name)
-
-
-def _word(word: str, spaced: bool, quoted: bool) -> Token:
-    if word in _LETTER_NAMES:
-        return Token("command", _LETTER_NAMES[word], spaced, quoted)
-    if word in FUNCTIONS:
-        return Token("command", word, spaced, quoted)
-    return Token("name" if len(word) == 1 else "word", word, spaced, quoted)

@@ -1,0 +1,145 @@
+import re
+import time
+from fractions import Fraction
+
+import pytest
+
+from ledom.text.answers import equal_answers
+from ledom.text.styles import STYLES, restyle
+
+GSM8K = (
+    "He pays 35 x $20 = $<<35*20=700>>700 a week.\nThat is $700 + $1,050 = $<<700+1050=1750>>1,750"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        (
+            GSM8K + "\nA: 1750",
+            "He pays 35 * 20 = 700 a week.\nThat is 700 + 1050 = 1750\n#### 1750",
+        ),
+        ("She has 3 + 4 = 7 pens. The answer is $7.00.", "She has 3 + 4 = 7 pens.\n#### 7"),
+        (
+            r"**Pay:** \(35 \times \$20 = \$700\)" + "\nThe answer is 700",
+            "Pay: 35 * 20 = 700\n#### 700",
+        ),
+        (
+            "He pays .5 * $300 = $150, then $.25.\nA: .25",
+            "He pays 0.5 * 300 = 150, then $0.25.\n#### 0.25",
+        ),
+        (r"So \(25\% \times 80 = 20\).", "So 25% * 80 = 20.\n#### 20"),
+        ("3 + 4 = 7\n#### 7", "3 + 4 = 7\n#### 7"),
+        ("The answer is 8", "#### 8"),
+        ("I do not know.", "I do not know."),
+        ("", ""),
+    ],
+)
+def test_plain_style(text, plain):
+    assert restyle(text, "plain") == plain
+    assert restyle(plain, "plain") == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        (GSM8K, "35 * 20 = 700\n700 + 1050 = 1750\n#### 1750"),
+        (
+            "So it is (50 * 35 * $20) + (50 * 15 * $30) = $21,500. The answer is $21,500.",
+            "50 * 35 * 20 + 50 * 15 * 30 = 21500\n#### 21500",
+        ),
+        (r"\frac{1}{2} \times 8 = 4 apples", "1 / 2 * 8 = 4\n#### 4"),
+        ("He is short: 180 - 355 = -175", "180 - 355 = -175\n#### -175"),
+        ("(-2) * 3 = -6 and 5 + (-6) = -1", "-2 * 3 = -6 5 + -6 = -1\n#### -1"),
+        ("180-355=-$175", "180 - 355 = -175\n#### -175"),
+        ("5-8 days", "5 8\n#### 5-8"),
+        ("Of 12,000 minutes 40% is $4800. Now,\nit is so.", "12000 40% 4800\n#### 4800"),
+        ("I do not know.", ""),
+    ],
+)
+def test_numbers_style(text, bare):
+    assert restyle(text, "numbers") == bare
+    assert restyle(bare, "numbers") == bare
+
+
+def test_a_known_answer_takes_the_place_of_the_stated_one():
+    for style in ("plain", "numbers"):
+        assert restyle("3 + 4 = 7 pens", style, "9") == restyle("3 + 4 = 7 pens\n#### 9", style)
+    assert restyle("3 + 4 = 7 pens", "as written", "9") == "3 + 4 = 7 pens"
+
+
+@pytest.mark.parametrize(
+    ("stated", "final"),
+    [
+        ("(1 + 2) * 3", "(1 + 2) * 3"),
+        ("(3,400)", "(3,400)"),
+        ("1,400", "1400"),
+        (r"\frac{x+1}{2}", "(x+1)/2"),
+        (r"\frac{-1}{2}", "-1/2"),
+        (r"\frac{1}{4k}", "1/(4k)"),
+        (r"137\frac{1}{2}", "137 1/2"),
+        (r"\left(3, \frac{\pi}{2}\right)", r"\left(3, \pi/2\right)"),
+    ],
+)
+def test_a_final_answer_keeps_its_value(stated, final):
+    assert restyle(f"#### {stated}", "plain") == f"#### {final}"
+    assert equal_answers(stated, final)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    "text", ["(" * 9999, "1 + " * 9999, "\\frac{" * 999, "1 a" * 9999, "<<" * 9999, "9" * 30000]
+)
+def test_hostile_texts_take_no_time(style, text):
+    started = time.process_time()
+    restyle(text, style)
+    assert time.process_time() - started < 20  # a pattern that backtracks takes minutes
+
+
+@pytest.mark.parametrize(
+    ("text", "equation"),
+    [
+        # mixed numbers and fractions
+        ("He uses 1 1/2 * 4 = 6 cups", "3 / 2 * 4 = 6"),
+        ("2 - 1 1/2 = 1/2", "2 - 3 / 2 = 1 / 2"),
+        ("6 / 1 1/2 = 4", "6 / (3 / 2) = 4"),
+        ("3½ cups * 2 = 7", "7 / 2 * 2 = 7"),
+        (r"2\frac{3}{4} + 1 = 3\frac{3}{4}", "11 / 4 + 1 = 15 / 4"),
+        ("1/4 + 1/4 = 1/2 cup", "1 / 4 + 1 / 4 = 1 / 2"),
+        # brackets that the value depends on
+        ("(3 apples + 4 apples) * $2 = $14", "(3 + 4) * 2 = 14"),
+        ("10-(3+4)=3", "10 - (3 + 4) = 3"),
+        ("12 / (2/3) = 18", "12 / (2 / 3) = 18"),
+        ("2 x (10 - (3 + (4 - 1))) = 2 x 4 = 8", "2 * (10 - (3 + 4 - 1)) = 2 * 4 = 8"),
+        ("(1 + 2) / ((3 + 4) - (5 + 1)) = 3", "(1 + 2) / (3 + 4 - (5 + 1)) = 3"),
+        ("[2 + 3] * 4 = 20", "(2 + 3) * 4 = 20"),
+        ("(-2)^2 = 4", "(-2) ^ 2 = 4"),
+        # and others
+        ("8 * (1/2) + (3 * 2) = 10", "8 * 1 / 2 + 3 * 2 = 10"),
+        ("1 + 2(20) = 41", "1 + 2 * 20 = 41"),
+        ("(so 3 + 4 = 7)", "3 + 4 = 7"),
+        ("$90 (the cost) - $70 (the loss) = $20", "90 - 70 = 20"),
+        # powers, and sides in between
+        ("2^3 + 1 = 9", "2 ^ 3 + 1 = 9"),
+        ("2**3 = 8", "2 ^ 3 = 8"),
+        (r"2\cdot3^2 = 18", "2 * 3 ^ 2 = 18"),
+        ("5*2=2*5=10", "5 * 2 = 2 * 5 = 10"),
+        ("3 + 4 = 7-8 days", "3 + 4 = 7"),  # a range
+        ("98 bananas/2 = 49 bananas", "98 / 2 = 49"),
+    ],
+)
+def test_an_equation_stays_true(text: str, equation: str) -> None:
+    for style in ("plain", "numbers", "equations"):
+        assert equation in restyle(text, style)
+    assert restyle(text, "equations", "1") == f"{equation}\n#### 1"
+    sides = re.sub(r"(\d+)", r"Fraction(\1)", equation).replace("^", "**").split("=")
+    assert len({eval(side, {"Fraction": Fraction}) for side in sides}) == 1
+
+
+def test_a_number_in_brackets_stays_a_number() -> None:
+    assert restyle("so 5(4) is it", "numbers", "20") == "5 4\n#### 20"
+    assert restyle("4 time(s) (or so)", "plain", "4") == "4 times or so\n#### 4"
+
+
+def test_a_bullet_is_no_sign() -> None:
+    assert restyle("•5 + 3 = 8\n#### 8", "equations") == "5 + 3 = 8\n#### 8"
