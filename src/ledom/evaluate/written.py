@@ -25,7 +25,7 @@ __all__ = ["WRITTEN", "CodeProblem", "Form", "answers_of", "is_right", "prompt"]
 _ANSWER = " is the answer of the following question."
 _CHAIN = "The above is the thought chain."
 _SOLUTION = "# The above solves the following task."
-_CHECK = re.compile(r"^(def\s+check\b|check\s*=)", re.MULTILINE)
+_CHECK = re.compile(r"\bcheck\b")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _PUNCTUATION = re.compile(r"(?<![0-9])[.,;:!?'\"()](?![0-9])|(?<=[^\W\d_])-(?=[^\W\d_])")
 """Signs that do not matter in words, but do beside a digit: -5, 1.5, 5!, 7:30."""
