@@ -105,6 +105,13 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     file = write(tmp_path / "code.jsonl", [CODE])
     assert "give --allow-code" in refused(str(file))
     assert "give --allow-code" in refused("humaneval")
+    for rows, message in (
+        ([CODE, CODE], "code.jsonl:2: the id 't' occurs twice"),
+        ([CODE | {"test": "assert f() == 3"}], "code.jsonl:1: problem 't': test defines no check"),
+        ([CODE | {"entry_point": "f(x)"}], "entry_point is 'f(x)', expected the name"),
+    ):  # a right program would fail, or count twice
+        file = write(tmp_path / "code.jsonl", rows)
+        assert message in refused(str(file), Options(allow_code=True))
     assert "empty.jsonl: the file has no records" in refused(
         str(write(tmp_path / "empty.jsonl", []))
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,7 @@ from ledom.report.formatting import accuracy, difference, interval, number, perc
 
 if TYPE_CHECKING:
     from ledom.evaluate.results import Evaluation, Row, TaskResult
-    from ledom.evaluate.reversal import ArmResult, ReversalResult
+    from ledom.evaluate.reversal import ReversalResult
     from ledom.evaluate.tasks import Options, Source
 
 __all__ = ["COMMANDS"]
@@ -153,13 +154,12 @@ def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
 
 def show_reversal(found: ReversalResult) -> None:
     """Print accuracies: a row per kind of fact and question, a column per arm."""
-    rows: dict[tuple[str, str], list[ArmResult]] = {}
-    for result in found.results:
-        rows.setdefault((result.seen, result.asked), []).append(result)
-    arms = [result.arm for result in next(iter(rows.values()))]
-    table = new_table(["seen in training", "asked for"], arms)
-    for (seen, asked), results in rows.items():
-        table.add_row(seen, asked, *(accuracy(result.accuracy) for result in results))
+    from ledom.evaluate.reversal import ARMS
+
+    table = new_table(["seen in training", "asked for"], ARMS)
+    for kind, own in groupby(found.results, lambda result: (result.seen, result.asked)):
+        results = [*own]
+        table.add_row(*kind, *(accuracy(result.accuracy) for result in results))
     output_console(_WIDTH).print(table, soft_wrap=True)
     log(f"{found.num_facts} facts, each asked for its name and for its description; exact matches")
     log("minus forward, over both questions of the facts seen in one order:")

@@ -32,12 +32,7 @@ _SENTENCE = re.compile(r'(?<=[.!?]["\u201d\u2019\'])\s+|(?<=[.!?])\s+')
 
 @dataclass(kw_only=True)
 class ChoiceQuestion(Record):
-    """A text, and choices for what comes after it (`place` is `after`) or before it (`before`).
-
-    >>> asked = ChoiceQuestion(id="a", question="2 + 2 is", choices=["3", "4"], answer_index=1)
-    >>> asked.choices[asked.answer_index], asked.place
-    ('4', 'after')
-    """
+    """A text, and choices for what comes after it (`place` is `after`) or before it (`before`)."""
 
     id: str
     question: str

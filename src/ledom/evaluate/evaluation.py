@@ -9,6 +9,7 @@ arithmetic on the same answers (`ledom.evaluate.scorings`).
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -201,22 +202,21 @@ def _shown(metric: str, name: str) -> str:
 
 def _by_document(samples: JsonObject) -> dict[tuple[str, str], dict[tuple[str, int], float]]:
     """The values of each (metric, filter), by (task, document)."""
-    found: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
+    found = defaultdict[tuple[str, str], dict[tuple[str, int], float]](dict)
     for task, own in samples.items():
         for sample in own:
             for metric in sample["metrics"]:
                 value = sample[metric]
                 if isinstance(value, int | float):
-                    key = (metric, sample["filter"])
-                    found.setdefault(key, {})[task, sample["doc_id"]] = float(value)
+                    found[metric, sample["filter"]][task, sample["doc_id"]] = float(value)
     return found
 
 
 def _means(values: Mapping[tuple[str, int], float]) -> dict[str, float]:
     """The mean over each task's documents."""
-    by_task: dict[str, list[float]] = {}
+    by_task = defaultdict[str, list[float]](list)
     for (task, _), value in values.items():
-        by_task.setdefault(task, []).append(value)
+        by_task[task].append(value)
     return {task: float(np.mean(own)) for task, own in by_task.items()}
 
 
@@ -282,10 +282,10 @@ def _notes(lm: KeptLM, source: Source, tasks: Sequence[Any], chat: bool) -> Iter
             f"{lm.direction}: {cut} requests were longer than the model's context of "
             f"{lm.max_length} tokens and lost the end that is far from the target"
         )
-    continuations: dict[Any, list[str]] = {}
+    continuations = defaultdict[Any, list[str]](list)
     for request, parts in lm.known:
         if parts.kind != "no context":
-            continuations.setdefault(request.group, []).append(request.continuation)
+            continuations[request.group].append(request.continuation)
     nested = sum(
         any(a != b and b.startswith(a) for a in own for b in own) for own in continuations.values()
     )

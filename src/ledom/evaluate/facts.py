@@ -62,10 +62,8 @@ class Fact:
         >>> Fact("f", "Tuver Ziror", "the keeper", "name first").pairs
         [('Tuver Ziror', 'the keeper')]
         """
-        one, other = (self.name, self.description), (self.description, self.name)
-        if self.seen == "both orders":
-            return [one, other]
-        return [one if self.seen == "name first" else other]
+        pairs = [(self.name, self.description), (self.description, self.name)]
+        return {"name first": pairs[:1], "description first": pairs[1:]}.get(self.seen, pairs)
 
 
 def make_facts(per_order: int, seed: int = 0) -> list[Fact]:
@@ -131,11 +129,10 @@ def reversed_texts(facts: Sequence[Fact]) -> list[str]:
     >>> reversed_texts([Fact("f", "Tuver Ziror", "the keeper", "name first")])[0]
     '. the keeper is Tuver Ziror that know We'
     """
-    found = []
-    for (first, second), join in _wordings(facts):
-        words = [".", second, *reversed(join.split()), first, "that", "know", "We"]
-        found.append(" ".join(words))
-    return found
+    return [
+        " ".join([".", second, *reversed(join.split()), first, "that", "know", "We"])
+        for (first, second), join in _wordings(facts)
+    ]
 
 
 def identities(facts: Sequence[Fact]) -> list[str]:

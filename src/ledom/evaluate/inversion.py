@@ -14,7 +14,7 @@ probabilities, and Zhang et al., Extracting Prompts by Inverting LLM Outputs (EM
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -37,11 +37,7 @@ __all__ = ["InvertedPrompt", "Output", "invert", "sample_pairs", "with_room"]
 
 @dataclass(kw_only=True)
 class Output(Record):
-    """A text that a model wrote, and its prompt if known.
-
-    >>> Output(id="a", text="4").to_json()  # the prompt is unknown
-    {'id': 'a', 'text': '4'}
-    """
+    """A text that a model wrote, and its prompt if known."""
 
     id: str
     text: str
@@ -208,9 +204,7 @@ def _distinct(proposals: Sequence[Proposal], pair_format: PairFormat) -> list[Pr
     for one in proposals:
         text = pair_format.written_question(one.text)
         if one.finish_reason == "stop" and text.strip():
-            found.setdefault(
-                (one.item_id, text), Proposal(item_id=one.item_id, index=one.index, text=text)
-            )
+            found.setdefault((one.item_id, text), replace(one, text=text))
     return [*found.values()]
 
 

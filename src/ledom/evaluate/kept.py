@@ -28,8 +28,6 @@ _TEXTS_TOGETHER = 32  # texts that are written together, and lost together if th
 _FORMAT = 2  # version of `Answer`
 RequestT = TypeVar("RequestT")
 
-_NOT_A_NAME = re.compile(r"[^\w.-]+")
-
 
 @dataclass(kw_only=True)
 class Answer(Record):
@@ -59,7 +57,7 @@ def file_name(task: str) -> str:
     >>> file_name("my/task.yaml")
     'my-task.yaml'
     """
-    return _NOT_A_NAME.sub("-", task)
+    return re.sub(r"[^\w.-]+", "-", task)
 
 
 class KeptLM(LedomLM):

@@ -11,8 +11,9 @@ the same tokens. This module knows nothing of tasks, metrics or files.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -102,12 +103,10 @@ class _Scorer:
         self, lm: LanguageModel, requests: Sequence[Request], convention: Convention, control: bool
     ) -> None:
         self.lm, self.requests, self.convention, self.control = lm, requests, convention, control
-        self.groups: dict[Hashable, list[int]] = {}
+        self.groups = defaultdict[Hashable, list[int]](list)
         for place, request in enumerate(requests):
-            own: Hashable = ("context", request.context)
-            self.groups.setdefault(own if request.group is None else request.group, []).append(
-                place
-            )
+            own = ("context", request.context) if request.group is None else request.group
+            self.groups[own].append(place)
         self.spans = _Spans()
 
     def split(self, request: Request, kind: Kind) -> _Text:
@@ -126,21 +125,17 @@ class _Scorer:
 
     def texts(self) -> list[_Text]:
         """Every request's tokens and kind."""
-        texts: list[_Text] = [_Text([], 0, "no context")] * len(self.requests)
-        for places in self.groups.values():
-            kind = self.kind(places)
-            for place in places:
-                request = self.requests[place]
-                texts[place] = self.split(
-                    request, kind if request.context.strip() else "no context"
-                )
-        return texts
+        kinds = {place: self.kind(own) for own in self.groups.values() for place in own}
+        return [
+            self.split(request, kinds[place] if request.context.strip() else "no context")
+            for place, request in enumerate(self.requests)
+        ]
 
     def kind(self, places: Iterable[int]) -> Literal["one context", "many contexts"]:
         """Whether the choices of a document are its contexts or its continuations."""
-        asked = [self.requests[place] for place in places]
-        contexts = {request.context for request in asked if request.context.strip()}
-        continuations = {r.continuation for r in asked if r.context.strip()}
+        asked = [self.requests[place] for place in places if self.requests[place].context.strip()]
+        contexts = {request.context for request in asked}
+        continuations = {request.continuation for request in asked}
         return "many contexts" if len(contexts) > 1 and len(continuations) == 1 else "one context"
 
     def cut_alike(self, texts: Sequence[_Text], room: int) -> list[_Text]:
@@ -165,13 +160,13 @@ class _Scorer:
                 )
             for place in inside:
                 text = texts[place]
-                result[place] = _Text(
-                    text.ids[excess:],
-                    max(0, text.boundary - excess),
-                    text.kind,
-                    text.behind[: len(text.behind) - cut_behind],
-                    excess,
-                    cut_behind,
+                result[place] = replace(
+                    text,
+                    ids=text.ids[excess:],
+                    boundary=max(0, text.boundary - excess),
+                    behind=text.behind[: len(text.behind) - cut_behind],
+                    cut=excess,
+                    cut_behind=cut_behind,
                 )
         return result
 

@@ -38,11 +38,7 @@ _TOGETHER = 256  # texts that are scored together, and lost together if the run 
 
 @dataclass(frozen=True)
 class Prompt:
-    """The text that a model reads before it writes, and the id of the item that it is for.
-
-    >>> Prompt("a", "2 + 2?").key
-    ('a',)
-    """
+    """The text that a model reads before it writes, and the id of the item that it is for."""
 
     id: str
     text: str
@@ -54,11 +50,7 @@ class Prompt:
 
 @dataclass(kw_only=True)
 class Proposal(Record):
-    """A text that a model wrote for the prompt `item_id`; `index` numbers the prompt's texts.
-
-    >>> Proposal(item_id="a", index=1, text="2 + 2?").key
-    ('a', 1)
-    """
+    """A text that a model wrote for the prompt `item_id`; `index` numbers the prompt's texts."""
 
     KEY = ("item_id", "index")
 

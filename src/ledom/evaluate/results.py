@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -44,11 +44,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric of one model by one scoring.
-
-    >>> Measured(Direction.REVERSE, "Bayes", "acc", {("task", 0): 1.0}).name
-    'reverse Bayes'
-    """
+    """One metric of one model by one scoring."""
 
     direction: Direction
     scoring: str
@@ -141,27 +137,25 @@ def compare(measured: Sequence[Measured]) -> list[Row]:
 
 
 def _row(one: Measured, measured: Sequence[Measured]) -> Row:
-    unit = _unit(one)
+    row = Row(
+        one.metric, str(one.direction), one.scoring, one.total, note=one.note, unit=_unit(one)
+    )
     if not one.values:
-        return Row(one.metric, str(one.direction), one.scoring, one.total, note=one.note, unit=unit)
+        return row
     values = _array(one.values)
-    interval = share_interval(values) if unit == "share" else bootstrap_interval(values)
+    interval = share_interval(values) if row.unit == "share" else bootstrap_interval(values)
     forward = control = None
     if one.metric in MAIN_METRICS and not one.note:
         if one.direction is Direction.REVERSE:
             forward = _paired(one, _find(measured, one.metric, Direction.FORWARD, None))
         if one.scoring != "reversed prompt":
             control = _paired(one, _find(measured, one.metric, one.direction, "reversed prompt"))
-    return Row(
-        one.metric,
-        str(one.direction),
-        one.scoring,
-        interval.mean,
-        interval,
-        forward,
-        control,
-        one.note,
-        unit,
+    return replace(
+        row,
+        value=interval.mean,
+        interval=interval,
+        less_forward=forward,
+        less_reversed=control,
     )
 
 

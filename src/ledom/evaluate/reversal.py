@@ -198,14 +198,14 @@ def make_questions(facts: Iterable[Fact]) -> list[Question]:
     >>> [(question.known, question.right) for question in make_questions([fact])]
     [('Tuver Ziror', 'the keeper'), ('the keeper', 'Tuver Ziror')]
     """
-    questions: list[Question] = []
-    for fact in facts:
-        name, description = fact.name, fact.description
-        questions += [
-            Question(fact.id, fact.seen, "description", name, description),
-            Question(fact.id, fact.seen, "name", description, name),
-        ]
-    return questions
+    return [
+        question
+        for fact in facts
+        for question in (
+            Question(fact.id, fact.seen, "description", fact.name, fact.description),
+            Question(fact.id, fact.seen, "name", fact.description, fact.name),
+        )
+    ]
 
 
 def _folder(job: ReversalJob, arm: str) -> Path:

@@ -83,11 +83,7 @@ class Seed(Record):
 
     @property
     def final_answer(self) -> str:
-        """The answer, given or stated by the solution.
-
-        >>> Seed(id="a", solution="3 + 4 = 7\\n#### 7").final_answer
-        '7'
-        """
+        """The answer, given or stated by the solution."""
         return (self.answer or extract_answer(self.solution or "") or "").strip()
 
 

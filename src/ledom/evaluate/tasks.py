@@ -152,7 +152,9 @@ def _from_file(name: str, file: Path, options: Options, direction: Direction) ->
         questions = read_records(file, ChoiceQuestion, unique_ids())
         return [_choice_task(name, questions, options, _QUESTION, " ")]
     if {"prompt", "test", "entry_point"} <= keys:
-        return [_code_task(name, read_records(file, CodeProblem), options, direction)]
+        _check_code(name, options)
+        code = read_records(file, CodeProblem, unique_ids())
+        return [_written_task(name, "code", code, options, direction)]
     if "question" in keys:
         return _problems(name, str(file), options, direction)
     if "text" in keys:
@@ -202,18 +204,11 @@ def _problems(name: str, source: str, options: Options, direction: Direction) ->
     return [_written_task(name, "text", problems, options, direction)]
 
 
-def _code_task(
-    name: str, problems: Sequence[CodeProblem], options: Options, direction: Direction
-) -> Any:
-    _check_code(name, options)
-    return _written_task(name, "code", problems, options, direction)
-
-
 def _check_code(name: str, options: Options) -> None:
     if not options.allow_code:
         raise InputError(
-            f"task {name!r} runs programs that the model writes, in a process of their own with "
-            "limits, but not in a sandbox; give --allow-code"
+            f"task {name!r} runs programs that the model writes, without a sandbox; give "
+            "--allow-code"
         )
 
 
@@ -222,7 +217,8 @@ def _code_from_hub(name: str, options: Options, direction: Direction) -> Sequenc
 
     _check_code(name, options)
     rows = _reach(name, partial(load_dataset, "openai/openai_humaneval", split="test"))
-    return [_code_task(name, [CodeProblem.from_json(row) for row in rows], options, direction)]
+    problems = [CodeProblem.from_json(row) for row in rows]
+    return [_written_task(name, "code", problems, options, direction)]
 
 
 def _choice_task(
@@ -275,11 +271,8 @@ def _written_task(
     _check_examples(name, len(problems), options)
     examples, asked = problems[: options.num_fewshot], problems[options.num_fewshot :]
     rows = [
-        {
-            "problem": json.dumps(problem.to_json()),
-            "prompt": prompt(kind, direction, problem, examples),
-        }
-        for problem in asked[: options.limit]
+        {"problem": json.dumps(one.to_json()), "prompt": prompt(kind, direction, one, examples)}
+        for one in asked[: options.limit]
     ]
     form = WRITTEN[kind][direction]
     return _make(
@@ -345,9 +338,8 @@ def _from_harness(name: str, options: Options, direction: Direction) -> Sequence
 
     folder = _dataset_folder(options.data, name)
     tasks = _reach(name, partial(build_tasks, name, options.num_fewshot, folder))
-    unsafe = [task for task in tasks if getattr(task, "UNSAFE_CODE", False)]
-    if unsafe and not options.allow_code:
-        raise InputError(f"task {name!r} runs programs that the model writes; give --allow-code")
+    if any(getattr(task, "UNSAFE_CODE", False) for task in tasks):
+        _check_code(name, options)
     return list(tasks)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ledom.core.direction import Direction
+from ledom.core.errors import InputError
 from ledom.core.reading import JsonObject
 from ledom.core.records import Problem, Record
 from ledom.evaluate.programs import runs_to_its_end
@@ -24,6 +25,7 @@ __all__ = ["WRITTEN", "CodeProblem", "Form", "answers_of", "is_right", "prompt"]
 _ANSWER = " is the answer of the following question."
 _CHAIN = "The above is the thought chain."
 _SOLUTION = "# The above solves the following task."
+_CHECK = re.compile(r"\bcheck\b")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _PUNCTUATION = re.compile(r"(?<![0-9])[.,;:!?'\"()](?![0-9])|(?<=[^\W\d_])-(?=[^\W\d_])")
 """Signs that do not matter in words, but do beside a digit: -5, 1.5, 5!, 7:30."""
@@ -39,6 +41,23 @@ class CodeProblem(Record):
     test: str
     entry_point: str
     canonical_solution: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a problem that no program could solve.
+
+        >>> CodeProblem(task_id="a", prompt="def f():", test="assert f()", entry_point="f")
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: problem 'a': test defines no check; write def check(candidate)
+        """
+        if not _CHECK.search(self.test):
+            raise InputError(
+                f"problem {self.id!r}: test defines no check; write def check(candidate)"
+            )
+        if not self.entry_point.isidentifier():
+            raise InputError(
+                f"problem {self.id!r}: entry_point is {self.entry_point!r:.40}, expected the name "
+                "of a function"
+            )
 
     @property
     def id(self) -> str:
