@@ -52,7 +52,13 @@ def train(
     from ledom.core.direction import Direction
     from ledom.train.distributed import connect
     from ledom.train.recipe import load_recipe, save_recipe
-    from ledom.train.start import check_inputs, check_lengths, check_shareable, has_begun
+    from ledom.train.start import (
+        check_inputs,
+        check_lengths,
+        check_shareable,
+        check_tokenizers,
+        has_begun,
+    )
 
     plan = load_recipe(find_recipe(recipe), overrides or [], files=True, note=note)
     if direction not in ("forward", "reverse", "both"):
@@ -61,6 +67,7 @@ def train(
     check_shareable(plan, processes.size())
     for way in directions:
         check_lengths(plan, way)
+    check_tokenizers(plan, directions)
     device = device or default_device()
     torch_device(device)  # fail early: preparing the data may take long
     set_threads(threads)

@@ -81,7 +81,7 @@ def trained_settings(folder: Path) -> JsonObject:
     """
     files = [file for file in folder.glob("checkpoints/*/run.json") if file.parent.name.isdigit()]
     newest = max(files, key=lambda file: int(file.parent.name), default=None)
-    return dict(_flat(read_json(newest).get("recipe"))) if newest else {}
+    return dict(_dotted(read_json(newest).get("recipe"))) if newest else {}
 
 
 def recipe_settings(folder: Path) -> JsonObject:
@@ -93,12 +93,12 @@ def recipe_settings(folder: Path) -> JsonObject:
     recipe = folder / "recipe.yaml"
     if not exists(recipe):
         return {}
-    return dict(_flat(read_yaml(recipe)))
+    return dict(_dotted(read_yaml(recipe)))
 
 
-def _flat(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _dotted(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, dict) and tree:
         for name, value in tree.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
+            yield from _dotted(value, f"{key}.{name}" if key else str(name))
     elif key:
         yield key, tree

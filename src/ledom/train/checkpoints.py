@@ -175,7 +175,7 @@ class Checkpoints:
             run = read_json(newest / _RUN)
         except InputError as error:
             return newest, f"{_damaged(newest)} ({error})"
-        changes = list(differences(_flat(_as_scheduled(run, self._run)), _flat(self._run)))
+        changes = list(differences(_settings(_as_scheduled(run, self._run)), _settings(self._run)))
         if changes:
             return newest, (
                 f"{newest}: belongs to a run with other settings ({'; '.join(changes[:3])}); put "
@@ -197,7 +197,7 @@ class Checkpoints:
             theirs = read_json(twins[-1] / _RUN)
         except InputError:  # its own restart reports the damage
             return ""
-        there, now = _flat(_as_scheduled(theirs, self._run)), _flat(self._run)
+        there, now = _settings(_as_scheduled(theirs, self._run)), _settings(self._run)
         own = dict.fromkeys(("direction", "init_from"))
         changes = list(differences(there | own, now | own))
         if not changes:
@@ -271,7 +271,7 @@ def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
     return {**run, "recipe": {**run["recipe"], "optim": optim}}
 
 
-def _flat(run: JsonObject) -> JsonObject:
+def _settings(run: JsonObject) -> JsonObject:
     """A run's settings under the recipe's key names, without the step and the names of data files.
 
     Such a file may be moved: `prepare_data` compares the contents.

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import as_type, require
+from ledom.core.reading import as_type, exists, require
 from ledom.data.prepare import DataConfig
 from ledom.model.checkpoint import load_config
 from ledom.model.presets import ModelConfig
@@ -249,15 +249,23 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
     """Estimate what a recipe needs.
 
     Raises `RecipeError` if the GPUs cannot share the run or windows are longer than the model's
-    context; `InputError` for adapters (`lora`), which are not covered; `CheckpointError` if the
-    recipe's `init_from` or tokenizer is missing.
+    context; `InputError` for adapters (`lora`), which are not covered, and for an `init_from` whose
+    two models differ in shape; `CheckpointError` if the recipe's `init_from` or tokenizer is
+    missing.
     """
     if recipe.lora is not None:
         raise InputError("key lora: the plan is for training all weights; leave lora out")
     check_shareable(recipe, setup.gpus)  # a process per GPU
-    planner = _Planner(recipe, setup, *_shape(recipe))
-    check_lengths(recipe, Direction.FORWARD)
-    return planner.plan()
+    directions = _startable(recipe)
+    shapes = [_shape(recipe, direction) for direction in directions]
+    for direction in directions:
+        check_lengths(recipe, direction)
+    if shapes[1:] and shapes[0] != shapes[1]:
+        folders = " and ".join(map(recipe.init_folder, directions))
+        raise InputError(
+            f"key init_from: {folders} have different shapes; name one of them to plan its run"
+        )
+    return _Planner(recipe, setup, *shapes[0]).plan()
 
 
 @dataclass(frozen=True)
@@ -338,11 +346,20 @@ class _Planner:
         return "does not fit with one window at a time and recomputed layers; shard over more GPUs"
 
 
-def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
-    """The model's shape and vocabulary size: the recipe's, or those of its `init_from`."""
-    if recipe.model is not None:
+def _startable(recipe: Recipe) -> list[Direction]:
+    """The directions whose `init_from` is there; the forward one if neither is."""
+    if "{direction}" not in (recipe.init_from or ""):
+        return [Direction.FORWARD]  # both start alike
+    found = [direction for direction in Direction if exists(recipe.init_folder(direction))]
+    return found or [Direction.FORWARD]
+
+
+def _shape(recipe: Recipe, direction: Direction) -> tuple[ModelConfig, int]:
+    """The model's shape and vocabulary size: those of `init_from`, else the recipe's."""
+    if recipe.init_from is None:
+        assert recipe.model is not None  # checked by the recipe
         return recipe.model, _vocab_size(recipe.data)
-    folder = Path(recipe.init_folder(Direction.FORWARD))
+    folder = Path(recipe.init_folder(direction))
     config = load_config(folder).get_text_config()  # with the defaults of keys that are left out
     file = folder / "config.json"
     _check_architecture(config, file)
