@@ -84,6 +84,12 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     curves = [curve for run in runs for curve in run.values()]
     notes = _check_same_tokens(curves)
     notes += [
+        f"{curve.run}, {curve.direction}: {missing} of {curve.steps} steps have no row in its "
+        "metrics; their tokens are not counted"
+        for curve in curves
+        if (missing := curve.steps - len(curve.rows)) > 0
+    ]
+    notes += [
         f"{curve.run}, {curve.direction}: no validation yet"
         for curve in curves
         if not curve.validations
@@ -163,7 +169,7 @@ def _direction(curve: TrainingCurve) -> DirectionResult:
     rows = [row for _, row in validations]
     speeds = [row["tokens_per_second"] for row in curve.rows if "tokens_per_second" in row]
     return DirectionResult(
-        steps=int(curve.rows[-1]["step"]),
+        steps=curve.steps,
         tokens=tokens[-1],
         tokens_per_second=median(speeds) if speeds else None,
         training=_training_curve(tokens, curve.rows),

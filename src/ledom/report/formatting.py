@@ -136,7 +136,7 @@ def count(value: float | None) -> str:
     >>> count(2346), count(20_000), count(7.79e9), count(999_600)
     ('2,346', '20k', '7.79B', '1M')
     """
-    if value is None:
+    if value is None or not math.isfinite(value):
         return MISSING
     return f"{value:,.0f}" if value < 1e4 else _scaled(value, ("", "k", "M", "B", "T"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -33,6 +34,11 @@ class TrainingCurve:
     run: str
     direction: str
     rows: list[Row]
+
+    @property
+    def steps(self) -> int:
+        """Steps taken; some may lack a row, if metrics.jsonl was damaged or removed."""
+        return int(self.rows[-1]["step"])
 
     @property
     def tokens(self) -> list[int]:
@@ -87,13 +93,15 @@ def trained_settings(folder: Path) -> JsonObject:
 def recipe_settings(folder: Path) -> JsonObject:
     """The recipe of a run's folder by dotted key, such as optim.steps; empty without one.
 
+    Its values are those of JSON; a date, which YAML also has, becomes text.
+
     >>> recipe_settings(Path("no-run"))
     {}
     """
     recipe = folder / "recipe.yaml"
     if not exists(recipe):
         return {}
-    return dict(_dotted(read_yaml(recipe)))
+    return dict(_dotted(json.loads(json.dumps(read_yaml(recipe), default=str))))
 
 
 def _dotted(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -40,7 +40,8 @@ _RUN = "run.json"
 _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
-_DATA_FILES = ("train", "valid", "tokenizer")  # keys of a recipe's data that may name a file
+_DATA_FILES = {"train", "valid", "tokenizer"}  # keys of a recipe's data that may name a file
+_REPORTING = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours", "trackers"}
 
 # torch warns of a run with a single process, which is intended here.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -60,7 +61,8 @@ class Checkpoints:
     ) -> None:
         self.folder = folder / _FOLDER
         self._model, self._optimizers = model, optimizers
-        self._run = {"direction": str(direction), "recipe": _fixed(recipe)}
+        settings = recipe.model_dump(mode="json", exclude={"parallel": True, "train": _REPORTING})
+        self._run = {"direction": str(direction), "recipe": settings}
         self._keep, self._keep_hours = recipe.train.keep_checkpoints, recipe.train.keep_hours
         self._world = world
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -247,12 +249,6 @@ def _reason(error: BaseException, folder: Path) -> str:
     return str(error)
 
 
-def _fixed(recipe: Recipe) -> Any:
-    """The settings that a resumed run must keep: all but `parallel` and how often to save."""
-    saving = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours"}
-    return recipe.model_dump(mode="json", exclude={"parallel": True, "train": saving})
-
-
 def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
     """`run` with the length of `now`, if both schedules agree on all steps so far; else `run`.
 
@@ -272,15 +268,16 @@ def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
 
 
 def _settings(run: JsonObject) -> JsonObject:
-    """A run's settings under the recipe's key names, without the step and the names of data files.
+    """What a resumed run must keep, under the recipe's key names: no step, no place, no reports.
 
-    Such a file may be moved: `prepare_data` compares the contents.
+    A file of the data may be moved: `prepare_data` compares the contents.
     """
     recipe = run.get("recipe")
-    rest = {key: value for key, value in run.items() if key not in ("recipe", "step")}
+    kept = {key: value for key, value in run.items() if key not in ("recipe", "step")}
     if not isinstance(recipe, dict):
-        return rest
-    data = recipe.get("data")
-    if isinstance(data, dict):
-        recipe = recipe | {"data": {k: v for k, v in data.items() if k not in _DATA_FILES}}
-    return {**rest, **recipe}
+        return kept
+    kept |= recipe
+    for group, free in (("data", _DATA_FILES), ("train", _REPORTING)):
+        if isinstance(kept.get(group), dict):
+            kept[group] = {k: v for k, v in kept[group].items() if k not in free}
+    return kept
