@@ -36,6 +36,11 @@ class TrainingCurve:
     rows: list[Row]
 
     @property
+    def label(self) -> str:
+        """The curve's name for people."""
+        return f"{self.run}, {self.direction}"
+
+    @property
     def steps(self) -> int:
         """Steps taken; some may lack a row, if metrics.jsonl was damaged or removed."""
         return int(self.rows[-1]["step"])

@@ -13,6 +13,7 @@ import shutil
 import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +178,10 @@ class Checkpoints:
             run = read_json(newest / _RUN)
         except InputError as error:
             return newest, f"{_damaged(newest)} ({error})"
-        changes = list(differences(_settings(_as_scheduled(run, self._run)), _settings(self._run)))
-        if changes:
+        if changes := self._changes(run):
             return newest, (
-                f"{newest}: belongs to a run with other settings ({'; '.join(changes[:3])}); put "
-                "them back, give this run another name, or remove the folder"
+                f"{newest}: belongs to a run with other settings ({changes}); put them back, give "
+                "this run another name, or remove the folder"
             )
         return newest, ""
 
@@ -199,15 +199,18 @@ class Checkpoints:
             theirs = read_json(twins[-1] / _RUN)
         except InputError:  # its own restart reports the damage
             return ""
-        there, now = _settings(_as_scheduled(theirs, self._run)), _settings(self._run)
-        own = dict.fromkeys(("direction", "init_from"))
-        changes = list(differences(there | own, now | own))
-        if not changes:
-            return ""
-        return (
-            f"{run}: its twin {twins[-1]} was trained with other settings "
-            f"({'; '.join(changes[:3])}); train both with the same, or give this run another name"
-        )
+        if changes := self._changes(theirs, "direction", "init_from"):
+            return (
+                f"{run}: its twin {twins[-1]} was trained with other settings ({changes}); train "
+                "both with the same, or give this run another name"
+            )
+        return ""
+
+    def _changes(self, run: JsonObject, *but: str) -> str:
+        """How the settings of `run` differ from this run's, but for some keys; empty if equal."""
+        there, now = _settings(_as_scheduled(run, self._run)), _settings(self._run)
+        equal = dict.fromkeys(but)
+        return "; ".join(islice(differences(there | equal, now | equal), 3))
 
     def _thin_out(self) -> None:
         """Remove checkpoints that are neither among the newest nor recent."""

@@ -150,12 +150,16 @@ def _scalars(row: Row) -> dict[str, float]:
     return scalars
 
 
+def _imported(module: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError:
+        raise MissingExtraError(extra, extra) from None
+
+
 @contextmanager
 def _tensorboard(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
-    try:
-        module = import_module("torch.utils.tensorboard")
-    except ImportError:
-        raise MissingExtraError(name, name) from None
+    module = _imported("torch.utils.tensorboard", name)
     with module.SummaryWriter(str(folder / name), purge_step=step + 1) as writer:
 
         def log(row: Row) -> None:
@@ -169,10 +173,7 @@ def _tensorboard(name: str, folder: Path, step: int, settings: JsonObject) -> It
 @contextmanager
 def _hosted(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
     """Weights & Biases or trackio, which have the same interface."""
-    try:
-        module = import_module(name)
-    except ImportError:
-        raise MissingExtraError(name, name) from None
+    module = _imported(name, name)
     run = "-".join(folder.absolute().parts[-2:])
     module.init(project="ledom", name=run, config=settings, resume="allow")
     try:
