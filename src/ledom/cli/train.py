@@ -28,13 +28,12 @@ __all__ = ["COMMANDS", "IMPORT"]
 RecipeFile = Annotated[
     Path, typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ...")
 ]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, such as optim.steps=100.")]
 
 
 def train(
     recipe: RecipeFile,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Overrides, such as optim.steps=100.")
-    ] = None,
+    overrides: Overrides = None,
     direction: Annotated[
         str, typer.Option(help="forward, reverse, or both (one after the other).")
     ] = "both",
@@ -139,9 +138,7 @@ def compare(
 
 def plan(
     recipe: RecipeFile,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Overrides, such as train.seq_len=2048.")
-    ] = None,
+    overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of GPUs.")] = 1,
     gpu: Annotated[str, typer.Option(help="a100, a100-40gb, b200, h100, h200 ...")] = "h100",
     utilization: Annotated[
