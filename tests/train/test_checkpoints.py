@@ -274,7 +274,7 @@ def test_the_files_of_the_data_may_be_moved(tmp_path, recipe, make, checkpoints)
         Checkpoints(tmp_path, *make(0), other, FORWARD, ALONE).restore()
 
 
-def test_how_often_to_save_what_to_track_and_where_to_run_may_change(tmp_path, recipe, make, checkpoints):
+def test_how_often_to_save_and_where_to_run_may_change(tmp_path, recipe, make, checkpoints):
     save(checkpoints, 5)
     file = tmp_path / "checkpoints/00000005/run.json"
     run = json.loads(file.read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,12 @@ class TrainingCurve:
         """Steps taken; some may lack a row, if metrics.jsonl was damaged or removed."""
         return int(self.rows[-1]["step"])
 
-    @property
+    @cached_property
     def tokens(self) -> list[int]:
         """Tokens seen by the end of each row."""
         return list(accumulate(int(row["tokens"]) for row in self.rows))
 
-    @property
+    @cached_property
     def validations(self) -> list[tuple[int, Row]]:
         """Rows with a validation: (tokens seen by then, row)."""
         return [(t, row) for t, row in zip(self.tokens, self.rows, strict=True) if LOSS in row]

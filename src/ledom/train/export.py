@@ -83,19 +83,14 @@ def find_run(path: str | Path) -> Run:
     if model.name != "model" or not exists(metrics):
         return Run(model)
     file = root / "recipe.yaml"
-    recipe = _read_recipe(file) if exists(file) else None
+    # As JSON values: a date, which YAML also has, becomes text.
+    recipe = json.loads(json.dumps(read_yaml(file), default=str)) if exists(file) else None
     return Run(
         model,
         read_metrics(metrics),
         recipe,
         read_manifests(root / "data") | _read_sources(recipe or {}, file),
     )
-
-
-def _read_recipe(file: Path) -> JsonObject:
-    """A recipe as JSON values; a date, which YAML also has, becomes text."""
-    recipe: JsonObject = json.loads(json.dumps(read_yaml(file), default=str))
-    return recipe
 
 
 @dataclass(frozen=True)

@@ -196,18 +196,13 @@ def _forget_after(metrics: Path, step: int) -> None:
 def _rows(metrics: Path) -> Iterator[Row]:
     last = -1
     for number, row in read_jsonl(metrics, unfinished=True):
-        problem = None
         try:
             _CHECK.validate_python(row, strict=True)
         except ValidationError as error:
             problem = f"{first_problem(error)}; remove the line to read the rest"
-        else:
-            if row["step"] <= last:
-                problem = (
-                    f"step {row['step']} comes after step {last}; remove the rows that do not "
-                    "belong"
-                )
-        if problem:
+            raise InputError(problem, path=metrics, line=number) from None
+        if row["step"] <= last:
+            problem = f"step {row['step']} comes after step {last}; remove rows that do not belong"
             raise InputError(problem, path=metrics, line=number)
         last = row["step"]
         yield row
