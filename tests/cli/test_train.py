@@ -101,4 +101,4 @@ def test_compare_of_a_run(run: Run, tmp_path: Path) -> None:
     check_refused(run("compare", tmp_path, "--out", out), "no metrics of a run", "runs/NAME")
     (tmp_path / "r" / "reverse" / "metrics.jsonl").write_text("{}\n")
     refused = run("compare", tmp_path / "r", "--out", out)
-    check_refused(refused, "reverse/metrics.jsonl:1: not a row with the numbers")
+    check_refused(refused, "reverse/metrics.jsonl:1: key step: Field required")

@@ -249,6 +249,25 @@ def test_one_direction_a_run_still_going_and_no_validation(tmp_path):
     assert run["directions"]["reverse"]["steps"] == 3
 
 
+def test_steps_without_a_row_are_noted(tmp_path):
+    """A removed metrics.jsonl, or a line removed from it: the tokens seen are too few."""
+    run = twins(tmp_path / "r", FORWARD, REVERSE)
+    file = run / "reverse" / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+    report = compare([run])
+    assert report.notes == [
+        "r, reverse: 1 of 4 steps have no row in its metrics; their tokens are not counted"
+    ]
+    assert report.runs[0].differing == ["tokens seen by step 4: 400, 300"]
+
+
+def test_a_date_in_a_recipe_is_text(tmp_path):
+    run = twins(tmp_path / "r", FORWARD, REVERSE)
+    (run / "recipe.yaml").write_text("seed: 2020-01-01\ndata: {sources: [{path: 2020-01-02}]}\n")
+    (found,) = compare_runs([run])["runs"]
+    assert found["settings"] == {"seed": "2020-01-01", "data.sources": [{"path": "2020-01-02"}]}
+
+
 def test_metrics_of_older_versions_make_a_report_without_interval(tmp_path):
     def old(loss):
         return [row_of(1), row_of(2) | {"valid_loss": loss}]

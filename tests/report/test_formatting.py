@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ledom.report.formatting import number, to_json, verdict
+from ledom.report.formatting import MISSING, count, number, to_json, verdict
 from ledom.report.results import Interval
 
 
@@ -25,6 +25,11 @@ def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
 )
 def test_a_verdict_needs_an_interval_without_zero(low: float, high: float, shown: str) -> None:
     assert verdict(Interval((low + high) / 2, low, high)) == shown
+
+
+def test_what_is_no_number_is_a_dash() -> None:
+    for value in (None, float("nan"), float("inf")):
+        assert number(value) == count(value) == MISSING
 
 
 def test_to_json() -> None:

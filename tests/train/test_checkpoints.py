@@ -276,7 +276,12 @@ def test_the_files_of_the_data_may_be_moved(tmp_path, recipe, make, checkpoints)
 
 def test_how_often_to_save_and_where_to_run_may_change(tmp_path, recipe, make, checkpoints):
     save(checkpoints, 5)
+    file = tmp_path / "checkpoints/00000005/run.json"
+    run = json.loads(file.read_text())
+    run["recipe"]["train"]["trackers"] = []  # as older versions recorded them
+    file.write_text(json.dumps(run))
     changes = {"validate_every": 7, "checkpoint_every": 9, "keep_checkpoints": 1, "keep_hours": 1}
+    changes["trackers"] = ("tensorboard",)
     other = recipe.model_copy(
         update={
             "train": recipe.train.model_copy(update=changes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,9 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, LedomError, RecipeError
 from ledom.data.packing import pack
 from ledom.data.prepare import DataConfig, SourceConfig
-from ledom.model.checkpoint import build_model, load_config
+from ledom.model.checkpoint import build_model, load_config, save_checkpoint
 from ledom.model.presets import PRESETS, ModelConfig
+from ledom.text.pair_format import PairFormat
 from ledom.train.distributed import ParallelConfig
 from ledom.train.estimate import Setup, activation_bytes, count_parameters, make_plan, memory
 from ledom.train.loop import packed_losses
@@ -234,6 +236,39 @@ def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer
         make_plan(start.model_copy(update={"init_from": "nowhere"}), Setup())
     with pytest.raises(InputError, match="key lora: the plan is for training all weights"):
         make_plan(start.model_copy(update={"lora": LoraConfig()}), Setup())
+
+
+def test_models_of_both_directions_are_planned(tmp_path, tokenizer, tiny_config):
+    """Whichever of them is there; a plan for two shapes would be wrong for one of them."""
+    start = recipe(seq_len=32).model_copy(
+        update={"model": None, "init_from": str(tmp_path / "{direction}")}
+    )
+    deeper = tiny_config.model_copy(update={"num_hidden_layers": 5})
+    save_checkpoint(
+        tmp_path / "reverse",
+        build_model(deeper, tokenizer, 0),
+        tokenizer,
+        Direction.REVERSE,
+        PairFormat(),
+    )
+    count = make_plan(start, Setup()).parameters
+    assert count == count_parameters(deeper, tokenizer.vocab_size)
+    shutil.copytree(tmp_path / "reverse", tmp_path / "forward")
+    assert make_plan(start, Setup()).parameters == count
+    file = tmp_path / "forward" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 2}))
+    with pytest.raises(InputError, match="forward and .*reverse have different shapes; name one"):
+        make_plan(start, Setup())
+
+
+def test_the_vocabulary_is_that_of_the_model_to_start_from(checkpoints, tokenizer, tiny_config):
+    """Even where the recipe repeats its shape: `data.vocab_size` has no effect then."""
+    start = recipe(seq_len=32).model_copy(
+        update={"model": tiny_config, "init_from": str(checkpoints["forward"])}
+    )
+    assert start.data.vocab_size == VOCAB_SIZE
+    count = make_plan(start, Setup()).parameters
+    assert count == count_parameters(tiny_config, tokenizer.vocab_size)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])

@@ -32,8 +32,8 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
         ('{"step": 2, "lo', "not JSON"),
         ("[1, 2]", "expected a JSON object, found list"),
         ("7", "expected a JSON object, found int"),
-        ('{"step": 2}', "not a row with the numbers step"),
-        ('{"step": 2, "loss": "x", "tokens": 1}', "not a row with the numbers step"),
+        ('{"step": 2}', "key loss: Field required; remove the line"),
+        ('{"step": 2, "loss": "x", "tokens": 1}', "key loss: Input should be a valid number"),
         ("", "not JSON"),
         ("[" * 9000, "nested more than 64 deep"),
     ],
@@ -42,6 +42,51 @@ def test_a_damaged_line_is_named(tmp_path, line, message):
     file = tmp_path / "metrics.jsonl"
     file.write_text(f"{json.dumps(ROW)}\n{line}\n{json.dumps(ROW | {'step': 3})}\n")
     with pytest.raises(InputError, match=rf"metrics\.jsonl:2: {message}"):
+        read_metrics(file)
+
+
+VALIDATED = {
+    "tokens_per_second": 5.0,
+    "valid_loss": 3.0,
+    "valid_tokens": 40,
+    "valid_data": "ab",
+    "valid_loss_by_position": {"0": 3.0, "1": 3.0},
+    "valid_tokens_by_position": {"0": 20, "1": 20},
+    "valid_loss_by_source": {"news": 3.0},
+    "valid_tokens_by_source": {"news": 40},
+    "valid_loss_by_window": [3.0, 3.0],
+    "valid_tokens_by_window": [20, 20],
+}
+
+
+@pytest.mark.parametrize("key", VALIDATED)
+def test_a_damaged_part_of_a_validation_is_named(tmp_path, key):
+    file = tmp_path / "metrics.jsonl"
+    good = VALIDATED[key]
+    damaged = [None, [[]], {"x": {}}]
+    if isinstance(good, list):
+        damaged += [[*good, "x"], {}]
+    elif isinstance(good, dict):
+        damaged += [good | {"1": None}, []]
+    for value in damaged:
+        file.write_text(json.dumps(ROW | VALIDATED | {key: value}) + "\n")
+        with pytest.raises(InputError, match=rf"metrics\.jsonl:1: key {key}.*; remove the line"):
+            read_metrics(file)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"valid_loss_by_position": {"first": 3.0}},  # bins are named by numbers
+        {"valid_loss_by_position": {"1" * 5000: 3.0}},
+        {"valid_tokens_by_window": [0, 0]},  # no mean over tokens
+        {"valid_loss": 1e300},
+    ],
+)
+def test_values_that_no_report_could_use(tmp_path, damage):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps(ROW | VALIDATED | damage) + "\n")
+    with pytest.raises(InputError, match=rf"metrics\.jsonl:1: key {next(iter(damage))}"):
         read_metrics(file)
 
 
@@ -83,8 +128,8 @@ def test_a_damaged_line_is_not_taken_for_the_end_when_a_run_resumes(tmp_path):
     [
         ({"step": 1}, "step 1 comes after step 1"),
         ({"step": 0}, "step 0 comes after step 1"),
-        ({"step": -2}, "not a row with the numbers"),
-        ({"step": 2, "tokens": -5}, "not a row with the numbers"),
+        ({"step": -2}, "key step: Input should be greater than or equal to 0, found -2"),
+        ({"step": 2, "tokens": 0}, "key tokens: Input should be greater than 0, found 0"),
     ],
 )
 def test_rows_that_count_twice_or_backwards_are_refused(tmp_path, second, message):

@@ -15,12 +15,12 @@ from architectures import tiny
 from command_line import Run, check_refused
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError
-from ledom.data.prepare import PreparedData
+from ledom.data.prepare import DataConfig, PreparedData
 from ledom.data.store import write_store
 from ledom.model.attention import IMPLEMENTATION
 from ledom.model.checkpoint import save_checkpoint
 from ledom.model.presets import ModelConfig
-from ledom.text.tokenizer import Tokenizer
+from ledom.text.tokenizer import Tokenizer, train_tokenizer
 from ledom.train import start
 from ledom.train.distributed import ProcessGroup
 from ledom.train.loop import Progress, TrainingRun, train
@@ -30,6 +30,7 @@ from ledom.train.recipe import Recipe
 from ledom.train.start import (
     check_inputs,
     check_shareable,
+    check_tokenizers,
     choose_packing,
     choose_precision,
     content_hash,
@@ -117,6 +118,18 @@ def test_another_direction_adds_its_model(tmp_path: Path, full: Recipe) -> None:
     known = json.loads((tmp_path / "inputs.json").read_text())
     assert {"init_from.forward", "init_from.reverse"} <= {*known}
     assert known["init_from.forward"] != known["init_from.reverse"]
+
+
+def test_a_tokenizer_of_one_direction_alone_is_refused_before_any_work(
+    full: Recipe, inputs: dict[str, Path]
+) -> None:
+    for started in (full, full.model_copy(update={"data": DataConfig()})):
+        check_tokenizers(started, BOTH)
+    train_tokenizer(["another"], 260).save(inputs["init_from.reverse"])
+    for started in (full, full.model_copy(update={"data": DataConfig()})):
+        check_tokenizers(started, [Direction.FORWARD])
+        with pytest.raises(RecipeError, match="tokenizer of .*/reverse is not the data's; set"):
+            check_tokenizers(started, BOTH)
 
 
 def test_content_alone_counts(tmp_path: Path) -> None:

@@ -28,13 +28,12 @@ __all__ = ["COMMANDS", "IMPORT"]
 RecipeFile = Annotated[
     Path, typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ...")
 ]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, such as optim.steps=100.")]
 
 
 def train(
     recipe: RecipeFile,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Overrides, such as optim.steps=100.")
-    ] = None,
+    overrides: Overrides = None,
     direction: Annotated[
         str, typer.Option(help="forward, reverse, or both (one after the other).")
     ] = "both",
@@ -52,7 +51,13 @@ def train(
     from ledom.core.direction import Direction
     from ledom.train.distributed import connect
     from ledom.train.recipe import load_recipe, save_recipe
-    from ledom.train.start import check_inputs, check_lengths, check_shareable, has_begun
+    from ledom.train.start import (
+        check_inputs,
+        check_lengths,
+        check_shareable,
+        check_tokenizers,
+        has_begun,
+    )
 
     plan = load_recipe(find_recipe(recipe), overrides or [], files=True, note=note)
     if direction not in ("forward", "reverse", "both"):
@@ -61,6 +66,7 @@ def train(
     check_shareable(plan, processes.size())
     for way in directions:
         check_lengths(plan, way)
+    check_tokenizers(plan, directions)
     device = device or default_device()
     torch_device(device)  # fail early: preparing the data may take long
     set_threads(threads)
@@ -132,9 +138,7 @@ def compare(
 
 def plan(
     recipe: RecipeFile,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Overrides, such as train.seq_len=2048.")
-    ] = None,
+    overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of GPUs.")] = 1,
     gpu: Annotated[str, typer.Option(help="a100, a100-40gb, b200, h100, h200 ...")] = "h100",
     utilization: Annotated[

@@ -54,10 +54,6 @@ _RESAMPLES_BEFORE_LAST = 2000
 _WITHOUT_EFFECT = (  # settings that change no loss, or that say where equal inputs lay
     *("name", "train.trackers", "init_from", "data.train", "data.valid", "data.tokenizer"),
 )
-_UNKNOWN_TOKENS = (
-    "{}: its metrics do not say on which tokens it was validated; they are assumed to be the same "
-    "as those of the others"
-)
 
 
 def compare_runs(folders: Sequence[Path]) -> Comparison:
@@ -84,10 +80,12 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     curves = [curve for run in runs for curve in run.values()]
     notes = _check_same_tokens(curves)
     notes += [
-        f"{curve.run}, {curve.direction}: no validation yet"
+        f"{curve.label}: {missing} of {curve.steps} steps have no row in its metrics; their tokens "
+        "are not counted"
         for curve in curves
-        if not curve.validations
+        if (missing := curve.steps - len(curve.rows)) > 0
     ]
+    notes += [f"{c.label}: no validation yet" for c in curves if not c.validations]
     reports = [_run_report(*run) for run in zip(names, runs, paths, strict=True)]
     notes += [
         f"{report.name}: there is no step after which both directions were validated, so no gap"
@@ -116,15 +114,15 @@ def _check_same_tokens(curves: Sequence[TrainingCurve]) -> list[str]:
     known = [curve for curve in curves if curve.valid_data]
     for curve in known[1:]:
         if curve.valid_data != known[0].valid_data:
-            first, second = (f"{c.run}, {c.direction}" for c in (known[0], curve))
-            counts = [c.validations[-1][1].get("valid_tokens") for c in (known[0], curve)]
+            first, second = (c.validations[-1][1].get("valid_tokens") for c in (known[0], curve))
             raise InputError(
-                f"{first} and {second} were validated on different tokens ({counts[0]} and "
-                f"{counts[1]} of them); runs can be compared if they share data.valid, tokenizer, "
+                f"{known[0].label} and {curve.label} were validated on different tokens ({first} "
+                f"and {second} of them); runs can be compared if they share data.valid, tokenizer, "
                 "train.seq_len, data.packing and train.batch_size"
             )
     return [
-        _UNKNOWN_TOKENS.format(f"{curve.run}, {curve.direction}")
+        f"{curve.label}: its metrics do not say on which tokens it was validated; they are assumed "
+        "to be the same as those of the others"
         for curve in curves
         if curve.validations and not curve.valid_data
     ]
@@ -163,7 +161,7 @@ def _direction(curve: TrainingCurve) -> DirectionResult:
     rows = [row for _, row in validations]
     speeds = [row["tokens_per_second"] for row in curve.rows if "tokens_per_second" in row]
     return DirectionResult(
-        steps=int(curve.rows[-1]["step"]),
+        steps=curve.steps,
         tokens=tokens[-1],
         tokens_per_second=median(speeds) if speeds else None,
         training=_training_curve(tokens, curve.rows),

@@ -5,7 +5,7 @@ The two renderings are pure functions of the `Comparison`. No statistics are com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from ledom.report.formatting import (
 from ledom.report.training_results import (
     Comparison,
     Crossing,
-    DirectionResult,
     FinalGap,
     Gap,
     PartGap,
@@ -168,16 +167,11 @@ def _tables(report: Comparison) -> dict[str, Rows]:
     made = {
         "Models": _models_table(runs),
         "The gap over training": _gap_table(runs),
-        "The gap by source": _parts_table(
-            "source", [(run.name, row.name, row) for run in runs for row in run.gap_by_source]
-        ),
+        "The gap by source": _parts_table("source", [(r.name, r.gap_by_source) for r in runs]),
         "The gap by position": _parts_table(
             "tokens read before",
-            [
-                (run.name, curves.position_label(row.name), row)
-                for run in runs
-                for row in run.gap_by_position
-            ],
+            [(r.name, r.gap_by_position) for r in runs],
+            curves.position_label,
         ),
         "Tokens to another's final loss": _crossings_table(report.crossings),
         "Settings": _settings_table(runs),
@@ -187,16 +181,14 @@ def _tables(report: Comparison) -> dict[str, Rows]:
 
 def _models_table(runs: Sequence[RunComparison]) -> Rows:
     rows = [["run", "direction", "steps", "tokens seen", "tokens/s", "validation loss"]]
-    return rows + [_model_row(run, *found) for run in runs for found in run.directions.items()]
-
-
-def _model_row(run: RunComparison, direction: str, result: DirectionResult) -> list[str]:
-    planned = run.settings.get("optim.steps")
-    steps = f"{result.steps:,}"
-    if isinstance(planned, int) and result.steps < planned:
-        steps += f" of {planned:,}"
-    speed, loss = count(result.tokens_per_second), number(result.final_loss, 4)
-    return [run.name, direction, steps, count(result.tokens), speed, loss]
+    for run in runs:
+        planned = run.settings.get("optim.steps")
+        for direction, result in run.directions.items():
+            unfinished = isinstance(planned, int) and result.steps < planned
+            steps = f"{result.steps:,}" + (f" of {planned:,}" if unfinished else "")
+            speed, loss = count(result.tokens_per_second), number(result.final_loss, 4)
+            rows.append([run.name, direction, steps, count(result.tokens), speed, loss])
+    return rows
 
 
 def _gap_table(runs: Sequence[RunComparison]) -> Rows:
@@ -209,12 +201,16 @@ def _gap_table(runs: Sequence[RunComparison]) -> Rows:
     return rows
 
 
-def _parts_table(name: str, parts: Sequence[tuple[str, str, PartGap]]) -> Rows:
-    """`parts` are (run, the part's label, its gap)."""
-    rows = [["run", name, "tokens", "forward", "reverse", "reverse minus forward"]]
-    for run, label, part in parts:
-        losses = [number(part.forward, 3), number(part.reverse, 3), number(part.gap, 4, "+")]
-        rows.append([run, label, count(part.num_tokens), *losses])
+def _parts_table(
+    heading: str,
+    by_run: Sequence[tuple[str, Sequence[PartGap]]],
+    label: Callable[[str], str] = str,
+) -> Rows:
+    rows = [["run", heading, "tokens", "forward", "reverse", "reverse minus forward"]]
+    for run, parts in by_run:
+        for part in parts:
+            losses = [number(part.forward, 3), number(part.reverse, 3), number(part.gap, 4, "+")]
+            rows.append([run, label(part.name), count(part.num_tokens), *losses])
     return rows
 
 
@@ -234,11 +230,7 @@ def _settings_table(runs: Sequence[RunComparison]) -> Rows:
     """A column per run; settings that differ come first."""
     known = [run for run in runs if run.settings]
     keys = list(dict.fromkeys(key for run in known for key in run.settings))
-    rows = [[key, *(_setting(run, key) for run in known)] for key in keys]
+    found = {key: [run.settings.get(key) for run in known] for key in keys}
+    rows = [[key, *(MISSING if v is None else str(v) for v in found[key])] for key in keys]
     rows.sort(key=lambda row: len(set(row[1:])) < 2)
     return [["setting", *(run.name for run in known)], *rows]
-
-
-def _setting(run: RunComparison, key: str) -> str:
-    value = run.settings.get(key)
-    return MISSING if value is None else str(value)

@@ -193,8 +193,6 @@ def spread(
 
     They lie `within` two bounds if there is room.
 
-    >>> spread([3.0, 3.0], gap=2.0)
-    [2.0, 4.0]
     >>> spread([3.0, 3.0], gap=2.0, within=(3.0, 9.0))
     [3.0, 5.0]
     """

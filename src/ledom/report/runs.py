@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,21 @@ class TrainingCurve:
     rows: list[Row]
 
     @property
+    def label(self) -> str:
+        """The curve's name for people."""
+        return f"{self.run}, {self.direction}"
+
+    @property
+    def steps(self) -> int:
+        """Steps taken; some may lack a row, if metrics.jsonl was damaged or removed."""
+        return int(self.rows[-1]["step"])
+
+    @cached_property
     def tokens(self) -> list[int]:
         """Tokens seen by the end of each row."""
         return list(accumulate(int(row["tokens"]) for row in self.rows))
 
-    @property
+    @cached_property
     def validations(self) -> list[tuple[int, Row]]:
         """Rows with a validation: (tokens seen by then, row)."""
         return [(t, row) for t, row in zip(self.tokens, self.rows, strict=True) if LOSS in row]
@@ -81,11 +93,13 @@ def trained_settings(folder: Path) -> JsonObject:
     """
     files = [file for file in folder.glob("checkpoints/*/run.json") if file.parent.name.isdigit()]
     newest = max(files, key=lambda file: int(file.parent.name), default=None)
-    return dict(_flat(read_json(newest).get("recipe"))) if newest else {}
+    return dict(_dotted(read_json(newest).get("recipe"))) if newest else {}
 
 
 def recipe_settings(folder: Path) -> JsonObject:
     """The recipe of a run's folder by dotted key, such as optim.steps; empty without one.
+
+    Its values are those of JSON; a date, which YAML also has, becomes text.
 
     >>> recipe_settings(Path("no-run"))
     {}
@@ -93,12 +107,12 @@ def recipe_settings(folder: Path) -> JsonObject:
     recipe = folder / "recipe.yaml"
     if not exists(recipe):
         return {}
-    return dict(_flat(read_yaml(recipe)))
+    return dict(_dotted(json.loads(json.dumps(read_yaml(recipe), default=str))))
 
 
-def _flat(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _dotted(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, dict) and tree:
         for name, value in tree.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
+            yield from _dotted(value, f"{key}.{name}" if key else str(name))
     elif key:
         yield key, tree

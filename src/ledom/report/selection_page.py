@@ -299,6 +299,10 @@ def _view(report: SelectionReport) -> dict[str, Any]:
         "summary": summarize(report),
         "groups": {heading: group for heading, group in by_kind.items() if group},
         "baselines": [name for name in _BASELINES if name in compared],
+        "auc_table": [
+            ["score", "pairwise AUC"],
+            *([row.score, interval(row.auc)] for row in report.auc),
+        ],
         "cost_table": _cost_table(ranked),
         "group_table": _group_table(report.by_group, {s.id: s.label for s in ranked}),
         "first_case": first,

@@ -13,6 +13,7 @@ import shutil
 import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ _RUN = "run.json"
 _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
-_DATA_FILES = ("train", "valid", "tokenizer")  # keys of a recipe's data that may name a file
+_DATA_FILES = {"train", "valid", "tokenizer"}  # keys of a recipe's data that may name a file
+_REPORTING = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours", "trackers"}
 
 # torch warns of a run with a single process, which is intended here.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -60,7 +62,8 @@ class Checkpoints:
     ) -> None:
         self.folder = folder / _FOLDER
         self._model, self._optimizers = model, optimizers
-        self._run = {"direction": str(direction), "recipe": _fixed(recipe)}
+        settings = recipe.model_dump(mode="json", exclude={"parallel": True, "train": _REPORTING})
+        self._run = {"direction": str(direction), "recipe": settings}
         self._keep, self._keep_hours = recipe.train.keep_checkpoints, recipe.train.keep_hours
         self._world = world
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -175,11 +178,10 @@ class Checkpoints:
             run = read_json(newest / _RUN)
         except InputError as error:
             return newest, f"{_damaged(newest)} ({error})"
-        changes = list(differences(_flat(_as_scheduled(run, self._run)), _flat(self._run)))
-        if changes:
+        if changes := self._changes(run):
             return newest, (
-                f"{newest}: belongs to a run with other settings ({'; '.join(changes[:3])}); put "
-                "them back, give this run another name, or remove the folder"
+                f"{newest}: belongs to a run with other settings ({changes}); put them back, give "
+                "this run another name, or remove the folder"
             )
         return newest, ""
 
@@ -197,15 +199,18 @@ class Checkpoints:
             theirs = read_json(twins[-1] / _RUN)
         except InputError:  # its own restart reports the damage
             return ""
-        there, now = _flat(_as_scheduled(theirs, self._run)), _flat(self._run)
-        own = dict.fromkeys(("direction", "init_from"))
-        changes = list(differences(there | own, now | own))
-        if not changes:
-            return ""
-        return (
-            f"{run}: its twin {twins[-1]} was trained with other settings "
-            f"({'; '.join(changes[:3])}); train both with the same, or give this run another name"
-        )
+        if changes := self._changes(theirs, "direction", "init_from"):
+            return (
+                f"{run}: its twin {twins[-1]} was trained with other settings ({changes}); train "
+                "both with the same, or give this run another name"
+            )
+        return ""
+
+    def _changes(self, run: JsonObject, *but: str) -> str:
+        """How the settings of `run` differ from this run's, but for some keys; empty if equal."""
+        there, now = _settings(_as_scheduled(run, self._run)), _settings(self._run)
+        equal = dict.fromkeys(but)
+        return "; ".join(islice(differences(there | equal, now | equal), 3))
 
     def _thin_out(self) -> None:
         """Remove checkpoints that are neither among the newest nor recent."""
@@ -247,12 +252,6 @@ def _reason(error: BaseException, folder: Path) -> str:
     return str(error)
 
 
-def _fixed(recipe: Recipe) -> Any:
-    """The settings that a resumed run must keep: all but `parallel` and how often to save."""
-    saving = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours"}
-    return recipe.model_dump(mode="json", exclude={"parallel": True, "train": saving})
-
-
 def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
     """`run` with the length of `now`, if both schedules agree on all steps so far; else `run`.
 
@@ -271,16 +270,17 @@ def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
     return {**run, "recipe": {**run["recipe"], "optim": optim}}
 
 
-def _flat(run: JsonObject) -> JsonObject:
-    """A run's settings under the recipe's key names, without the step and the names of data files.
+def _settings(run: JsonObject) -> JsonObject:
+    """What a resumed run must keep, under the recipe's key names: no step, no place, no reports.
 
-    Such a file may be moved: `prepare_data` compares the contents.
+    A file of the data may be moved: `prepare_data` compares the contents.
     """
     recipe = run.get("recipe")
-    rest = {key: value for key, value in run.items() if key not in ("recipe", "step")}
+    kept = {key: value for key, value in run.items() if key not in ("recipe", "step")}
     if not isinstance(recipe, dict):
-        return rest
-    data = recipe.get("data")
-    if isinstance(data, dict):
-        recipe = recipe | {"data": {k: v for k, v in data.items() if k not in _DATA_FILES}}
-    return {**rest, **recipe}
+        return kept
+    kept |= recipe
+    for group, free in (("data", _DATA_FILES), ("train", _REPORTING)):
+        if isinstance(kept.get(group), dict):
+            kept[group] = {k: v for k, v in kept[group].items() if k not in free}
+    return kept

@@ -9,6 +9,7 @@ or fp32, attention that keeps no score matrix, and FSDP2 for sharded state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from transformers import PretrainedConfig
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import as_type, require
+from ledom.core.reading import as_type, exists, require
 from ledom.data.prepare import DataConfig
 from ledom.model.checkpoint import load_config
 from ledom.model.presets import ModelConfig
@@ -249,100 +250,100 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
     """Estimate what a recipe needs.
 
     Raises `RecipeError` if the GPUs cannot share the run or windows are longer than the model's
-    context; `InputError` for adapters (`lora`), which are not covered; `CheckpointError` if the
-    recipe's `init_from` or tokenizer is missing.
+    context; `InputError` for adapters (`lora`), which are not covered, and for an `init_from` whose
+    two models differ in shape; `CheckpointError` if the recipe's `init_from` or tokenizer is
+    missing.
     """
     if recipe.lora is not None:
         raise InputError("key lora: the plan is for training all weights; leave lora out")
     check_shareable(recipe, setup.gpus)  # a process per GPU
-    planner = _Planner(recipe, setup, *_shape(recipe))
-    check_lengths(recipe, Direction.FORWARD)
-    return planner.plan()
-
-
-@dataclass(frozen=True)
-class _Planner:
-    """Makes the plan of a recipe on some GPUs, given its model's shape and vocabulary."""
-
-    recipe: Recipe
-    setup: Setup
-    shape: ModelConfig
-    vocab_size: int
-
-    @property
-    def precision(self) -> Precision:
-        return "float32" if self.recipe.train.precision == "float32" else "bfloat16"
-
-    @property
-    def shards(self) -> int:
-        return min(self.recipe.parallel.shard_size or self.setup.gpus, self.setup.gpus)
-
-    def plan(self) -> Plan:
-        recipe, setup, train = self.recipe, self.setup, self.recipe.train
-        count = count_parameters(self.shape, self.vocab_size)
-        windows = train.batch_size * (2 if recipe.objective.contrastive else 1)  # wrong pairs too
-        share = -(-windows // setup.gpus) * train.seq_len
-        at_once = max(train.seq_len, min(share, recipe.parallel.tokens_per_microbatch or share))
-        needs = self.memory(at_once, recipe.parallel.activation_checkpointing)
-        tokens = recipe.optim.steps * windows * train.seq_len
-        gpu = GPUS[setup.gpu]
-        peak = gpu.fp32_flops if self.precision == "float32" else gpu.flops
-        rate = setup.utilization * setup.gpus * peak / _training_flops(count.total, 1)
-        usable = _USABLE * gpu.memory
-        return Plan(
-            setup=setup,
-            parameters=count,
-            steps=recipe.optim.steps,
-            tokens=tokens,
-            passes=-(-share // at_once),
-            tokens_per_pass=at_once,
-            memory=needs,
-            usable=usable,
-            flops=_training_flops(count.total, tokens),
-            tokens_per_second=rate,
-            hours=tokens / rate / 3600,
-            checkpoint=needs.checkpoint * self.shards,
-            model=_BF16 * count.total,
-            data=tokens * (2 if self.vocab_size <= 2**16 else 4),
-            advice=None if needs.peak <= usable else self.advice(usable),
+    directions = _startable(recipe)
+    shapes = [_shape(recipe, direction) for direction in directions]
+    for direction in directions:
+        check_lengths(recipe, direction)
+    if shapes[1:] and shapes[0] != shapes[1]:
+        folders = " and ".join(map(recipe.init_folder, directions))
+        raise InputError(
+            f"key init_from: {folders} have different shapes; name one of them to plan its run"
         )
+    return _plan(recipe, setup, *shapes[0])
 
-    def memory(self, tokens: int, activation_checkpointing: bool) -> Memory:
-        """The memory of a GPU that takes this many tokens per pass."""
-        train = self.recipe.train
+
+def _plan(recipe: Recipe, setup: Setup, shape: ModelConfig, vocab_size: int) -> Plan:
+    train, steps, gpu = recipe.train, recipe.optim.steps, GPUS[setup.gpu]
+    precision: Precision = "float32" if train.precision == "float32" else "bfloat16"
+    shards = min(recipe.parallel.shard_size or setup.gpus, setup.gpus)
+
+    def needs(tokens: int, activation_checkpointing: bool) -> Memory:
         return memory(
-            self.shape,
-            self.vocab_size,
+            shape,
+            vocab_size,
             tokens,
-            precision=self.precision,
-            shards=self.shards,
-            activation_checkpointing=activation_checkpointing,
-            accumulate=tokens < train.batch_size / self.setup.gpus * train.seq_len,
-            matrix_optimizer=self.recipe.optim.matrix_optimizer,
+            precision,
+            shards,
+            activation_checkpointing,
+            accumulate=tokens < train.batch_size / setup.gpus * train.seq_len,
+            matrix_optimizer=recipe.optim.matrix_optimizer,
         )
 
-    def advice(self, usable: float) -> str:
-        """The smallest change that fits: smaller passes, activation checkpointing, or more GPUs."""
-        if self.recipe.objective.needs_pairs:
-            return "does not fit; lower train.batch_size, since the pairs of a step take one pass"
-        seq_len = self.recipe.train.seq_len
-        choices = (True,) if self.recipe.parallel.activation_checkpointing else (False, True)
-        for checkpointing in choices:
-            one, two = (self.memory(count * seq_len, checkpointing) for count in (1, 2))
-            free = usable - one.peak
-            if free >= 0:
-                windows = 1 + int(free / (two.activations - one.activations))
-                keys = f"parallel.tokens_per_microbatch={windows * seq_len}"
-                also = " parallel.activation_checkpointing=true" if checkpointing else ""
-                return f"does not fit; give {keys}{also}"
-        return "does not fit with one window at a time and recomputed layers; shard over more GPUs"
+    count = count_parameters(shape, vocab_size)
+    windows = train.batch_size * (2 if recipe.objective.contrastive else 1)  # wrong pairs too
+    share = -(-windows // setup.gpus) * train.seq_len
+    at_once = max(train.seq_len, min(share, recipe.parallel.tokens_per_microbatch or share))
+    needed = needs(at_once, recipe.parallel.activation_checkpointing)
+    tokens = steps * windows * train.seq_len
+    peak = gpu.fp32_flops if precision == "float32" else gpu.flops
+    rate = setup.utilization * setup.gpus * peak / _training_flops(count.total, 1)
+    usable = _USABLE * gpu.memory
+    return Plan(
+        setup=setup,
+        parameters=count,
+        steps=steps,
+        tokens=tokens,
+        passes=-(-share // at_once),
+        tokens_per_pass=at_once,
+        memory=needed,
+        usable=usable,
+        flops=_training_flops(count.total, tokens),
+        tokens_per_second=rate,
+        hours=tokens / rate / 3600,
+        checkpoint=needed.checkpoint * shards,
+        model=_BF16 * count.total,
+        data=tokens * (2 if vocab_size <= 2**16 else 4),
+        advice=None if needed.peak <= usable else _advice(recipe, usable, needs),
+    )
 
 
-def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
-    """The model's shape and vocabulary size: the recipe's, or those of its `init_from`."""
-    if recipe.model is not None:
+def _advice(recipe: Recipe, usable: float, needs: Callable[[int, bool], Memory]) -> str:
+    """The smallest change that fits: smaller passes, activation checkpointing, or more GPUs."""
+    if recipe.objective.needs_pairs:
+        return "does not fit; lower train.batch_size, since the pairs of a step take one pass"
+    seq_len = recipe.train.seq_len
+    for checkpointing in dict.fromkeys((recipe.parallel.activation_checkpointing, True)):
+        one, two = (needs(count * seq_len, checkpointing) for count in (1, 2))
+        free = usable - one.peak
+        if free >= 0:
+            windows = 1 + int(free / (two.activations - one.activations))
+            keys = f"parallel.tokens_per_microbatch={windows * seq_len}"
+            also = " parallel.activation_checkpointing=true" if checkpointing else ""
+            return f"does not fit; give {keys}{also}"
+    return "does not fit with one window at a time and recomputed layers; shard over more GPUs"
+
+
+def _startable(recipe: Recipe) -> list[Direction]:
+    """The directions whose `init_from` is there; the forward one if neither is."""
+    if "{direction}" not in (recipe.init_from or ""):
+        return [Direction.FORWARD]  # both start alike
+    found = [direction for direction in Direction if exists(recipe.init_folder(direction))]
+    return found or [Direction.FORWARD]
+
+
+def _shape(recipe: Recipe, direction: Direction) -> tuple[ModelConfig, int]:
+    """The model's shape and vocabulary size: those of `init_from`, else the recipe's."""
+    if recipe.init_from is None:
+        assert recipe.model is not None  # checked by the recipe
         return recipe.model, _vocab_size(recipe.data)
-    folder = Path(recipe.init_folder(Direction.FORWARD))
+    folder = Path(recipe.init_folder(direction))
     config = load_config(folder).get_text_config()  # with the defaults of keys that are left out
     file = folder / "config.json"
     _check_architecture(config, file)

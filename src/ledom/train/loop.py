@@ -127,7 +127,10 @@ class TrainingRun:
                 while self.step < self.recipe.optim.steps:
                     row = self._next_row()
                     log(row)
-                    on_progress(_progress(row, self._save()))
+                    failure = self._save()
+                    notice = f"{failure}; training continues" if failure else None
+                    values = row["step"], row["loss"], row["tokens_per_second"]
+                    on_progress(Progress(*values, row.get("valid_loss"), notice))
                     self._stop_if(received)
         except (KeyboardInterrupt, SystemExit):
             self.checkpoints.save(self.step)
@@ -262,17 +265,6 @@ def train(
         if failure is not None:
             raise OutputError(f"{failure}; the finished model is in {finished}") from failure
         return finished
-
-
-def _progress(row: Row, failure: OutputError | None) -> Progress:
-    """The progress after a step, from its row of metrics and a checkpoint's failure."""
-    return Progress(
-        step=row["step"],
-        loss=row["loss"],
-        tokens_per_second=row["tokens_per_second"],
-        valid_loss=row.get("valid_loss"),
-        notice=f"{failure}; training continues" if failure else None,
-    )
 
 
 def _check_finite(loss: float, gradient_norm: float, step: int) -> None:

@@ -18,15 +18,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Required, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, MissingExtraError, OutputError
 from ledom.core.files import write_atomically
-from ledom.core.reading import JsonObject, read_jsonl
+from ledom.core.reading import JsonObject, first_problem, read_jsonl
 from ledom.data.packing import PackedBatch, Windows
 
 __all__ = ["Row", "ValidationStats", "open_metrics", "read_metrics", "thinned"]
@@ -40,6 +42,32 @@ _DIGITS = 6  # decimals of losses: far finer than any difference that is shown
 Row = JsonObject  # numbers; at validations also strings, dicts and lists of numbers
 Log = Callable[[Row], None]
 T = TypeVar("T")
+
+# Every real value is smaller, and a larger one would overflow an array of 64-bit integers.
+_Number = Annotated[float, Field(ge=-(2.0**62), le=2.0**62)]
+_Count = Annotated[float, Field(gt=0, le=2.0**62)]
+_Position = Annotated[str, StringConstraints(pattern=r"^\d{1,18}$")]
+
+
+class _CheckedRow(TypedDict, total=False):
+    """The keys of a row that are read again, and what they may hold."""
+
+    step: Required[Annotated[float, Field(ge=0, le=2.0**62)]]
+    loss: Required[_Number]
+    tokens: Required[_Count]
+    tokens_per_second: _Count
+    valid_loss: _Number
+    valid_tokens: _Count
+    valid_data: str
+    valid_loss_by_position: dict[_Position, _Number]
+    valid_tokens_by_position: dict[_Position, _Count]
+    valid_loss_by_source: dict[str, _Number]
+    valid_tokens_by_source: dict[str, _Count]
+    valid_loss_by_window: list[_Number]
+    valid_tokens_by_window: list[_Count]
+
+
+_CHECK = TypeAdapter(_CheckedRow)
 
 
 @contextmanager
@@ -122,12 +150,16 @@ def _scalars(row: Row) -> dict[str, float]:
     return scalars
 
 
+def _imported(module: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError:
+        raise MissingExtraError(extra, extra) from None
+
+
 @contextmanager
 def _tensorboard(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
-    try:
-        module = import_module("torch.utils.tensorboard")
-    except ImportError:
-        raise MissingExtraError(name, name) from None
+    module = _imported("torch.utils.tensorboard", name)
     with module.SummaryWriter(str(folder / name), purge_step=step + 1) as writer:
 
         def log(row: Row) -> None:
@@ -141,10 +173,7 @@ def _tensorboard(name: str, folder: Path, step: int, settings: JsonObject) -> It
 @contextmanager
 def _hosted(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
     """Weights & Biases or trackio, which have the same interface."""
-    try:
-        module = import_module(name)
-    except ImportError:
-        raise MissingExtraError(name, name) from None
+    module = _imported(name, name)
     run = "-".join(folder.absolute().parts[-2:])
     module.init(project="ledom", name=run, config=settings, resume="allow")
     try:
@@ -167,29 +196,16 @@ def _forget_after(metrics: Path, step: int) -> None:
 def _rows(metrics: Path) -> Iterator[Row]:
     last = -1
     for number, row in read_jsonl(metrics, unfinished=True):
-        if not _is_row(row):
-            raise InputError(
-                "not a row with the numbers step, loss and tokens; remove the line to read the "
-                "rest",
-                path=metrics,
-                line=number,
-            )
+        try:
+            _CHECK.validate_python(row, strict=True)
+        except ValidationError as error:
+            problem = f"{first_problem(error)}; remove the line to read the rest"
+            raise InputError(problem, path=metrics, line=number) from None
         if row["step"] <= last:
-            raise InputError(
-                f"step {row['step']} comes after step {last}; remove the rows that do not belong",
-                path=metrics,
-                line=number,
-            )
+            problem = f"step {row['step']} comes after step {last}; remove rows that do not belong"
+            raise InputError(problem, path=metrics, line=number)
         last = row["step"]
         yield row
-
-
-def _is_row(row: Row) -> bool:
-    numbers = [row.get("step"), row.get("loss"), row.get("tokens"), row.get("valid_loss", 0.0)]
-    # Every real count is smaller, and a larger one would overflow an array of 64-bit integers.
-    if not all(isinstance(n, (int, float)) and not abs(n) > 2**62 for n in numbers):
-        return False
-    return bool(row["step"] >= 0 and row["tokens"] >= 0)
 
 
 class ValidationStats:

@@ -208,9 +208,11 @@ class _Origin:
 
     def override(self, location: Sequence[int | str]) -> str | None:
         """The last override that set the key at `location`, or a group around it."""
-        key = ".".join(map(str, location))
-        setting = (o for o in reversed(self.overrides) if f"{key}.".startswith(_key(o)))
-        return next(setting, None)
+        key = ".".join(map(str, location)) + "."
+        settings = (
+            o for o in reversed(self.overrides) if key.startswith(o.partition("=")[0] + ".")
+        )
+        return next(settings, None)
 
     def place(self, location: Sequence[int | str]) -> str:
         """Where the key at `location` was set: an override, or a line such as `recipe.yaml:7`."""
@@ -224,10 +226,6 @@ class _Origin:
             named, node = items[part]
             line = named.start_mark.line + 1
         return str(self.path) if line is None else f"{self.path}:{line}"
-
-
-def _key(override: str) -> str:
-    return f"{override.partition('=')[0]}."
 
 
 def _items(node: yaml.Node) -> Iterator[tuple[int | str, tuple[yaml.Node, yaml.Node]]]:

@@ -32,6 +32,7 @@ from ledom.model.checkpoint import build_model, load_checkpoint, load_config
 from ledom.model.device import fast_bfloat16
 from ledom.model.exactness import packing_reach
 from ledom.model.own_forward import OwnForward
+from ledom.text.tokenizer import Tokenizer
 from ledom.train.distributed import ProcessGroup
 from ledom.train.objective import PairBatches, read_wrong_solutions, token_losses
 from ledom.train.recipe import Recipe, named_files
@@ -40,6 +41,7 @@ __all__ = [
     "check_inputs",
     "check_lengths",
     "check_shareable",
+    "check_tokenizers",
     "choose_packing",
     "choose_precision",
     "content_hash",
@@ -77,13 +79,30 @@ def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> P
         return build_model(recipe.model, data.tokenizer, recipe.seed)
     folder, eos_token = recipe.init_folder(direction), recipe.data.eos_token
     start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
-    if start.tokenizer.fingerprint != data.tokenizer.fingerprint:
-        raise RecipeError(
-            f"key init_from: the tokenizer of {recipe.init_from} is not the data's; set "
-            "data.tokenizer to its tokenizer.json, or leave data.tokenizer out"
-        )
+    _check_tokenizer(start.tokenizer, data.tokenizer, folder)
     _check_shape(recipe, start.model)
     return start.model
+
+
+def check_tokenizers(recipe: Recipe, directions: Sequence[Direction]) -> None:
+    """Raise `RecipeError` if a model of `init_from` does not have the tokenizer of the data.
+
+    Both directions read the same data, so the second would be refused when the first is finished.
+    """
+    if recipe.init_from is not None:
+        data = recipe.data_of(directions[0])
+        assert data.tokenizer is not None  # by default that of `init_from`
+        of_data = Tokenizer.load(data.tokenizer, data.eos_token)
+        for folder in map(recipe.init_folder, directions):
+            _check_tokenizer(Tokenizer.load(folder, data.eos_token), of_data, folder)
+
+
+def _check_tokenizer(tokenizer: Tokenizer, of_data: Tokenizer, folder: str) -> None:
+    if tokenizer.fingerprint != of_data.fingerprint:
+        raise RecipeError(
+            f"key init_from: the tokenizer of {folder} is not the data's; set data.tokenizer to "
+            "its tokenizer.json or leave it out; models with different tokenizers need a run each"
+        )
 
 
 def _check_shape(recipe: Recipe, model: PreTrainedModel) -> None:
