@@ -7,6 +7,7 @@ The last tests run on real solutions and are skipped where
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -334,18 +335,24 @@ def test_agrees_with_the_labels_of_real_candidates() -> None:
     """Labels by the authors of four data sets, who read the answers in ways of their own.
 
     What disagrees is nearly all of two models whose answers were not counted where no "The answer
-    is" stood before them; we take the last number there. Six are answers such as 118 000, which
-    their labels count as wrong.
+    is" stood before them; we take the last number there. Six answers are right and such as
+    118 000, which no label counts as right.
     """
     problems = {p["id"]: p["answer"] for p in _lines(DATA / "gsm8k" / "test.jsonl")}
     num_all: Counter[str] = Counter()
     num_agreeing: Counter[str] = Counter()
+    num_grouped = 0
     for candidate in _lines(DATA / "gsm8k" / "candidates.jsonl"):
         verdict = is_correct(candidate["text"], problems[candidate["problem_id"]])
+        if verdict and re.search(r"\d [05]00\b", extract_answer(candidate["text"]) or ""):
+            assert not candidate["correct"]
+            num_grouped += 1
+            continue
         num_all[candidate["model"]] += 1
         num_agreeing[candidate["model"]] += verdict == candidate["correct"]
+    assert num_grouped == 6
     assert len(num_all) == 16
-    assert num_agreeing.total() >= 0.9945 * num_all.total()
+    assert num_agreeing.total() >= 0.995 * num_all.total()
     for model, number in num_all.items():
         assert num_agreeing[model] >= 0.95 * number, model
 
