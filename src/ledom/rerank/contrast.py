@@ -24,6 +24,7 @@ from ledom.core.files import fingerprint
 from ledom.core.records import Candidate, Problem, Score
 from ledom.data.augment import other_number
 from ledom.lm.language_model import LanguageModel
+from ledom.rerank.flip import UNSPACED
 from ledom.rerank.score import (
     ScoredPair,
     ScoreFiles,
@@ -36,7 +37,9 @@ from ledom.rerank.score_files import CONTRAST
 
 __all__ = ["ChangedNumber", "change_numbers", "contrast_candidates", "fill_contrast"]
 
-_NUMBER = re.compile(r"(?<![\w.,:/])\d+(?:,\d{3})*(?:\.\d+)?(?![\w:/]|[.,]\d)")
+_NUMBER = re.compile(
+    rf"(?<![^\W{UNSPACED}])(?<![.,:/])\d+(?:,\d{{3}})*(?:\.\d+)?(?![^\W{UNSPACED}]|[:/]|[.,]\d)"
+)
 _TRIES = 40  # draws of a new number before a copy is given up
 _TOGETHER = 256  # pairs that are scored together, and lost together if the run is stopped
 
