@@ -206,7 +206,11 @@ def choose_external_scores(
     """
     if asked is None:
         pool = list(filter(_is_choice, candidates))
-        asked = [name for name in _WRITTEN_SCORES if all(name in c.extra for c in pool)]
+        asked = [
+            name
+            for name in _WRITTEN_SCORES
+            if all(candidate.extra.get(name) is not None for candidate in pool)
+        ]
     names = tuple(dict.fromkeys([*asked, *needed]))
     for candidate in candidates:
         _check_external_scores(candidate, names)

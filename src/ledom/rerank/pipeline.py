@@ -210,6 +210,12 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
     check_problems(job.problems)
     if job.folds:
         check_folds(job.folds, len({question_hash(problem.question) for problem in job.problems}))
+        labeled = int(labeled_problems(job.problems, job.candidates or ()).sum())
+        if labeled < 2:  # the weights for one are fitted on the others
+            raise InputError(
+                f"{labeled} of {len(job.problems)} problems have right answers, too few to fit "
+                "weights in folds; add answers to the problems, or leave the folds out"
+            )
     else:  # with folds, the job's own weights are not used
         job.weights.refuse_overlap(job.problems)
     _check_demonstrations(job)
@@ -252,10 +258,12 @@ def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
     if job.sampling.confidence is not None:
         known |= {*CONFIDENCE}
     lacking = set(external_scores) - known
+    has_confidence = lacking <= {*CONFIDENCE}
+    remedy = "give --confidence" if has_confidence else "give a file of candidates that have it"
     if lacking and not (job.out / "candidates.jsonl").is_file():
         raise InputError(
-            f"candidates sampled here will have no score field {min(lacking)!r}; give a file of "
-            "candidates that have it, or leave out the field or the weights that need it"
+            f"candidates sampled here will have no score field {min(lacking)!r}; {remedy}, or leave "
+            "out the field or the weights that need it"
         )
     if job.forward is not None:
         check_prompts(job.problems, job.forward, job.sampling)

@@ -287,9 +287,12 @@ def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
 
     >>> embedded_weights("my-model", "tiny") is None
     True
+    >>> embedded_weights("tiny,dtype=float32", "tiny") is None
+    False
     """
     file = embedded_folder("forward").parent / "weights.json"
-    if (forward, reverse) != (EMBEDDED, EMBEDDED) or not file.is_file():
+    names = {name.partition(",")[0] for name in (forward, reverse)}  # without options
+    if names != {EMBEDDED} or not file.is_file():
         return None
     return TunedWeights.load(file)
 
