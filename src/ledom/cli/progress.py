@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ledom.data.tokenize import TokenizeProgress
     from ledom.train.loop import Progress as TrainingProgress
 
-__all__ = ["Progress", "track", "track_tokenizing", "track_training"]
-
 _T = TypeVar("_T")
 
 SECONDS = 30.0

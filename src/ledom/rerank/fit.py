@@ -8,7 +8,7 @@ by accuracy on problems that the weights were not fitted on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from ledom.rerank.score_files import read_scores, scored_problems, scoring_model
 from ledom.rerank.strategies import Strategy, Vote, check_score_names, strategies
 from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, question_hash
 
-__all__ = ["check_folds", "cross_fit", "fit_sum", "tune", "tune_folder", "tune_labeled"]
+__all__ = ["check_folds", "cross_fit", "fit_sum", "tune", "tune_folder"]
 
 _INVERSE_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
 _PENALTIES = (0.3, 3.0, 30.0)
@@ -46,10 +46,13 @@ _NEWTON_STEPS, _CONVERGED = 100, 1e-9  # at most, and the largest step at the mi
 _CLIP = 3.0  # spreads from the problem's mean, to which features are clipped
 
 
-def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
-    """Fit every strategy that has weights and whose features are in the table.
+def tune(
+    table: CandidateTable, problems: Sequence[Problem], labeled: BoolArray | None = None
+) -> TunedWeights:
+    """Fit every strategy that has weights and whose features are in the table of these problems.
 
-    Raises `InputError` if no problem has both right and wrong candidates.
+    Only `labeled` [P] problems are fitted on (None: all are labeled). Raises `InputError` if no
+    problem has both right and wrong candidates.
 
     >>> from ledom.core.records import Candidate, Score
     >>> problems = [Problem(id="p", question="2 + 2?", answer="4")]
@@ -59,6 +62,9 @@ def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
     >>> tune(build_candidate_table(problems, drawn, scores), problems).weights["forward"]
     {'forward': 1.0}
     """
+    if labeled is not None:
+        rows = np.flatnonzero(labeled)
+        table, problems = table.select(rows), [problems[int(row)] for row in rows]
     wrong = table.mask & ~table.correct
     mixed = np.flatnonzero((table.correct & table.mask).any(axis=1) & wrong.any(axis=1))
     if len(mixed) == 0:
@@ -78,24 +84,6 @@ def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
         frozenset(question_hash(problem.question) for problem in problems),
         table.external_scores,
     )
-
-
-def tune_labeled(
-    table: CandidateTable, problems: Sequence[Problem], labeled: BoolArray
-) -> TunedWeights:
-    """`tune` on the problems that are `labeled` [P].
-
-    >>> from ledom.core.records import Candidate, Score
-    >>> problems = [Problem(id="p", question="2 + 2?", answer="4"), Problem(id="q", question="?")]
-    >>> drawn = [Candidate(problem_id=p, index=i, text=str(4 + i)) for p in "pq" for i in (0, 1)]
-    >>> scores = [Score(problem_id=c.problem_id, index=c.index, model="m", direction="forward",
-    ...                 target="y|x", logprob=-1.0 - c.index, num_tokens=2) for c in drawn]
-    >>> table = build_candidate_table(problems, drawn, scores)
-    >>> tune_labeled(table, problems, np.array([True, False])).num_problems
-    1
-    """
-    rows = np.flatnonzero(labeled)
-    return tune(table.select(rows), [problems[int(row)] for row in rows])
 
 
 def tune_folder(
@@ -128,7 +116,7 @@ def tune_folder(
     table = build_candidate_table(
         questions, answers, scores, choose_external_scores(answers, external_scores)
     )
-    tuned = tune_labeled(table, questions, labeled_problems(questions, answers))
+    tuned = tune(table, questions, labeled_problems(questions, answers))
     return replace(tuned, models=scoring_models(folder))
 
 
@@ -161,13 +149,10 @@ def cross_fit(
     fold_of = np.random.default_rng(1).permutation(len(questions)) % num_folds
     place = {question: i for i, question in enumerate(questions)}
     fold = np.array([fold_of[place[question]] for question in hashes])
-    folds = []
-    for i in range(num_folds):
-        rest = np.flatnonzero(known & (fold != i))
-        folds.append(
-            (np.flatnonzero(fold == i), tune(table.select(rest), [problems[int(j)] for j in rest]))
-        )
-    return folds
+    return [
+        (np.flatnonzero(fold == i), tune(table, problems, known & (fold != i)))
+        for i in range(num_folds)
+    ]
 
 
 def check_folds(num_folds: int, num_problems: int) -> None:

@@ -125,8 +125,8 @@ def longest_question(problems: Sequence[Problem], lm: LanguageModel) -> int:
     >>> longest_question([Problem(id="a", question="2 + 2?")], lm)  # 6 bytes, and some room
     22
     """
-    encoded = lm.tokenizer.encode_batch([problem.question for problem in problems])
-    return max(len(one.ids) for one in encoded) + _ROOM
+    questions = lm.tokenizer.encode_ids([problem.question for problem in problems])
+    return max(map(len, questions)) + _ROOM
 
 
 def _record(

@@ -148,7 +148,7 @@ def _only_labeled(
 def _accuracies(table: CandidateTable, weighing: Weighing) -> dict[str, FloatArray]:
     """Accuracies [P] by strategy, of those that can choose for every problem."""
     rights = {}
-    for name in weighing.tuned.usable(table):
+    for name in weighing.tuned.usable_with(table.features, table.external_scores):
         right = weighing(table, name)
         if not np.isnan(right).any():
             rights[name] = right

@@ -53,7 +53,7 @@ from ledom.rerank.contrast import fill_contrast
 from ledom.rerank.cost import Costs
 from ledom.rerank.early_stop import is_finished, sample_until_decided
 from ledom.rerank.explain import case_of
-from ledom.rerank.fit import check_folds, cross_fit, tune_labeled
+from ledom.rerank.fit import check_folds, cross_fit, tune
 from ledom.rerank.flip import FlipSettings, fill_flip
 from ledom.rerank.measure import changes, measure
 from ledom.rerank.sample import check_prompts, fill_candidates, sample_candidates, sampling_groups
@@ -176,7 +176,7 @@ def _cross_fit(job: Job, table: CandidateTable, labeled: BoolArray) -> Folds:
     if not job.folds:
         return ()
     folds = cross_fit(table, job.problems, job.folds, labeled)
-    job.weights = tune_labeled(table, job.problems, labeled)
+    job.weights = tune(table, job.problems, labeled)
     job.notes.append(
         f"answers are chosen by cross-fitting: the weights for each of {job.folds} folds of the "
         "problems were fitted on the others"
@@ -262,8 +262,8 @@ def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
     remedy = "give --confidence" if has_confidence else "give a file of candidates that have it"
     if lacking and not (job.out / "candidates.jsonl").is_file():
         raise InputError(
-            f"candidates sampled here will have no score field {min(lacking)!r}; {remedy}, or leave "
-            "out the field or the weights that need it"
+            f"candidates sampled here will have no score field {min(lacking)!r}; {remedy}, or "
+            "leave out the field or the weights that need it"
         )
     if job.forward is not None:
         check_prompts(job.problems, job.forward, job.sampling)

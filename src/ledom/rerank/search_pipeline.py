@@ -29,6 +29,7 @@ from ledom.rerank.candidates import check_problems
 from ledom.rerank.sample import (
     check_prompts,
     fill_candidates,
+    prompts_of,
     sample_candidates,
     sampling_groups,
 )
@@ -178,8 +179,8 @@ def _cost(found: Candidate) -> int:
 def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> list[Candidate]:
     """Candidates of each problem that together cost no more than its search; at least one."""
     lm, sampling = job.forward, job.config.sampling
-    prompts = [lm.pair_format.before_solution(problem.question) for problem in job.problems]
-    room = lm.context - len(lm.bos_ids) - max(map(len, lm.tokenizer.encode_ids(prompts)))
+    longest = max(map(len, lm.tokenizer.encode_ids(prompts_of(job.problems, lm))))
+    room = lm.context - len(lm.bos_ids) - longest
     sampling = replace(sampling, stop_pattern=None, max_tokens=min(4 * sampling.max_tokens, room))
     budget = {found.problem_id: _cost(found) for found in searched}
     count = job.config.width * job.config.expansions * 2
