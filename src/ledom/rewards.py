@@ -130,7 +130,7 @@ class _TRLReward:
         ]
         judged = _judge(self.settings.judge(), pairs)
         if log_extra is not None:
-            for name in _log_names(judged):
+            for name in next((j.logprobs for j in judged if j is not None), ()):
                 log_extra(name, [None if j is None else j.logprobs[name] for j in judged])
         if log_metric is not None and pairs:
             log_metric("copied_share", sum(map(copied_share, pairs)) / len(pairs))
@@ -153,11 +153,6 @@ def _judge(judge: Judge, pairs: Sequence[Pair]) -> list[Judgement | None]:
             logging.getLogger("ledom").warning("no reward for a completion: %s", error)
     judged = dict(zip(fit, judge.judge(fit), strict=True))
     return [judged.get(pair) for pair in pairs]
-
-
-def _log_names(judged: Sequence[Judgement | None]) -> list[str]:
-    first = next((judgement for judgement in judged if judgement is not None), None)
-    return [] if first is None else list(first.logprobs)
 
 
 def copied_share(pair: Pair) -> float:

@@ -251,7 +251,7 @@ def _fit_pairs(
 
     weights = np.zeros(len(features))
     for _ in range(_NEWTON_STEPS):
-        wrong = _sigmoid(-(differences @ weights))  # probability of the wrong order
+        wrong = np.exp(-np.logaddexp(0, differences @ weights))  # probability of the wrong order
         gradient = 2 * ridge * weights - (shares * wrong) @ differences
         curvature = (differences.T * (shares * wrong * (1 - wrong))) @ differences
         step = np.linalg.solve(curvature + 2 * ridge * np.eye(len(features)), gradient)
@@ -273,11 +273,6 @@ def _held_out_loss(
 def _pairwise_loss(margins: FloatArray, shares: FloatArray) -> float:
     """The mean of -log sigmoid(right score - wrong score) over pairs, then over problems."""
     return float(shares @ np.logaddexp(0, -margins))
-
-
-def _sigmoid(x: FloatArray) -> FloatArray:
-    found: FloatArray = np.exp(-np.logaddexp(0, -x))
-    return found
 
 
 def _differences(values: FloatArray, table: CandidateTable) -> tuple[FloatArray, FloatArray]:

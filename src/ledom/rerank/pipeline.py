@@ -101,7 +101,6 @@ class Job:
     """Copies of each question with one number changed; see `ledom.rerank.contrast`."""
     flip: FlipSettings | None = None
     """Questions to write backwards from each solution; see `ledom.rerank.flip`."""
-    title: str = "Reverse Reward"
     folds: int = 0
     """If above 0, `weights` are replaced by weights fitted on these problems, in this many folds:
     the choice for a problem uses weights fitted on the other folds. Needs labels."""
@@ -152,7 +151,7 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     counts = table.mask.sum(axis=1)
     report = SelectionReport(
         **vars(measured),
-        title=job.title,
+        title="Reverse Reward",
         command=job.command,
         ledom_version=__version__,
         num_problems=len(job.problems),
@@ -208,6 +207,8 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
     if job.forward is None and job.reverse is None:
         raise InputError("no model to score with; give a forward or a reverse one")
     check_problems(job.problems)
+    if job.candidates is not None:
+        match_candidates(job.problems, job.candidates)
     if job.folds:
         check_folds(job.folds, len({question_hash(problem.question) for problem in job.problems}))
         labeled = int(labeled_problems(job.problems, job.candidates or ()).sum())
@@ -219,8 +220,6 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
     else:  # with folds, the job's own weights are not used
         job.weights.refuse_overlap(job.problems)
     _check_demonstrations(job)
-    if job.candidates is not None:
-        match_candidates(job.problems, job.candidates)
     _check_sampling(job, external_scores)
     for lm in _models(job):
         check_room(job.problems, lm, job.demonstrations)
