@@ -2,10 +2,9 @@
 
 log P(x|y) mixes how well y explains the numbers of x with how well it explains the words. Copies of
 x with another number have the same words. So log P(x|y) minus the log of the mean P(copy|y) is
-about the numbers alone: how much likelier y makes the real question than a question with another
-number. DuPO (2025), FOBAR and RCoT rebuild a hidden part of the question by sampling; this score
-uses likelihoods instead. A question without numbers has no copies, and a score of 0 for every
-solution.
+about the numbers alone. DuPO (2025), FOBAR and RCoT rebuild a hidden part of the question by
+sampling; this score uses likelihoods instead. A question without numbers has no copies, and a score
+of 0 for every solution.
 
 The copies depend only on the question. Every record lists the numbers that were chosen.
 """

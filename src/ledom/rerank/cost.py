@@ -1,8 +1,8 @@
 """The cost of each strategy: generated tokens, scored tokens, FLOPs and seconds.
 
 A strategy pays for the stages that it needs: always the candidates, and the scores that it weighs.
-Tokens are counted in the files of these stages: the tokens of each candidate (its `num_tokens`, or
-those of its score), and of the scores of distinct texts. A generated or scored token takes 2 FLOPs
+Tokens are counted in their files: those of each candidate (its `num_tokens`, or those of its
+score), and of the scores of distinct texts. A generated or scored token takes 2 FLOPs
 per parameter (Kaplan et al., Scaling Laws for Neural Language Models, 2020). Not counted are
 attention, prompts (which candidates share), external scores, and the generation of candidates that
 were given.

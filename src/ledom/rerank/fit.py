@@ -201,8 +201,7 @@ def _fit_interpolation(strategy: Strategy, table: CandidateTable) -> dict[str, f
     best: tuple[float, dict[str, float]] = (-1.0, {})
     for mean in (False, True):
         rows = [strategy.interpolation(float(lam), mean) for lam in LAMBDAS]
-        accuracies = [strategy.accuracy(table, row).mean() for row in rows]
-        smooth = _smoothed(accuracies)
+        smooth = _smoothed([strategy.accuracy(table, row).mean() for row in rows])
         at = int(smooth.argmax())
         if smooth[at] > best[0]:
             best = (float(smooth[at]), rows[at])
@@ -221,13 +220,14 @@ def _cross_validate(features: tuple[str, ...], table: CandidateTable) -> _Fit:
         (table.select(np.flatnonzero(fold != i)), table.select(np.flatnonzero(fold == i)))
         for i in range(_FOLDS)
     ]
-    best: tuple[float, float, list[tuple[CandidateTable, dict[str, float]]]] = (np.inf, 0.0, [])
-    for penalty in _PENALTIES:
-        fitted = [(rest, _fit_pairs(features, most, penalty)) for most, rest in splits]
-        loss = float(np.mean([_held_out_loss(features, *one) for one in fitted]))
-        if loss < best[0]:
-            best = (loss, penalty, fitted)
-    return _Fit(_fit_pairs(features, table, best[1]), best[2])
+    fits = {
+        penalty: [(rest, _fit_pairs(features, most, penalty)) for most, rest in splits]
+        for penalty in _PENALTIES
+    }
+    best = min(
+        _PENALTIES, key=lambda one: np.mean([_held_out_loss(features, *fit) for fit in fits[one]])
+    )
+    return _Fit(_fit_pairs(features, table, best), fits[best])
 
 
 def _fit_pairs(
@@ -319,15 +319,10 @@ def _inverse_temperature(
     strategy: Strategy, held_out: list[tuple[CandidateTable, dict[str, float]]]
 ) -> float:
     """1 / temperature, the factor on a vote's weights with the best (smoothed) accuracy."""
-    rights = [
-        np.concatenate(
-            [
-                strategy.accuracy(table, {name: value * factor for name, value in weights.items()})
-                for table, weights in held_out
-            ]
-        ).mean()
-        for factor in _INVERSE_TEMPERATURES
-    ]
+    rights = []
+    for factor in _INVERSE_TEMPERATURES:
+        scaled = [(rows, {k: v * factor for k, v in weights.items()}) for rows, weights in held_out]
+        rights.append(np.concatenate([strategy.accuracy(*one) for one in scaled]).mean())
     return _INVERSE_TEMPERATURES[int(_smoothed(rights).argmax())]
 
 

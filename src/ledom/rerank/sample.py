@@ -48,9 +48,7 @@ _TOGETHER = 512  # texts that are drawn together, and lost together if the run i
 
 
 def sampling_groups(items: Sequence[ItemT], num_samples: int) -> list[Sequence[ItemT]]:
-    """The groups of problems or prompts whose texts are drawn together.
-
-    They depend only on the number of items and samples, so a resumed run has the same groups.
+    """The groups of problems or prompts whose texts are drawn together, the same when resumed.
 
     >>> [len(group) for group in sampling_groups(range(100), num_samples=8)]
     [50, 50]
@@ -99,8 +97,8 @@ def sample_candidates(
 ) -> Iterator[list[Candidate]]:
     """Yield each problem's candidates once they are ready: `num_samples` samples and a greedy one.
 
-    The greedy candidate comes last, with the index `num_samples` and `greedy`: true. Raises
-    `DirectionError` for a reverse model, which writes questions, not answers.
+    The greedy candidate comes last, with the index `num_samples`. Raises `DirectionError` for a
+    reverse model.
 
     With `stop_unsure`, the first quarter of the samples is completed. The threshold is the lowest
     confidence that this share of them reaches. Each later sample is broken off where its confidence
