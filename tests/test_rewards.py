@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,34 @@ def test_verl_calls_are_batched(
     assert inspect.iscoroutinefunction(compute_score)
     assert sum(sizes) == 3
     assert len(sizes) < 3
+
+
+def test_calls_that_come_while_models_are_loaded_wait_for_them(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def slow(name: str, direction: str, **options: Any) -> Any:
+        loaded.append(direction)
+        time.sleep(0.1)
+        return ledom.load(name, direction, **options)
+
+    monkeypatch.setattr(rewards, "load", slow)
+
+    async def all_calls() -> None:
+        about = {"question": QUESTION}
+        calls = [compute_score("any", a, "7", about, lam=0.25, **models) for a in ANSWERS]
+        await asyncio.gather(*calls)
+
+    asyncio.run(all_calls())
+    assert loaded == ["forward", "reverse"]
+
+
+@pytest.mark.parametrize("question", [None, 5])
+def test_a_question_that_is_no_text_is_named(models: dict[str, str], question: object) -> None:
+    reward = trl_reward(question="asked", **models)
+    with pytest.raises(InputError, match=f"a question of the dataset is {question}, expected a"):
+        reward(prompts=["2 + 2?"], completions=["4"], asked=[question])
 
 
 def test_verl_without_a_question_says_what_to_do() -> None:

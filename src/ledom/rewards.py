@@ -16,6 +16,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -49,15 +50,24 @@ class _Settings:
     device: str | None = None
     dtype: str = "auto"
 
-    @functools.cache  # noqa: B019 (equal settings share their models until the process ends)
     def judge(self) -> Judge:
-        """The judge, whose models are loaded once."""
-        models = [
-            None if name == "none" else load(name, direction, device=self.device, dtype=self.dtype)
-            for name, direction in ((self.forward, "forward"), (self.reverse, "reverse"))
-        ]
-        weights = choose_weights(self.lam, self.weights, self.forward, self.reverse)
-        return Judge(models[0], models[1], self.strategy, weights, self.mask_copies)
+        """The judge of these settings; the first call loads its models, and others wait for it."""
+        with _loading:
+            return _load_judge(self)
+
+
+_loading = Lock()
+
+
+@functools.cache
+def _load_judge(settings: _Settings) -> Judge:
+    """The judge; equal settings share their models until the process ends."""
+    forward, reverse = (
+        None if name == "none" else load(name, way, device=settings.device, dtype=settings.dtype)
+        for name, way in ((settings.forward, "forward"), (settings.reverse, "reverse"))
+    )
+    weights = choose_weights(settings.lam, settings.weights, settings.forward, settings.reverse)
+    return Judge(forward, reverse, settings.strategy, weights, settings.mask_copies)
 
 
 def trl_reward(
@@ -109,13 +119,18 @@ class _TRLReward:
                 "leave question out to read the prompt"
             )
         asked = prompts if self.question is None else columns[self.question]
+        if bad := [given for given in asked if not isinstance(given, str | list)]:
+            raise InputError(
+                f"a question of the dataset is {bad[0]!r:.40}, expected a text or messages; "
+                "correct it, or leave the row out"
+            )
         pairs = [
             Pair(question_of(prompt), answer_of(completion))
             for prompt, completion in zip(asked, completions, strict=True)
         ]
         judged = _judge(self.settings.judge(), pairs)
         if log_extra is not None:
-            for name in _log_names(judged):
+            for name in next((j.logprobs for j in judged if j is not None), ()):
                 log_extra(name, [None if j is None else j.logprobs[name] for j in judged])
         if log_metric is not None and pairs:
             log_metric("copied_share", sum(map(copied_share, pairs)) / len(pairs))
@@ -138,11 +153,6 @@ def _judge(judge: Judge, pairs: Sequence[Pair]) -> list[Judgement | None]:
             logging.getLogger("ledom").warning("no reward for a completion: %s", error)
     judged = dict(zip(fit, judge.judge(fit), strict=True))
     return [judged.get(pair) for pair in pairs]
-
-
-def _log_names(judged: Sequence[Judgement | None]) -> list[str]:
-    first = next((judgement for judgement in judged if judgement is not None), None)
-    return [] if first is None else list(first.logprobs)
 
 
 def copied_share(pair: Pair) -> float:

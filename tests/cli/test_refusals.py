@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,19 @@ def test_temperature_0_leaves_nothing_to_draw(
 ) -> None:
     result = run(*command.split(), "--problems", problem_file, "--temperature", 0, *out)
     check_refused(result, "the temperature is 0", "give one above 0")
+
+
+@pytest.mark.parametrize("labeled", [0, 1])
+def test_folds_without_labels(
+    run: Run, tmp_path: Path, out: tuple[str, Path], labeled: int
+) -> None:
+    unlabeled = [replace(problem, answer=None) for problem in QUESTIONS[labeled:]]
+    file = write(tmp_path / "problems.jsonl", *QUESTIONS[:labeled], *unlabeled)
+    check_refused(
+        run("rerank", "--problems", file, "--samples", 2, "--folds", 2, *out),
+        f"{labeled} of 6 problems have right answers, too few to fit weights in folds",
+        "add answers to the problems, or leave the folds out",
+    )
 
 
 @pytest.mark.parametrize("number", [1, 2])

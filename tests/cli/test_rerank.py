@@ -136,6 +136,8 @@ def test_bad_score_fields(run: Run, problem_file: Path, tmp_path: Path) -> None:
     )
     check_refused(run(*arguments, "--early-stop"), f"the candidates come from {given}")
     check_refused(run(*base, "--score-field", "self_certainty"), "no score field 'self_certainty'")
+    result = run(*base, "--score-field", "confidence_mean")
+    check_refused(result, "no score field 'confidence_mean'; give --confidence, or leave out")
     assert not (tmp_path / "out").exists()
     for more, expected in (((), True), (("--score-field", "none"), False)):
         assert run(*arguments, *more)[0] == 0

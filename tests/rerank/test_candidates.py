@@ -71,6 +71,7 @@ def test_self_certainty_is_taken_where_all_have_it() -> None:
     greedy = judged(2, greedy=True)  # stands apart, and need not have it
     assert choose_external_scores([*sure, greedy]) == ("self_certainty",)
     assert choose_external_scores([*sure, judged(3)]) == ()
+    assert choose_external_scores([*sure, judged(3, self_certainty=None)]) == ()
     assert choose_external_scores(sure, []) == ()
 
 

@@ -56,6 +56,22 @@ def test_a_copy_keeps_the_script_of_its_digits(number: str) -> None:
         assert float(change.number.replace(",", "")) != float(number.replace(",", ""))
 
 
+@pytest.mark.parametrize(
+    ("question", "numbers"),
+    [
+        ("小明有3支笔，又买了1,200支。12:30到。有多少支？", ["1,200", "3"]),
+        ("철수는 사과 3개를 샀다.", ["3"]),
+        ("りんごが２個あります。", ["２"]),
+        ("Room B12, the 2nd door, 5kg", []),  # part of a name, an order, a unit
+    ],
+)
+def test_numbers_between_letters_of_scripts_without_spaces(
+    question: str, numbers: list[str]
+) -> None:
+    changes = change_numbers(question, 8)
+    assert sorted({question[change.start : change.end] for change in changes}) == numbers
+
+
 def test_copies_depend_on_the_question_alone() -> None:
     assert change_numbers(QUESTION, 8) == change_numbers(QUESTION, 8)
     assert change_numbers(QUESTION, 8)[:3] == change_numbers(QUESTION, 3)

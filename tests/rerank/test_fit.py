@@ -11,7 +11,7 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
 from ledom.rerank.candidate_table import FEATURES, CandidateTable
-from ledom.rerank.fit import cross_fit, fit_sum, tune, tune_labeled
+from ledom.rerank.fit import cross_fit, fit_sum, tune
 from ledom.rerank.strategies import STRATEGIES, strategies
 from ledom.rerank.weights import TunedWeights
 
@@ -174,7 +174,7 @@ def test_unlabeled_problems_are_neither_fitted_on_nor_counted() -> None:
     """Of 60 problems the last 20 are unlabeled: whatever is there must not matter."""
     table, asked = with_few_terms(made_pools(60)), problems(60)
     labeled = np.arange(60) < 40
-    tuned = tune_labeled(table, asked, labeled)
+    tuned = tune(table, asked, labeled)
     assert tuned.num_problems == 40
     assert tuned == tune(table.select(np.arange(40)), asked[:40])
     tuned.refuse_overlap(asked[40:])

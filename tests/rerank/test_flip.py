@@ -34,6 +34,12 @@ def test_overlap_is_f1_of_words(written: str, overlap: float) -> None:
     assert word_overlap(written, QUESTION) == pytest.approx(overlap)
 
 
+def test_without_spaces_a_character_is_a_word() -> None:
+    """Else a sentence would be one word, and every other sentence would have nothing of it."""
+    real = "小明有12支red笔"  # 小 明 有 12 支 red 笔
+    assert word_overlap("小明有3支笔", real) == pytest.approx(2 * 5 / (6 + 7))  # all but the 3
+
+
 def test_the_score_is_the_log_of_the_mean(tokenizer: Tokenizer) -> None:
     """A model that writes one of two texts: 1 or 6 / 11 of the question, or nothing of it."""
     lm = FakeLanguageModel(tokenizer, "reverse", [QUESTION, "Ava has pens", "Bo sold 4 hats"])

@@ -19,8 +19,6 @@ from ledom.cli.run import DEBUG_VARIABLE, prepare_process, run
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
 
-__all__ = ["all_commands", "app", "main"]
-
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 _GROUPS = {

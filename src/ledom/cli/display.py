@@ -26,21 +26,6 @@ if TYPE_CHECKING:
     from ledom.rerank.weights import TunedWeights
     from ledom.train.estimate import Plan
 
-__all__ = [
-    "log",
-    "new_table",
-    "note",
-    "output_console",
-    "show_case",
-    "show_plan",
-    "show_ranking",
-    "show_search",
-    "show_summary",
-    "show_texts",
-    "show_weights",
-    "warn",
-]
-
 _WIDTH = 80  # maximum columns of the table of strategies
 _PIPE = 10_000  # columns where there is no terminal: a program reads whole lines
 _GAP = (0, 1, 0, 0)  # padding of a cell: narrow, so that the table fits

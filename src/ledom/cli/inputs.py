@@ -16,18 +16,6 @@ from ledom.data.problems import GENERATOR, load_problems
 if TYPE_CHECKING:
     from ledom.lm.language_model import LanguageModel
 
-__all__ = [
-    "argument_text",
-    "check_count",
-    "choose_problems",
-    "is_jsonl",
-    "load_model",
-    "model_or_none",
-    "models_or_none",
-    "read_text",
-    "read_words",
-]
-
 
 def is_jsonl(argument: str, name: str) -> bool:
     """Whether an argument names a JSONL file; anything else is itself the text called `name`.

@@ -19,52 +19,6 @@ import typer
 from ledom.core.errors import InputError
 from ledom.core.reading import exists
 
-__all__ = [
-    "MOST_COPIES",
-    "MOST_PROBLEMS",
-    "MOST_SAMPLES",
-    "Device",
-    "Dtype",
-    "EarlyStop",
-    "HeldOut",
-    "Lambda",
-    "MaskCopies",
-    "MaxTokens",
-    "Model",
-    "ModelOrNone",
-    "NumProblems",
-    "Out",
-    "OutForFile",
-    "Problems",
-    "Samples",
-    "ScoreFields",
-    "Seed",
-    "Split",
-    "Temperature",
-    "Threads",
-    "TopK",
-    "TopP",
-    "Unused",
-    "WeightsFile",
-    "command_line",
-    "model_option",
-    "named_path",
-    "named_score_fields",
-    "out_file",
-    "out_folder",
-    "path_option",
-    "problem_option",
-    "refuse_unused",
-    "results_folder",
-    "samples_option",
-    "sampling_option",
-    "scoring_option",
-    "selection_option",
-    "unused_by_models",
-    "unused_by_pair",
-    "unused_when_greedy",
-]
-
 # Bounds far above any real use: a typo such as 10**20 is refused at once.
 MOST_PROBLEMS = 100_000_000
 MOST_SAMPLES = 100_000

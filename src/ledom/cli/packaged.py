@@ -14,8 +14,6 @@ import typer
 from ledom.core.errors import InputError, RecipeError
 from ledom.core.reading import exists
 
-__all__ = ["COMMANDS", "docs_page", "find_recipe", "page_titles", "recipe_names"]
-
 _ROOT = Path(__file__).parent / "files"
 
 

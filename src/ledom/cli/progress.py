@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ledom.data.tokenize import TokenizeProgress
     from ledom.train.loop import Progress as TrainingProgress
 
-__all__ = ["Progress", "track", "track_tokenizing", "track_training"]
-
 _T = TypeVar("_T")
 
 SECONDS = 30.0
@@ -168,19 +166,12 @@ def track_tokenizing() -> Iterator[Callable[[TokenizeProgress], None]]:
 
 
 def _start_bar(progress: Progress, console: Console) -> Bar:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
+    from rich import progress as rich
 
-    counted = (MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
-    name = TextColumn("{task.description}")
-    bar = Bar(SpinnerColumn(), name, BarColumn(), *counted, TimeElapsedColumn(), console=console)
+    name, state = rich.TextColumn("{task.description}"), rich.TextColumn("{task.fields[state]}")
+    counted = (rich.MofNCompleteColumn(), state, rich.TimeRemainingColumn())
+    shown = (rich.SpinnerColumn(), name, rich.BarColumn(), *counted, rich.TimeElapsedColumn())
+    bar = rich.Progress(*shown, console=console)
     bar.add_task(progress.name, total=progress.total, completed=progress.done, state="")
     bar.start()
     return bar

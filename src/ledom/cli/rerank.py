@@ -18,8 +18,6 @@ from ledom.data.problems import GENERATOR
 if TYPE_CHECKING:
     from ledom.rerank.pipeline import Job
 
-__all__ = ["COMMANDS"]
-
 _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8
 """The demo's size gives each seed enough power for both claims (docs/log.md)."""

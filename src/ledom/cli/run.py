@@ -28,8 +28,6 @@ from ledom.cli.display import log
 from ledom.core import processes as parallel
 from ledom.core.errors import LedomError, OutputError
 
-__all__ = ["DEBUG_VARIABLE", "prepare_process", "run"]
-
 DEBUG_VARIABLE = "LEDOM_DEBUG"
 """An environment variable that shows tracebacks, like --debug; 0 and nothing do not."""
 

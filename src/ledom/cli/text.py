@@ -19,8 +19,6 @@ from ledom.core.records import Candidate, Problem, read_records
 if TYPE_CHECKING:
     from ledom.lm.language_model import LanguageModel, Sampling
 
-__all__ = ["COMMANDS"]
-
 Before = Annotated[
     str | None, typer.Option(help="An ending, or - for standard input: write what comes before it.")
 ]

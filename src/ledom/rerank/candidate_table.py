@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,18 +156,14 @@ def build_candidate_table(
     """The table of these records. Greedy candidates are not in the pool, but in `greedy`.
 
     Candidates of different models differ more in style than in correctness. So if several models
-    wrote them, each feature is taken relative to its mean over the writer's candidates. No label
-    is used for this; see `_relative_to_models`.
+    wrote them, each feature is taken relative to its mean over the writer's candidates, without
+    using labels. `external_scores` name number fields of the candidates (see
+    `choose_external_scores`). Raises `InputError` for a candidate that lacks a score or such a
+    field.
 
-    `external_scores` name number fields of the candidates (see `choose_external_scores`).
-    Raises `InputError` for a candidate that lacks a score or one of these fields.
-
-    >>> drawn = [Candidate(problem_id="p", index=i, text=f"#### {i + 3}") for i in range(2)]
-    >>> scores = [
-    ...     Score(problem_id="p", index=i, model="m", direction="forward", target="y|x",
-    ...           logprob=-2.0 - i, num_tokens=2)
-    ...     for i in range(2)
-    ... ]
+    >>> drawn = [Candidate(problem_id="p", index=i, text=f"#### {i + 3}") for i in (0, 1)]
+    >>> scores = [Score(problem_id="p", index=i, model="m", direction="forward", target="y|x",
+    ...                 logprob=-2.0 - i, num_tokens=2) for i in (0, 1)]
     >>> problem = Problem(id="p", question="2 + 2?", answer="4")
     >>> table = build_candidate_table([problem], drawn, scores)
     >>> table.correct, table.features["forward"]
@@ -176,75 +171,42 @@ def build_candidate_table(
     """
     shared = SharedScores(candidates, scores)
     known = [name for name, (target, _) in FEATURES.items() if target in shared.targets]
-    cells = _Cells(
-        pools([problem.id for problem in problems], candidates), [*known, *external_scores]
-    )
+    pool_of = pools([problem.id for problem in problems], candidates)
+    shape = len(pool_of), max(map(len, pool_of.values()))
+    features = {name: np.zeros(shape) for name in (*known, *external_scores)}
+    answers, writers = np.full(shape, -1, np.int64), np.full(shape, -1)
+    correct, mask = np.zeros(shape, bool), np.zeros(shape, bool)
+    number_of: dict[str | None, int] = {}
     contrasted = {s.problem_id for s in scores if s.target == "x'|y"}
     for row, problem in enumerate(problems):
         targets = shared.targets - (set() if problem.id in contrasted else {"x'|y"})
         classes = AnswerClasses()
-        for column, candidate in enumerate(cells.pools[problem.id]):
+        for column, candidate in enumerate(pool_of[problem.id]):
+            cell, answer = (row, column), extract_answer(candidate.text)
+            mask[cell] = True
+            writers[cell] = number_of.setdefault(candidate.model, len(number_of))
+            answers[cell] = classes.number(answer)
+            correct[cell] = is_right(candidate, answer, problem) is True
             found = {target: shared.find(candidate, target) for target in targets}
             # A question without numbers has no copies, so its candidates get a contrast of 0.
             values = {"contrast": 0.0} | candidate_features(found, problem, candidate)
             values |= {name: candidate.external_score(name) for name in external_scores}
-            cells.fill((row, column), problem, candidate, classes, values)
-    by_model = cells.has_models_to_compare()
+            for name, array in features.items():
+                array[cell] = values[name]
+    counts = np.bincount(writers[mask])
+    by_model = len(counts) > 1 and bool(counts.min() >= _MIN_PER_MODEL)
     return CandidateTable(
-        problem_ids=[problem.id for problem in problems],
-        features=cells.relative_features() if by_model else cells.features,
-        answers=cells.answers,
-        correct=cells.correct,
-        mask=cells.mask,
+        problem_ids=[*pool_of],
+        features=_relative_to_models(features, mask, writers) if by_model else features,
+        answers=answers,
+        correct=correct,
+        mask=mask,
         greedy=_greedy_right(problems, candidates),
         groups=[_group(problem) for problem in problems],
         by_model=by_model,
         external_scores=tuple(external_scores),
         num_planned=max(_planned(candidate) for candidate in candidates),
     )
-
-
-class _Cells:
-    """A table's arrays, each [P, N], filled candidate by candidate."""
-
-    def __init__(self, pools: dict[str, list[Candidate]], features: Sequence[str]) -> None:
-        shape = (len(pools), max(map(len, pools.values())))
-        self.pools = pools
-        self.features = {name: np.zeros(shape) for name in features}
-        self.answers = np.full(shape, -1, np.int64)
-        self.correct = np.zeros(shape, bool)
-        self.mask = np.zeros(shape, bool)
-        self._writers = np.full(shape, -1)
-        self._number_of: dict[str | None, int] = {}
-
-    def fill(
-        self,
-        cell: tuple[int, int],
-        problem: Problem,
-        candidate: Candidate,
-        classes: AnswerClasses,
-        values: Mapping[str, float],
-    ) -> None:
-        """Enter a candidate at `cell` (row, column)."""
-        answer = extract_answer(candidate.text)
-        self.mask[cell] = True
-        self._writers[cell] = self._number_of.setdefault(candidate.model, len(self._number_of))
-        self.answers[cell] = classes.number(answer)
-        self.correct[cell] = is_right(candidate, answer, problem) is True
-        for name, array in self.features.items():
-            array[cell] = values[name]
-
-    def has_models_to_compare(self) -> bool:
-        """Whether several models wrote candidates, each enough of them for a reliable mean."""
-        counts = np.bincount(self._writers[self.mask])
-        return len(counts) > 1 and bool(counts.min() >= _MIN_PER_MODEL)
-
-    def relative_features(self) -> dict[str, FloatArray]:
-        """The features minus their mean over the candidates of the same model."""
-        return {
-            name: _relative_to_models(values, self.mask, self._writers)
-            for name, values in self.features.items()
-        }
 
 
 def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> FloatArray:
@@ -274,15 +236,20 @@ def _planned(candidate: Candidate) -> int:
     return planned if isinstance(planned, int) and 0 < planned < 2**31 else 0
 
 
-def _relative_to_models(values: FloatArray, mask: BoolArray, writers: NDArray[Any]) -> FloatArray:
-    """Values [P, N] minus the mean of each problem, and then minus the mean of each writer."""
-    counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
-    relative = np.where(mask, values - (values * mask).sum(axis=1, keepdims=True) / counts, 0.0)
-    for writer in np.unique(writers[mask]):
-        its = writers == writer
-        relative[its] -= relative[its].mean()
-    result: FloatArray = relative
-    return result
+def _relative_to_models(
+    features: Mapping[str, FloatArray], mask: BoolArray, writers: NDArray[np.int64]
+) -> dict[str, FloatArray]:
+    """Features [P, N] minus the mean of each problem, and then minus the mean of each writer."""
+    sizes = np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    relative: dict[str, FloatArray] = {}
+    for name, values in features.items():
+        means = (values * mask).sum(axis=1, keepdims=True) / sizes
+        centered = np.where(mask, values - means, 0.0)
+        for writer in np.unique(writers[mask]):
+            its = writers == writer
+            centered[its] -= centered[its].mean()
+        relative[name] = centered
+    return relative
 
 
 def candidate_features(

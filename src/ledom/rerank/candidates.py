@@ -206,7 +206,11 @@ def choose_external_scores(
     """
     if asked is None:
         pool = list(filter(_is_choice, candidates))
-        asked = [name for name in _WRITTEN_SCORES if all(name in c.extra for c in pool)]
+        asked = [
+            name
+            for name in _WRITTEN_SCORES
+            if all(candidate.extra.get(name) is not None for candidate in pool)
+        ]
     names = tuple(dict.fromkeys([*asked, *needed]))
     for candidate in candidates:
         _check_external_scores(candidate, names)
@@ -214,13 +218,7 @@ def choose_external_scores(
 
 
 def _check_external_scores(candidate: Candidate, names: Iterable[str]) -> None:
-    """Raise `InputError` if a candidate that may be chosen lacks one of these scores.
-
-    >>> lacking = Candidate(problem_id="p", index=0, text="4")
-    >>> _check_external_scores(lacking, ["verifier"])  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: candidate 0 of problem 'p' has no 'verifier', a score field ...
-    """
+    """Raise `InputError` if a candidate that may be chosen lacks one of these scores."""
     for name in names if _is_choice(candidate) else ():
         candidate.external_score(name)
 
@@ -289,14 +287,11 @@ def labeled_problems(
     >>> labeled_problems([known, Problem(id="b", question="3 + 3?")], candidates=[])
     array([ True, False])
     """
-    has_pool, unlabeled = set(), set()
-    for candidate in candidates:
-        if _is_choice(candidate):
-            has_pool.add(candidate.problem_id)
-            if candidate.correct is None:
-                unlabeled.add(candidate.problem_id)
-    by_candidate = has_pool - unlabeled
-    return np.array([p.is_labeled or p.id in by_candidate for p in problems], bool)
+    labels: dict[str, list[bool]] = {problem.id: [] for problem in problems}
+    for candidate in filter(_is_choice, candidates):
+        labels[candidate.problem_id].append(candidate.correct is not None)
+    found = [p.is_labeled or (any(labels[p.id]) and all(labels[p.id])) for p in problems]
+    return np.array(found, bool)
 
 
 class SharedScores:

@@ -2,10 +2,9 @@
 
 log P(x|y) mixes how well y explains the numbers of x with how well it explains the words. Copies of
 x with another number have the same words. So log P(x|y) minus the log of the mean P(copy|y) is
-about the numbers alone: how much likelier y makes the real question than a question with another
-number. DuPO (2025), FOBAR and RCoT rebuild a hidden part of the question by sampling; this score
-uses likelihoods instead. A question without numbers has no copies, and a score of 0 for every
-solution.
+about the numbers alone. DuPO (2025), FOBAR and RCoT rebuild a hidden part of the question by
+sampling; this score uses likelihoods instead. A question without numbers has no copies, and a score
+of 0 for every solution.
 
 The copies depend only on the question. Every record lists the numbers that were chosen.
 """
@@ -24,6 +23,7 @@ from ledom.core.files import fingerprint
 from ledom.core.records import Candidate, Problem, Score
 from ledom.data.augment import other_number
 from ledom.lm.language_model import LanguageModel
+from ledom.rerank.flip import UNSPACED
 from ledom.rerank.score import (
     ScoredPair,
     ScoreFiles,
@@ -36,7 +36,9 @@ from ledom.rerank.score_files import CONTRAST
 
 __all__ = ["ChangedNumber", "change_numbers", "contrast_candidates", "fill_contrast"]
 
-_NUMBER = re.compile(r"(?<![\w.,:/])\d+(?:,\d{3})*(?:\.\d+)?(?![\w:/]|[.,]\d)")
+_NUMBER = re.compile(
+    rf"(?<![^\W{UNSPACED}])(?<![.,:/])\d+(?:,\d{{3}})*(?:\.\d+)?(?![^\W{UNSPACED}]|[:/]|[.,]\d)"
+)
 _TRIES = 40  # draws of a new number before a copy is given up
 _TOGETHER = 256  # pairs that are scored together, and lost together if the run is stopped
 

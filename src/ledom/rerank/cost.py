@@ -1,8 +1,8 @@
 """The cost of each strategy: generated tokens, scored tokens, FLOPs and seconds.
 
 A strategy pays for the stages that it needs: always the candidates, and the scores that it weighs.
-Tokens are counted in the files of these stages: the tokens of each candidate (its `num_tokens`, or
-those of its score), and of the scores of distinct texts. A generated or scored token takes 2 FLOPs
+Tokens are counted in their files: those of each candidate (its `num_tokens`, or those of its
+score), and of the scores of distinct texts. A generated or scored token takes 2 FLOPs
 per parameter (Kaplan et al., Scaling Laws for Neural Language Models, 2020). Not counted are
 attention, prompts (which candidates share), external scores, and the generation of candidates that
 were given.
@@ -23,24 +23,13 @@ from ledom.core.records import Candidate, Score
 from ledom.report.results import Cost
 from ledom.rerank.candidate_table import FEATURES, CandidateTable, FloatArray
 from ledom.rerank.candidates import SharedScores, pools, written_tokens
-from ledom.rerank.strategies import (
-    EarlyVote,
-    Greedy,
-    Random,
-    Strategy,
-    needed_candidates,
-)
+from ledom.rerank.score_files import CONTRAST, FLIP, SCORE_FILES
+from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, needed_candidates
 
 __all__ = ["Costs"]
 
-_STAGES: dict[str, tuple[str, ...]] = {
-    "y|x": ("forward",),
-    "x|y": ("reverse",),
-    "y": ("reverse",),
-    "x'|y": ("reverse", "contrast"),
-    "x~|y": ("flip",),
-}
-_MODELS = {"forward": "forward", "reverse": "reverse", "contrast": "reverse", "flip": "reverse"}
+_STAGES = {target: stage for stage, (_, targets) in SCORE_FILES.items() for target in targets}
+"""The stage that makes each target's scores."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +78,16 @@ class Costs:
         """
         num = len(table.problem_ids)
         shared = SharedScores(candidates, scores)
-        scored = dict.fromkeys(_MODELS, 0.0)
+        scored = dict.fromkeys(SCORE_FILES, 0.0)
         for score in scores:
-            scored[_STAGES[score.target][-1]] += score.num_tokens
+            scored[_STAGES[score.target]] += score.num_tokens
         written = np.zeros(table.mask.shape)
         for row, pool in enumerate(pools(table.problem_ids, candidates).values()):
             written[row, : len(pool)] = [_tokens_of(candidate, shared) for candidate in pool]
         greedy = sum(_tokens_of(c, shared) for c in candidates if c.greedy)
         unsure = (c for c in candidates if c.finish_reason == "unsure" and not c.greedy)
         broken_off = sum(_tokens_of(candidate, shared) for candidate in unsure)
-        files = {stage: f"scores.{stage}.jsonl" for stage in _MODELS}
+        files = {stage: f"scores.{stage}.jsonl" for stage in SCORE_FILES}
         files["writer"] = "candidates.jsonl"
         took = timings or {}
         seconds = {stage: took[name] / num for stage, name in files.items() if name in took}
@@ -110,23 +99,24 @@ class Costs:
     def of(self, strategy: Strategy) -> Cost:
         """A strategy's mean cost per problem."""
         written = self._written(strategy)
-        targets = {FEATURES[name][0] for name in strategy.features if name in FEATURES}
+        needed = {_STAGES[FEATURES[name][0]] for name in strategy.features if name in FEATURES}
         if "worst_step" in strategy.features and self.scored["forward"]:
-            targets.add("y|x")
-        needed = {stage for target in targets for stage in _STAGES[target]}
-        stages = [stage for stage in _MODELS if stage in needed]  # always summed in this order
+            needed.add("forward")
+        if CONTRAST in needed:
+            needed.add("reverse")
+        stages = [stage for stage in SCORE_FILES if stage in needed]  # always summed in this order
         parts = {"writer": written}
         for stage in stages:
-            model = _MODELS[stage]
+            model = SCORE_FILES[stage][0].value
             parts[model] = parts.get(model, 0.0) + self.scored[stage]
         flops: float | None = 0.0
         for model, tokens in parts.items():
             size = self.parameters.get(model)
             flops = None if flops is None or size is None else flops + 2.0 * size * tokens
-        questions = self.scored["flip"] if "flip" in stages else 0.0  # generated, not scored
+        questions = self.scored[FLIP] if FLIP in stages else 0.0  # generated, not scored
         return Cost(
             generated_tokens=written + questions,
-            scored_tokens=sum(self.scored[stage] for stage in stages if stage != "flip"),
+            scored_tokens=sum(self.scored[stage] for stage in stages if stage != FLIP),
             flops=flops,
             seconds=self._seconds(written, stages),
         )

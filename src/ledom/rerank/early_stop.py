@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
+from ledom.core.direction import Direction
 from ledom.core.records import Candidate, Key, Problem
 from ledom.lm.language_model import LanguageModel, Sampling
-from ledom.rerank.sample import as_candidate, prompts_of, require_forward, sampling_groups
+from ledom.rerank.sample import as_candidate, prompts_of, sampling_groups
 from ledom.rerank.strategies import is_decided
 from ledom.text.answers import AnswerClasses, extract_answer
 
@@ -51,7 +52,7 @@ def sample_until_decided(
     >>> [([c.index for c in some], last) for some, last in drawn]  # the greedy one, then 5 of 8
     [([8], False), ([0, 1, 2, 3, 4], True)]
     """
-    require_forward(lm)
+    Direction.FORWARD.require(lm.direction, lm.name, "to sample solutions")
     for together in sampling_groups(problems, num_samples):
         votes = {problem.id: _Votes(have.get(problem.key, ())) for problem in together}
         waiting = [problem for problem in together if not votes[problem.id].has_greedy]

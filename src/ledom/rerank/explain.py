@@ -81,45 +81,26 @@ def case_of(
     shown = ranked[:limit] if out in ranked[:limit] else [*ranked[: limit - 1], out]
     roles = {out: "rejected"} | {ranked[0]: "picked"}
     count = Counter(candidate.text for candidate in candidates)
-    return Case(
-        problem_id=problem.id,
-        question=problem.question,
-        answer=problem.answer,
-        candidates=[
-            _case_candidate(
-                problem,
-                candidates[column],
-                scores,
+    rows = []
+    for column in shown:
+        candidate = candidates[column]
+        answer = extract_answer(candidate.text)
+        found = {name: scores.find(candidate, target) for name, target in _TARGETS.items()}
+        rows.append(
+            CaseCandidate(
+                index=candidate.index,
+                text=candidate.text,
+                answer=answer,
+                correct=is_right(candidate, answer, problem),
                 rank=ranked.index(column) + 1,
                 role=roles.get(column),
-                count=count[candidates[column].text],
+                count=count[candidate.text],
+                scores={name: round(s.logprob, 2) for name, s in found.items() if s is not None},
+                question_tokens=_question_tokens(found["reverse"]),
             )
-            for column in shown
-        ],
-    )
-
-
-def _case_candidate(
-    problem: Problem,
-    candidate: Candidate,
-    shared: SharedScores,
-    *,
-    rank: int,
-    role: str | None,
-    count: int,
-) -> CaseCandidate:
-    answer = extract_answer(candidate.text)
-    scores = {name: shared.find(candidate, target) for name, target in _TARGETS.items()}
-    return CaseCandidate(
-        index=candidate.index,
-        text=candidate.text,
-        answer=answer,
-        correct=is_right(candidate, answer, problem),
-        rank=rank,
-        role=role,
-        count=count,
-        scores={name: round(s.logprob, 2) for name, s in scores.items() if s is not None},
-        question_tokens=_question_tokens(scores["reverse"]),
+        )
+    return Case(
+        problem_id=problem.id, question=problem.question, answer=problem.answer, candidates=rows
     )
 
 

@@ -8,7 +8,7 @@ by accuracy on problems that the weights were not fitted on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from ledom.rerank.score_files import read_scores, scored_problems, scoring_model
 from ledom.rerank.strategies import Strategy, Vote, check_score_names, strategies
 from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, question_hash
 
-__all__ = ["check_folds", "cross_fit", "fit_sum", "tune", "tune_folder", "tune_labeled"]
+__all__ = ["check_folds", "cross_fit", "fit_sum", "tune", "tune_folder"]
 
 _INVERSE_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
 _PENALTIES = (0.3, 3.0, 30.0)
@@ -46,10 +46,13 @@ _NEWTON_STEPS, _CONVERGED = 100, 1e-9  # at most, and the largest step at the mi
 _CLIP = 3.0  # spreads from the problem's mean, to which features are clipped
 
 
-def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
-    """Fit every strategy that has weights and whose features are in the table.
+def tune(
+    table: CandidateTable, problems: Sequence[Problem], labeled: BoolArray | None = None
+) -> TunedWeights:
+    """Fit every strategy that has weights and whose features are in the table of these problems.
 
-    Raises `InputError` if no problem has both right and wrong candidates.
+    Only `labeled` [P] problems are fitted on (None: all are labeled). Raises `InputError` if no
+    problem has both right and wrong candidates.
 
     >>> from ledom.core.records import Candidate, Score
     >>> problems = [Problem(id="p", question="2 + 2?", answer="4")]
@@ -59,6 +62,9 @@ def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
     >>> tune(build_candidate_table(problems, drawn, scores), problems).weights["forward"]
     {'forward': 1.0}
     """
+    if labeled is not None:
+        rows = np.flatnonzero(labeled)
+        table, problems = table.select(rows), [problems[int(row)] for row in rows]
     wrong = table.mask & ~table.correct
     mixed = np.flatnonzero((table.correct & table.mask).any(axis=1) & wrong.any(axis=1))
     if len(mixed) == 0:
@@ -78,24 +84,6 @@ def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
         frozenset(question_hash(problem.question) for problem in problems),
         table.external_scores,
     )
-
-
-def tune_labeled(
-    table: CandidateTable, problems: Sequence[Problem], labeled: BoolArray
-) -> TunedWeights:
-    """`tune` on the problems that are `labeled` [P].
-
-    >>> from ledom.core.records import Candidate, Score
-    >>> problems = [Problem(id="p", question="2 + 2?", answer="4"), Problem(id="q", question="?")]
-    >>> drawn = [Candidate(problem_id=p, index=i, text=str(4 + i)) for p in "pq" for i in (0, 1)]
-    >>> scores = [Score(problem_id=c.problem_id, index=c.index, model="m", direction="forward",
-    ...                 target="y|x", logprob=-1.0 - c.index, num_tokens=2) for c in drawn]
-    >>> table = build_candidate_table(problems, drawn, scores)
-    >>> tune_labeled(table, problems, np.array([True, False])).num_problems
-    1
-    """
-    rows = np.flatnonzero(labeled)
-    return tune(table.select(rows), [problems[int(row)] for row in rows])
 
 
 def tune_folder(
@@ -128,7 +116,7 @@ def tune_folder(
     table = build_candidate_table(
         questions, answers, scores, choose_external_scores(answers, external_scores)
     )
-    tuned = tune_labeled(table, questions, labeled_problems(questions, answers))
+    tuned = tune(table, questions, labeled_problems(questions, answers))
     return replace(tuned, models=scoring_models(folder))
 
 
@@ -161,13 +149,10 @@ def cross_fit(
     fold_of = np.random.default_rng(1).permutation(len(questions)) % num_folds
     place = {question: i for i, question in enumerate(questions)}
     fold = np.array([fold_of[place[question]] for question in hashes])
-    folds = []
-    for i in range(num_folds):
-        rest = np.flatnonzero(known & (fold != i))
-        folds.append(
-            (np.flatnonzero(fold == i), tune(table.select(rest), [problems[int(j)] for j in rest]))
-        )
-    return folds
+    return [
+        (np.flatnonzero(fold == i), tune(table, problems, known & (fold != i)))
+        for i in range(num_folds)
+    ]
 
 
 def check_folds(num_folds: int, num_problems: int) -> None:
@@ -216,8 +201,7 @@ def _fit_interpolation(strategy: Strategy, table: CandidateTable) -> dict[str, f
     best: tuple[float, dict[str, float]] = (-1.0, {})
     for mean in (False, True):
         rows = [strategy.interpolation(float(lam), mean) for lam in LAMBDAS]
-        accuracies = [strategy.accuracy(table, row).mean() for row in rows]
-        smooth = _smoothed(accuracies)
+        smooth = _smoothed([strategy.accuracy(table, row).mean() for row in rows])
         at = int(smooth.argmax())
         if smooth[at] > best[0]:
             best = (float(smooth[at]), rows[at])
@@ -236,13 +220,14 @@ def _cross_validate(features: tuple[str, ...], table: CandidateTable) -> _Fit:
         (table.select(np.flatnonzero(fold != i)), table.select(np.flatnonzero(fold == i)))
         for i in range(_FOLDS)
     ]
-    best: tuple[float, float, list[tuple[CandidateTable, dict[str, float]]]] = (np.inf, 0.0, [])
-    for penalty in _PENALTIES:
-        fitted = [(rest, _fit_pairs(features, most, penalty)) for most, rest in splits]
-        loss = float(np.mean([_held_out_loss(features, *one) for one in fitted]))
-        if loss < best[0]:
-            best = (loss, penalty, fitted)
-    return _Fit(_fit_pairs(features, table, best[1]), best[2])
+    fits = {
+        penalty: [(rest, _fit_pairs(features, most, penalty)) for most, rest in splits]
+        for penalty in _PENALTIES
+    }
+    best = min(
+        _PENALTIES, key=lambda one: np.mean([_held_out_loss(features, *fit) for fit in fits[one]])
+    )
+    return _Fit(_fit_pairs(features, table, best), fits[best])
 
 
 def _fit_pairs(
@@ -266,7 +251,7 @@ def _fit_pairs(
 
     weights = np.zeros(len(features))
     for _ in range(_NEWTON_STEPS):
-        wrong = _sigmoid(-(differences @ weights))  # probability of the wrong order
+        wrong = np.exp(-np.logaddexp(0, differences @ weights))  # probability of the wrong order
         gradient = 2 * ridge * weights - (shares * wrong) @ differences
         curvature = (differences.T * (shares * wrong * (1 - wrong))) @ differences
         step = np.linalg.solve(curvature + 2 * ridge * np.eye(len(features)), gradient)
@@ -288,11 +273,6 @@ def _held_out_loss(
 def _pairwise_loss(margins: FloatArray, shares: FloatArray) -> float:
     """The mean of -log sigmoid(right score - wrong score) over pairs, then over problems."""
     return float(shares @ np.logaddexp(0, -margins))
-
-
-def _sigmoid(x: FloatArray) -> FloatArray:
-    found: FloatArray = np.exp(-np.logaddexp(0, -x))
-    return found
 
 
 def _differences(values: FloatArray, table: CandidateTable) -> tuple[FloatArray, FloatArray]:
@@ -339,15 +319,10 @@ def _inverse_temperature(
     strategy: Strategy, held_out: list[tuple[CandidateTable, dict[str, float]]]
 ) -> float:
     """1 / temperature, the factor on a vote's weights with the best (smoothed) accuracy."""
-    rights = [
-        np.concatenate(
-            [
-                strategy.accuracy(table, {name: value * factor for name, value in weights.items()})
-                for table, weights in held_out
-            ]
-        ).mean()
-        for factor in _INVERSE_TEMPERATURES
-    ]
+    rights = []
+    for factor in _INVERSE_TEMPERATURES:
+        scaled = [(rows, {k: v * factor for k, v in weights.items()}) for rows, weights in held_out]
+        rights.append(np.concatenate([strategy.accuracy(*one) for one in scaled]).mean())
     return _INVERSE_TEMPERATURES[int(_smoothed(rights).argmax())]
 
 

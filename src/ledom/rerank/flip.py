@@ -22,7 +22,11 @@ from ledom.rerank.score_files import FLIP
 
 __all__ = ["FlipSettings", "fill_flip", "flip_candidates", "longest_question", "word_overlap"]
 
-_WORD = re.compile(r"\w+")
+UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+"""Characters of scripts that write words without spaces, or numbers without a space after them:
+Thai, Japanese, Chinese and Korean."""
+
+_WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
 _LEAST = 0.01
 """Smaller overlaps count as this one, so that the log is finite."""
 _ROOM = 16  # tokens by which a written question may exceed the longest real one
@@ -40,6 +44,8 @@ class FlipSettings:
 
 def word_overlap(written: str, real: str) -> float:
     """F1 of the words of two texts; repeated words count, letter case does not.
+
+    Where words are written without spaces (`UNSPACED`), each character counts as a word.
 
     >>> word_overlap("Ava has 3 pens", "ava has 4 red pens")
     0.6666666666666666
@@ -119,8 +125,8 @@ def longest_question(problems: Sequence[Problem], lm: LanguageModel) -> int:
     >>> longest_question([Problem(id="a", question="2 + 2?")], lm)  # 6 bytes, and some room
     22
     """
-    encoded = lm.tokenizer.encode_batch([problem.question for problem in problems])
-    return max(len(one.ids) for one in encoded) + _ROOM
+    questions = lm.tokenizer.encode_ids([problem.question for problem in problems])
+    return max(map(len, questions)) + _ROOM
 
 
 def _record(

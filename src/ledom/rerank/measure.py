@@ -147,12 +147,9 @@ def _only_labeled(
 
 def _accuracies(table: CandidateTable, weighing: Weighing) -> dict[str, FloatArray]:
     """Accuracies [P] by strategy, of those that can choose for every problem."""
-    rights = {}
-    for name in weighing.tuned.usable(table):
-        right = weighing(table, name)
-        if not np.isnan(right).any():
-            rights[name] = right
-    return rights
+    able = weighing.tuned.usable_with(table.features, table.external_scores)
+    rights = {name: weighing(table, name) for name in able}
+    return {name: right for name, right in rights.items() if not np.isnan(right).any()}
 
 
 def _result(
@@ -286,15 +283,12 @@ def _by_group(table: CandidateTable, rights: dict[str, FloatArray]) -> list[Grou
     groups = sorted(set(table.groups))
     if len(groups) < 2:
         return []
-    rows = {group: [i for i, g in enumerate(table.groups) if g == group] for group in groups}
-    return [
-        GroupResult(
-            group=group,
-            num_problems=len(at),
-            accuracy={name: float(right[at].mean()) for name, right in rights.items()},
-        )
-        for group, at in rows.items()
-    ]
+    results = []
+    for group in groups:
+        rows = [row for row, own in enumerate(table.groups) if own == group]
+        accuracy = {name: float(right[rows].mean()) for name, right in rights.items()}
+        results.append(GroupResult(group=group, num_problems=len(rows), accuracy=accuracy))
+    return results
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ from ledom.rerank.contrast import fill_contrast
 from ledom.rerank.cost import Costs
 from ledom.rerank.early_stop import is_finished, sample_until_decided
 from ledom.rerank.explain import case_of
-from ledom.rerank.fit import check_folds, cross_fit, tune_labeled
+from ledom.rerank.fit import check_folds, cross_fit, tune
 from ledom.rerank.flip import FlipSettings, fill_flip
 from ledom.rerank.measure import changes, measure
 from ledom.rerank.sample import check_prompts, fill_candidates, sample_candidates, sampling_groups
@@ -101,7 +101,6 @@ class Job:
     """Copies of each question with one number changed; see `ledom.rerank.contrast`."""
     flip: FlipSettings | None = None
     """Questions to write backwards from each solution; see `ledom.rerank.flip`."""
-    title: str = "Reverse Reward"
     folds: int = 0
     """If above 0, `weights` are replaced by weights fitted on these problems, in this many folds:
     the choice for a problem uses weights fitted on the other folds. Needs labels."""
@@ -152,7 +151,7 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     counts = table.mask.sum(axis=1)
     report = SelectionReport(
         **vars(measured),
-        title=job.title,
+        title="Reverse Reward",
         command=job.command,
         ledom_version=__version__,
         num_problems=len(job.problems),
@@ -176,7 +175,7 @@ def _cross_fit(job: Job, table: CandidateTable, labeled: BoolArray) -> Folds:
     if not job.folds:
         return ()
     folds = cross_fit(table, job.problems, job.folds, labeled)
-    job.weights = tune_labeled(table, job.problems, labeled)
+    job.weights = tune(table, job.problems, labeled)
     job.notes.append(
         f"answers are chosen by cross-fitting: the weights for each of {job.folds} folds of the "
         "problems were fitted on the others"
@@ -208,13 +207,19 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
     if job.forward is None and job.reverse is None:
         raise InputError("no model to score with; give a forward or a reverse one")
     check_problems(job.problems)
+    if job.candidates is not None:
+        match_candidates(job.problems, job.candidates)
     if job.folds:
         check_folds(job.folds, len({question_hash(problem.question) for problem in job.problems}))
+        labeled = int(labeled_problems(job.problems, job.candidates or ()).sum())
+        if labeled < 2:  # the weights for one are fitted on the others
+            raise InputError(
+                f"{labeled} of {len(job.problems)} problems have right answers, too few to fit "
+                "weights in folds; add answers to the problems, or leave the folds out"
+            )
     else:  # with folds, the job's own weights are not used
         job.weights.refuse_overlap(job.problems)
     _check_demonstrations(job)
-    if job.candidates is not None:
-        match_candidates(job.problems, job.candidates)
     _check_sampling(job, external_scores)
     for lm in _models(job):
         check_room(job.problems, lm, job.demonstrations)
@@ -252,10 +257,12 @@ def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
     if job.sampling.confidence is not None:
         known |= {*CONFIDENCE}
     lacking = set(external_scores) - known
+    has_confidence = lacking <= {*CONFIDENCE}
+    remedy = "give --confidence" if has_confidence else "give a file of candidates that have it"
     if lacking and not (job.out / "candidates.jsonl").is_file():
         raise InputError(
-            f"candidates sampled here will have no score field {min(lacking)!r}; give a file of "
-            "candidates that have it, or leave out the field or the weights that need it"
+            f"candidates sampled here will have no score field {min(lacking)!r}; {remedy}, or "
+            "leave out the field or the weights that need it"
         )
     if job.forward is not None:
         check_prompts(job.problems, job.forward, job.sampling)

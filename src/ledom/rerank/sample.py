@@ -37,7 +37,6 @@ __all__ = [
     "check_prompts",
     "fill_candidates",
     "prompts_of",
-    "require_forward",
     "sample_candidates",
     "sampling_groups",
 ]
@@ -49,9 +48,7 @@ _TOGETHER = 512  # texts that are drawn together, and lost together if the run i
 
 
 def sampling_groups(items: Sequence[ItemT], num_samples: int) -> list[Sequence[ItemT]]:
-    """The groups of problems or prompts whose texts are drawn together.
-
-    They depend only on the number of items and samples, so a resumed run has the same groups.
+    """The groups of problems or prompts whose texts are drawn together, the same when resumed.
 
     >>> [len(group) for group in sampling_groups(range(100), num_samples=8)]
     [50, 50]
@@ -71,7 +68,7 @@ def check_prompts(problems: Sequence[Problem], lm: LanguageModel, sampling: Samp
     Traceback (most recent call last):
     ledom.core.errors.InputError: 1 of 1 problems cannot be sampled for, the first is 'p': ...
     """
-    require_forward(lm)
+    Direction.FORWARD.require(lm.direction, lm.name, "to sample solutions")
     if sampling.temperature == 0:
         raise InputError(
             "the temperature is 0, so all candidates of a problem would have the same text; give "
@@ -100,8 +97,8 @@ def sample_candidates(
 ) -> Iterator[list[Candidate]]:
     """Yield each problem's candidates once they are ready: `num_samples` samples and a greedy one.
 
-    The greedy candidate comes last, with the index `num_samples` and `greedy`: true. Raises
-    `DirectionError` for a reverse model, which writes questions, not answers.
+    The greedy candidate comes last, with the index `num_samples`. Raises `DirectionError` for a
+    reverse model.
 
     With `stop_unsure`, the first quarter of the samples is completed. The threshold is the lowest
     confidence that this share of them reaches. Each later sample is broken off where its confidence
@@ -113,7 +110,7 @@ def sample_candidates(
     >>> [(candidate.index, candidate.greedy) for own in drawn for candidate in own]
     [(0, False), (1, False), (2, True)]
     """
-    require_forward(lm)
+    Direction.FORWARD.require(lm.direction, lm.name, "to sample solutions")
     greedy = sampling.greedy
     for together in sampling_groups(problems, num_samples):
         prompts = prompts_of(together, lm)
@@ -191,17 +188,6 @@ def fill_candidates(
         write_records(path.with_name("problems.jsonl"), problems)
     work = Work(items=problems, make=make, groups=groups, together=together, is_done=is_done)
     return stage.fill(work, track, name, timed=True)
-
-
-def require_forward(lm: LanguageModel) -> None:
-    """Raise `DirectionError` for a reverse model.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> require_forward(FakeLanguageModel(direction="reverse"))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ledom.core.errors.DirectionError: fake is a reverse model; give a forward one to sample ...
-    """
-    Direction.FORWARD.require(lm.direction, lm.name, "to sample solutions")
 
 
 def prompts_of(problems: Sequence[Problem], lm: LanguageModel) -> list[str]:

@@ -197,11 +197,10 @@ def score_candidates(
     """
     questions = {problem.id: problem.question for problem in problems}
     for chunk in score_groups(distinct_candidates(candidates)):
-        solutions = [read_solution(c, questions[c.problem_id], lm, mask_copies) for c in chunk]
-        asked = [
-            (candidate, questions[candidate.problem_id], solution)
-            for candidate, solution in zip(chunk, solutions, strict=True)
-        ]
+        asked = []
+        for candidate in chunk:
+            question = questions[candidate.problem_id]
+            asked.append((candidate, question, read_solution(candidate, question, lm, mask_copies)))
         for place, scored in score_pairs(lm, asked, demonstrations):
             yield _records(asked[place][0], scored, lm)
 
@@ -317,32 +316,25 @@ def _checked(
 
 
 def _records(candidate: Candidate, scored: ScoredPair, lm: LanguageModel) -> list[Score]:
+    """The scores of each part of a pair that the model predicts."""
     pair, values = scored.pair, scored.logprobs
+    parts: list[tuple[Target, NDArray[np.float32], Sequence[tuple[int, int]]]]
     if lm.direction is Direction.FORWARD:
         # A literal after y counts as part of its end; a trained model is certain of it.
-        return [_record(candidate, "y|x", values, pair.offsets[pair.solution[0] :], scored, lm)]
-    x, y = slice(pair.question[1]), slice(*pair.solution)
-    return [
-        _record(candidate, "x|y", values[x], pair.offsets[x], scored, lm),
-        _record(candidate, "y", values[y], pair.offsets[y], scored, lm),
-    ]
-
-
-def _record(
-    candidate: Candidate,
-    target: Target,
-    values: NDArray[np.float32],
-    spans: Sequence[tuple[int, int]],
-    scored: ScoredPair,
-    lm: LanguageModel,
-) -> Score:
-    logprob = float(values.sum(dtype=np.float64))
-    score = make_score(candidate, lm, target, logprob, len(values), scored.truncated)
-    score.token_logprobs = [round(float(value), DECIMALS) for value in values]
-    score.token_spans = [list(span) for span in spans]
-    if target != "x|y" and scored.solution != candidate.text:
-        score.text = scored.solution
-    return score
+        parts = [("y|x", values, pair.offsets[pair.solution[0] :])]
+    else:
+        x, y = slice(pair.question[1]), slice(*pair.solution)
+        parts = [("x|y", values[x], pair.offsets[x]), ("y", values[y], pair.offsets[y])]
+    records = []
+    for target, part, spans in parts:
+        total = float(part.sum(dtype=np.float64))
+        score = make_score(candidate, lm, target, total, len(part), scored.truncated)
+        score.token_logprobs = [round(float(value), DECIMALS) for value in part]
+        score.token_spans = [list(span) for span in spans]
+        if target != "x|y" and scored.solution != candidate.text:
+            score.text = scored.solution
+        records.append(score)
+    return records
 
 
 def make_score(

@@ -22,6 +22,7 @@ from ledom.rerank.candidates import distinct_candidates, text_hashes
 __all__ = [
     "CONTRAST",
     "FLIP",
+    "SCORE_FILES",
     "read_scores",
     "score_check",
     "scored_problems",
@@ -29,13 +30,14 @@ __all__ = [
 ]
 
 CONTRAST, FLIP = "contrast", "flip"
-_CONTENTS: dict[str, tuple[Direction, tuple[str, ...]]] = {
+SCORE_FILES: dict[str, tuple[Direction, tuple[str, ...]]] = {
     "forward": (Direction.FORWARD, ("y|x",)),
     "reverse": (Direction.REVERSE, ("x|y", "y")),
     CONTRAST: (Direction.REVERSE, ("x'|y",)),
     FLIP: (Direction.REVERSE, ("x~|y",)),
 }
-"""Score files by name: (the direction of their model, their targets)."""
+"""Score files by name, in the order of their stages: (the direction of their model, targets)."""
+
 _ROUNDING = 5e-6  # nats by which each number in a score may be rounded
 
 
@@ -105,7 +107,7 @@ def scoring_models(folder: Path) -> dict[str, JsonObject]:
 
 def _score_files(folder: Path) -> dict[str, Path]:
     """The existing score files by name; raises `InputError` if there is none."""
-    files = {name: folder / f"scores.{name}.jsonl" for name in _CONTENTS}
+    files = {name: folder / f"scores.{name}.jsonl" for name in SCORE_FILES}
     found = {name: file for name, file in files.items() if file.is_file()}
     if not found.keys() & {*Direction}:
         raise InputError("no scores here; make them with: ledom rerank", path=folder)
@@ -127,7 +129,7 @@ def score_check(
     Traceback (most recent call last):
     ledom.core.errors.InputError: the score of candidate 1 of problem 'a' belongs to no known ...
     """
-    direction, targets = _CONTENTS[name]
+    direction, targets = SCORE_FILES[name]
     questions = {problem.id: problem.question for problem in problems}
     texts = {c.key: c.text for c in distinct_candidates(candidates)}
     seen: set[Key] = set()

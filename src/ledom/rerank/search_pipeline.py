@@ -29,6 +29,7 @@ from ledom.rerank.candidates import check_problems
 from ledom.rerank.sample import (
     check_prompts,
     fill_candidates,
+    prompts_of,
     sample_candidates,
     sampling_groups,
 )
@@ -39,6 +40,7 @@ from ledom.text.answers import is_correct
 
 __all__ = ["SearchJob", "SearchReport", "search_job"]
 
+_GENERATED = "generated"  # key of a candidate: the tokens that its search generated
 _JUDGED = 64  # problems that are tested for being unlike the training texts
 
 
@@ -134,8 +136,8 @@ def _searched(job: SearchJob, problems: Sequence[Problem]) -> Iterator[list[Cand
             text=best.text,
             model=job.forward.name,
             finish_reason="stop" if best.finish_reason == "stop" else "length",
+            extra={"score": round(best.score, 5), _GENERATED: generated},
         )
-        record.extra |= {"score": round(best.score, 5), "generated": generated}
         yield [record]
 
 
@@ -148,7 +150,7 @@ def _report(
         ledom_version=__version__,
         num_problems=len(job.problems),
         num_labeled=len(labeled),
-        tokens_per_problem=round(sum(map(_cost, searched)) / len(searched), 1),
+        tokens_per_problem=round(sum(c.extra[_GENERATED] for c in searched) / len(searched), 1),
         unfinished=sum(c.finish_reason != "stop" for c in searched),
         warning=unfamiliar_texts(job.forward, [p.question for p in job.problems[:_JUDGED]]),
     )
@@ -170,18 +172,13 @@ def _report(
     )
 
 
-def _cost(found: Candidate) -> int:
-    """Tokens that a problem's search generated."""
-    return int(found.extra["generated"])
-
-
 def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> list[Candidate]:
     """Candidates of each problem that together cost no more than its search; at least one."""
     lm, sampling = job.forward, job.config.sampling
-    prompts = [lm.pair_format.before_solution(problem.question) for problem in job.problems]
-    room = lm.context - len(lm.bos_ids) - max(map(len, lm.tokenizer.encode_ids(prompts)))
+    longest = max(map(len, lm.tokenizer.encode_ids(prompts_of(job.problems, lm))))
+    room = lm.context - len(lm.bos_ids) - longest
     sampling = replace(sampling, stop_pattern=None, max_tokens=min(4 * sampling.max_tokens, room))
-    budget = {found.problem_id: _cost(found) for found in searched}
+    budget = {found.problem_id: int(found.extra[_GENERATED]) for found in searched}
     count = job.config.width * job.config.expansions * 2
 
     def affordable(waiting: Sequence[Problem], drawn: int = count) -> Iterator[list[Candidate]]:

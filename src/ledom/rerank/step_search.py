@@ -116,9 +116,7 @@ def search(
 
 
 def search_groups(problems: Sequence[Problem]) -> list[Sequence[Problem]]:
-    """The groups of problems that are searched side by side.
-
-    They depend only on the number of problems, so a resumed run has the same groups.
+    """The groups of problems that are searched side by side, the same when resumed.
 
     >>> few = [Problem(id=str(i), question="How many?") for i in range(3)]
     >>> [len(group) for group in search_groups(few)]

@@ -217,10 +217,8 @@ def is_decided(votes: Iterable[int], remaining: int) -> bool:
 def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
     """[P]: after how many candidates, in order, each problem's vote is decided; all if it never is.
 
-    A vote is decided once later candidates can neither change the winner nor tie with it, so its
-    answer is that of the full vote. Only the unweighted vote can stop: the weight of a later
-    candidate has no useful bound. (A vote of exp(log-probability) is at most 1, many orders of
-    magnitude above actual ones.)
+    See `is_decided`. Only the unweighted vote can stop: the weight of a later candidate has no
+    useful bound.
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table

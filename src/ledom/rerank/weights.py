@@ -103,23 +103,12 @@ class TunedWeights:
             raise InputError(f"{error.reason}; {remedy}", path=path) from None
         return loaded
 
-    def usable(self, table: CandidateTable) -> dict[str, Strategy]:
-        """The strategies that can choose, by id: those whose features and weights exist.
-
-        A strategy with a single feature needs no weights.
-
-        >>> from ledom.rerank.candidate_table import build_candidate_table
-        >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
-        >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
-        >>> list(TunedWeights({}, 0, 0, frozenset()).usable(table))
-        ['greedy', 'random', 'majority', 'majority_stopped', 'oracle']
-        """
-        return self.usable_with(table.features, table.external_scores)
-
     def usable_with(
         self, features: Collection[str], external_scores: Sequence[str] = ()
     ) -> dict[str, Strategy]:
-        """As `usable`, for a table with these features.
+        """The strategies that can choose, by id: those whose features and weights exist.
+
+        A strategy with a single feature needs no weights.
 
         >>> list(TunedWeights({}, 0, 0, frozenset()).usable_with(["forward"]))[:3]
         ['greedy', 'random', 'forward']
@@ -287,9 +276,12 @@ def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
 
     >>> embedded_weights("my-model", "tiny") is None
     True
+    >>> embedded_weights("tiny,dtype=float32", "tiny") is None
+    False
     """
     file = embedded_folder("forward").parent / "weights.json"
-    if (forward, reverse) != (EMBEDDED, EMBEDDED) or not file.is_file():
+    names = {name.partition(",")[0] for name in (forward, reverse)}  # without options
+    if names != {EMBEDDED} or not file.is_file():
         return None
     return TunedWeights.load(file)
 
@@ -348,7 +340,7 @@ def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
     >>> preferred_strategy(table, default_weights())  # no scores: the plain vote
     'majority'
     """
-    able = weights.usable(table)
+    able = weights.usable_with(table.features, table.external_scores)
     return next(name for name in _PREFERRED if name in able)
 
 
