@@ -30,6 +30,11 @@ def test_fewer_words_are_no_copy() -> None:
     assert copied_passages(words, QUESTION, 4) == [(0, len(words))]
 
 
+def test_characters_are_the_words_of_scripts_without_spaces() -> None:
+    assert without_copies("小明有24支红笔。24-6=18", "小明有24支红笔，送出6支。", 4) == "。24-6=18"
+    assert copied_passages("小红有8支", "小明有24支红笔，送出6支。", 3) == []
+
+
 def test_a_passage_grows_word_by_word() -> None:
     copied = "gives 6 of them away"
     (passage,) = copied_passages(f"She {copied} now.", QUESTION, 3)

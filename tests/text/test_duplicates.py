@@ -31,6 +31,13 @@ def test_letter_case_and_punctuation_do_not_count() -> None:
     assert seen.find("Ava has 3 pens, and 2.6 liters of ink. How much?") is None
 
 
+def test_characters_are_the_words_of_scripts_without_spaces() -> None:
+    text = "".join(map(chr, range(0x4E00, 0x4E28)))  # as above: forty words, another near the end
+    seen = NearDuplicates(0.84)
+    seen.add(text)
+    assert seen.find(text[:37] + "x" + text[38:])
+
+
 def test_texts_of_fewer_words_than_an_n_gram_are_compared_whole() -> None:
     seen = NearDuplicates(0.5)
     seen.add("What is 2?")

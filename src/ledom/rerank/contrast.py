@@ -23,7 +23,6 @@ from ledom.core.files import fingerprint
 from ledom.core.records import Candidate, Problem, Score
 from ledom.data.augment import other_number
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.flip import UNSPACED
 from ledom.rerank.score import (
     ScoredPair,
     ScoreFiles,
@@ -33,6 +32,7 @@ from ledom.rerank.score import (
     score_pairs,
 )
 from ledom.rerank.score_files import CONTRAST
+from ledom.text.copies import UNSPACED
 
 __all__ = ["ChangedNumber", "change_numbers", "contrast_candidates", "fill_contrast"]
 

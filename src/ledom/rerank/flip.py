@@ -19,14 +19,11 @@ from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.rerank.score import ScoreFiles, make_score, read_solution
 from ledom.rerank.score_files import FLIP
+from ledom.text.copies import WORD
 
 __all__ = ["FlipSettings", "fill_flip", "flip_candidates", "longest_question", "word_overlap"]
 
-UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
-"""Characters of scripts that write words without spaces, or numbers without a space after them:
-Thai, Japanese, Chinese and Korean."""
-
-_WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
+_WORD = re.compile(WORD)
 _LEAST = 0.01
 """Smaller overlaps count as this one, so that the log is finite."""
 _ROOM = 16  # tokens by which a written question may exceed the longest real one
@@ -45,7 +42,7 @@ class FlipSettings:
 def word_overlap(written: str, real: str) -> float:
     """F1 of the words of two texts; repeated words count, letter case does not.
 
-    Where words are written without spaces (`UNSPACED`), each character counts as a word.
+    Where words are written without spaces (`text.copies.UNSPACED`), each character is a word.
 
     >>> word_overlap("Ava has 3 pens", "ava has 4 red pens")
     0.6666666666666666

@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["copied_passages", "without_copies"]
+__all__ = ["UNSPACED", "WORD", "copied_passages", "without_copies"]
 
-_WORD = re.compile(r"\w+")
+UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+"""Characters of scripts that write words without spaces, or numbers without a space after them:
+Thai, Japanese, Chinese and Korean."""
+
+WORD = rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+"
+"""A word; in these scripts, a character."""
+
+_WORD = re.compile(WORD)
 
 
 def copied_passages(solution: str, question: str, num_words: int) -> list[tuple[int, int]]:
     """The [start, end) character spans of the passages that occur in the question word for word.
 
-    A passage has at least `num_words` words; letter case and what separates words are ignored.
+    A passage has at least `num_words` words (`WORD`); letter case and what separates words are
+    ignored.
 
     >>> copied_passages("Ava has 3 red pens, so 3.", "AVA HAS 3 red pens and a cat", 4)
     [(0, 18)]

@@ -12,12 +12,13 @@ import re
 from typing import Any
 
 from ledom.core.errors import InputError, MissingExtraError
+from ledom.text.copies import WORD
 
 __all__ = ["NearDuplicates"]
 
 _WORDS = 5  # in an n-gram
 _PERMUTATIONS = 128  # of a signature
-_WORD = re.compile(r"\w+(?:\.\d+)?")
+_WORD = re.compile(rf"{WORD}(?:\.\d+)?")
 _MAX_THRESHOLD = 0.9  # with a higher one the index would miss pairs
 _MISS_WEIGHT = 0.9  # cost of a missed pair; the rest is the cost of a needless comparison
 
