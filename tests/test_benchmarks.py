@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import re
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from started import PROCESSES
+from kills import in_a_child
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -56,15 +58,30 @@ def test_the_gpu_benchmark_runs_on_a_cpu(
 def test_the_benchmark_of_importing_runs_on_a_small_shape(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """All weights are 0, so every token of the vocabulary has the same probability."""
+    """All weights are 0, so every token of the vocabulary has the same probability.
+
+    Its steps are forks, which have imported what they need.
+    """
     monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.setattr("multiprocessing.get_context", lambda method: PROCESSES)  # start faster
     monkeypatch.setattr(sys, "argv", ["importing.py", "--folder", str(tmp_path / "import")])
     importing = importlib.import_module("importing")
     size = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 2048}
     size |= {f"num_{name}": 2 for name in ("hidden_layers", "attention_heads", "key_value_heads")}
     monkeypatch.setattr(importing, "CONFIG", importing.CONFIG | size)
+
+    def fork(step: Callable[..., None], *arguments: object) -> None:
+        assert in_a_child(lambda: step(*arguments)) == 0
+
+    monkeypatch.setattr(importing, "in_process", fork)
     importing.main()
     printed = capfd.readouterr().out
     assert f"loss {math.log(2048):.3f} nats" in printed
     assert re.findall(r"^(\w+): peak", printed, re.MULTILINE) == ["start", "import", "check"]
+
+
+@pytest.mark.slow
+def test_a_step_of_a_benchmark_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    in_process = importlib.import_module("common").in_process
+    assert in_process(os.getpid) != os.getpid()
+    assert in_process(sorted, [2, 3, 1], reverse=True) == [3, 2, 1]

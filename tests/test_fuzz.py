@@ -83,7 +83,7 @@ def good(
     lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
     (root / "docs.jsonl").write_text(lines)
     (root / "docs.txt").write_text("\n".join(documents))
-    (root / "docs.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (root / "docs.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
     for way in ("forward", "reverse"):
         shutil.copytree(root / "model", root / "run" / way / "model")
         row = {"step": 1, "loss": 4.0, "tokens": 100, "valid_loss": 3.0}

@@ -180,7 +180,7 @@ def test_files_are_read_in_one_way() -> None:
     ("data", "message"),
     [
         (
-            gzip.compress(b'{"id": "a"}'),
+            gzip.compress(b'{"id": "a"}', mtime=0),
             "it is compressed with gzip; unpack it first",
         ),
         ('{"id": "a"}\n'.encode("utf-16"), "it is UTF-16; save it as UTF-8"),
