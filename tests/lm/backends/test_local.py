@@ -332,12 +332,6 @@ def test_resuming_from_a_pattern_changes_nothing(lm: HFLanguageModel) -> None:
     assert ids == expected.ids
 
 
-def test_a_pattern_before_any_text_does_not_count(lm: HFLanguageModel) -> None:
-    found = lm._pattern_finder("\\s")
-    ids = lm.tokenizer.encode(" \n").ids
-    assert not found(ids)
-
-
 def test_many_resume_from_one_pattern(lm: HFLanguageModel) -> None:
     """Kept keys and values give the draws that a prompt read anew gives."""
     pieces = Sampling(temperature=1.0, max_tokens=12, seed=3, stop_pattern="[ .0-9]")

@@ -11,7 +11,7 @@ key-value head, H = K * G, D head width, C tokens of the longest prompt, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,6 +55,8 @@ class Job:
     kv_cache: tuple[Tensor, Tensor] | None = None
     """Keys and values [layers, K, T, D] of all of the prompt but its last token, if known. After
     the job has stopped at the pattern: of the prompt and all written tokens but the last."""
+    search: Callable[[list[int]], bool] | None = None
+    """Tells after each token whether the text ends at the pattern; see `lm.engine.pattern`."""
     at_pattern: bool = False
     """Whether it stopped at the pattern."""
     ended: bool = False

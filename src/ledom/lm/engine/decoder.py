@@ -11,7 +11,7 @@ Shapes: H query heads, K key-value heads, D head width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
@@ -27,7 +27,7 @@ from ledom.lm.language_model import Sampling
 from ledom.model.exactness import in_float32, random_text, tolerance
 from ledom.model.native.draws import draw
 from ledom.model.own_forward import OwnForward
-from ledom.model.prefix_tree import PrefixTree, TreeAttention, batches
+from ledom.model.prefix_tree import PrefixTree, batches
 
 __all__ = ["Decoder", "Writer", "decodes_exactly"]
 
@@ -38,13 +38,7 @@ _ADMIT_AT = 1 / 4  # share of rows that must be free before a new block is admit
 class Writer:
     """Base of the decoders: draws tokens, and decides when a text ends."""
 
-    def __init__(
-        self,
-        stop_ids: Collection[int],
-        sampling: Sampling,
-        ends_at_pattern: Callable[[list[int]], bool] | None = None,
-    ) -> None:
-        self.ends_at_pattern = ends_at_pattern
+    def __init__(self, stop_ids: Collection[int], sampling: Sampling) -> None:
         self.stop_ids = stop_ids
         self.sampling = sampling
 
@@ -75,7 +69,7 @@ class Writer:
                 job.stopped = True
             else:
                 job.ids.append(token)
-                job.at_pattern = self.ends_at_pattern is not None and self.ends_at_pattern(job.ids)
+                job.at_pattern = job.search is not None and job.search(job.ids)
             at_limit = len(job.ids) == self.sampling.max_tokens
             job.ended = job.stopped or job.at_pattern or at_limit or job.unsure
 
@@ -109,14 +103,9 @@ class Decoder(Writer):
     """Samples with continuous batching; see the module's docstring."""
 
     def __init__(
-        self,
-        trunk: Trunk,
-        stop_ids: Collection[int],
-        sampling: Sampling,
-        rows: int,
-        ends_at_pattern: Callable[[list[int]], bool] | None = None,
+        self, trunk: Trunk, stop_ids: Collection[int], sampling: Sampling, rows: int
     ) -> None:
-        super().__init__(stop_ids, sampling, ends_at_pattern)
+        super().__init__(stop_ids, sampling)
         self.trunk = trunk
         self.model = trunk.model
         self.max_rows = rows
@@ -192,7 +181,7 @@ class Decoder(Writer):
         tree = PrefixTree.build(prompts)
         ends = np.array([places[-1] for places in tree.places])
         wanted, row = np.unique(ends, return_inverse=True)
-        attention = TreeAttention(tree, wanted, device, self.model.dtype, self.trunk.shares_rows)
+        attention = self.trunk.attention(tree, wanted)
         layers: int = self.model.config.get_text_config().num_hidden_layers
         kept: list[Tensor] = []  # all layers' keys [layers, K, T, D], and their values
 
@@ -203,13 +192,7 @@ class Decoder(Writer):
                 all_layers[layer] = x.transpose(0, 1)
             return attention(layer, q, k, v)
 
-        hidden = self.trunk(
-            torch.tensor(tree.ids, device=device),
-            torch.tensor(tree.positions, device=device),
-            attend,
-            torch.from_numpy(wanted).to(device),
-        )
-        logits = self.trunk.logits(hidden)
+        logits = self.trunk.logits(self.trunk.read(tree, wanted, attend))
         all_keys, all_values = kept
         found: list[Prefilled] = []
         for own, at in zip(tree.places, row.tolist(), strict=True):
