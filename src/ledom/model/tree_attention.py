@@ -12,7 +12,6 @@ Shapes: T tokens in the row, Q queries, H query heads, K key-value heads, D head
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -63,9 +62,8 @@ class TreeAttention:
 
     @cached_property
     def _masks(self) -> _Masks:
-        return _Masks(
-            max(end - start for start, end in self._segments.spans), self._device, self._dtype
-        )
+        longest = max(end - start for start, end in self._segments.spans)
+        return _Masks(longest, self._device, self._dtype)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         which = len(q), has_native(k, v)  # an architecture may have layers of several widths
@@ -194,8 +192,8 @@ class _VarlenPlan:
             if below > last:
                 level = shared.setdefault(len(segments.ancestors[segment]), [])
                 level.append(((last, below), (start, end)))
-        self._own = _SpanPairs.of(own, device)
-        self._shared = [_SpanPairs.of(level, device) for level in shared.values()]
+        self._own = _SpanPairs(own, device)
+        self._shared = [_SpanPairs(level, device) for level in shared.values()]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[Q, H, D], [T, K, D] twice -> [Q, H, D]."""
@@ -209,39 +207,20 @@ class _VarlenPlan:
         return out
 
 
-@dataclass
 class _SpanPairs:
     """Pairs of a span of queries and a span of keys, for one call of `varlen_attention`."""
 
-    queries: Tensor
-    """Indices of the queries."""
-    keys: Tensor
-    """Indices of the keys in the row."""
-    query_starts: Tensor
-    """The boundaries of the spans in `queries`, [pairs + 1] in int32."""
-    key_starts: Tensor
-    """The boundaries of the spans in `keys`, [pairs + 1] in int32."""
-    longest: tuple[int, int]
-    """Lengths of the longest span of queries and of keys."""
-
-    @classmethod
-    def of(cls, pairs: Sequence[tuple[_Span, _Span]], device: torch.device) -> _SpanPairs:
-        queries, query_starts, longest = _joined([query for query, _ in pairs])
-        keys, key_starts, longest_key = _joined([key for _, key in pairs])
-        return cls(
-            torch.from_numpy(queries).to(device),
-            torch.from_numpy(keys).to(device),
-            torch.from_numpy(query_starts).to(device),
-            torch.from_numpy(key_starts).to(device),
-            (longest, longest_key),
-        )
+    def __init__(self, pairs: Sequence[tuple[_Span, _Span]], device: torch.device) -> None:
+        queries, keys = (_joined(spans) for spans in zip(*pairs, strict=True))
+        self.queries, self._keys = (torch.from_numpy(x[0]).to(device) for x in (queries, keys))
+        """Their indices in the row."""
+        starts, key_starts = (torch.from_numpy(x[1]).to(device) for x in (queries, keys))
+        self._starts, self._longest = (starts, key_starts), (queries[2], keys[2])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """Results and log normalizers for `queries`."""
-        starts = self.query_starts, self.key_starts
-        return varlen_attention(
-            q[self.queries], k[self.keys], v[self.keys], starts, self.longest, causal
-        )
+        q, k, v = q[self.queries], k[self._keys], v[self._keys]
+        return varlen_attention(q, k, v, self._starts, self._longest, causal)
 
 
 def _consecutive(places: NDArray[np.int64], first: int, last: int) -> Iterator[_Span]:

@@ -123,6 +123,15 @@ def test_a_changed_model_has_another_fingerprint(checkpoints: dict[str, Path]) -
     assert len({of_files, *marks, loaded.fingerprint}) == 4
 
 
+def test_another_model_in_its_place_is_refused(checkpoints: dict[str, Path]) -> None:
+    """It would not be used: its results would be those of the first."""
+    lm, other = (ledom.load(checkpoints[way], device="cpu") for way in ("forward", "reverse"))
+    assert isinstance(lm, HFLanguageModel)
+    assert isinstance(other, HFLanguageModel)
+    with pytest.raises(InputError, match="cannot be replaced by a LlamaForCausalLM; change it in"):
+        lm.model = other.model
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_dropout_takes_no_part(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     """The model may be in training between two calls."""

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import PositiveInt
+from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
@@ -107,7 +108,7 @@ class HFLanguageModel(LanguageModel):
             num_parameters=num_weights(checkpoint.model),
             stop_ids=checkpoint.stop_ids,
         )
-        self.model = checkpoint.model
+        self._model = checkpoint.model
         self._own = OwnForward(self.model)
         self._trunk = build_trunk(self.model)
         self._reach = longest_packed(self._trunk, self._own, self.tokenizer.eos_id, self.context)
@@ -118,6 +119,21 @@ class HFLanguageModel(LanguageModel):
         self.rows = rows
         self._key = uuid4().hex
         self._changes = Changes(self.model)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model; its weights and modules may be changed in place.
+
+        Raises `InputError` for another in its place, which nothing here would use.
+        """
+        return self._model
+
+    @model.setter
+    def model(self, model: object) -> None:
+        raise InputError(
+            f"{self.name}: the model cannot be replaced by a {type(model).__name__}; change it in "
+            "place, or save the other one and load its folder"
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -275,6 +291,11 @@ class HFLanguageModel(LanguageModel):
         self._trunk.refresh()
         starts = [self._start(prompt, sampling) for prompt in prompts]
         asked, pattern = sampling.confidence, sampling.stop_pattern
+
+        def search() -> PatternSearch | None:
+            known = self.tokenizer, self.direction
+            return None if pattern is None else PatternSearch(pattern, *known)
+
         jobs = [
             Job(
                 start.context,
@@ -284,7 +305,7 @@ class HFLanguageModel(LanguageModel):
                 greedy=sample not in numbers,
                 least=None if asked is None else asked.least_of(place),
                 kv_cache=start.kv_cache,
-                search=None if pattern is None else self._search(pattern),
+                search=search(),
             )
             for place, start in enumerate(starts)
             for sample in [*numbers, numbers.stop][: len(numbers) + with_greedy]
@@ -342,9 +363,6 @@ class HFLanguageModel(LanguageModel):
             return start
         ids = self.prompt_ids(prompt, sampling.max_tokens)
         return GenerationState(self._key, ids, digest(prompt), prompt, version=self._trunk.version)
-
-    def _search(self, pattern: str) -> PatternSearch:
-        return PatternSearch(pattern, self.tokenizer, self.direction)
 
     def _generation(self, job: Job, start: GenerationState, sampling: Sampling) -> Generation:
         ids = self.direction.to_reading_order(job.ids)

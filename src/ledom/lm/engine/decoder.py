@@ -111,10 +111,6 @@ class Decoder(Writer):
         self.max_rows = rows
         self._prefilled: dict[tuple[int, ...], Prefilled] = {}
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield the jobs as they end."""
-        return chain.from_iterable(self.steps(jobs))
-
     @torch.inference_mode()
     def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """Yield the list of jobs that ended in each step. Equal prompts are read once."""
@@ -241,7 +237,7 @@ def _decodes(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
     sampling = Sampling(temperature=0, max_tokens=4)
     jobs = [Job(random_text(own.model, eos_id, size), size, 0, ()) for size in (9, 5)]
     try:
-        done = list(Decoder(trunk, [eos_id], sampling, len(jobs)).run(jobs))
+        done = [*chain(*Decoder(trunk, [eos_id], sampling, len(jobs)).steps(jobs))]
     except Exception:  # for example, keys of different shapes in different layers
         return False
     for job in done:
