@@ -29,7 +29,7 @@ from ledom.lm.sampling import Sampling
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
-__all__ = ["Generation", "LanguageModel", "Sampling", "TokenSpan"]
+__all__ = ["FinishReason", "Generation", "LanguageModel", "Sampling", "TokenSpan"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,16 @@ class TokenSpan:
     end: int
 
 
+FinishReason = Literal["stop", "length", "pattern", "unsure"]
+
+
 @dataclass(frozen=True)
 class Generation:
     """One text that a model wrote; ids and text in reading order, without the prompt and EOS."""
 
     text: str
     ids: list[int]
-    finish_reason: Literal["stop", "length", "pattern", "unsure"]
+    finish_reason: FinishReason
     """`stop`: the model ended its document; `length`: it reached `max_tokens`; `unsure`: its
     confidence fell below `ConfidenceSettings.least`; `pattern`: it matched `stop_pattern`, and
     `generate` continues it when it is given as a prompt."""
@@ -118,16 +121,19 @@ class LanguageModel(ABC):
     def fingerprint(self) -> str:
         """A hash that identifies the model; results of a model with another hash are not reused.
 
-        It changes when a caller replaces the tokenizer, the pair format or another attribute that
-        decides what the model reads.
+        It changes when a caller changes the model, or replaces the tokenizer, the pair format or
+        another attribute that decides what the model reads.
         """
-        if self._use_at_load in (None, use := self._use()):
-            return self._fingerprint
-        return f"{self._fingerprint}-used-{use}"
+        return self._fingerprint + self._changed()
 
     @fingerprint.setter
     def fingerprint(self, fingerprint: str) -> None:
         self._fingerprint = fingerprint
+
+    def _changed(self) -> str:
+        """Empty for the model as it was loaded; else a mark of the changes since."""
+        use = self._use()
+        return "" if self._use_at_load in (None, use) else f"-used-{use}"
 
     def _use(self) -> str:
         """A hash of what callers might replace."""

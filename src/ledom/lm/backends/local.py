@@ -135,14 +135,8 @@ class HFLanguageModel(LanguageModel):
             "place, or save the other one and load its folder"
         )
 
-    @property
-    def fingerprint(self) -> str:
-        """See `LanguageModel`; also another one as soon as the caller changes the model itself."""
-        return super().fingerprint + self._changes.mark()
-
-    @fingerprint.setter
-    def fingerprint(self, of_files: str) -> None:
-        self._fingerprint = of_files
+    def _changed(self) -> str:
+        return super()._changed() + self._changes.mark()
 
     @property
     def vocab_size(self) -> int:
@@ -370,17 +364,17 @@ class HFLanguageModel(LanguageModel):
         whole = self.written_text(start.prompt, self.direction.to_reading_order(written))
         forward, known = self.direction is Direction.FORWARD, len(start.text)
         text = whole[known:] if forward else whole[: len(whole) - known]
-        certainty = job.certainty / (len(ids) + job.stopped)
+        certainty = job.certainty / (len(ids) + (job.finish_reason == "stop"))
         asked = sampling.confidence
         confidence = confidence_of(job.confidences, asked.window) if asked else None
-        if not job.at_pattern:
-            cut: Literal["unsure", "length"] = "unsure" if job.unsure else "length"
-            reason = "stop" if job.stopped else cut
+        reason = job.finish_reason
+        assert reason is not None
+        if reason != "pattern":
             return Generation(text, ids, reason, None, certainty, confidence)
         key, context = digest(f"{start.key} {text}"), [*job.prompt, *job.ids]
         kept = job.kv_cache, start.version
         state = GenerationState(self._key, context, key, start.prompt, written, whole, *kept)
-        return Generation(text, ids, "pattern", state, certainty, confidence)
+        return Generation(text, ids, reason, state, certainty, confidence)
 
 
 def _logprobs(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ from ledom.core.errors import InputError
 from ledom.lm.confidence import is_unsure
 from ledom.lm.engine.block import Block, Job, Prefilled, attend_to
 from ledom.lm.engine.trunk import Trunk, build_trunk
-from ledom.lm.language_model import Sampling
+from ledom.lm.language_model import FinishReason, Sampling
 from ledom.model.exactness import in_float32, random_text, tolerance
 from ledom.model.native.draws import draw
 from ledom.model.own_forward import OwnForward
@@ -62,16 +62,22 @@ class Writer:
             confidences = _confidences(logits, asked.top_k).tolist()
             for job, confidence in zip(jobs, confidences, strict=True):
                 job.confidences.append(confidence)
-                job.unsure = is_unsure(job.confidences, asked.window, job.least)
         for job, token, certainty in zip(jobs, drawn, certainties, strict=True):
             job.certainty += certainty
             if token in self.stop_ids:
-                job.stopped = True
+                job.finish_reason = "stop"
             else:
                 job.ids.append(token)
-                job.at_pattern = job.search is not None and job.search(job.ids)
-            at_limit = len(job.ids) == self.sampling.max_tokens
-            job.ended = job.stopped or job.at_pattern or at_limit or job.unsure
+                job.finish_reason = self._finish_reason(job)
+
+    def _finish_reason(self, job: Job) -> FinishReason | None:
+        """Why a text ends after its newest token; None if it goes on."""
+        if job.search is not None and job.search(job.ids):
+            return "pattern"
+        asked = self.sampling.confidence
+        if asked is not None and is_unsure(job.confidences, asked.window, job.least):
+            return "unsure"
+        return "length" if len(job.ids) == self.sampling.max_tokens else None
 
     def _draw(
         self, logits: Tensor, jobs: Sequence[Job]
@@ -214,11 +220,11 @@ class Decoder(Writer):
 
     def _release(self, block: Block) -> Iterator[Job]:
         """Yield the jobs of a block that have ended, then drop them from it."""
-        ended = [place for place, job in enumerate(block.jobs) if job.ended]
+        ended = [place for place, job in enumerate(block.jobs) if job.finish_reason]
         for place in ended:
             job = block.jobs[place]
             # Without the last token, which has not been fed yet.
-            job.kv_cache = block.copy(place) if job.at_pattern else None
+            job.kv_cache = block.copy(place) if job.finish_reason == "pattern" else None
             yield job
         if ended:
             block.drop(ended)

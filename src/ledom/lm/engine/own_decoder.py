@@ -56,7 +56,7 @@ class LoneDecoder(Writer):
         """Write one text, whose prompt has been read."""
         self._seed(job)
         self._take(logits[None], [job])
-        while not job.ended:
+        while not job.finish_reason:
             yield []
             self._take(reader([*job.prompt, *job.ids])[None], [job])
         job.kv_cache = None
