@@ -21,7 +21,6 @@ from ledom.lm.confidence import (
     ConfidenceSettings,
     confidence_of,
     of_alternatives,
-    token_confidence,
 )
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.rerank.candidate_table import EXTERNAL_LABELS
@@ -34,7 +33,7 @@ PROMPT = "Ava has 2 pens.\n\n"
 
 
 def test_windows_by_hand() -> None:
-    assert token_confidence([-1.0, -2.0, -6.0]) == 3.0
+    assert of_alternatives([{1: -1.0, 2: -2.0, 3: -6.0}], SETTINGS) == Confidence(3.0, 3.0, 3.0)
     # Windows of 2: (5 + 1) / 2 = 3, (1 + 2) / 2 = 1.5, (2 + 8) / 2 = 5
     assert confidence_of([5.0, 1.0, 2.0, 8.0], 2) == Confidence(4.0, 5.0, 1.5)
     assert confidence_of([5.0, 1.0], 64) == Confidence(3.0, 3.0, 3.0)

@@ -21,7 +21,8 @@ import ledom
 from ledom.core.errors import InputError
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
-from ledom.text.tokenizer import Tokenizer
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer, train_tokenizer
 from made import whole_text
 from stand_ins import CompletionsServer, PlainModel, vllm_module
 
@@ -161,8 +162,11 @@ def test_bad_targets_are_refused(lm: LanguageModel) -> None:
     ids = list(whole_text(lm, TEXTS[0]).ids)
     with pytest.raises(InputError, match="no context"):
         lm.logprobs([TokenSpan(ids, 0, len(ids))])
-    with pytest.raises(InputError, match="a token's id is -100; it must be 0 or more"):
-        lm.logprobs([TokenSpan([0, -100, 0], 1, 2)])  # torch gives this label a probability of 1
+    size = lm.tokenizer.vocab_size
+    for wrong in (-100, size, 10**12):  # torch gives a label of -100 a probability of 1
+        message = f"token id {wrong} is not in the vocabulary: this model's ids are 0 to {size - 1}"
+        with pytest.raises(InputError, match=message):
+            lm.logprobs([TokenSpan([0, wrong, 0], 1, 2)])
     with pytest.raises(InputError, match="no span"):
         lm.logprobs([TokenSpan(ids, 3, len(ids) + 1)])
     with pytest.raises(InputError, match=f"context of {lm.context}"):
@@ -284,6 +288,27 @@ def test_a_backend_says_what_it_is(
     assert lm.fingerprint
     assert lm.context > 256
     assert lm.pair_format.before_solution("Q?").startswith("Q?")
+
+
+def test_another_use_of_the_model_is_another_identity(lm: LanguageModel) -> None:
+    """So that no file made in one way is resumed in another."""
+    loaded, other = lm.identity, train_tokenizer([], 257)
+    seen = []
+    for name, value in (
+        ("pair_format", PairFormat("{question}\nso {solution}")),
+        ("pair_format", PairFormat(style="plain")),
+        ("bos_ids", []),
+        ("stop_ids", frozenset([0, 1])),
+        ("context", 7),
+        ("tokenizer", other),
+    ):
+        before = getattr(lm, name)
+        setattr(lm, name, value)
+        seen.append(lm.identity["hash"])
+        assert lm.identity == lm.identity
+        setattr(lm, name, before)
+    assert lm.identity == loaded
+    assert len({loaded["hash"], *seen}) == 7
 
 
 def test_sampling_settings_are_checked() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from architectures import tiny
 from ledom.lm import load
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model import changes
 from ledom.model.changes import Changes, evaluating, weights_state
 from ledom.model.native import library
+from ledom.text.tokenizer import Tokenizer
 
 KERNELS = pytest.mark.parametrize("kernels", [True, False])
 
@@ -96,6 +100,70 @@ def test_hooks_of_another_process_are_not_taken_for_the_same(
     assert contents.mark() == here
     monkeypatch.setattr(changes, "_PROCESS", "another")
     assert contents.mark() not in ("", here)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "name", "value"),
+    [
+        ("llama", "model.rotary_emb", "inv_freq", lambda old: 1.01 * old),
+        ("llama", "model.rotary_emb", "attention_scaling", lambda _: 1.01),
+        ("llama", "model.layers.0.self_attn", "num_key_value_groups", lambda _: 1),
+        ("llama", "model.layers.1.mlp", "act_fn", lambda _: torch.nn.GELU("tanh")),
+        ("gemma", "model.embed_tokens", "embed_scale", lambda old: 2 * old),
+        ("gpt2", "transformer.h.0.attn", "scaling", lambda old: 2 * old),
+        ("bloom", "transformer.h.0.mlp", "gelu_impl", lambda _: torch.nn.GELU()),
+        ("xglm", "model.layers.0", "activation_fn", lambda _: gelu),
+    ],
+)
+def test_every_number_and_function_of_a_module_counts(
+    kind: str, module: str, name: str, value: Any, tokenizer: Tokenizer
+) -> None:
+    model = tiny(kind, tokenizer)
+    if kind == "xglm":
+        for layer in model.model.layers:
+            del layer._modules["activation_fn"]
+            layer.activation_fn = torch.nn.functional.relu
+    contents, owner = Changes(model), model.get_submodule(module)
+    before = getattr(owner, name)
+    setattr(owner, name, value(before))
+    assert contents.mark()
+    setattr(owner, name, before)
+    assert contents.mark() == ""
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 4), ("none", "tanh")])
+def test_a_setting_of_an_activation_counts(old: Any, new: Any, tokenizer: Tokenizer) -> None:
+    model = tiny("gpt2", tokenizer)
+    act: Any = torch.nn.Softplus(beta=old) if old == 3 else torch.nn.GELU(approximate=old)
+    model.transformer.h[1].mlp.act, name = act, "beta" if old == 3 else "approximate"
+    contents = Changes(model)
+    setattr(act, name, new)
+    assert contents.mark()
+    setattr(act, name, old)
+    assert contents.mark() == ""
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_a_long_text_does_not_change_a_model(rope_type: str, tokenizer: Tokenizer) -> None:
+    """Its frequencies follow the longest text."""
+    rope: dict[str, Any] = {"rope_type": rope_type, "factor": 4.0, "rope_theta": 10000.0}
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 16}
+    if rope_type == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+        sizes |= {"max_position_embeddings": 64, "original_max_position_embeddings": 16}
+        rope |= {"original_max_position_embeddings": 16}
+    model = tiny("llama", tokenizer, rope_parameters=rope, **sizes)
+    contents, rotary = Changes(model), model.model.rotary_emb
+    before = rotary.inv_freq.clone()
+    model(torch.zeros(1, 40, dtype=torch.long))
+    assert not torch.equal(rotary.inv_freq, before)
+    assert contents.mark() == ""
+    rotary.original_inv_freq.mul_(1.01)
+    assert contents.mark()
 
 
 def test_use_is_no_change() -> None:

@@ -22,7 +22,6 @@ __all__ = [
     "confidence_of",
     "is_unsure",
     "of_alternatives",
-    "token_confidence",
 ]
 
 
@@ -79,15 +78,6 @@ def is_unsure(tokens: Sequence[float], window: int, least: float | None) -> bool
     return float(np.mean(tokens[-window:])) < least
 
 
-def token_confidence(logprobs: Sequence[float]) -> float:
-    """A token's confidence, from the log-probabilities of the most likely tokens at its place.
-
-    >>> token_confidence([-0.5, -1.5])
-    1.0
-    """
-    return -float(np.mean(logprobs))
-
-
 def confidence_of(tokens: Sequence[float], window: int) -> Confidence | None:
     """The confidence of a text, from its tokens' confidences; None for an empty text.
 
@@ -115,7 +105,7 @@ def of_alternatives(
     2.0
     """
     tokens = [
-        token_confidence(sorted(found.values(), reverse=True)[: settings.top_k])
+        -float(np.mean(sorted(found.values(), reverse=True)[: settings.top_k]))
         for found in alternatives
     ]
     return confidence_of(tokens, settings.window)

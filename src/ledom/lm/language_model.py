@@ -11,10 +11,10 @@ that the model cannot serve is an error before any work. (See tests/lm/test_cont
 
 from __future__ import annotations
 
-import re
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any, ClassVar, Literal
 
@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import require
-from ledom.lm.confidence import Confidence, ConfidenceSettings
+from ledom.lm.confidence import Confidence
+from ledom.lm.sampling import Sampling
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
-__all__ = ["Generation", "LanguageModel", "Sampling", "TokenSpan"]
-
-_COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
+__all__ = ["FinishReason", "Generation", "LanguageModel", "Sampling", "TokenSpan"]
 
 
 @dataclass(frozen=True)
@@ -47,57 +46,7 @@ class TokenSpan:
     end: int
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw the next token.
-
-    >>> Sampling(temperature=0.7, top_p=2)
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: top_p is 2; it must lie in (0, 1]
-    """
-
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the most likely token."""
-    top_k: int = 0
-    """Only the k most likely tokens; 0 for all."""
-    top_p: float = 1.0
-    """Only the most likely tokens that together have this probability."""
-    max_tokens: int = 256
-    """Maximum number of tokens to write."""
-    seed: int = 0
-    """Seed; together with the prompt's text and the sample's number it determines every draw."""
-    stop_pattern: str | None = None
-    """A regular expression: a text ends at its first match, leading white space ignored. It is
-    searched for in the newest 12 tokens."""
-    confidence: ConfidenceSettings | None = None
-    """How to compute the texts' confidence; None: not at all. See `ledom.lm.confidence`."""
-
-    def __post_init__(self) -> None:
-        checks = {
-            f"temperature is {self.temperature}; it must be 0, or from {_COLDEST} to {_HOTTEST}": (
-                self.temperature == 0 or _COLDEST <= self.temperature <= _HOTTEST
-            ),
-            f"top_k is {self.top_k}; it must be 0 or more": self.top_k >= 0,
-            f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1,
-            f"max_tokens is {self.max_tokens}; it must be at least 1": self.max_tokens >= 1,
-            f"seed is {self.seed}; it must be 0 or more": self.seed >= 0,
-        }
-        require(checks)
-        try:
-            re.compile(self.stop_pattern or "")
-        except re.error as error:
-            raise InputError(
-                f"stop_pattern {self.stop_pattern!r} is not a regular expression: {error}"
-            ) from None
-
-    @property
-    def greedy(self) -> Sampling:
-        """The same settings, but always taking the most likely token.
-
-        >>> Sampling(top_k=5, max_tokens=9).greedy == Sampling(temperature=0, max_tokens=9)
-        True
-        """
-        return replace(self, temperature=0.0, top_k=0, top_p=1.0)
+FinishReason = Literal["stop", "length", "pattern", "unsure"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +55,7 @@ class Generation:
 
     text: str
     ids: list[int]
-    finish_reason: Literal["stop", "length", "pattern", "unsure"]
+    finish_reason: FinishReason
     """`stop`: the model ended its document; `length`: it reached `max_tokens`; `unsure`: its
     confidence fell below `ConfidenceSettings.least`; `pattern`: it matched `stop_pattern`, and
     `generate` continues it when it is given as a prompt."""
@@ -162,9 +111,42 @@ class LanguageModel(ABC):
         self.context = context
         """Longest text in tokens, special ones included."""
         self.fingerprint = fingerprint
-        """A hash that identifies the model; results of a model with another hash are not reused."""
+        self._use_at_load = self._use()
         self.num_parameters = num_parameters
         """Parameters, tied ones counted once; None if unknown, as for a server's model."""
+
+    _use_at_load: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that identifies the model; results of a model with another hash are not reused.
+
+        It changes when a caller changes the model, or replaces the tokenizer, the pair format or
+        another attribute that decides what the model reads.
+        """
+        return self._fingerprint + self._changed()
+
+    @fingerprint.setter
+    def fingerprint(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+
+    def _changed(self) -> str:
+        """Empty for the model as it was loaded; else a mark of the changes since."""
+        use = self._use()
+        return "" if self._use_at_load in (None, use) else f"-used-{use}"
+
+    def _use(self) -> str:
+        """A hash of what callers might replace."""
+        special = (self.tokenizer.fingerprint, self.tokenizer.eos_id, self.bos_ids)
+        ends = (sorted(self.stop_ids), self.context)
+        pair_format = (self.pair_format.template, self.pair_format.style)
+        known = repr([str(self.direction), *special, *ends, *pair_format])
+        return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids the model can read: they are 0 to `vocab_size - 1`."""
+        return self.tokenizer.vocab_size
 
     @property
     def identity(self) -> dict[str, str]:
@@ -193,7 +175,7 @@ class LanguageModel(ABC):
 
     def check_target(self, target: TokenSpan) -> None:
         """Raise `InputError` for a span outside the text or with the first token in model order,
-        and for a text that is longer than the model's context or has negative ids.
+        for a text that is longer than the model's context, and for ids outside the vocabulary.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel()
@@ -201,12 +183,17 @@ class LanguageModel(ABC):
         Traceback (most recent call last):
         ledom.core.errors.InputError: no span [0, 3) in 2 tokens
         """
-        length, lowest = len(target.ids), min(target.ids, default=0)
+        length, highest = len(target.ids), self.vocab_size - 1
+        lowest, largest = min(target.ids, default=0), max(target.ids, default=0)
         long = f"a text of {length} tokens is longer than the model's context of {self.context}"
         outside = f"no span [{target.start}, {target.end}) in {length} tokens"
-        negative = f"a token's id is {lowest}; it must be 0 or more"
+        unknown = (
+            f"token id {lowest if lowest < 0 else largest} is not in the vocabulary: this model's "
+            f"ids are 0 to {highest}"
+        )
         inside = 0 <= target.start <= target.end <= length
-        require({long: length - 1 <= self.context, outside: inside, negative: lowest >= 0})
+        known = lowest >= 0 and largest <= highest
+        require({long: length - 1 <= self.context, outside: inside, unknown: known})
         start, end = self.direction.span_to_model_order(target.start, target.end, length)
         if start == 0 and end > 0:
             raise InputError(

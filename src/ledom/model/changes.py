@@ -1,8 +1,7 @@
 """Whether a caller has changed a loaded model: its weights, modules, hooks or settings.
 
 Kernels compute with copies of weights, and results are kept in files under a model's name. Neither
-may outlive a change of the model. Not seen are changes of what transformers computes itself, such
-as the frequencies of rotary positions.
+may outlive a change of the model.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import isroutine
 from threading import Lock
 from typing import Any
 from uuid import uuid4
@@ -23,12 +23,15 @@ from transformers import PreTrainedModel
 
 from ledom.model.native.library import library_for
 
-__all__ = ["Changes", "does_more", "evaluating", "weights_state"]
+__all__ = ["Changes", "does_more", "evaluating", "follows_length", "weights_state"]
 
 _PROCESS = uuid4().hex
 _ENTERING = Lock()
 _EVALUATING: WeakKeyDictionary[nn.Module, tuple[list[None], list[nn.Module]]] = WeakKeyDictionary()
 """For each model, an item per open block of `evaluating`, and the modules to put back."""
+_LIBRARIES = "torch.", "transformers.", "ledom."
+_NO_SETTINGS = "training", "gradient_checkpointing", "name_or_path", "warnings_issued"
+"""Plain attributes that change nothing about a result."""
 _PIECE = 2**24  # bytes that a GPU hashes at a time
 _FACTOR = 0x9E3779B9
 
@@ -111,37 +114,60 @@ class Changes:
             return ""
         if now != self._latest[0]:
             digest = hashlib.sha256(self._structure().encode())
-            for weight in self._model.state_dict().values():
-                digest.update(_bytes(weight).cpu().numpy().data)
+            for numbers in self._numbers().values():
+                digest.update(_bytes(numbers).cpu().numpy().data)
             self._latest = now, f"-changed-{digest.hexdigest()[:16]}"
         return self._latest[1]
 
     def _now(self) -> object:
-        return self._structure(), _hashes(list(self._model.state_dict().values()))
+        return self._structure(), _hashes(list(self._numbers().values()))
+
+    def _numbers(self) -> dict[str, Tensor]:
+        """The weights and buffers by name, but not those that a pass changes."""
+        found: dict[str, Tensor] = self._model.state_dict()
+        for name, buffer in self._model.named_buffers():  # some are in no state_dict
+            owner = self._model.get_submodule(name.rpartition(".")[0])
+            if "original" in name or not follows_length(owner):
+                found[name] = buffer
+        return found
 
     def _structure(self) -> str:
-        """The modules with what was added to them, the weights' shapes, and the config."""
+        """The modules with what was added to them, the shapes of all numbers, and the config."""
         modules = [
             f"{name} {type(module).__qualname__} {_additions(module)} {_settings(module)}"
             for name, module in self._model.named_modules()
         ]
-        weights = self._model.state_dict().items()
-        shapes = [f"{name} {weight.dtype} {list(weight.shape)}" for name, weight in weights]
+        shapes = [f"{name} {x.dtype} {list(x.shape)}" for name, x in self._numbers().items()]
         return "\n".join([*modules, *shapes, self._model.config.to_json_string()])
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """The plain attributes of an adapter, such as its scale, and whether it is on.
+def follows_length(module: nn.Module) -> bool:
+    """Whether its buffers and settings depend on the longest text so far: LongRoPE, dynamic NTK."""
+    kinds = getattr(module, "rope_type", None)
+    names = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return any(
+        isinstance(name, str) and ("dynamic" in name or name == "longrope") for name in names
+    )
 
-    Of torch's and transformers' modules, only the fractions, such as a norm's epsilon: others, and
-    those of rotary positions, may change in a pass.
-    """
-    found = {k: v for k, v in vars(module).items() if k != "training" and _is_plain(v)}
-    if not type(module).__module__.startswith(("torch.", "transformers.", "ledom.")):
-        return found
-    if "Rotary" in type(module).__name__:
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The plain attributes of a module, such as an adapter's scale, and its functions."""
+    found = {
+        name: _function(value) if isroutine(value) else value
+        for name, value in vars(module).items()
+        if _is_plain(value) or isroutine(value)
+    }
+    if follows_length(module):
         return {}
-    return {k: v for k, v in found.items() if isinstance(v, float)}
+    if type(module).__module__.startswith(_LIBRARIES):
+        found = {name: value for name, value in found.items() if not name.startswith("_")}
+    return {name: value for name, value in found.items() if name not in _NO_SETTINGS}
+
+
+def _function(function: Any) -> str:
+    """A function's name; one of no known library has none that another process recognizes."""
+    name = f"{function.__module__}.{function.__qualname__}"
+    return name if name.startswith(_LIBRARIES) else f"{_PROCESS} {id(function)}"
 
 
 def _is_plain(value: object) -> bool:

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ledom.core.errors import CheckpointError, in_one_line
 from ledom.model.architectures import half_precision
 from ledom.model.attention import IMPLEMENTATION, turn
+from ledom.model.changes import follows_length
 
 __all__ = ["OwnForward", "reset_length", "scales_with_length"]
 
@@ -107,13 +108,13 @@ def scales_with_length(model: PreTrainedModel) -> bool:
 
     The keys of earlier tokens then change as a text grows, so they cannot be cached.
     """
-    return any(True for _ in _scaling_modules(model))
+    return any(map(follows_length, model.modules()))
 
 
 def reset_length(model: PreTrainedModel) -> None:
     """Forget earlier texts: dynamic NTK keeps the frequencies of the longest one."""
-    for module in _scaling_modules(model):
-        kinds = module.rope_type
+    for module in filter(follows_length, model.modules()):
+        kinds: Any = module.rope_type
         prefixes = [f"{layer_type}_" for layer_type in kinds] if isinstance(kinds, dict) else [""]
         for prefix in prefixes:
             original = getattr(module, f"{prefix}original_inv_freq", None)
@@ -122,11 +123,3 @@ def reset_length(model: PreTrainedModel) -> None:
                 buffer = original.to(getattr(module, f"{prefix}inv_freq").device, copy=True)
                 module.register_buffer(f"{prefix}inv_freq", buffer, False)
                 setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
-
-
-def _scaling_modules(model: PreTrainedModel) -> Iterator[Any]:
-    for module in model.modules():
-        kinds = getattr(module, "rope_type", None)
-        names = kinds.values() if isinstance(kinds, dict) else [kinds]
-        if any(isinstance(n, str) and ("dynamic" in n or n == "longrope") for n in names):
-            yield module

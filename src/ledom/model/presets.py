@@ -14,48 +14,30 @@ from ledom.core.reading import Config
 
 __all__ = ["PRESETS", "ModelConfig"]
 
-PRESETS: dict[str, dict[str, int]] = {
-    "tiny": {  # the embedded pair; 2.8M parameters with a vocabulary of 2,048
-        "hidden_size": 192,
-        "intermediate_size": 512,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-    },
-    "small": {  # 30M with a vocabulary of 8,192
-        "hidden_size": 512,
-        "intermediate_size": 1408,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 1024,
-    },
-    "base": {  # GPT-2's shape; 124M with its vocabulary of 50,257
-        "hidden_size": 768,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 12,
-        "max_position_embeddings": 1024,
-    },
-    "2b": {  # LEDOM's and MAP-Neo's; 2.24B with a vocabulary of 64,000
-        "hidden_size": 2048,
-        "intermediate_size": 16384,
-        "num_hidden_layers": 18,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": False,
-    },
-    "7b": {  # LEDOM's and MAP-Neo's; 7.79B with a vocabulary of 64,000
-        "hidden_size": 3072,
-        "intermediate_size": 24576,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": False,
-    },
+
+def _shape(width: int, inner: int, layers: int, heads: int, kv_heads: int, **more: int) -> _Shape:
+    return {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        **more,
+    }
+
+
+_Shape = dict[str, int]
+_LARGE = {"max_position_embeddings": 8192, "tie_word_embeddings": False}
+PRESETS: dict[str, _Shape] = {
+    # the embedded pair; 2.8M parameters with a vocabulary of 2,048
+    "tiny": _shape(192, 512, 6, 6, 2),
+    # 30M with a vocabulary of 8,192
+    "small": _shape(512, 1408, 8, 8, 8, max_position_embeddings=1024),
+    # GPT-2's shape; 124M with its vocabulary of 50,257
+    "base": _shape(768, 2048, 12, 12, 12, max_position_embeddings=1024),
+    # LEDOM's and MAP-Neo's; 2.24B and 7.79B with a vocabulary of 64,000
+    "2b": _shape(2048, 16384, 18, 8, 1, **_LARGE),
+    "7b": _shape(3072, 24576, 28, 16, 16, **_LARGE),
 }
 """Shapes by name."""
 

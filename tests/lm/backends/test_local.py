@@ -123,6 +123,15 @@ def test_a_changed_model_has_another_fingerprint(checkpoints: dict[str, Path]) -
     assert len({of_files, *marks, loaded.fingerprint}) == 4
 
 
+def test_another_model_in_its_place_is_refused(checkpoints: dict[str, Path]) -> None:
+    """It would not be used: its results would be those of the first."""
+    lm, other = (ledom.load(checkpoints[way], device="cpu") for way in ("forward", "reverse"))
+    assert isinstance(lm, HFLanguageModel)
+    assert isinstance(other, HFLanguageModel)
+    with pytest.raises(InputError, match="cannot be replaced by a LlamaForCausalLM; change it in"):
+        lm.model = other.model
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_dropout_takes_no_part(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     """The model may be in training between two calls."""
@@ -330,12 +339,6 @@ def test_resuming_from_a_pattern_changes_nothing(lm: HFLanguageModel) -> None:
         ids = ids + part.ids if str(lm.direction) == "forward" else part.ids + ids
     assert len(part.ids) < len(expected.ids)  # it did come in pieces
     assert ids == expected.ids
-
-
-def test_a_pattern_before_any_text_does_not_count(lm: HFLanguageModel) -> None:
-    found = lm._pattern_finder("\\s")
-    ids = lm.tokenizer.encode(" \n").ids
-    assert not found(ids)
 
 
 def test_many_resume_from_one_pattern(lm: HFLanguageModel) -> None:

@@ -9,11 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ledom.lm.engine import trunk as trunk_module
 from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
-from ledom.model import attention, kernels, prefix_tree
+from ledom.model import attention, kernels, tree_attention
 from ledom.model.attention import attending
 from ledom.model.native import library
 from ledom.model.own_forward import OwnForward
-from ledom.model.prefix_tree import PrefixTree, TreeAttention
+from ledom.model.prefix_tree import PrefixTree
+from ledom.model.tree_attention import TreeAttention
 
 SHAPE = {
     "vocab_size": 40,
@@ -68,7 +69,7 @@ def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch)
     if processor != "compiled":
         monkeypatch.setattr(library, "_library", lambda: None)
     monkeypatch.setattr(kernels, "_WIDE", processor == "avx512")
-    monkeypatch.setattr(prefix_tree, "has_varlen", lambda device, dtype: processor == "gpu")
+    monkeypatch.setattr(tree_attention, "has_varlen", lambda device, dtype: processor == "gpu")
     plain, ours = pair_of_models(family)
     trunk = build_trunk(ours)
     assert type(trunk) is (Trunk if family == "qwen3" else LlamaTrunk)
@@ -159,14 +160,14 @@ def test_changed_weights_are_read_again(products, monkeypatch):
 def test_changed_weights_are_read_by_one_thread_into_one_copy(monkeypatch):
     _, ours = pair_of_models("llama")
     trunk = build_trunk(ours)
-    before, made = [], trunk_module._Packed.__init__
+    before, made = [], trunk_module.PackedLayers.__init__
 
     def slowly(self, *given):
         before.append(trunk._packed)
         time.sleep(0.1)
         made(self, *given)
 
-    monkeypatch.setattr(trunk_module._Packed, "__init__", slowly)
+    monkeypatch.setattr(trunk_module.PackedLayers, "__init__", slowly)
     with torch.no_grad():
         ours.lm_head.weight.mul_(2)
     with ThreadPoolExecutor(2) as pool:

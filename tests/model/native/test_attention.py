@@ -12,7 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ledom.lm.engine.block import Block, Job, attend_to
 from ledom.model.native import attention as native
-from ledom.model.prefix_tree import PrefixTree, TreeAttention
+from ledom.model.prefix_tree import PrefixTree
+from ledom.model.tree_attention import TreeAttention
 
 CPU = torch.device("cpu")
 SOURCE = Path(native.__file__).with_suffix(".c").read_text()

@@ -14,7 +14,8 @@ import torch
 from ledom.model.native import library
 from ledom.model.native.draws import draw
 from ledom.model.native.layers import rms_norm, silu_product
-from ledom.model.prefix_tree import PrefixTree, TreeAttention
+from ledom.model.prefix_tree import PrefixTree
+from ledom.model.tree_attention import TreeAttention
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import PositiveInt
+from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
@@ -36,6 +36,7 @@ from ledom.lm.confidence import confidence_of
 from ledom.lm.engine.block import GenerationState, Job
 from ledom.lm.engine.decoder import Decoder, decodes_exactly
 from ledom.lm.engine.own_decoder import LoneDecoder, keeps_exactly
+from ledom.lm.engine.pattern import PatternSearch
 from ledom.lm.engine.trunk import build_trunk, longest_packed, round_weights
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.architectures import num_weights
@@ -46,11 +47,10 @@ from ledom.model.exactness import vocab_size
 from ledom.model.native.draws import label_logprobs
 from ledom.model.own_forward import OwnForward
 from ledom.model.precision import INT8, load_in
-from ledom.model.prefix_tree import PrefixTree, TreeAttention, batches
+from ledom.model.prefix_tree import PrefixTree, batches
 
 __all__ = ["HFLanguageModel"]
 
-_PATTERN_TOKENS = 12  # newest tokens searched for the stop pattern
 _LOGITS_BYTES = 64 * 2**20  # most memory for a chunk of logits
 _LOGITS_ROWS = 512  # most rows in a chunk, so that it stays in cache if the vocabulary is small
 _FEWEST_JOBS = 16  # per thread: fewer are no faster, because each step reads all weights
@@ -108,7 +108,7 @@ class HFLanguageModel(LanguageModel):
             num_parameters=num_weights(checkpoint.model),
             stop_ids=checkpoint.stop_ids,
         )
-        self.model = checkpoint.model
+        self._model = checkpoint.model
         self._own = OwnForward(self.model)
         self._trunk = build_trunk(self.model)
         self._reach = longest_packed(self._trunk, self._own, self.tokenizer.eos_id, self.context)
@@ -121,13 +121,26 @@ class HFLanguageModel(LanguageModel):
         self._changes = Changes(self.model)
 
     @property
-    def fingerprint(self) -> str:
-        """See `LanguageModel`; another one as soon as the caller changes the model."""
-        return self._of_files + self._changes.mark()
+    def model(self) -> PreTrainedModel:
+        """The transformers model; its weights and modules may be changed in place.
 
-    @fingerprint.setter
-    def fingerprint(self, of_files: str) -> None:
-        self._of_files = of_files
+        Raises `InputError` for another in its place, which nothing here would use.
+        """
+        return self._model
+
+    @model.setter
+    def model(self, model: object) -> None:
+        raise InputError(
+            f"{self.name}: the model cannot be replaced by a {type(model).__name__}; change it in "
+            "place, or save the other one and load its folder"
+        )
+
+    def _changed(self) -> str:
+        return super()._changed() + self._changes.mark()
+
+    @property
+    def vocab_size(self) -> int:
+        return vocab_size(self.model)
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         return self._evaluate(targets, _logprobs)
@@ -214,12 +227,7 @@ class HFLanguageModel(LanguageModel):
             for (start, end), places in zip(spans, tree.places, strict=True)
         ]
         wanted, order = np.unique(np.concatenate(predicting), return_inverse=True)
-        hidden = self._trunk(
-            torch.tensor(tree.ids, device=device),
-            torch.tensor(tree.positions, device=device),
-            TreeAttention(tree, wanted, device, self.model.dtype, self._trunk.shares_rows),
-            torch.from_numpy(wanted).to(device),
-        )
+        hidden = self._trunk.read(tree, wanted)
         answers = [ids[start:end] for ids, (start, end) in zip(ordered, spans, strict=True)]
         labels = torch.tensor([i for ids in answers for i in ids], device=device, dtype=torch.long)
         flat = self._gather(hidden[torch.from_numpy(order).to(device)], labels, read)
@@ -276,7 +284,12 @@ class HFLanguageModel(LanguageModel):
         self.check_request(prompts, sampling, len(numbers))
         self._trunk.refresh()
         starts = [self._start(prompt, sampling) for prompt in prompts]
-        asked = sampling.confidence
+        asked, pattern = sampling.confidence, sampling.stop_pattern
+
+        def search() -> PatternSearch | None:
+            known = self.tokenizer, self.direction
+            return None if pattern is None else PatternSearch(pattern, *known)
+
         jobs = [
             Job(
                 start.context,
@@ -286,15 +299,14 @@ class HFLanguageModel(LanguageModel):
                 greedy=sample not in numbers,
                 least=None if asked is None else asked.least_of(place),
                 kv_cache=start.kv_cache,
+                search=search(),
             )
             for place, start in enumerate(starts)
             for sample in [*numbers, numbers.stop][: len(numbers) + with_greedy]
         ]
-        pattern = sampling.stop_pattern
-        ends_at_pattern = None if pattern is None else self._pattern_finder(pattern)
         done: dict[int, dict[int, Generation]] = {}
         with self._trunk.computing():
-            for ended in self._write(jobs, sampling, ends_at_pattern):
+            for ended in self._write(jobs, sampling):
                 complete = []
                 for job in ended:
                     texts = done.setdefault(job.place, {})
@@ -304,12 +316,7 @@ class HFLanguageModel(LanguageModel):
                         complete.append((job.place, [texts[sample] for sample in sorted(texts)]))
                 yield complete
 
-    def _write(
-        self,
-        jobs: Sequence[Job],
-        sampling: Sampling,
-        ends_at_pattern: Callable[[list[int]], bool] | None,
-    ) -> Iterator[list[Job]]:
+    def _write(self, jobs: Sequence[Job], sampling: Sampling) -> Iterator[list[Job]]:
         """Run the jobs, each by the fastest method that is exact for it; see `Decoder.steps`."""
         reach = self._trunk.reach(self._reach) if self._decodes else 0
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
@@ -317,14 +324,14 @@ class HFLanguageModel(LanguageModel):
         workers = max(1, min(self._trunk.num_workers, len(together) // _FEWEST_JOBS))
         # Step by step: `merged` can end a stream only where it yields.
         streams = [
-            Decoder(self._trunk, self.stop_ids, sampling, self.rows, ends_at_pattern).steps(share)
+            Decoder(self._trunk, self.stop_ids, sampling, self.rows).steps(share)
             for share in even_groups(together, max(1, math.ceil(len(together) / workers)))
         ]
         written = merged(streams)
         if not alone:
             return written
         self._warn_of_slowness()
-        lone = LoneDecoder(self._own, self._keeps, self.stop_ids, sampling, ends_at_pattern)
+        lone = LoneDecoder(self._own, self._keeps, self.stop_ids, sampling)
         return chain(written, lone.steps(alone))
 
     @cached_property
@@ -351,40 +358,23 @@ class HFLanguageModel(LanguageModel):
         ids = self.prompt_ids(prompt, sampling.max_tokens)
         return GenerationState(self._key, ids, digest(prompt), prompt, version=self._trunk.version)
 
-    def _pattern_finder(self, pattern: str) -> Callable[[list[int]], bool]:
-        """A function that tells whether a text matches the pattern; called after every new token.
-
-        It takes the ids written so far, in model order.
-        """
-        compiled = re.compile(pattern)
-        forward = self.direction is Direction.FORWARD
-
-        def found(ids: list[int]) -> bool:
-            text = self.tokenizer.decode(self.direction.to_reading_order(ids[-_PATTERN_TOKENS:]))
-            newest, last = (text[-4:], text[-1:]) if forward else (text[:4], text[:1])
-            if last == "\ufffd" and newest != "\ufffd" * 4:
-                return False  # the newest bytes may be part of a character that is incomplete
-            return bool(compiled.search(text.lstrip() if len(ids) <= _PATTERN_TOKENS else text))
-
-        return found
-
     def _generation(self, job: Job, start: GenerationState, sampling: Sampling) -> Generation:
         ids = self.direction.to_reading_order(job.ids)
         written = [*start.written, *job.ids]
         whole = self.written_text(start.prompt, self.direction.to_reading_order(written))
         forward, known = self.direction is Direction.FORWARD, len(start.text)
         text = whole[known:] if forward else whole[: len(whole) - known]
-        certainty = job.certainty / (len(ids) + job.stopped)
+        certainty = job.certainty / (len(ids) + (job.finish_reason == "stop"))
         asked = sampling.confidence
         confidence = confidence_of(job.confidences, asked.window) if asked else None
-        if not job.at_pattern:
-            cut: Literal["unsure", "length"] = "unsure" if job.unsure else "length"
-            reason = "stop" if job.stopped else cut
+        reason = job.finish_reason
+        assert reason is not None
+        if reason != "pattern":
             return Generation(text, ids, reason, None, certainty, confidence)
         key, context = digest(f"{start.key} {text}"), [*job.prompt, *job.ids]
         kept = job.kv_cache, start.version
         state = GenerationState(self._key, context, key, start.prompt, written, whole, *kept)
-        return Generation(text, ids, "pattern", state, certainty, confidence)
+        return Generation(text, ids, reason, state, certainty, confidence)
 
 
 def _logprobs(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ key-value head, H = K * G, D head width, C tokens of the longest prompt, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from ledom.lm.language_model import FinishReason
 from ledom.model.attention import Attend
 from ledom.model.native.attention import LANES, cache_attention, has_native
 
@@ -48,21 +49,17 @@ class Job:
     """Whether it always takes the most likely token, whatever the batch's sampling settings."""
     ids: list[int] = field(default_factory=list)
     """The tokens written so far, without EOS."""
-    stopped: bool = False
-    """Whether the model ended it with EOS."""
     uniforms: NDArray[np.float64] | None = None
     """A number in [0, 1) for each draw; None if it is greedy."""
     kv_cache: tuple[Tensor, Tensor] | None = None
     """Keys and values [layers, K, T, D] of all of the prompt but its last token, if known. After
     the job has stopped at the pattern: of the prompt and all written tokens but the last."""
-    at_pattern: bool = False
-    """Whether it stopped at the pattern."""
-    ended: bool = False
-    """Whether it is complete, for whatever reason."""
+    search: Callable[[list[int]], bool] | None = None
+    """Tells after each token whether the text ends at the pattern; see `lm.engine.pattern`."""
+    finish_reason: FinishReason | None = None
+    """Why it is complete; None while it is being written."""
     least: float | None = None
     """The confidence below which it ends; see `lm.confidence`."""
-    unsure: bool = False
-    """Whether it ended because of low confidence."""
     certainty: float = 0.0
     """Sum of `_divergence_from_uniform` over the sampled tokens."""
     confidences: list[float] = field(default_factory=list)

@@ -11,7 +11,7 @@ Shapes: H query heads, K key-value heads, D head width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
@@ -23,11 +23,11 @@ from ledom.core.errors import InputError
 from ledom.lm.confidence import is_unsure
 from ledom.lm.engine.block import Block, Job, Prefilled, attend_to
 from ledom.lm.engine.trunk import Trunk, build_trunk
-from ledom.lm.language_model import Sampling
+from ledom.lm.language_model import FinishReason, Sampling
 from ledom.model.exactness import in_float32, random_text, tolerance
 from ledom.model.native.draws import draw
 from ledom.model.own_forward import OwnForward
-from ledom.model.prefix_tree import PrefixTree, TreeAttention, batches
+from ledom.model.prefix_tree import PrefixTree, batches
 
 __all__ = ["Decoder", "Writer", "decodes_exactly"]
 
@@ -38,13 +38,7 @@ _ADMIT_AT = 1 / 4  # share of rows that must be free before a new block is admit
 class Writer:
     """Base of the decoders: draws tokens, and decides when a text ends."""
 
-    def __init__(
-        self,
-        stop_ids: Collection[int],
-        sampling: Sampling,
-        ends_at_pattern: Callable[[list[int]], bool] | None = None,
-    ) -> None:
-        self.ends_at_pattern = ends_at_pattern
+    def __init__(self, stop_ids: Collection[int], sampling: Sampling) -> None:
         self.stop_ids = stop_ids
         self.sampling = sampling
 
@@ -68,16 +62,22 @@ class Writer:
             confidences = _confidences(logits, asked.top_k).tolist()
             for job, confidence in zip(jobs, confidences, strict=True):
                 job.confidences.append(confidence)
-                job.unsure = is_unsure(job.confidences, asked.window, job.least)
         for job, token, certainty in zip(jobs, drawn, certainties, strict=True):
             job.certainty += certainty
             if token in self.stop_ids:
-                job.stopped = True
+                job.finish_reason = "stop"
             else:
                 job.ids.append(token)
-                job.at_pattern = self.ends_at_pattern is not None and self.ends_at_pattern(job.ids)
-            at_limit = len(job.ids) == self.sampling.max_tokens
-            job.ended = job.stopped or job.at_pattern or at_limit or job.unsure
+                job.finish_reason = self._finish_reason(job)
+
+    def _finish_reason(self, job: Job) -> FinishReason | None:
+        """Why a text ends after its newest token; None if it goes on."""
+        if job.search is not None and job.search(job.ids):
+            return "pattern"
+        asked = self.sampling.confidence
+        if asked is not None and is_unsure(job.confidences, asked.window, job.least):
+            return "unsure"
+        return "length" if len(job.ids) == self.sampling.max_tokens else None
 
     def _draw(
         self, logits: Tensor, jobs: Sequence[Job]
@@ -109,22 +109,13 @@ class Decoder(Writer):
     """Samples with continuous batching; see the module's docstring."""
 
     def __init__(
-        self,
-        trunk: Trunk,
-        stop_ids: Collection[int],
-        sampling: Sampling,
-        rows: int,
-        ends_at_pattern: Callable[[list[int]], bool] | None = None,
+        self, trunk: Trunk, stop_ids: Collection[int], sampling: Sampling, rows: int
     ) -> None:
-        super().__init__(stop_ids, sampling, ends_at_pattern)
+        super().__init__(stop_ids, sampling)
         self.trunk = trunk
         self.model = trunk.model
         self.max_rows = rows
         self._prefilled: dict[tuple[int, ...], Prefilled] = {}
-
-    def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield the jobs as they end."""
-        return chain.from_iterable(self.steps(jobs))
 
     @torch.inference_mode()
     def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
@@ -192,7 +183,7 @@ class Decoder(Writer):
         tree = PrefixTree.build(prompts)
         ends = np.array([places[-1] for places in tree.places])
         wanted, row = np.unique(ends, return_inverse=True)
-        attention = TreeAttention(tree, wanted, device, self.model.dtype, self.trunk.shares_rows)
+        attention = self.trunk.attention(tree, wanted)
         layers: int = self.model.config.get_text_config().num_hidden_layers
         kept: list[Tensor] = []  # all layers' keys [layers, K, T, D], and their values
 
@@ -203,13 +194,7 @@ class Decoder(Writer):
                 all_layers[layer] = x.transpose(0, 1)
             return attention(layer, q, k, v)
 
-        hidden = self.trunk(
-            torch.tensor(tree.ids, device=device),
-            torch.tensor(tree.positions, device=device),
-            attend,
-            torch.from_numpy(wanted).to(device),
-        )
-        logits = self.trunk.logits(hidden)
+        logits = self.trunk.logits(self.trunk.read(tree, wanted, attend))
         all_keys, all_values = kept
         found: list[Prefilled] = []
         for own, at in zip(tree.places, row.tolist(), strict=True):
@@ -235,11 +220,11 @@ class Decoder(Writer):
 
     def _release(self, block: Block) -> Iterator[Job]:
         """Yield the jobs of a block that have ended, then drop them from it."""
-        ended = [place for place, job in enumerate(block.jobs) if job.ended]
+        ended = [place for place, job in enumerate(block.jobs) if job.finish_reason]
         for place in ended:
             job = block.jobs[place]
             # Without the last token, which has not been fed yet.
-            job.kv_cache = block.copy(place) if job.at_pattern else None
+            job.kv_cache = block.copy(place) if job.finish_reason == "pattern" else None
             yield job
         if ended:
             block.drop(ended)
@@ -258,7 +243,7 @@ def _decodes(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
     sampling = Sampling(temperature=0, max_tokens=4)
     jobs = [Job(random_text(own.model, eos_id, size), size, 0, ()) for size in (9, 5)]
     try:
-        done = list(Decoder(trunk, [eos_id], sampling, len(jobs)).run(jobs))
+        done = [*chain(*Decoder(trunk, [eos_id], sampling, len(jobs)).steps(jobs))]
     except Exception:  # for example, keys of different shapes in different layers
         return False
     for job in done:

@@ -9,7 +9,7 @@ Shapes: V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -33,14 +33,9 @@ class LoneDecoder(Writer):
     """Runs jobs one after the other; `keeps` says whether to use the model's own cache."""
 
     def __init__(
-        self,
-        own: OwnForward,
-        keeps: bool,
-        stop_ids: Collection[int],
-        sampling: Sampling,
-        ends_at_pattern: Callable[[list[int]], bool] | None = None,
+        self, own: OwnForward, keeps: bool, stop_ids: Collection[int], sampling: Sampling
     ) -> None:
-        super().__init__(stop_ids, sampling, ends_at_pattern)
+        super().__init__(stop_ids, sampling)
         self.own, self.keeps = own, keeps
 
     @torch.inference_mode()
@@ -61,7 +56,7 @@ class LoneDecoder(Writer):
         """Write one text, whose prompt has been read."""
         self._seed(job)
         self._take(logits[None], [job])
-        while not job.ended:
+        while not job.finish_reason:
             yield []
             self._take(reader([*job.prompt, *job.ids])[None], [job])
         job.kv_cache = None

@@ -13,15 +13,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
 from ledom.core import processes
 from ledom.core.errors import CheckpointError
+from ledom.lm.engine.llama_layers import Layer, PackedLayer, PackedLayers, Weight, norm_of
 from ledom.model.architectures import (
     finish_logits,
     is_linear,
@@ -33,25 +36,17 @@ from ledom.model.attention import Attend, attending, turn, without_filling
 from ledom.model.changes import does_more, evaluating, weights_state
 from ledom.model.device import large_blocks_apart
 from ledom.model.exactness import check_long_text, in_float32, packing_reach
-from ledom.model.kernels import Int8Weight, add_linear, filled_rows, linear
+from ledom.model.kernels import Int8Weight, filled_rows, linear
 from ledom.model.native.attention import has_native
-from ledom.model.native.layers import (
-    PackedWeight,
-    finish_layer,
-    project,
-    rms_norm,
-    rotate,
-    silu_product,
-)
+from ledom.model.native.layers import project, rms_norm
 from ledom.model.native.library import library_for
 from ledom.model.own_forward import OwnForward
-from ledom.model.prefix_tree import PrefixTree, TreeAttention
+from ledom.model.prefix_tree import PrefixTree
+from ledom.model.tree_attention import TreeAttention
 
 __all__ = ["LlamaTrunk", "Trunk", "build_trunk", "longest_packed", "round_weights"]
 
-_Weight = Tensor | Int8Weight
 _MOST_PACKED = 2**28  # weights; a copy of them takes up to 1 GB
-_PIECE = 1024  # tokens that the feed-forward part takes at a time
 _NARROW = 512  # widest model whose products one thread does as fast as several
 _READING = Lock()  # so that of several threads that see a change, one reads the weights
 
@@ -78,6 +73,22 @@ class Trunk:
                 input_ids=ids[None], position_ids=positions[None], use_cache=False
             ).last_hidden_state[0]
         return hidden if wanted is None else hidden[wanted]
+
+    def read(
+        self, tree: PrefixTree, wanted: NDArray[np.int64], attend: Attend | None = None
+    ) -> Tensor:
+        """Outputs of a tree's row at the `wanted` indices: [len(wanted), width].
+
+        `attend` is `attention(tree, wanted)`, or calls it.
+        """
+        device = self.model.device
+        ids, positions = (torch.tensor(x, device=device) for x in (tree.ids, tree.positions))
+        attend = attend or self.attention(tree, wanted)
+        return self(ids, positions, attend, torch.from_numpy(wanted).to(device))
+
+    def attention(self, tree: PrefixTree, wanted: NDArray[np.int64] | None = None) -> TreeAttention:
+        """Attention in the row of a tree; see `TreeAttention`."""
+        return TreeAttention(tree, wanted, self.model.device, self.model.dtype, self.shares_rows)
 
     @property
     def runs_modules(self) -> bool:
@@ -148,8 +159,7 @@ class Trunk:
         """log P of `targets` [T] in a row of documents; a `PackedRun` of `model.exactness`."""
         sizes = boundaries.diff().tolist()
         tree = PrefixTree(ids.tolist(), positions.tolist(), sizes, [[] for _ in sizes])
-        attention = TreeAttention(tree, None, ids.device, self.model.dtype)
-        logits = self.logits(self(ids, positions, attention)).float()
+        logits = self.logits(self(ids, positions, self.attention(tree))).float()
         return -cross_entropy(logits, targets, reduction="none")
 
 
@@ -162,9 +172,9 @@ class LlamaTrunk(Trunk):
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.base: Any = model.base_model
-        self.layers: list[_Layer] = []
+        self.layers: list[Layer] = []
         self._rounded = False
-        self._packed: _Packed | None = None
+        self._packed: PackedLayers | None = None
         super().__init__(model)
 
     @property
@@ -183,7 +193,9 @@ class LlamaTrunk(Trunk):
         weights = weights_state(list(self.model.parameters()), copied)
         if not is_llama_shaped(self.model):
             return weights
-        return weights, [_epsilons(layer) for layer in used_layers(self.base)]
+        layers = used_layers(self.base)
+        norms = [(layer.input_layernorm, layer.post_attention_layernorm) for layer in layers]
+        return weights, [norm.variance_epsilon for pair in norms for norm in pair]
 
     def round_weights(self) -> None:
         """Use int8 products from now on, as long as the model's own weights, kept too, are fp32."""
@@ -196,9 +208,9 @@ class LlamaTrunk(Trunk):
         if not is_llama_shaped(self.model):
             self.layers, self._known = [], self._state()
             return
-        model, layers = self.model, [_Layer(layer) for layer in used_layers(self.base)]
+        model, layers = self.model, [Layer(layer) for layer in used_layers(self.base)]
         head: Any = model.get_output_embeddings()
-        self._head: _Weight = head.weight
+        self._head: Weight = head.weight
         weights = list(model.parameters())
         if self._rounded and model.dtype == torch.float32:  # the user may have moved the model
             for layer in layers:
@@ -206,7 +218,7 @@ class LlamaTrunk(Trunk):
             self._head = Int8Weight(head.weight)
         packs = not self._rounded and num_weights(model) <= _MOST_PACKED
         packs = packs and library_for(*(weight.detach() for weight in weights)) is not None
-        self._packed = _Packed(layers, head) if packs else None
+        self._packed = PackedLayers(layers, head) if packs else None
         self.layers, self._known = layers, self._state()
 
     def _projected(self, hidden: Tensor) -> Tensor:
@@ -225,7 +237,7 @@ class LlamaTrunk(Trunk):
         if not own:
             return super().__call__(ids, positions, attend, wanted)
         hidden: Tensor = self.base.embed_tokens(ids)
-        layers: Sequence[_Layer | _PackedLayer] = packed.layers if packed else own
+        layers: Sequence[Layer | PackedLayer] = packed.layers if packed else own
         missing = 0 if packed else filled_rows(hidden, own[0].qkv) - count
         if missing:  # once here, instead of in every product
             hidden = pad(hidden, (0, 0, 0, missing))
@@ -241,129 +253,8 @@ class LlamaTrunk(Trunk):
                 hidden = hidden[wanted]
                 q, _, _ = layer.project("q", hidden, cos[wanted], sin[wanted])
             hidden = layer.finish(hidden, attend(number, q, k, v).flatten(1))
-        hidden = rms_norm(hidden, *_norm(self.base.norm))
+        hidden = rms_norm(hidden, *norm_of(self.base.norm))
         return hidden[:count] if wanted is None else hidden
-
-
-_Part = Literal["q", "kv", "qkv"]
-
-
-class _Layer:
-    """One layer's weights; those that multiply the same input are concatenated."""
-
-    def __init__(self, layer: Any) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv: _Weight = _join(projections, "weight")
-        self.inner: int = len(attention.q_proj.weight)  # H * D
-        self.q: _Weight = self.qkv[: self.inner]
-        self.kv: _Weight = self.qkv[self.inner :]
-        self.qkv_bias = _join(projections, "bias") if attention.q_proj.bias is not None else None
-        self.head_dim: int = attention.head_dim
-        self.heads = self.inner // self.head_dim, len(attention.k_proj.weight) // self.head_dim
-        """Heads of queries, and of keys or values."""
-        self.out: _Weight = attention.o_proj.weight
-        self.out_bias: Tensor | None = attention.o_proj.bias
-        self.up: _Weight = _join([mlp.gate_proj, mlp.up_proj], "weight")
-        self.down: _Weight = mlp.down_proj.weight
-        self.attention_norm = _norm(layer.input_layernorm)
-        self.mlp_norm = _norm(layer.post_attention_layernorm)
-
-    def round_weights(self) -> None:
-        for name in ("qkv", "q", "kv", "out", "up", "down"):
-            setattr(self, name, Int8Weight(getattr(self, name)))
-
-    def bias(self, part: _Part) -> Tensor | None:
-        """Of `qkv`, `q` or `kv`."""
-        if self.qkv_bias is None or part == "qkv":
-            return self.qkv_bias
-        return self.qkv_bias[: self.inner] if part == "q" else self.qkv_bias[self.inner :]
-
-    def rotated(self, part: _Part) -> int:
-        """The heads at the beginning of `qkv`, `q` or `kv` to which rotary positions apply."""
-        queries, keys = self._heads_of(part)
-        return queries + keys
-
-    def _heads_of(self, part: _Part) -> tuple[int, int]:
-        """The heads of queries in `qkv`, `q` or `kv`, and those of keys."""
-        return (self.heads[0] if "q" in part else 0), (self.heads[1] if "kv" in part else 0)
-
-    def split(self, part: _Part, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [T, H, D], keys and values [T, K, D] in `qkv`, `q` or `kv`; else empty ones."""
-        queries, keys = self._heads_of(part)
-        q, k, v = x.unflatten(-1, (-1, self.head_dim)).split([queries, keys, keys], dim=1)
-        return q, k, v
-
-    def project(
-        self, part: _Part, hidden: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [T, H, D], keys and values [T, K, D], of which those in `part` are not empty."""
-        x = linear(rms_norm(hidden, *self.attention_norm), getattr(self, part), self.bias(part))
-        heads = x.unflatten(-1, (-1, self.head_dim))
-        rotate(heads[:, : self.rotated(part)], cos, sin)
-        return self.split(part, x)
-
-    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The residual stream [T, width] after the layer, which may overwrite `hidden`, from
-        attention's result [T, H * D]."""
-        hidden = add_linear(hidden, attended, self.out, self.out_bias)
-        return torch.cat([self._feed_forward(piece) for piece in hidden.split(_PIECE)])
-
-    def _feed_forward(self, hidden: Tensor) -> Tensor:
-        x = rms_norm(hidden, *self.mlp_norm)
-        return add_linear(hidden, silu_product(linear(x, self.up)), self.down)
-
-
-class _PackedLayer:
-    """As `_Layer`, by compiled kernels, from a copy of the layer's weights."""
-
-    def __init__(self, layer: _Layer, parts: Sequence[_Part]) -> None:
-        def pack(name: str, bias: Tensor | None = None) -> PackedWeight:
-            return PackedWeight(getattr(layer, name), bias)
-
-        self._layer = layer
-        self._projections = {part: pack(part, layer.bias(part)) for part in parts}
-        self._out, self._up, self._down = pack("out", layer.out_bias), pack("up"), pack("down")
-
-    def project(
-        self, part: _Part, hidden: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rotary = cos, sin, self._layer.rotated(part)
-        x = project(hidden, self._projections[part], self._layer.attention_norm, rotary, part)
-        return self._layer.split(part, x)
-
-    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        finish_layer(hidden, attended, self._out, self._layer.mlp_norm, self._up, self._down)
-        return hidden
-
-
-class _Packed:
-    """A copy of a model's weights, arranged for compiled kernels."""
-
-    def __init__(self, layers: Sequence[_Layer], head: Any) -> None:
-        *others, last = layers
-        self.layers = [
-            *(_PackedLayer(layer, ["qkv"]) for layer in others),
-            _PackedLayer(last, ["qkv", "q", "kv"]),
-        ]
-        self.head = PackedWeight(head.weight, head.bias)
-
-
-def _join(modules: Sequence[Any], name: str) -> Tensor:
-    """Concatenate the modules' parameters of this name; the modules keep views, to save memory."""
-    parameters = [getattr(module, name) for module in modules]
-    joined = torch.cat([parameter.data for parameter in parameters])
-    for parameter, part in zip(parameters, joined.split([len(p) for p in parameters]), strict=True):
-        parameter.data = part
-    return joined
-
-
-def _norm(module: Any) -> tuple[Tensor, float]:
-    return module.weight, module.variance_epsilon
-
-
-def _epsilons(layer: Any) -> tuple[float, float]:
-    return _norm(layer.input_layernorm)[1], _norm(layer.post_attention_layernorm)[1]
 
 
 def build_trunk(model: PreTrainedModel) -> Trunk:

@@ -1,0 +1,71 @@
+"""Whether a text that is being written matches the pattern at which it ends."""
+
+from __future__ import annotations
+
+import re
+
+from ledom.core.direction import Direction
+from ledom.text.tokenizer import Tokenizer
+
+__all__ = ["PatternSearch"]
+
+_NEW_TOKENS = 12  # decoded anew for each token before their text is kept
+_MOST_OVERLAP = 4  # kept tokens that are decoded with new ones; a character has at most 4 bytes
+_INCOMPLETE = "\ufffd"  # the text of bytes that are part of a character
+
+
+class PatternSearch:
+    """Searches a growing text; call it after every new token with all ids so far, in model order.
+
+    White space next to the prompt is ignored. The text of older tokens is kept, so the time per
+    token does not grow with the text, apart from the search itself.
+
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> tokenizer = train_tokenizer([], 257)
+    >>> search, ids = PatternSearch("bc", tokenizer, Direction.FORWARD), tokenizer.encode("abc").ids
+    >>> [search(ids[:end]) for end in (1, 2, 3)]
+    [False, False, True]
+    """
+
+    def __init__(self, pattern: str, tokenizer: Tokenizer, direction: Direction) -> None:
+        self._pattern, self._tokenizer, self._direction = re.compile(pattern), tokenizer, direction
+        self._kept = self._overlap = ""
+        """The text of the first `_num_kept` tokens, and that of its newest ones from `_begin` on,
+        alone: with them, new tokens are decoded as inside a text."""
+        self._num_kept = self._begin = 0
+
+    def __call__(self, ids: list[int]) -> bool:
+        forward = self._direction is Direction.FORWARD
+        text = self._text(ids)
+        newest, last = (text[-4:], text[-1:]) if forward else (text[:4], text[:1])
+        if last == _INCOMPLETE and newest != 4 * _INCOMPLETE:
+            return False  # the newest bytes may be part of a character that is incomplete
+        return bool(self._pattern.search(text.lstrip() if forward else text.rstrip()))
+
+    def _text(self, ids: list[int]) -> str:
+        """The text of all tokens."""
+        forward, known = self._direction is Direction.FORWARD, len(self._overlap)
+        text = self._decode(ids[self._begin :])
+        if forward and text.startswith(self._overlap):
+            text = self._kept + text[known:]
+        elif not forward and text.endswith(self._overlap):
+            text = text[: len(text) - known] + self._kept
+        else:
+            text = self._decode(ids)
+        if len(ids) - self._num_kept >= _NEW_TOKENS:
+            self._keep(ids, text)
+        return text
+
+    def _keep(self, ids: list[int], text: str) -> None:
+        """Keep this text of all tokens, unless it ends inside a character."""
+        forward = self._direction is Direction.FORWARD
+        for begin in range(len(ids) - 1, len(ids) - 1 - _MOST_OVERLAP, -1):
+            overlap = self._decode(ids[begin:])
+            inside = text.endswith(overlap) if forward else text.startswith(overlap)
+            if overlap and inside and overlap[-1 if forward else 0] != _INCOMPLETE:
+                self._kept, self._overlap = text, overlap
+                self._num_kept, self._begin = len(ids), begin
+                return
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(self._direction.to_reading_order(ids))
