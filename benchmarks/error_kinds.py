@@ -22,7 +22,7 @@ from fractions import Fraction
 from ledom.data.problems import value_of
 from ledom.data.question_numbers import numbers_in_words
 from ledom.text.answers import equal_answers, extract_answer
-from ledom.text.pair_format import ANSWER_MARK, normalize_numbers, restyle
+from ledom.text.pair_format import ANSWER_MARK, STYLES, normalize_numbers
 
 __all__ = ["ERROR_KINDS", "error_kind"]
 
@@ -51,7 +51,7 @@ def error_kind(question: str, solution: str) -> str:
     ...     "3 * 4 = 12, 12 - 5 = 7\\n#### 7")]
     ['false equation', 'number left out', 'wrong step']
     """
-    lines = restyle(solution, "equations").splitlines()
+    lines = STYLES["equations"](solution, None).splitlines()
     equations = [line.split(" = ") for line in lines if " = " in line and ANSWER_MARK not in line]
     if not equations:
         return "no equations"

@@ -45,7 +45,7 @@ from ledom.evaluate.retrieval import (
 )
 from ledom.report.formatting import interval, percent
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.text.pair_format import restyle
+from ledom.text.pair_format import STYLES
 
 _COPIES = 4  # problems of one text, including the first
 _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
@@ -55,7 +55,7 @@ def copies(count: int, seed: int) -> Iterator[Problem]:
     """Problems, each followed by three copies with other numbers; solutions are equations."""
     rng, made = Random(seed), 0
     for problem in generate_problems("test", 4 * count, seed):
-        solution = restyle(problem.require_solution(), "equations", problem.answer)
+        solution = STYLES["equations"](problem.require_solution(), problem.answer)
         found = [replace(problem, solution=solution)]
         for number in range(1, _COPIES):
             copy = renumber(problem, rng)

@@ -49,7 +49,7 @@ from ledom.model.checkpoint import read_checkpoint_info
 from ledom.report.formatting import accuracy, difference
 from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.text.answers import extract_answer, is_correct
-from ledom.text.pair_format import restyle
+from ledom.text.pair_format import STYLES
 from ledom.train.loop import train
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
@@ -62,7 +62,7 @@ KINDS = (14, 72, 95)
 
 def as_generated(problem: Problem) -> Problem:
     """The problem with its solution in the style of the embedded pair."""
-    plain = restyle(problem.require_solution(), "plain", problem.answer)
+    plain = STYLES["plain"](problem.require_solution(), problem.answer)
     return replace(problem, solution=normalize_solution(plain))
 
 

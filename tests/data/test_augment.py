@@ -8,7 +8,7 @@ from ledom.core.records import Problem, read_records, write_records
 from ledom.data.augment import augment, corrupt, miscalculate, renumber
 from ledom.data.problems import is_true
 from ledom.text.answers import extract_answer
-from ledom.text.pair_format import restyle
+from ledom.text.pair_format import STYLES
 
 CLIPS = Problem(
     id="clips",
@@ -25,7 +25,7 @@ WEEK = Problem(
 
 
 def lines(problem):
-    return restyle(problem.solution, "equations", problem.answer).splitlines()
+    return STYLES["equations"](problem.solution, problem.answer).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def lines(problem):
     ],
 )
 def test_equations_style(text, styled):
-    assert restyle(text, "equations") == styled
-    assert restyle(styled, "equations") == styled
+    assert STYLES["equations"](text, None) == styled
+    assert STYLES["equations"](styled, None) == styled
 
 
 @pytest.mark.parametrize("problem", [CLIPS, WEEK], ids=lambda p: p.id)

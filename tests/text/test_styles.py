@@ -1,3 +1,7 @@
+"""The styles of a solution: what each keeps, and that equations stay true."""
+
+from __future__ import annotations
+
 import re
 import time
 from fractions import Fraction
@@ -5,7 +9,12 @@ from fractions import Fraction
 import pytest
 
 from ledom.text.answers import equal_answers
-from ledom.text.styles import STYLES, restyle
+from ledom.text.pair_format import STYLES, PairFormat, Style
+
+
+def restyle(text: str, style: Style, answer: str | None = None) -> str:
+    return PairFormat(style=style).restyle(text, answer)
+
 
 GSM8K = (
     "He pays 35 x $20 = $<<35*20=700>>700 a week.\nThat is $700 + $1,050 = $<<700+1050=1750>>1,750"
@@ -35,7 +44,7 @@ GSM8K = (
         ("", ""),
     ],
 )
-def test_plain_style(text, plain):
+def test_plain_style(text: str, plain: str) -> None:
     assert restyle(text, "plain") == plain
     assert restyle(plain, "plain") == plain
 
@@ -57,12 +66,12 @@ def test_plain_style(text, plain):
         ("I do not know.", ""),
     ],
 )
-def test_numbers_style(text, bare):
+def test_numbers_style(text: str, bare: str) -> None:
     assert restyle(text, "numbers") == bare
     assert restyle(bare, "numbers") == bare
 
 
-def test_a_known_answer_takes_the_place_of_the_stated_one():
+def test_a_known_answer_takes_the_place_of_the_stated_one() -> None:
     for style in ("plain", "numbers"):
         assert restyle("3 + 4 = 7 pens", style, "9") == restyle("3 + 4 = 7 pens\n#### 9", style)
     assert restyle("3 + 4 = 7 pens", "as written", "9") == "3 + 4 = 7 pens"
@@ -81,7 +90,7 @@ def test_a_known_answer_takes_the_place_of_the_stated_one():
         (r"\left(3, \frac{\pi}{2}\right)", r"\left(3, \pi/2\right)"),
     ],
 )
-def test_a_final_answer_keeps_its_value(stated, final):
+def test_a_final_answer_keeps_its_value(stated: str, final: str) -> None:
     assert restyle(f"#### {stated}", "plain") == f"#### {final}"
     assert equal_answers(stated, final)
 
@@ -90,7 +99,7 @@ def test_a_final_answer_keeps_its_value(stated, final):
 @pytest.mark.parametrize(
     "text", ["(" * 9999, "1 + " * 9999, "\\frac{" * 999, "1 a" * 9999, "<<" * 9999, "9" * 30000]
 )
-def test_hostile_texts_take_no_time(style, text):
+def test_hostile_texts_take_no_time(style: str, text: str) -> None:
     started = time.process_time()
     restyle(text, style)
     assert time.process_time() - started < 20  # a pattern that backtracks takes minutes

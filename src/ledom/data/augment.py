@@ -17,7 +17,7 @@ from random import Random
 from ledom.core.records import Candidate, Problem
 from ledom.data.problems import is_true, value_of
 from ledom.data.question_numbers import IN_QUESTION, NUMBER, changeable
-from ledom.text.pair_format import ANSWER_MARK, normalize_numbers, restyle
+from ledom.text.pair_format import ANSWER_MARK, STYLES, normalize_numbers
 
 __all__ = ["augment", "corrupt", "miscalculate", "other_number", "renumber"]
 
@@ -38,7 +38,7 @@ class _Program:
     def read(cls, problem: Problem) -> _Program | None:
         """The program of a problem's solution; None unless its equations are true and lead to the
         answer."""
-        styled = restyle(problem.solution or "", "equations", problem.answer)
+        styled = STYLES["equations"](problem.solution or "", problem.answer)
         *lines, last = styled.splitlines()
         equations = [tuple(line.split(" = ")) for line in lines]
         answer = last.removeprefix(f"{ANSWER_MARK} ")

@@ -12,11 +12,12 @@ that the model cannot serve is an error before any work. (See tests/lm/test_cont
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from textwrap import shorten
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,49 +25,67 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import require
-from ledom.lm.confidence import Confidence
-from ledom.lm.sampling import Sampling
+from ledom.lm.confidence import ConfidenceSettings
+from ledom.lm.generation import FinishReason, Generation, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["FinishReason", "Generation", "LanguageModel", "Sampling", "TokenSpan"]
 
+_COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
+
 
 @dataclass(frozen=True)
-class TokenSpan:
-    """The tokens [start, end) of `ids` whose log-probabilities are wanted.
+class Sampling:
+    """How to draw the next token.
 
-    `ids` is a whole text in reading order, with the special tokens that the model was trained with
-    (see `LanguageModel.add_special_tokens`). The first token in model order has nothing before it
-    and cannot be part of the span.
+    >>> Sampling(temperature=0.7, top_p=2)
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: top_p is 2; it must lie in (0, 1]
     """
 
-    ids: Sequence[int]
-    start: int
-    end: int
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely token."""
+    top_k: int = 0
+    """Only the k most likely tokens; 0 for all."""
+    top_p: float = 1.0
+    """Only the most likely tokens that together have this probability."""
+    max_tokens: int = 256
+    """Maximum number of tokens to write."""
+    seed: int = 0
+    """Seed; together with the prompt's text and the sample's number it determines every draw."""
+    stop_pattern: str | None = None
+    """A regular expression: a text ends at its first match. White space next to the prompt is not
+    part of what is searched."""
+    confidence: ConfidenceSettings | None = None
+    """How to compute the texts' confidence; None: not at all. See `ledom.lm.confidence`."""
 
+    def __post_init__(self) -> None:
+        checks = {
+            f"temperature is {self.temperature}; it must be 0, or from {_COLDEST} to {_HOTTEST}": (
+                self.temperature == 0 or _COLDEST <= self.temperature <= _HOTTEST
+            ),
+            f"top_k is {self.top_k}; it must be 0 or more": self.top_k >= 0,
+            f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1,
+            f"max_tokens is {self.max_tokens}; it must be at least 1": self.max_tokens >= 1,
+            f"seed is {self.seed}; it must be 0 or more": self.seed >= 0,
+        }
+        require(checks)
+        try:
+            re.compile(self.stop_pattern or "")
+        except re.error as error:
+            raise InputError(
+                f"stop_pattern {self.stop_pattern!r} is not a regular expression: {error}"
+            ) from None
 
-FinishReason = Literal["stop", "length", "pattern", "unsure"]
+    @property
+    def greedy(self) -> Sampling:
+        """The same settings, but always taking the most likely token.
 
-
-@dataclass(frozen=True)
-class Generation:
-    """One text that a model wrote; ids and text in reading order, without the prompt and EOS."""
-
-    text: str
-    ids: list[int]
-    finish_reason: FinishReason
-    """`stop`: the model ended its document; `length`: it reached `max_tokens`; `unsure`: its
-    confidence fell below `ConfidenceSettings.least`; `pattern`: it matched `stop_pattern`, and
-    `generate` continues it when it is given as a prompt."""
-    state: Any = field(default=None, compare=False, repr=False)
-    """The backend's state, with which it continues without reading the text again."""
-    self_certainty: float | None = field(default=None, compare=False)
-    """Mean over the sampled tokens, EOS included, of KL(uniform || P(token | context)) in nats;
-    larger is more certain (Kang, Zhao and Song, Scalable Best-of-N Selection for Large Language
-    Models via Self-Certainty, 2025). None if the backend does not see the whole distribution."""
-    confidence: Confidence | None = field(default=None, compare=False)
-    """Confidence of the sampled tokens, EOS included, if `Sampling.confidence` is set."""
+        >>> Sampling(top_k=5, max_tokens=9).greedy == Sampling(temperature=0, max_tokens=9)
+        True
+        """
+        return replace(self, temperature=0.0, top_k=0, top_p=1.0)
 
 
 class LanguageModel(ABC):
@@ -115,8 +134,6 @@ class LanguageModel(ABC):
         self.num_parameters = num_parameters
         """Parameters, tied ones counted once; None if unknown, as for a server's model."""
 
-    _use_at_load: str | None = None
-
     @property
     def fingerprint(self) -> str:
         """A hash that identifies the model; results of a model with another hash are not reused.
@@ -131,16 +148,15 @@ class LanguageModel(ABC):
         self._fingerprint = fingerprint
 
     def _changed(self) -> str:
-        """Empty for the model as it was loaded; else a mark of the changes since."""
+        """A mark of the changes since the model was loaded; empty if there are none."""
         use = self._use()
-        return "" if self._use_at_load in (None, use) else f"-used-{use}"
+        return "" if use == self._use_at_load else f"-used-{use}"
 
     def _use(self) -> str:
         """A hash of what callers might replace."""
         special = (self.tokenizer.fingerprint, self.tokenizer.eos_id, self.bos_ids)
         ends = (sorted(self.stop_ids), self.context)
-        pair_format = (self.pair_format.template, self.pair_format.style)
-        known = repr([str(self.direction), *special, *ends, *pair_format])
+        known = repr([str(self.direction), *special, *ends, self.pair_format])
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
     @property
@@ -275,8 +291,7 @@ class LanguageModel(ABC):
     def written_text(self, prompt: str, ids: Sequence[int]) -> str:
         """The text of the ids that the model wrote for a prompt, in reading order.
 
-        A token's text may depend on its neighbors, so both are decoded together; then the prompt is
-        removed.
+        Both are decoded together, because a token's text may depend on its neighbors.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel()

@@ -24,7 +24,6 @@ from transformers import PreTrainedModel
 
 from ledom.core import processes
 from ledom.core.errors import CheckpointError
-from ledom.lm.engine.llama_layers import Layer, PackedLayer, PackedLayers, Weight, norm_of
 from ledom.model.architectures import (
     finish_logits,
     is_linear,
@@ -37,6 +36,7 @@ from ledom.model.changes import does_more, evaluating, weights_state
 from ledom.model.device import large_blocks_apart
 from ledom.model.exactness import check_long_text, in_float32, packing_reach
 from ledom.model.kernels import Int8Weight, filled_rows, linear
+from ledom.model.llama_layers import Layer, PackedLayer, PackedLayers, Weight, norm_of
 from ledom.model.native.attention import has_native
 from ledom.model.native.layers import project, rms_norm
 from ledom.model.native.library import library_for
