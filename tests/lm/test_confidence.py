@@ -49,6 +49,12 @@ def test_settings_are_checked(wrong: dict[str, int]) -> None:
         ConfidenceSettings(**wrong)
 
 
+@pytest.mark.parametrize("least", [float("nan"), (1.0, float("nan"))])
+def test_a_threshold_is_a_number(least: float | tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="least is .*nan.*; give numbers, or None"):
+        ConfidenceSettings(least=least)
+
+
 def expected(plain: PlainModel, prompt: list[int], text: Generation) -> Confidence | None:
     """From plain transformers' log-probabilities at every token drawn."""
     ids = [*text.ids, *([plain.tokenizer.eos_id] if text.finish_reason == "stop" else [])]

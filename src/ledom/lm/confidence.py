@@ -46,6 +46,8 @@ class ConfidenceSettings:
         for name, value in (("top_k", self.top_k), ("window", self.window)):
             if value < 1:
                 raise InputError(f"confidence: {name} is {value}; it must be at least 1")
+        if np.isnan(0.0 if self.least is None else self.least).any():
+            raise InputError(f"confidence: least is {self.least}; give numbers, or None")
 
     def least_of(self, place: int) -> float | None:
         """The threshold for the prompt at index `place`.

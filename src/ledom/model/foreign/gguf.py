@@ -128,7 +128,7 @@ def _own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustTok
             f"{file}: this version of transformers may split a text in another way than the model; "
             "upgrade transformers, or name the model's tokenizer.json with --tokenizer"
         ) from None
-    written = json.loads(tokenizer.to_str())
+    written = json.loads(tokenizer.to_str())  # no file
     size = len(fields["tokenizer.ggml.tokens"].data)
     written["added_tokens"] = [t for t in written["added_tokens"] if t["id"] < size]
     own = RustTokenizer.from_str(json.dumps(written))
