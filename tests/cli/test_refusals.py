@@ -49,7 +49,7 @@ def test_folds_without_labels(
     file = write(tmp_path / "problems.jsonl", *QUESTIONS[:labeled], *unlabeled)
     check_refused(
         run("rerank", "--problems", file, "--samples", 2, "--folds", 2, *out),
-        f"{labeled} of 6 problems have right answers, too few to fit weights in folds",
+        f"{labeled} of 6 different questions have right answers, too few to fit weights in folds",
         "add answers to the problems, or leave the folds out",
     )
 

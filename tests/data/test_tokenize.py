@@ -322,6 +322,33 @@ def test_the_store_keeps_the_sources(
     assert store.document_sources() == [name or "no source" for name in names]
 
 
+def test_a_store_that_an_older_version_began_has_no_sources(
+    tmp_path: Path, make: Make, here: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "named.jsonl"
+    rows = [{"text": f"{n} {n + 1}", "source": "web"} for n in range(2, 42)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    documents, out = open_documents([str(file)]), tmp_path / "s"
+    first = make(Execution(tasks=2), documents)
+    assert first is not None
+    assert first.manifest.sources == [("web", 40)]
+    entry, shard = out / "tasks/shards/00000.json", out / first.manifest.shards[1].file
+
+    def resumed_with(sources: dict[str, object]) -> TokenStore | None:
+        kept = json.loads(entry.read_text())
+        del kept["sources"]
+        entry.write_text(json.dumps(kept | sources))
+        shard.unlink()
+        return make(Execution(tasks=2), open_documents([str(file)]))
+
+    with pytest.raises(InputError, match=r"00000.json: key sources.0"):
+        resumed_with({"sources": ["web"]})
+    again = resumed_with({})
+    assert again is not None
+    assert again.manifest.sources == []
+    assert "kept no sources; tokenize anew" in caplog.text
+
+
 def test_sources_that_change_too_often_are_not_kept(
     tmp_path: Path,
     make: Make,

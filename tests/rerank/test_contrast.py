@@ -60,6 +60,7 @@ def test_a_copy_keeps_the_script_of_its_digits(number: str) -> None:
     ("question", "numbers"),
     [
         ("小明有3支笔，又买了1,200支。12:30到。有多少支？", ["1,200", "3"]),
+        ("๑๒:30 และ ๕ บาท", ["๕"]),
         ("철수는 사과 3개를 샀다.", ["3"]),
         ("りんごが２個あります。", ["２"]),
         ("Room B12, the 2nd door, 5kg", []),  # part of a name, an order, a unit

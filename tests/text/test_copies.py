@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from ledom.text.copies import copied_passages, without_copies
+from ledom.text.copies import WORD, copied_passages, without_copies
 
 QUESTION = "Ava has 24 red pens and gives 6 of them away. How many are left?"
 
@@ -33,6 +35,16 @@ def test_fewer_words_are_no_copy() -> None:
 def test_characters_are_the_words_of_scripts_without_spaces() -> None:
     assert without_copies("小明有24支红笔。24-6=18", "小明有24支红笔，送出6支。", 4) == "。24-6=18"
     assert copied_passages("小红有8支", "小明有24支红笔，送出6支。", 3) == []
+
+
+def test_digits_of_such_a_script_are_one_number() -> None:
+    assert [match.group() for match in re.finditer(WORD, "๑๒ บ人々3")] == [
+        "๑๒",
+        "บ",
+        "人",
+        "々",
+        "3",
+    ]
 
 
 def test_a_passage_grows_word_by_word() -> None:

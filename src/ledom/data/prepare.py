@@ -304,6 +304,11 @@ def _origins(records: Sequence[Document | Problem]) -> list[tuple[str, int]]:
     for record in records:
         name = record.source if isinstance(record, Document) else record.extra.get("source")
         runs.add(str(name) if name else None)
+    if runs.too_many:
+        logging.getLogger("ledom").warning(
+            "the source of the documents to validate on changes too often to be kept, so a "
+            "validation cannot tell the sources apart; sort them by source"
+        )
     return runs.named
 
 

@@ -17,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -235,15 +235,24 @@ def _read_entry(out: Path, task: int) -> ShardEntry | None:
     return as_type(read_json(file), ShardEntry, file) if file.is_file() else None
 
 
-def _sources(out: Path, entries: Sequence[ShardEntry]) -> SourceRuns:
-    """Where the documents of all shards came from, with a warning if it changes too often."""
-    runs = SourceRuns()
-    for task, entry in enumerate(entries):
-        unnamed = [(None, entry.num_documents)]  # of a version that did not record them
-        for source, count in read_json(_entry_file(out, task)).get("sources", unnamed):
+@dataclass(frozen=True)
+class _ShardSources:
+    sources: list[tuple[str, int]] | None = None  # None: of a version that did not keep them
+
+
+def _sources(out: Path, tasks: int) -> SourceRuns:
+    """Where the documents of all shards came from, with a warning if that cannot be kept."""
+    runs, log = SourceRuns(), logging.getLogger("ledom")
+    for task in range(tasks):
+        file = _entry_file(out, task)
+        found = as_type(read_json(file), _ShardSources, file).sources
+        if found is None:
+            log.warning("%s: an older version began it and kept no sources; tokenize anew", out)
+            return SourceRuns()
+        for source, count in found:
             runs.add(source, count)
     if runs.too_many:
-        logging.getLogger("ledom").warning(
+        log.warning(
             "%s: the source changes over %d times from one document to the next, so the store does "
             "not keep it, and a validation cannot tell the sources apart; sort by source",
             *(out, MOST_RUNS),
@@ -272,7 +281,7 @@ def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
     if len(entries) < tasks:
         return None
     source = _read_settings(out)["source"]
-    return write_manifest(out, entries, tokenizer, source, _sources(out, entries).named)
+    return write_manifest(out, entries, tokenizer, source, _sources(out, tasks).named)
 
 
 class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import log
 
+from ledom.core.files import fingerprint
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.rerank.score import ScoreFiles, make_score, read_solution
@@ -74,7 +75,7 @@ def fill_flip(files: ScoreFiles, settings: FlipSettings) -> list[Score]:
     return files.fill(
         FLIP,
         lambda some: flip_candidates(files.problems, some, *how),
-        {"flip": asdict(settings), "longest": longest},
+        {"flip": asdict(settings), "longest": longest, "words": fingerprint([(WORD,)])},
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import compress
 from pathlib import Path
 
 from ledom import __version__
@@ -210,12 +211,14 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
     if job.candidates is not None:
         match_candidates(job.problems, job.candidates)
     if job.folds:
-        check_folds(job.folds, len({question_hash(problem.question) for problem in job.problems}))
-        labeled = int(labeled_problems(job.problems, job.candidates or ()).sum())
+        questions = [question_hash(problem.question) for problem in job.problems]
+        check_folds(job.folds, len({*questions}))
+        is_labeled = labeled_problems(job.problems, job.candidates or ())
+        labeled = len({*compress(questions, is_labeled)})
         if labeled < 2:  # the weights for one are fitted on the others
             raise InputError(
-                f"{labeled} of {len(job.problems)} problems have right answers, too few to fit "
-                "weights in folds; add answers to the problems, or leave the folds out"
+                f"{labeled} of {len({*questions})} different questions have right answers, too few "
+                "to fit weights in folds; add answers to the problems, or leave the folds out"
             )
     else:  # with folds, the job's own weights are not used
         job.weights.refuse_overlap(job.problems)

@@ -24,7 +24,7 @@ from ledom.core.stage import Stage, Track, Work, at_once, even_groups
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.rerank.candidates import distinct_candidates, text_hashes
 from ledom.rerank.score_files import score_check
-from ledom.text.copies import without_copies
+from ledom.text.copies import WORD, without_copies
 from ledom.text.pair_format import EncodedPair
 
 __all__ = [
@@ -135,7 +135,7 @@ class ScoreFiles:
                 (d.question, d.solution or "", d.answer or "") for d in self.demonstrations
             )
         if self.mask_copies and self.lm.direction is Direction.REVERSE:
-            made_with["mask_copies"] = self.mask_copies
+            made_with |= {"mask_copies": self.mask_copies, "words": fingerprint([(WORD,)])}
         path = self.folder / f"scores.{name}.jsonl"
         check = partial(score_check, self.problems, self.candidates, name)
         work: Work[Candidate, Score] = Work(

@@ -11,9 +11,12 @@ import re
 
 __all__ = ["UNSPACED", "WORD", "copied_passages", "without_copies"]
 
-UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+UNSPACED = (
+    "\u0e00-\u0e4f\u0e5a-\u0e7f"
+    "\u3005\u3007\u3040-\u30fa\u30fc-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+)
 """Characters of scripts that write words without spaces, or numbers without a space after them:
-Thai, Japanese, Chinese and Korean."""
+Thai without its digits, Japanese, Chinese and Korean."""
 
 WORD = rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+"
 """A word; in these scripts, a character."""
