@@ -162,6 +162,8 @@ def test_a_long_text_does_not_change_a_model(rope_type: str, tokenizer: Tokenize
     model(torch.zeros(1, 40, dtype=torch.long))
     assert not torch.equal(rotary.inv_freq, before)
     assert contents.mark() == ""
+    model(torch.zeros(1, 5, dtype=torch.long))
+    assert contents.mark() == ""
     rotary.original_inv_freq.mul_(1.01)
     assert contents.mark()
 

@@ -125,7 +125,8 @@ class Changes:
     def _numbers(self) -> dict[str, Tensor]:
         """The weights and buffers by name, but not those that a pass changes."""
         found: dict[str, Tensor] = self._model.state_dict()
-        for name, buffer in self._model.named_buffers():  # some are in no state_dict
+        for name, buffer in self._model.named_buffers(remove_duplicate=False):
+            # Some are in no state_dict, and a pass may make two of them one.
             owner = self._model.get_submodule(name.rpartition(".")[0])
             if "original" in name or not follows_length(owner):
                 found[name] = buffer

@@ -112,11 +112,6 @@ _SPELLINGS = (
     (re.compile(r"\\degree(?![A-Za-z])"), "°"),
     (re.compile(r",\\!\s?|\{,\}"), "\N{SINGLE LOW-9 QUOTATION MARK}"),  # a comma in a number
     (re.compile(r"(?<=\d)(?:\\[,;:]|~)(?=\d{3}(?!\d))"), "\N{SINGLE LOW-9 QUOTATION MARK}"),
-    # 12 000, but not x^2 300 or 1 100/200
-    (
-        re.compile(r"(?<=\d)(?<![\^_]\d)(?<![\^_]\d\d)(?<![\^_]\d{3})\\? (?=\d{3}(?![\d/]))"),
-        "\N{SINGLE LOW-9 QUOTATION MARK}",
-    ),
     (re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~"), " "),
     (re.compile(r"(\d)\^\s?\{?\s?(?:\\(?:text|mathrm)\{)?\s?(st|nd|rd|th)\s?\}{0,2}"), r"\1\2"),
     (re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])"), " th"),
@@ -126,6 +121,12 @@ _SPELLINGS = (
     # a set as plain text writes it; the comma of {1,000} groups digits
     (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
 )
+# An answer that is one number, its digits grouped by spaces: 12 000; not 1 100/200, nor two lines.
+_GROUPED = re.compile(
+    r"[\s*_`$€£¥+-]*(?:\\\$)?[1-9]\d{0,2}(?:\\?[ \xa0\u2009\u202f]\d{3})+(?:\.\d+)?"
+    r"[^\d/\\^_=+*({\[-]*"
+)
+_GROUP_SPACE = re.compile(r"(?<=\d)\\?[ \xa0\u2009\u202f](?=\d{3})")
 _CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
@@ -230,6 +231,8 @@ def plain_text(answer: str) -> str:
     >>> plain_text("$½$"), plain_text("７ %")
     ('1/2', '7 %')
     """
+    if _GROUPED.fullmatch(answer):
+        answer = _GROUP_SPACE.sub(",", answer)
     text = bare(keyboard(answer).translate(_CHARACTERS))
     for run, sign, plain in (
         (_SUPERSCRIPT_RUN, "^", _SUPERSCRIPTS),
