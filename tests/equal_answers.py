@@ -10,6 +10,7 @@ EQUAL = [
     ("38", "+38", "a plus sign"),
     ("12 345", "12,345", "a space groups digits, as in real answers to GSM8K"),
     (r"\$1\ 200\ 000", "1200000", "LaTeX's space groups digits"),
+    (r"\(12\ 000\)", "**12 000**", "in a formula, and emphasized"),
     ("1 100/200", "1.5", "a mixed number"),
     ("38", "\uff13\uff18", "full-width digits"),
     ("007", "7", "leading zeros"),

@@ -123,8 +123,8 @@ _SPELLINGS = (
 )
 # An answer that is one number, its digits grouped by spaces: 12 000; not 1 100/200, nor two lines.
 _GROUPED = re.compile(
-    r"[\s*_`$€£¥+-]*(?:\\\$)?[1-9]\d{0,2}(?:\\?[ \xa0\u2009\u202f]\d{3})+(?:\.\d+)?"
-    r"[^\d/\\^_=+*({\[-]*"
+    r"(?:[\s*_`$€£¥+-]|\\[($])*[1-9]\d{0,2}(?:\\?[ \xa0\u2009\u202f]\d{3})+(?:\.\d+)?"
+    r"(?:[^\d/\\^_=+({\[-]|\\\))*"
 )
 _GROUP_SPACE = re.compile(r"(?<=\d)\\?[ \xa0\u2009\u202f](?=\d{3})")
 _CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
