@@ -114,9 +114,9 @@ def _prefix(path: Path, process: int | None = None) -> str:
 
 @contextmanager
 def _temporary(path: Path, named: str | Path) -> Iterator[Path]:
-    """A new name beside `path`, for a file or folder that replaces it; what is left is removed.
+    """A name beside `path` for a file or folder that is about to replace it, removed on an error.
 
-    Raises `OutputError`, which calls the path `named`, for the block's errors of the system.
+    An `OSError` in the block becomes an `OutputError` about the path as the user wrote it, `named`.
     """
     temporary = path.parent / f"{_prefix(path)}{secrets.token_hex(4)}"
     try:

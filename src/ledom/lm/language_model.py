@@ -291,7 +291,7 @@ class LanguageModel(ABC):
     def written_text(self, prompt: str, ids: Sequence[int]) -> str:
         """The text of the ids that the model wrote for a prompt, in reading order.
 
-        Both are decoded together, because a token's text may depend on its neighbors.
+        Prompt and ids are decoded together: a token's text may depend on its neighbors.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel()

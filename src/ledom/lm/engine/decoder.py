@@ -71,7 +71,7 @@ class Writer:
                 job.finish_reason = self._finish_reason(job)
 
     def _finish_reason(self, job: Job) -> FinishReason | None:
-        """Why a text ends after its newest token; None if it goes on."""
+        """Why a text ends after its newest token; None if it continues."""
         if job.search is not None and job.search(job.ids):
             return "pattern"
         asked = self.sampling.confidence
