@@ -16,7 +16,6 @@ from filelock import FileLock
 from pyarrow import parquet
 
 from ledom.core.errors import InputError, OutputError, WorkerError
-from ledom.data import store as store_module
 from ledom.data import tokenize as module
 from ledom.data.documents import Documents, open_documents
 from ledom.data.prepare import DataConfig, prepare_data
@@ -356,8 +355,7 @@ def test_sources_that_change_too_often_are_not_kept(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for place in (module, store_module):
-        monkeypatch.setattr(place, "MOST_RUNS", 39)
+    monkeypatch.setattr("ledom.data.source_runs._MOST_RUNS", 39)
     rows = [{"text": f"{n} {n + 1}", "source": f"s{n}"} for n in range(2, 42)]
     file = tmp_path / "named.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

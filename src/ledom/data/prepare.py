@@ -24,7 +24,8 @@ from ledom.core.reading import Config, JsonObject, read_json, read_jsonl
 from ledom.core.records import Document, Problem, read_records
 from ledom.data.packing import Packing
 from ledom.data.problems import GENERATOR, equations, generate_problems
-from ledom.data.store import SourceRuns, TokenStore, write_store
+from ledom.data.source_runs import SourceRuns
+from ledom.data.store import TokenStore, write_store
 from ledom.text.pair_format import PairFormat, Style
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -304,12 +305,7 @@ def _origins(records: Sequence[Document | Problem]) -> list[tuple[str, int]]:
     for record in records:
         name = record.source if isinstance(record, Document) else record.extra.get("source")
         runs.add(str(name) if name else None)
-    if runs.too_many:
-        logging.getLogger("ledom").warning(
-            "the source of the documents to validate on changes too often to be kept, so a "
-            "validation cannot tell the sources apart; sort them by source"
-        )
-    return runs.named
+    return runs.named("the documents to validate on")
 
 
 def read_split(

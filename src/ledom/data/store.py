@@ -28,10 +28,8 @@ from ledom.text.tokenizer import Tokenizer
 
 __all__ = [
     "MANIFEST",
-    "MOST_RUNS",
     "Manifest",
     "ShardEntry",
-    "SourceRuns",
     "TokenStore",
     "finalize_shard",
     "read_manifests",
@@ -43,8 +41,6 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _SINGLE_SHARD = "tokens.ds"
-_NO_SOURCE = "no source"
-MOST_RUNS = 100_000  # in a manifest, which every reader of the store holds in memory
 _CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough for all threads, and little memory
 _BLOCK_BYTES = 1 << 23  # read at a time for a checksum
 
@@ -81,39 +77,6 @@ class Manifest:
     manifest_sha256: str = ""
     """Hash of the manifest's file. The file has the shards' checksums, so the hash identifies the
     whole store. It is not in the file."""
-
-
-class SourceRuns:
-    """Counts runs of documents that have the same source, for a manifest.
-
-    >>> made = SourceRuns()
-    >>> for source in ("web", "web", None):
-    ...     made.add(source)
-    >>> made.named
-    [('web', 2), ('no source', 1)]
-    """
-
-    def __init__(self) -> None:
-        self.runs: list[tuple[str, int]] = []
-
-    def add(self, source: str | None, count: int = 1) -> None:
-        """Count more documents of one source, or without any."""
-        name = source or _NO_SOURCE
-        if self.runs and self.runs[-1][0] == name:
-            count += self.runs.pop()[1]
-        if not self.too_many:
-            self.runs.append((name, count))
-
-    @property
-    def too_many(self) -> bool:
-        """Whether there are more than `MOST_RUNS`; the others are not counted."""
-        return len(self.runs) > MOST_RUNS
-
-    @property
-    def named(self) -> list[tuple[str, int]]:
-        """The runs; empty if no document has a source, or if there are too many."""
-        some = any(name != _NO_SOURCE for name, _ in self.runs)
-        return self.runs if some and not self.too_many else []
 
 
 class Shard:

@@ -33,11 +33,10 @@ from ledom.core.files import check_settings, lock_folder, write_json
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
+from ledom.data.source_runs import SourceRuns
 from ledom.data.store import (
     MANIFEST,
-    MOST_RUNS,
     ShardEntry,
-    SourceRuns,
     TokenStore,
     finalize_shard,
     token_dtype,
@@ -240,24 +239,20 @@ class _ShardSources:
     sources: list[tuple[str, int]] | None = None  # None: of a version that did not keep them
 
 
-def _sources(out: Path, tasks: int) -> SourceRuns:
+def _sources(out: Path, tasks: int) -> list[tuple[str, int]]:
     """Where the documents of all shards came from, with a warning if that cannot be kept."""
-    runs, log = SourceRuns(), logging.getLogger("ledom")
+    runs = SourceRuns()
     for task in range(tasks):
         file = _entry_file(out, task)
         found = as_type(read_json(file), _ShardSources, file).sources
         if found is None:
-            log.warning("%s: an older version began it and kept no sources; tokenize anew", out)
-            return SourceRuns()
+            logging.getLogger("ledom").warning(
+                "%s: an older version began it and kept no sources; tokenize anew", out
+            )
+            return []
         for source, count in found:
             runs.add(source, count)
-    if runs.too_many:
-        log.warning(
-            "%s: the source changes over %d times from one document to the next, so the store does "
-            "not keep it, and a validation cannot tell the sources apart; sort by source",
-            *(out, MOST_RUNS),
-        )
-    return runs
+    return runs.named(out)
 
 
 def _drop_damaged(out: Path, tasks: int, token_bytes: int) -> None:
@@ -281,7 +276,7 @@ def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
     if len(entries) < tasks:
         return None
     source = _read_settings(out)["source"]
-    return write_manifest(out, entries, tokenizer, source, _sources(out, tasks).named)
+    return write_manifest(out, entries, tokenizer, source, _sources(out, tasks))
 
 
 class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
