@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["FORMULA", "NUMBER", "PART"]
+__all__ = ["FORMULA", "GROUP_SPACE", "NUMBER", "PART"]
+
+GROUP_SPACE = r"[ \xa0\u2009\u202f]"
+"""A space that may group digits: 12 000."""
 
 _CURRENCY = r"(?:US\$|Rs\.?|[$€£¥₹₱₩])"
-_COMMA = r"(?:,|\{,\}|\\[, ]|[ \xa0\u2009\u202f])"  # 12,000 or 12 000
+_COMMA = rf"(?:,|\{{,\}}|\\[, ]|{GROUP_SPACE})"  # 12,000 or 12 000
 _UNSIGNED = (
     rf"(?:[0-9]{{1,3}}(?:{_COMMA}[0-9]{{3}}){{1,9}}(?!{_COMMA}?[0-9])(?:\.[0-9]+)?"
     r"|[0-9]{1,2}(?:,[0-9]{2}){1,9},[0-9]{3}(?!,?[0-9])(?:\.[0-9]+)?"

@@ -13,6 +13,8 @@ import unicodedata
 from dataclasses import dataclass
 from functools import partial
 
+from ledom.text.math.in_text import GROUP_SPACE
+
 __all__ = [
     "FUNCTIONS",
     "GREEK",
@@ -123,10 +125,10 @@ _SPELLINGS = (
 )
 # An answer that is one number, its digits grouped by spaces: 12 000; not 1 100/200, nor two lines.
 _GROUPED = re.compile(
-    r"(?:[\s*_`$€£¥+-]|\\[($])*[1-9]\d{0,2}(?:\\?[ \xa0\u2009\u202f]\d{3})+(?:\.\d+)?"
+    rf"(?:[\s*_`$€£¥+-]|\\[($])*[1-9]\d{{0,2}}(?:\\?{GROUP_SPACE}\d{{3}})+(?:\.\d+)?"
     r"(?:[^\d/\\^_=+({\[-]|\\\))*"
 )
-_GROUP_SPACE = re.compile(r"(?<=\d)\\?[ \xa0\u2009\u202f](?=\d{3})")
+_BETWEEN_GROUPS = re.compile(rf"(?<=\d)\\?{GROUP_SPACE}(?=\d{{3}})")
 _CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
@@ -232,7 +234,7 @@ def plain_text(answer: str) -> str:
     ('1/2', '7 %')
     """
     if _GROUPED.fullmatch(answer):
-        answer = _GROUP_SPACE.sub(",", answer)
+        answer = _BETWEEN_GROUPS.sub(",", answer)
     text = bare(keyboard(answer).translate(_CHARACTERS))
     for run, sign, plain in (
         (_SUPERSCRIPT_RUN, "^", _SUPERSCRIPTS),
