@@ -3,11 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A process per core, each with one thread: the models of the tests are small. A process that has
-# nothing left takes tests from another, whatever their file.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
-# Two threads share the work of two cores; more processes than cores slow every one of them.
-export TOKENIZERS_PARALLELISM ?= true
+# A process per core. One that has nothing left takes tests from another, whatever their file.
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 # Many tests start processes: compiled once, even where containers turn that off.
 export PYTHONDONTWRITEBYTECODE =
 

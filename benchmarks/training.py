@@ -167,7 +167,7 @@ def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> R
         def __getitem__(self, index: int) -> dict[str, Any]:
             return {"input_ids": rows[index], "labels": rows[index]}
 
-    class InOrder(Trainer):
+    class InOrder(Trainer):  # type: ignore[misc]
         def _get_train_sampler(self, *_: Any) -> Any:
             return SequentialSampler(Rows())
 
@@ -179,7 +179,7 @@ def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> R
 
     ends: list[float] = []
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             if not ends:
                 ends.append(time.perf_counter())

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import pytest
+
+# One thread per process: xdist starts a process per core, the models are small, and a test that
+# forks hangs where torch has used more. What the tests start inherits it.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "true"  # or tokenizers warns at every fork
 
 
 def pytest_configure(config: pytest.Config) -> None:

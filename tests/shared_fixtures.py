@@ -41,7 +41,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
-torch.set_num_threads(1)  # the models are so small that threads only cost
 # Tests of Ctrl-C need it, and what they start inherits it, even where a shell that runs the tests
 # in the background ignores it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

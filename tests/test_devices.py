@@ -67,8 +67,9 @@ def test_the_check_sees_a_mix() -> None:
         torch.ones(2, 2, device=META) @ torch.ones(2, 2)
 
 
-@pytest.mark.parametrize("trunk", [Trunk, build_trunk])
-@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize(
+    ("direction", "trunk"), [(Direction.FORWARD, Trunk), (Direction.REVERSE, build_trunk)]
+)
 def test_scoring_and_sampling(direction: Direction, trunk: Callable[[Any], Trunk]) -> None:
     lm = load("tiny", direction)
     assert isinstance(lm, HFLanguageModel)

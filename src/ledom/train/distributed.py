@@ -148,7 +148,7 @@ def distribute(
             layer.compile()
     if world.size > 1:
         _shard(model, layers, _mesh(world, config), dtype)
-    model.to(world.device)  # type: ignore[arg-type]
+    model.to(world.device)
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:

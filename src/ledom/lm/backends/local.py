@@ -91,7 +91,7 @@ class HFLanguageModel(LanguageModel):
 
         def load(precision: torch.dtype | Literal["auto"]) -> Checkpoint:
             found = load_checkpoint(path, direction, precision, eos_token, bos_token=bos_token)
-            found.model.to(place)  # type: ignore[arg-type]
+            found.model.to(place)
             return found
 
         checkpoint, self.precision = load_in(dtype, place, load)

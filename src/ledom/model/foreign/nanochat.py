@@ -34,7 +34,7 @@ __all__ = ["NanochatConfig", "NanochatForCausalLM", "NanochatModel"]
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-class NanochatConfig(PretrainedConfig):
+class NanochatConfig(PretrainedConfig):  # type: ignore[misc]
     """The shape of a nanochat model, and the features of its version."""
 
     model_type = "ledom_nanochat"
@@ -158,7 +158,7 @@ class _Block(nn.Module):
         return out
 
 
-class _Pretrained(PreTrainedModel):
+class _Pretrained(PreTrainedModel):  # type: ignore[misc]
     config_class = NanochatConfig
     base_model_prefix = "transformer"
     _supports_sdpa = True
@@ -185,7 +185,7 @@ class NanochatModel(_Pretrained):
                 if config.has_value_embedding(layer)
             }
         )
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.wte
@@ -256,7 +256,7 @@ class NanochatForCausalLM(_Pretrained):
         super().__init__(config)
         self.transformer = NanochatModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
         head: nn.Module = self.lm_head
