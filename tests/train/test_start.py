@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from architectures import tiny
 from command_line import Run, check_refused
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError
+from ledom.core.files import lock_folder
 from ledom.data.prepare import DataConfig, PreparedData
 from ledom.data.store import write_store
 from ledom.model.attention import IMPLEMENTATION
@@ -35,6 +37,7 @@ from ledom.train.start import (
     choose_precision,
     content_hash,
 )
+from waiting import SECONDS
 
 BOTH = list(Direction)
 ALONE = ProcessGroup(torch.device("cpu"))
@@ -109,6 +112,16 @@ def test_each_changed_input_is_refused_by_key(
     shutil.rmtree(folder / "forward")
     check_inputs(full, BOTH, folder)  # of no step that is saved
     assert json.loads((folder / "inputs.json").read_text())[key] == content_hash(inputs[key])
+
+
+def test_twins_record_their_inputs_one_after_the_other(tmp_path: Path, full: Recipe) -> None:
+    with lock_folder(tmp_path, "checks the inputs", wait=True):
+        twin = Thread(target=check_inputs, args=(full, BOTH, tmp_path), daemon=True)
+        twin.start()
+        twin.join(1.0)
+        assert not (tmp_path / "inputs.json").exists()
+    twin.join(SECONDS)
+    assert (tmp_path / "inputs.json").exists()
 
 
 def test_another_direction_adds_its_model(tmp_path: Path, full: Recipe) -> None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError, in_one_line
-from ledom.core.files import file_hash, write_json
+from ledom.core.files import file_hash, lock_folder, write_json
 from ledom.core.reading import check_regular, read_json
 from ledom.core.records import Problem
 from ledom.data.packing import Batches, Windows
@@ -257,19 +257,21 @@ def has_begun(folder: Path) -> bool:
 def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) -> None:
     """Compare the inputs' hashes with those in the run's inputs.json, then write that file.
 
-    Before the run has begun nothing is compared. Raises `CheckpointError` with the key of an
-    input that has changed, and `InputError` for an input that cannot be read.
+    Before the run has begun nothing is compared. Twins that resume together do this one after the
+    other, so neither drops what the other adds. Raises `CheckpointError` with the key of an input
+    that has changed, and `InputError` for an input that cannot be read.
     """
     file = folder / "inputs.json"
-    known = read_json(file) if has_begun(folder) and file.is_file() else {}
     found = {key: (name, content_hash(Path(name))) for key, name in _inputs(recipe, directions)}
-    for key, (name, digest) in found.items():
-        if known.get(key, digest) != digest:
-            raise CheckpointError(
-                f"{folder}: {key} ({name}) has changed since this run began; restore it, or give "
-                "this run another name"
-            )
-    write_json(file, known | {key: digest for key, (_, digest) in found.items()})
+    with lock_folder(folder, "checks the inputs", wait=True):
+        known = read_json(file) if has_begun(folder) and file.is_file() else {}
+        for key, (name, digest) in found.items():
+            if known.get(key, digest) != digest:
+                raise CheckpointError(
+                    f"{folder}: {key} ({name}) has changed since this run began; restore it, or "
+                    "give this run another name"
+                )
+        write_json(file, known | {key: digest for key, (_, digest) in found.items()})
 
 
 def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[str, str]]:
