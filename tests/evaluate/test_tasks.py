@@ -106,7 +106,7 @@ def test_a_repeated_question_is_not_its_own_example(tmp_path: Path) -> None:
     solved = [{"id": r["id"], "question": r["question"], "answer": r["choices"][0]} for r in rows]
     file = write(tmp_path / "solved.jsonl", solved)
     (task,) = find_source(str(file), Options(num_fewshot=2)).load(FORWARD)
-    assert [doc["prompt"] for doc in task.test_docs()][0] == (
+    assert next(doc["prompt"] for doc in task.test_docs()) == (
         "Question: Q1\nAnswer: The answer is r1.\n\n"
         "Question: Q2\nAnswer: The answer is r2.\n\nQuestion: Q0\nAnswer:"
     )

@@ -69,8 +69,8 @@ def neighbor_questions(
 ) -> list[ChoiceQuestion]:
     """Questions that ask which of four sentences comes after (or before) one of a document.
 
-    The three wrong choices come from other documents. The extra key `document` is the document's id.
-    Raises `InputError` for too few documents.
+    The three wrong choices come from other documents. The extra key `document` has the id of the
+    question's. Raises `InputError` for too few documents.
 
     >>> pair = "{0} are the topic of this first sentence. {0} are the topic of the second one, too."
     >>> animals = ("Ants", "Bees", "Cats", "Dogs")
