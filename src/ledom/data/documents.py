@@ -194,9 +194,6 @@ class HubDocuments(Documents):
     """A dataset on the hub (or a folder that `datasets` can load), streamed.
 
     The parts share its files, or its rows if it has fewer files than there are parts.
-
-    >>> HubDocuments("wikitext").source
-    'hub:wikitext'
     """
 
     num_bytes: ClassVar[None] = None

@@ -344,14 +344,7 @@ def read_split(
 
 
 def _read_documents(path: str | Path) -> Sequence[Document | Problem]:
-    """Read a JSONL file of documents (key `text`) or of problems with solutions.
-
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     _ = Path(file.name).write_text('{"id": "a", "text": "Hello."}')
-    ...     _read_documents(file.name)
-    [Document(extra={}, id='a', text='Hello.', source=None)]
-    """
+    """Read a JSONL file of documents (key `text`) or of problems with solutions."""
     _, first = next(read_jsonl(path), (0, {}))
     if "text" in first:
         return read_records(path, Document)

@@ -45,7 +45,6 @@ __all__ = [
     "check_tokenizers",
     "choose_packing",
     "choose_precision",
-    "content_hash",
     "has_begun",
     "initial_model",
     "training_batches",
@@ -301,15 +300,7 @@ def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[s
 
 
 def content_hash(path: Path) -> str:
-    """A hash of the contents of a file, of the files of a folder, or of a token store.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder, "a.txt")
-    ...     hashes = [content_hash(file) for text in ("x", "y", "x") if file.write_text(text)]
-    >>> hashes[0] == hashes[2], hashes[0] == hashes[1]
-    (True, False)
-    """
+    """A hash of the contents of a file, of the files of a folder, or of a token store."""
     digest = hashlib.sha256()
     if (path / MANIFEST).is_file():
         store = TokenStore(path)
