@@ -328,12 +328,14 @@ def read_split(
     held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
     held_ids = {record.id for record in held_out}
     left = [record for record in records if record.id not in held_ids]
+    held_texts = {*_render(held_out, config)}
+    warn = logging.getLogger("ledom").warning
     if more := len(records) - len(left) - len(held_out):
-        logging.getLogger("ledom").warning(
-            "%s: %d records have the id of one held out for validation: not trained on",
-            config.train,
-            more,
-        )
+        reason = "have the id of one held out for validation: not trained on"
+        warn("%s: %d records %s", config.train, more, reason)
+    if same := sum(text in held_texts for text in _render(left, config)):
+        reason = "have the text of one held out for validation, which lowers the validation loss"
+        warn("%s: %d records to train on %s; remove them", config.train, same, reason)
     if not left:
         raise InputError(
             "nothing is left to train on once a part is held out for validation; add records "
