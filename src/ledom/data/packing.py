@@ -78,17 +78,7 @@ class Windows(Sequence[NDArray[np.int64]]):
         return tokens if start > 0 else np.concatenate([[self.store.eos_id], tokens])
 
     def size(self, index: int) -> int:
-        """The number of tokens that a window predicts, L, without reading them.
-
-        >>> import tempfile
-        >>> from ledom.data.store import write_store
-        >>> from ledom.text.tokenizer import train_tokenizer
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = write_store(folder, ["so", "a"], train_tokenizer([], 257))
-        ...     windows = Windows(store, seq_len=2)  # so | EOS | a EOS
-        ...     [windows.size(i) for i in range(len(windows))]
-        [2, 1, 2]
-        """
+        """The number of tokens that a window predicts, L, without reading them."""
         _, start, end = self._span(index)
         return end - start
 
@@ -97,14 +87,6 @@ class Windows(Sequence[NDArray[np.int64]]):
 
         In reading order, and the same for both directions: backwards, a document ends with the
         prediction of the EOS before it, and this EOS counts as part of the document.
-
-        >>> import tempfile
-        >>> from ledom.data.store import write_store
-        >>> from ledom.text.tokenizer import train_tokenizer
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = write_store(folder, ["so", "a"], train_tokenizer([], 257))
-        ...     Windows(store, seq_len=5, packing="fixed").documents(0)  # s o EOS a EOS
-        array([0, 0, 0, 1, 1])
         """
         number, start, end = self._span(index)
         ends = self.store.shards[number].ends
@@ -200,17 +182,7 @@ class Batches:
         return Batch(_Picked(picks), [source.size(window) for source, window in picks])
 
     def picks(self, step: int) -> list[tuple[int, int]]:
-        """The (source, window) of each window of a step's global batch, one source after the other.
-
-        >>> import tempfile
-        >>> from ledom.data.store import write_store
-        >>> from ledom.text.tokenizer import train_tokenizer
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = write_store(folder, ["so"] * 4, train_tokenizer([], 257))
-        ...     batches = Batches([(Windows(store, seq_len=8), 1.0)], batch_size=4, seed=0)
-        ...     sorted(batches.picks(step=0))  # one pass
-        [(0, 0), (0, 1), (0, 2), (0, 3)]
-        """
+        """The (source, window) of each window of a step's batch, one source after the other."""
         first = source_counts(self._weights, step * self.batch_size)
         last = source_counts(self._weights, (step + 1) * self.batch_size)
         chosen: list[tuple[int, int]] = []

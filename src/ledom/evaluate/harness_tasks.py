@@ -126,11 +126,7 @@ def _load_with(name: str, dataset: Path) -> list[Any]:
 
 
 def is_file(name: str) -> bool:
-    """Whether a name is that of a YAML file in the harness's format.
-
-    >>> is_file("my-task.yaml"), is_file("arc_easy")
-    (True, False)
-    """
+    """Whether a name is that of a YAML file in the harness's format."""
     return name.endswith((".yaml", ".yml"))
 
 
