@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -182,27 +183,83 @@ def test_the_harness_shows_no_bars_of_its_own() -> None:
     assert done.stderr == ""
 
 
-def test_no_document_is_its_own_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a task with nothing but test documents, where the harness would draw it as well."""
+SPLITS: dict[str, dict[str, object]] = {
+    "tests alone": {"test_split": "test"},
+    "training documents are asked": {"training_split": "test", "test_split": "test"},
+    "validation documents are asked": {"validation_split": "test", "fewshot_split": "test"},
+    "examples of another split": {"test_split": "test", "fewshot_split": "train"},
+}
+
+
+def made(config: dict[str, object], num_fewshot: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A task of questions Q0 ... with answers A0 ..., the first of which has two rows."""
     from datasets import Dataset
 
-    rows = Dataset.from_list([{"q": f"Q{i}", "a": f"A{i}"} for i in range(3)])
+    rows = [{"id": str(i), "q": f"Q{q}", "a": f"A{q}"} for i, q in enumerate([0, 1, 2, 0])]
+    splits = {"test": Dataset.from_list(rows), "train": Dataset.from_list(rows[::-1])}
     task = harness_tasks.build_task(
         {
             "task": "x",
-            "custom_dataset": lambda **_: {"test": rows},
-            "test_split": "test",
+            "custom_dataset": lambda **_: splits,
             "output_type": "generate_until",
             "doc_to_text": lambda doc: doc["q"],
             "doc_to_target": lambda doc: doc["a"],
+            **config,
         }
     )
     monkeypatch.setattr(harness_tasks, "_load", lambda name: [task])
-    (built,) = harness_tasks.build_tasks("x", 1)
+    (built,) = harness_tasks.build_tasks("x", num_fewshot)
     built.set_fewshot_seed(seed=1234)
+    return built
+
+
+@pytest.mark.parametrize("splits", SPLITS)
+@pytest.mark.parametrize("sampler", ["default", "first_n"])
+def test_no_document_is_its_own_example(
+    splits: str, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever split it is, and under another id."""
+    config = SPLITS[splits] | {"fewshot_config": {"sampler": sampler}}
+    task = made(config, 2, monkeypatch)
     for _ in range(5):
-        for number, doc in enumerate(built.test_docs()):
-            text = built.fewshot_context(doc, 1)
-            assert text.endswith(f"Q{number}")
-            assert f"A{number}" not in text
-            assert " A" in text
+        for doc in task.eval_docs:
+            text = task.fewshot_context(doc, 2)
+            assert text.endswith(doc["q"])
+            assert doc["a"] not in text
+            assert text.count(" A") == 2
+    with pytest.raises(InputError, match="task 'x' has 3 different questions, all used"):
+        made(config, 3, monkeypatch).fewshot_context(task.eval_docs[0], 3)
+
+
+def test_examples_are_those_of_the_harness_where_none_is_the_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for wrap in (harness_tasks.leave_out_the_question, lambda *_: None):
+        monkeypatch.setattr(harness_tasks, "leave_out_the_question", wrap)
+        task = made(SPLITS["examples of another split"], 1, monkeypatch)
+        found.append([task.fewshot_context({"q": "Q9", "a": "A9"}, 1) for _ in range(20)])
+    assert found[0] == found[1]
+    assert len({*found[0]}) == 3
+
+
+@pytest.mark.parametrize(("other", "is_same"), [("one", True), ("none", False)])
+def test_questions_of_one_wording_differ_by_their_choices(
+    other: str, is_same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Dataset
+
+    rows = [{"choices": ["one", "two"], "gold": 0}, {"choices": [other, "six"], "gold": 0}]
+    task = harness_tasks.build_task(
+        {
+            "task": "x",
+            "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "Which is right?",
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "metric_list": [{"metric": "acc"}],
+        }
+    )
+    assert harness_tasks._asks_the_same(task, *task.eval_docs) == is_same

@@ -72,6 +72,49 @@ def test_no_question_is_its_own_example(tmp_path: Path, place: str) -> None:
         assert (doc["choices"][1] if place == "after" else doc["text"]) not in shown
 
 
+@pytest.mark.parametrize("place", ["after", "before"])
+def test_no_example_is_of_the_document_that_is_asked(tmp_path: Path, place: str) -> None:
+    """Four questions are made of each document, and the first are the examples."""
+    text = " ".join(f"This is sentence number {n} of the whole long book." for n in range(6))
+    rows = [{"id": str(d), "text": text.replace("book", f"book {d}")} for d in range(6)]
+    write(tmp_path / "novels.jsonl", rows)
+    options = Options(data=tmp_path, num_fewshot=2)
+    (task,) = find_source(f"novels_{place}", options).load(FORWARD)
+    books = []
+    for doc in task.test_docs():
+        own = doc["choices"][doc["answer_index"]][-7:]
+        shown = task.fewshot_context(doc, 2)  # a text, or one for each choice in front
+        *examples, _ = (shown if isinstance(shown, str) else shown[0]).split("\n\n")
+        assert len(examples) == 2
+        assert own not in "".join(examples)
+        books.append(own)
+    assert books[:3] == ["book 0.", "book 0.", "book 1."]
+
+
+def test_a_repeated_question_is_not_its_own_example(tmp_path: Path) -> None:
+    """Under another id, and as a problem with a written answer."""
+    rows = [
+        {"id": f"{i}", "question": f"Q{q}", "choices": [f"r{q}", f"w{i}"], "answer_index": 0}
+        for i, q in enumerate([0, 1, 0, 2, 3])
+    ]
+    file = write(tmp_path / "choices.jsonl", rows)
+    (task,) = find_source(str(file), Options(num_fewshot=2)).load(FORWARD)
+    shown = [str(task.fewshot_context(doc, 2)) for doc in task.test_docs()]
+    order = [[f"Q{q}" for q in range(4) if f"Question: Q{q}" in text] for text in shown]
+    assert order == [["Q0", "Q1", "Q2"], ["Q0", "Q1", "Q2"], ["Q0", "Q1", "Q3"]]
+    assert "r0" not in shown[0]
+    solved = [{"id": r["id"], "question": r["question"], "answer": r["choices"][0]} for r in rows]
+    file = write(tmp_path / "solved.jsonl", solved)
+    (task,) = find_source(str(file), Options(num_fewshot=2)).load(FORWARD)
+    assert next(doc["prompt"] for doc in task.test_docs()) == (
+        "Question: Q1\nAnswer: The answer is r1.\n\n"
+        "Question: Q2\nAnswer: The answer is r2.\n\nQuestion: Q0\nAnswer:"
+    )
+    file = write(tmp_path / "solved.jsonl", solved[:3])
+    with pytest.raises(InputError, match="has 2 different questions, all used as examples"):
+        find_source(str(file), Options(num_fewshot=2)).load(FORWARD)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_examples_leave_a_question_to_ask(tmp_path: Path, count: int) -> None:
     rows = [
@@ -80,7 +123,7 @@ def test_examples_leave_a_question_to_ask(tmp_path: Path, count: int) -> None:
     ]
     file = write(tmp_path / "few.jsonl", rows)
     source = find_source(str(file), Options(num_fewshot=2))
-    with pytest.raises(InputError, match=f"'few' has {count} questions, all used as examples"):
+    with pytest.raises(InputError, match=f"'few' has {count} different questions, all used as ex"):
         source.load(FORWARD)
 
 

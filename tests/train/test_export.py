@@ -139,7 +139,7 @@ def test_the_card_names_the_stores_that_a_recipe_mixes(tmp_path, checkpoints, to
     run = tmp_path / "runs" / "mix"
     shutil.copytree(checkpoints["reverse"], run / "reverse" / "model")
     (run / "reverse" / "metrics.jsonl").write_text(
-        '{"step": 1, "loss": 2.0, "tokens": 5, "valid_loss": 2.1}\n'
+        '{"step": 7, "loss": 2.0, "tokens": 5, "valid_loss": 2.1, "valid_tokens": 1200}\n'
     )
     sources = [{"path": str(tmp_path / name), "weight": 1} for name in ("prose", "sums", "gone")]
     data = {"sources": sources, "valid": str(tmp_path / "held")}
@@ -152,7 +152,8 @@ def test_the_card_names_the_stores_that_a_recipe_mixes(tmp_path, checkpoints, to
     assert "made: '2020-01-01'" in card
     assert str(tmp_path) not in card
     assert "| valid | the held | 2 |" in card
-    assert "validation on 2 documents" in card
+    assert "validation on 1,200 tokens." in card  # not on all documents of the store
+    assert "| tokens read in training | 5 in 1 of 7 steps |" in card  # the other rows are gone
 
 
 def test_the_model_folder_is_found_from_the_runs(run_folder):

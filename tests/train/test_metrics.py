@@ -81,12 +81,40 @@ def test_a_damaged_part_of_a_validation_is_named(tmp_path, key):
         {"valid_loss_by_position": {"1" * 5000: 3.0}},
         {"valid_tokens_by_window": [0, 0]},  # no mean over tokens
         {"valid_loss": 1e300},
+        {"step": 1.5},
+        {"tokens": 10.5},
+        {"valid_tokens_by_window": [20.5, 19.5]},
     ],
 )
 def test_values_that_no_report_could_use(tmp_path, damage):
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps(ROW | VALIDATED | damage) + "\n")
     with pytest.raises(InputError, match=rf"metrics\.jsonl:1: key {next(iter(damage))}"):
+        read_metrics(file)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"valid_loss_by_window": [3.0]},
+        {"valid_tokens_by_window": [20, 20, 20]},
+        {"valid_loss_by_position": {"0": 3.0}},
+        {"valid_tokens_by_source": {"web": 40}},
+    ],
+)
+def test_losses_without_their_tokens_are_refused(tmp_path, damage):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps(ROW | VALIDATED | damage) + "\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl:1: the keys valid_loss_by_\w+ and valid"):
+        read_metrics(file)
+
+
+def test_an_error_names_one_remedy(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps(ROW | {"valid_data": 7}) + "\n")
+    with pytest.raises(
+        InputError, match="valid string, found 7; remove the line to read the rest$"
+    ):
         read_metrics(file)
 
 

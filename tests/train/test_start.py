@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from architectures import tiny
 from command_line import Run, check_refused
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError
-from ledom.data.prepare import DataConfig, PreparedData
+from ledom.core.files import lock_folder
+from ledom.core.records import Document, write_records
+from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.data.store import write_store
 from ledom.model.attention import IMPLEMENTATION
 from ledom.model.checkpoint import save_checkpoint
@@ -26,7 +29,7 @@ from ledom.train.distributed import ProcessGroup
 from ledom.train.loop import Progress, TrainingRun, train
 from ledom.train.metrics import read_metrics
 from ledom.train.optim import OptimConfig
-from ledom.train.recipe import Recipe
+from ledom.train.recipe import Recipe, TrainConfig
 from ledom.train.start import (
     check_inputs,
     check_shareable,
@@ -35,6 +38,7 @@ from ledom.train.start import (
     choose_precision,
     content_hash,
 )
+from waiting import SECONDS
 
 BOTH = list(Direction)
 ALONE = ProcessGroup(torch.device("cpu"))
@@ -109,6 +113,16 @@ def test_each_changed_input_is_refused_by_key(
     shutil.rmtree(folder / "forward")
     check_inputs(full, BOTH, folder)  # of no step that is saved
     assert json.loads((folder / "inputs.json").read_text())[key] == content_hash(inputs[key])
+
+
+def test_twins_record_their_inputs_one_after_the_other(tmp_path: Path, full: Recipe) -> None:
+    with lock_folder(tmp_path, "checks the inputs", wait=True):
+        twin = Thread(target=check_inputs, args=(full, BOTH, tmp_path), daemon=True)
+        twin.start()
+        twin.join(1.0)
+        assert not (tmp_path / "inputs.json").exists()
+    twin.join(SECONDS)
+    assert (tmp_path / "inputs.json").exists()
 
 
 def test_another_direction_adds_its_model(tmp_path: Path, full: Recipe) -> None:
@@ -314,3 +328,30 @@ def test_what_processes_cannot_share_is_refused_before_any_work(
     check_shareable(asked, 1)
     with pytest.raises(RecipeError, match=message):
         check_shareable(asked, 3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("direction", BOTH)
+def test_the_first_token_of_a_document_is_learned(
+    tmp_path: Path, tokenizer: Tokenizer, direction: Direction, tied: bool
+) -> None:
+    """It follows EOS alone, whose embedding transformers would leave at 0, as that of padding."""
+    recipe = Recipe(
+        name="first",
+        data=DataConfig(train=str(tmp_path / "texts.jsonl")),
+        model=ModelConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            tie_word_embeddings=tied,
+        ),
+        optim=OptimConfig(steps=40, warmup_steps=2),
+        train=TrainConfig(batch_size=4, seq_len=8, precision="float32"),
+    )
+    write_records(recipe.data.train, [Document(id=str(i), text="aba") for i in range(12)])
+    data = prepare_data(recipe.data, tmp_path / "data")
+    train(recipe, direction, data, tmp_path / "run")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["valid_loss_by_position"]["0"] < 2.5  # of 5.6 for an equal choice

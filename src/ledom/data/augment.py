@@ -19,7 +19,7 @@ from ledom.data.problems import is_true, value_of
 from ledom.data.question_numbers import IN_QUESTION, NUMBER, changeable
 from ledom.text.pair_format import ANSWER_MARK, STYLES, normalize_numbers
 
-__all__ = ["augment", "corrupt", "miscalculate", "other_number", "renumber"]
+__all__ = ["augment", "other_number"]
 
 _TRIES = 40
 _OPERATOR = re.compile(r" ([-+*/]) ")
@@ -125,13 +125,6 @@ def renumber(problem: Problem, rng: Random, known: Collection[str] = frozenset()
     The question is none of the `known` ones; results stay positive, and whole if they were whole.
     None if no such numbers were found, or if the solution uses a number that nothing in the
     question explains.
-
-    >>> text = "Ava has 3 pens and buys 4. How many has she?"
-    >>> known = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
-    >>> varied = renumber(known, Random(0))
-    >>> equation, answer = varied.solution.splitlines()
-    >>> varied.question != text, answer == "#### " + equation.partition(" = ")[2]
-    (True, True)
     """
     if (program := _Program.read(problem)) is None:
         return None
@@ -160,12 +153,6 @@ def corrupt(problem: Problem, rng: Random) -> str | None:
     """A solution of the problem with one mistake, and all later results computed from it.
 
     Its answer differs from the right one. None if no such mistake was found.
-
-    >>> text = "Ava has 3 pens and buys 4. How many has she?"
-    >>> known = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
-    >>> print(corrupt(known, Random(0)))
-    3 * 4 = 12
-    #### 12
     """
     if (program := _Program.read(problem)) is None:
         return None
@@ -182,12 +169,6 @@ def miscalculate(problem: Problem, rng: Random) -> str | None:
     """A solution with one false equation, later results computed from it, and a wrong answer.
 
     None if none was found.
-
-    >>> text = "Ava has 3 pens and buys 4. How many has she?"
-    >>> known = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
-    >>> print(miscalculate(known, Random(1)))
-    3 + 4 = 6
-    #### 6
     """
     if (program := _Program.read(problem)) is None:
         return None

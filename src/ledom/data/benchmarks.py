@@ -25,11 +25,7 @@ FOLDER_VARIABLE = "LEDOM_DATA"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark's problems are.
-
-    >>> BENCHMARKS["gsm8k"].file, BENCHMARKS["gsm8k"].split
-    ('gsm8k/test.jsonl', 'test')
-    """
+    """Where a benchmark's problems are."""
 
     file: str
     """Its JSONL file in a local folder."""

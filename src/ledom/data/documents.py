@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol
 
 from ledom.core.errors import InputError, MissingExtraError, in_one_line
-from ledom.core.reading import JsonObject, check_regular, parse_json
+from ledom.core.reading import JsonObject, check_regular, check_surrogates, parse_json
 from ledom.data.folders import FileFinder
 
 __all__ = ["FORMATS", "Documents", "FileDocuments", "HubDocuments", "open_documents"]
@@ -194,9 +194,6 @@ class HubDocuments(Documents):
     """A dataset on the hub (or a folder that `datasets` can load), streamed.
 
     The parts share its files, or its rows if it has fewer files than there are parts.
-
-    >>> HubDocuments("wikitext").source
-    'hub:wikitext'
     """
 
     num_bytes: ClassVar[None] = None
@@ -385,10 +382,7 @@ def _given(row: Mapping[str, Any], key: str) -> Given:
     text = row[key]
     if not isinstance(text, str):
         raise InputError(f"key {key!r} is {text!r:.40}, expected a text")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError(f"key {key!r} holds one half of a surrogate pair") from None
+    check_surrogates(text)
     source = row.get(_SOURCE_KEY) if key != _SOURCE_KEY else None
     named = isinstance(source, str) and len(source) <= _LONGEST_NAME
     return text, source if named else None

@@ -27,16 +27,7 @@ from ledom.data.store import TokenStore
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "Batch",
-    "Batches",
-    "PackedBatch",
-    "Packing",
-    "Windows",
-    "pack",
-    "permute",
-    "source_counts",
-]
+__all__ = ["Batch", "Batches", "PackedBatch", "Packing", "Windows", "pack"]
 
 Packing = Literal["documents", "fixed"]
 
@@ -87,17 +78,7 @@ class Windows(Sequence[NDArray[np.int64]]):
         return tokens if start > 0 else np.concatenate([[self.store.eos_id], tokens])
 
     def size(self, index: int) -> int:
-        """The number of tokens that a window predicts, L, without reading them.
-
-        >>> import tempfile
-        >>> from ledom.data.store import write_store
-        >>> from ledom.text.tokenizer import train_tokenizer
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = write_store(folder, ["so", "a"], train_tokenizer([], 257))
-        ...     windows = Windows(store, seq_len=2)  # so | EOS | a EOS
-        ...     [windows.size(i) for i in range(len(windows))]
-        [2, 1, 2]
-        """
+        """The number of tokens that a window predicts, L, without reading them."""
         _, start, end = self._span(index)
         return end - start
 
@@ -106,14 +87,6 @@ class Windows(Sequence[NDArray[np.int64]]):
 
         In reading order, and the same for both directions: backwards, a document ends with the
         prediction of the EOS before it, and this EOS counts as part of the document.
-
-        >>> import tempfile
-        >>> from ledom.data.store import write_store
-        >>> from ledom.text.tokenizer import train_tokenizer
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = write_store(folder, ["so", "a"], train_tokenizer([], 257))
-        ...     Windows(store, seq_len=5, packing="fixed").documents(0)  # s o EOS a EOS
-        array([0, 0, 0, 1, 1])
         """
         number, start, end = self._span(index)
         ends = self.store.shards[number].ends
@@ -209,17 +182,7 @@ class Batches:
         return Batch(_Picked(picks), [source.size(window) for source, window in picks])
 
     def picks(self, step: int) -> list[tuple[int, int]]:
-        """The (source, window) of each window of a step's global batch, one source after the other.
-
-        >>> import tempfile
-        >>> from ledom.data.store import write_store
-        >>> from ledom.text.tokenizer import train_tokenizer
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = write_store(folder, ["so"] * 4, train_tokenizer([], 257))
-        ...     batches = Batches([(Windows(store, seq_len=8), 1.0)], batch_size=4, seed=0)
-        ...     sorted(batches.picks(step=0))  # one pass
-        [(0, 0), (0, 1), (0, 2), (0, 3)]
-        """
+        """The (source, window) of each window of a step's batch, one source after the other."""
         first = source_counts(self._weights, step * self.batch_size)
         last = source_counts(self._weights, (step + 1) * self.batch_size)
         chosen: list[tuple[int, int]] = []
@@ -238,9 +201,6 @@ def source_counts(weights: Sequence[int], count: int) -> list[int]:
 
     Each source gets its rounded share of what the sources before it left. When `count` grows by
     one, so does the number of one source.
-
-    >>> source_counts([3, 1], 8)
-    [6, 2]
     """
     rest, total = count, sum(weights)
     counts = []
@@ -256,9 +216,6 @@ def permute(numbers: NDArray[np.int64], size: int, key: tuple[int, ...]) -> NDAr
 
     A Feistel network over the next power of 4, walked until the value is in range (Black and
     Rogaway 2002, cycle-walking), needs no table of `size` numbers.
-
-    >>> sorted(permute(np.arange(5), 5, (1,)).tolist())
-    [0, 1, 2, 3, 4]
     """
     half = np.uint64((max(size - 1, 0).bit_length() + 1) // 2)
     mask = np.uint64((1 << int(half)) - 1)

@@ -328,12 +328,14 @@ def read_split(
     held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
     held_ids = {record.id for record in held_out}
     left = [record for record in records if record.id not in held_ids]
+    held_texts = {*_render(held_out, config)}
+    warn = logging.getLogger("ledom").warning
     if more := len(records) - len(left) - len(held_out):
-        logging.getLogger("ledom").warning(
-            "%s: %d records have the id of one held out for validation: not trained on",
-            config.train,
-            more,
-        )
+        reason = "have the id of one held out for validation: not trained on"
+        warn("%s: %d records %s", config.train, more, reason)
+    if same := sum(text in held_texts for text in _render(left, config)):
+        reason = "have the text of one held out for validation, which lowers the validation loss"
+        warn("%s: %d records to train on %s; remove them", config.train, same, reason)
     if not left:
         raise InputError(
             "nothing is left to train on once a part is held out for validation; add records "
@@ -344,14 +346,7 @@ def read_split(
 
 
 def _read_documents(path: str | Path) -> Sequence[Document | Problem]:
-    """Read a JSONL file of documents (key `text`) or of problems with solutions.
-
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     _ = Path(file.name).write_text('{"id": "a", "text": "Hello."}')
-    ...     _read_documents(file.name)
-    [Document(extra={}, id='a', text='Hello.', source=None)]
-    """
+    """Read a JSONL file of documents (key `text`) or of problems with solutions."""
     _, first = next(read_jsonl(path), (0, {}))
     if "text" in first:
         return read_records(path, Document)

@@ -244,11 +244,11 @@ def show_work(expression: str, result: str) -> str:
         product = operators[at] == "*"
         value = first * second if product else first / second
         sides = _products(first, second) if product else _quotients(first, second)
-        steps.append(_join([f"{texts[at]} {operators[at]} {texts[at + 1]}", *sides]))
+        steps.append(" = ".join([f"{texts[at]} {operators[at]} {texts[at + 1]}", *sides]))
         numbers[at : at + 2], texts[at : at + 2] = [value], [_text(value)]
         del operators[at]
     if operators:
-        steps.append(_join([_chain(texts, operators), *_sums(numbers, operators)]))
+        steps.append(" = ".join([_chain(texts, operators), *_sums(numbers, operators)]))
     work = ", ".join(steps)
     if "-" in work.replace(" - ", "") or not all(
         len(number.partition(".")[2]) <= 3 for number in re.findall(r"[\d.]+", work)
@@ -329,7 +329,3 @@ def _text(number: Fraction) -> str:
 
 def _chain(terms: list[str], operators: list[str]) -> str:
     return terms[0] + "".join(f" {o} {t}" for o, t in zip(operators, terms[1:], strict=True))
-
-
-def _join(sides: list[str]) -> str:
-    return " = ".join(sides)

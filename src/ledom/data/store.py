@@ -112,17 +112,7 @@ class Shard:
         return np.memmap(self.index_file, "<u8", mode="r")
 
     def verify(self) -> None:
-        """Read every byte; raises `InputError` that names the file whose checksum differs.
-
-        >>> import tempfile
-        >>> from ledom.text.tokenizer import train_tokenizer
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     shard = write_store(folder, ["so"], train_tokenizer([], 257)).shards[0]
-        ...     shard.file.write_bytes(b"abcdef")
-        ...     shard.verify()  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ledom.core.errors.InputError: .../tokens.ds: its checksum ... is not the manifest's ...
-        """
+        """Read every byte; raises `InputError` that names the file whose checksum differs."""
         found = finalize_shard(self.file, self._dtype)
         for file, ours, theirs in (
             (self.file, found.sha256, self.entry.sha256),
@@ -182,16 +172,7 @@ class TokenStore:
             shard.verify()
 
     def document_sources(self) -> list[str]:
-        """The name of each document's source; empty if the manifest has no sources.
-
-        >>> import tempfile
-        >>> from ledom.text.tokenizer import train_tokenizer
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     sources = [("web", 2), ("books", 1)]
-        ...     store = write_store(folder, "abc", train_tokenizer([], 257), sources=sources)
-        ...     store.document_sources()
-        ['web', 'web', 'books']
-        """
+        """The name of each document's source; empty if the manifest has no sources."""
         return [name for name, count in self.manifest.sources for _ in range(count)]
 
 

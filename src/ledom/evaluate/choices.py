@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
@@ -69,7 +69,8 @@ def neighbor_questions(
 ) -> list[ChoiceQuestion]:
     """Questions that ask which of four sentences comes after (or before) one of a document.
 
-    The three wrong choices come from other documents. Raises `InputError` for too few documents.
+    The three wrong choices come from other documents. The extra key `document` has the id of the
+    question's. Raises `InputError` for too few documents.
 
     >>> pair = "{0} are the topic of this first sentence. {0} are the topic of the second one, too."
     >>> animals = ("Ants", "Bees", "Cats", "Dogs")
@@ -99,7 +100,8 @@ def neighbor_questions(
                 given, right = right, given
             others = rng.sample([other for other in usable if other != name], _NUM_CHOICES - 1)
             wrong = [rng.choice(sentences[other]) for other in others]
-            questions += _question(f"{name}-{place}-{first}", given, right, wrong, place, rng)
+            made = _question(f"{name}-{place}-{first}", given, right, wrong, place, rng)
+            questions += [replace(one, extra={"document": name}) for one in made]
     return questions
 
 

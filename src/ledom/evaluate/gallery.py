@@ -30,7 +30,7 @@ from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.formatting import accuracy, difference, number
 from ledom.report.gallery_page import Example, Gallery, Missing, Section, Table
 
-__all__ = ["RUNS", "collect", "written_backwards"]
+__all__ = ["RUNS", "collect"]
 
 _TEMPERATURE, _MOST_TOKENS = 0.7, 160  # of the first section's texts
 _BEST = 3  # passages per query
@@ -98,14 +98,7 @@ def _kinds(folder: Path) -> list[RunKind]:
 
 
 def written_backwards(lm: LanguageModel, name: str, count: int, seed: int) -> Section:
-    """The section of questions that a model writes in front of solutions of unseen problems.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel(direction="reverse", answers=["How many?"])
-    >>> section = written_backwards(lm, "fake", count=2, seed=0)
-    >>> ["".join(example.written) for example in section.examples]
-    ['How many?', 'How many?']
-    """
+    """The section of questions that a model writes in front of solutions of unseen problems."""
     Direction.REVERSE.require(lm.direction, lm.name, "to write questions")
     problems = [*generate_problems("test", count, seed)]
     prompts = [seed_prompt(problem, lm.pair_format) for problem in problems]
@@ -132,14 +125,7 @@ def example(
     before: Sequence[int] = (),
     direction: str = "reverse",
 ) -> Example:
-    """The example of a text that a model wrote between two others; all are ids in reading order.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel(direction="reverse")
-    >>> written, after = (lm.tokenizer.encode(text).ids for text in ("2+2=", "4"))
-    >>> example(lm, "p", written, after).written
-    ['2', '+', '2', '=']
-    """
+    """The example of a text that a model wrote between two others; all are ids in reading order."""
     pieces = lm.tokenizer.pieces([*before, *written, *after])
     start, end = len(before), len(before) + len(written)
     return Example(label, direction, pieces[:start], pieces[start:end], pieces[end:])

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,14 @@ try:
 except ImportError:
     raise MissingExtraError("lm-eval", "eval", "evaluation") from None
 
-__all__ = ["build_task", "build_tasks", "is_file", "is_known", "known_tasks"]
+__all__ = [
+    "build_task",
+    "build_tasks",
+    "is_file",
+    "is_known",
+    "known_tasks",
+    "leave_out_the_question",
+]
 
 _NAME = rb"^[\"']?%s[\"']?:[ \t]*[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?\r?$"
 _TASK = re.compile(_NAME % b"task", re.MULTILINE)
@@ -62,7 +70,7 @@ def build_tasks(name: str, num_fewshot: int, dataset: Path | None = None) -> lis
             task.set_config(key="num_fewshot", value=num_fewshot)
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
-        _leave_out_the_question(task)
+        leave_out_the_question(task, partial(_asks_the_same, task))
     return tasks
 
 
@@ -118,11 +126,7 @@ def _load_with(name: str, dataset: Path) -> list[Any]:
 
 
 def is_file(name: str) -> bool:
-    """Whether a name is that of a YAML file in the harness's format.
-
-    >>> is_file("my-task.yaml"), is_file("arc_easy")
-    (True, False)
-    """
+    """Whether a name is that of a YAML file in the harness's format."""
     return name.endswith((".yaml", ".yml"))
 
 
@@ -160,16 +164,53 @@ def _yaml_files() -> Iterator[Path]:
     return Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")
 
 
-def _leave_out_the_question(task: Any) -> None:
-    """Make sure that no question is among its own few-shot examples.
+def leave_out_the_question(task: Any, is_same: Callable[[Any, Any], bool]) -> None:
+    """Make sure that no question is among its own few-shot examples; later ones take their place.
 
-    If examples come from the documents that are asked, the harness leaves the question out only if
-    the task names the examples' split.
+    The harness leaves out only rows that equal the question's row in every key, and only if the
+    task says that examples come from the rows that are asked. Where its draw is free of the
+    question, the draw stays as it is. `is_same` compares an example with the row that is asked.
     """
-    settings = task.fewshot_cfg
-    elsewhere = task.has_training_docs() or task.has_validation_docs() or settings.samples
-    if settings.split is None and not elsewhere:
-        settings.split = task.config.test_split
+    settings, sampler = task.fewshot_cfg, getattr(task, "sampler", None)
+    if sampler is None:
+        return
+    draw, told = sampler.sample, settings.split == task.config.test_split
+    settings.split = task.config.test_split  # so that the sampler is told the question
+
+    def sample(n: int, eval_doc: Any) -> list[Any]:
+        try:
+            drawn = draw(n, eval_doc=eval_doc if told else None)
+        except (AssertionError, ValueError):  # as the harness has it
+            drawn = []
+        pool = chain(drawn, (doc for doc in sampler.df if doc not in drawn))
+        found = [*islice((doc for doc in pool if not is_same(doc, eval_doc)), n)]
+        if len(found) < n:
+            raise InputError(
+                f"task {task.config.task!r} has {len(found) + 1} different questions, all used as "
+                "examples; lower --num-fewshot"
+            )
+        return found
+
+    sampler.sample = sample
+
+
+def _asks_the_same(task: Any, example: Any, asked: Any) -> bool:
+    """Whether an example has the text of the row that is asked and, if there are choices, an answer
+    that is among them."""
+    how = task.fewshot_cfg
+    text, answer = (
+        task.doc_to_text(example, how.doc_to_text),
+        task.doc_to_target(example, how.doc_to_target),
+    )
+    own_text = task.doc_to_text(asked)
+    if task.multiple_input:  # the choices stand in front of the text
+        text, answer, own_text = answer, text, task.doc_to_target(asked)
+    if text != own_text or task.config.doc_to_choice is None:
+        return bool(text == own_text)
+    answer = answer[0] if isinstance(answer, list) else answer
+    if isinstance(answer, int):
+        answer = task.doc_to_choice(example, how.doc_to_choice)[answer]
+    return answer in task.doc_to_choice(asked)
 
 
 @cache

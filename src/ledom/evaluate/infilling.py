@@ -27,7 +27,7 @@ from ledom.core.stage import Track
 from ledom.evaluate.proposals import Prompt, Proposal, check_prompts, propose, verify
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 
-__all__ = ["Gap", "Middle", "infill", "middle_spans"]
+__all__ = ["Gap", "Middle", "infill"]
 
 _GAP = re.compile(r"\s+")
 
@@ -151,13 +151,6 @@ def cuts(text: str, gap: Gap, direction: Direction) -> list[str]:
     """The whole proposal, and the proposal cut at each word of the half far from its prompt.
 
     White space at the cut is kept, unless the text on the other side of the cut has some.
-
-    >>> gap = Gap(id="a", beginning="We", ending=".")
-    >>> cuts(" saw the old dog", gap, Direction.REVERSE)
-    [' saw the old dog', ' the old dog']
-    >>> gap = Gap(id="a", beginning="We", ending=" run.")
-    >>> cuts(" saw the old dog", gap, Direction.FORWARD)
-    [' saw the old dog', ' saw the', ' saw the old']
     """
     half = len(text) / 2
     forward = direction is Direction.FORWARD
@@ -177,12 +170,6 @@ def middle_spans(lm: LanguageModel, middles: Sequence[tuple[Gap, str]]) -> Itera
 
     A token that straddles the end of the beginning belongs to the middle. The first token that the
     model reads has no probability and is left out.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel()
-    >>> [span] = middle_spans(lm, [(Gap(id="g", beginning="ab", ending="yz"), "m")])
-    >>> span.end - span.start  # m, y and z
-    3
     """
     texts = [f"{gap.beginning}{text}{gap.ending}" for gap, text in middles]
     encodings = lm.tokenizer.encode_batch(texts)

@@ -215,14 +215,6 @@ def pair_spans(
 
     Without `prior`, they sum to log P(solution | question). The solution is read in the model's
     style. The document-end token counts.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel()
-    >>> for prior in (False, True):
-    ...     [span] = pair_spans(lm, [("2 + 2?", "4")], prior)
-    ...     print(span.end - span.start)  # bytes and EOS; with the prior the question too
-    2
-    10
     """
     styled = [(question, lm.pair_format.restyle(solution)) for question, solution in pairs]
     for pair in lm.pair_format.encode(lm.tokenizer, styled, *lm.special_ids):

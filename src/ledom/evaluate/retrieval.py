@@ -40,15 +40,7 @@ from ledom.core.stage import Stage, Track, Work, at_once
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.score import score_candidates
 
-__all__ = [
-    "Query",
-    "Ranked",
-    "Relevance",
-    "order_passages",
-    "rank_passages",
-    "read_passages",
-    "read_queries",
-]
+__all__ = ["Query", "Ranked", "Relevance", "rank_passages", "read_passages", "read_queries"]
 
 _TILE = (15, 16)  # queries and passages that are scored together; each is read once per tile
 _PRIOR = ""  # id of the empty query, which gives a forward model's log P(passage)
@@ -194,15 +186,7 @@ def order_passages(
     scores: Sequence[Relevance],
     prior: bool = False,
 ) -> list[Ranked]:
-    """Rank the passages of each query, best first, from the scores of all pairs.
-
-    >>> scores = [Relevance(query_id="q", passage_id=id, logprob=logprob, prior=prior)
-    ...           for id, logprob, prior in (("a", -3.0, -1.0), ("b", -2.0, -4.0))]
-    >>> passages = [Document(id=id, text=id) for id in "ab"]
-    >>> asked = Direction.REVERSE, [Query(id="q", text="?")], passages, scores
-    >>> [[one.passage_id for one in order_passages(*asked, prior=prior)] for prior in (False, True)]
-    [['b', 'a'], ['a', 'b']]
-    """
+    """Rank the passages of each query, best first, from the scores of all pairs."""
     found = {one.key: one for one in scores}
     ranking = []
     for query in queries:

@@ -69,8 +69,6 @@ __all__ = [
     "ReversalResult",
     "ask",
     "ask_pair",
-    "compare_arms",
-    "make_questions",
     "run_reversal",
 ]
 
@@ -192,12 +190,7 @@ def run_reversal(job: ReversalJob, watch: Watch, track: Track) -> ReversalResult
 
 
 def make_questions(facts: Iterable[Fact]) -> list[Question]:
-    """Two questions about each fact, for its description and for its name.
-
-    >>> fact = Fact("f", "Tuver Ziror", "the keeper", "name first")
-    >>> [(question.known, question.right) for question in make_questions([fact])]
-    [('Tuver Ziror', 'the keeper'), ('the keeper', 'Tuver Ziror')]
-    """
+    """Two questions about each fact, for its description and for its name."""
     return [
         question
         for fact in facts
@@ -344,11 +337,6 @@ def compare_arms(
     """Every arm's accuracy by kind of fact and question, with intervals bootstrapped over facts.
 
     The last rows are over the facts that were read in one order, with both of their questions.
-
-    >>> questions = make_questions(make_facts(1))
-    >>> answers = {arm: [question.right for question in questions] for arm in ARMS}
-    >>> compare_arms(questions, answers)[-1].accuracy.mean
-    1.0
     """
     right = {
         arm: np.array([a == q.right for a, q in zip(answers[arm], questions, strict=True)], float)

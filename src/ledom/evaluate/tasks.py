@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def _neighbors(
 ) -> Sequence[Any]:
     documents = read_records(file, Document, unique_ids())
     questions = neighbor_questions(documents, place, options.seed)
-    return [_choice_task(name, questions, options, "{}", " ")]
+    return [_choice_task(name, questions, options, "{}", " ", by_document=True)]
 
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
@@ -222,12 +223,20 @@ def _code_from_hub(name: str, options: Options, direction: Direction) -> Sequenc
 
 
 def _choice_task(
-    name: str, questions: Sequence[ChoiceQuestion], options: Options, text: str, delimiter: str
+    name: str,
+    questions: Sequence[ChoiceQuestion],
+    options: Options,
+    text: str,
+    delimiter: str,
+    by_document: bool = False,
 ) -> Any:
     """A multiple-choice task. Choices that come before the question are the contexts.
 
-    The first questions are used as examples, and are not asked.
+    The first questions are used as examples, and are not asked; none is an example for one with the
+    same text, or (`by_document`) of the same document.
     """
+    from ledom.evaluate.harness_tasks import leave_out_the_question
+
     _check_examples(name, len(questions), options)
     places = {question.place for question in questions}
     if len(places) > 1:
@@ -236,10 +245,15 @@ def _choice_task(
     if before:  # text that follows a choice stays as it is: nothing is asked at its end
         text = "{}"
     rows = [
-        {"text": text.format(q.question), "choices": q.choices, "answer_index": q.answer_index}
+        {
+            "text": text.format(q.question),
+            "choices": q.choices,
+            "answer_index": q.answer_index,
+            "about": q.extra["document"] if by_document else q.question,
+        }
         for q in questions
     ]
-    return _make(
+    task = _make(
         name,
         rows[options.num_fewshot :][: options.limit],
         output_type="multiple_choice",
@@ -248,16 +262,19 @@ def _choice_task(
         doc_to_target="text" if before else "answer_index",
         target_delimiter=delimiter,
         num_fewshot=options.num_fewshot,
-        fewshot_config={"sampler": "first_n", "samples": rows[: options.num_fewshot]},
+        fewshot_config={"sampler": "first_n", "samples": rows},
         metric_list=[_mean("acc"), _mean("acc_norm")],
     )
+    leave_out_the_question(task, lambda example, asked: example["about"] == asked["about"])
+    return task
 
 
 def _check_examples(name: str, count: int, options: Options) -> None:
-    """Raise `InputError` if all questions are used as examples."""
+    """Raise `InputError` if all different questions are used as examples."""
     if count <= options.num_fewshot:
         raise InputError(
-            f"task {name!r} has {count} questions, all used as examples; lower --num-fewshot"
+            f"task {name!r} has {count} different questions, all used as examples; lower "
+            "--num-fewshot"
         )
 
 
@@ -269,12 +286,15 @@ def _written_task(
     direction: Direction,
 ) -> Any:
     _check_examples(name, len(problems), options)
-    examples, asked = problems[: options.num_fewshot], problems[options.num_fewshot :]
-    rows = [
-        {"problem": json.dumps(one.to_json()), "prompt": prompt(kind, direction, one, examples)}
-        for one in asked[: options.limit]
-    ]
     form = WRITTEN[kind][direction]
+    rows = []
+    for asked in problems[options.num_fewshot :][: options.limit]:
+        text = form.question(asked)
+        others = (one for one in problems if form.question(one) != text)
+        examples = [*islice(others, options.num_fewshot)]
+        _check_examples(name, 1 + len(examples), options)
+        shown = prompt(kind, direction, asked, examples)
+        rows.append({"problem": json.dumps(asked.to_json()), "prompt": shown})
     return _make(
         name,
         rows,

@@ -20,7 +20,7 @@ from ledom.core.records import Problem, Record
 from ledom.evaluate.programs import runs_to_its_end
 from ledom.text.answers import equal_answers, extract_answer
 
-__all__ = ["WRITTEN", "CodeProblem", "Form", "answers_of", "is_right", "prompt"]
+__all__ = ["WRITTEN", "CodeProblem", "Form", "is_right", "prompt"]
 
 _ANSWER = " is the answer of the following question."
 _CHAIN = "The above is the thought chain."
@@ -129,11 +129,6 @@ def answers_of(direction: Direction, text: str) -> list[str]:
 
     A forward model writes the answer at the end. A reverse model writes it in front of its chain of
     thought; what it writes before that line is not part of it.
-
-    >>> answers_of(Direction.FORWARD, "3 + 4 = 7. The answer is 7 pens, as 3 + 4 = 7.")
-    ['7 pens, as 3 + 4 = 7', '7']
-    >>> answers_of(Direction.REVERSE, "So be it.\\n7 is the answer of the following question.")
-    ['7']
     """
     if direction is Direction.FORWARD:
         _, found, stated = text.rpartition("The answer is ")

@@ -45,7 +45,7 @@ from ledom.report.training_results import (
 )
 from ledom.train.metrics import Row
 
-__all__ = ["compare_runs", "gap_of", "tokens_to_reach"]
+__all__ = ["compare_runs"]
 
 _FORWARD, _REVERSE = str(Direction.FORWARD), str(Direction.REVERSE)
 _TRAINING_POINTS = 200  # per curve of training losses; each is a mean over neighboring steps
@@ -237,8 +237,6 @@ def gap_of(forward: Row, reverse: Row, num_resamples: int = _RESAMPLES) -> Inter
     Windows differ in length, so the mean over tokens is a ratio of two sums over windows; its
     linearization is resampled (Cochran, Sampling Techniques, 1977, chapter 6). None if the rows
     hold losses of fewer than two windows. Raises `InputError` if their windows differ in number.
-
-    >>> gap_of({"valid_loss": 2.0}, {"valid_loss": 2.1})  # no losses by window: no interval
     """
     losses, weights = (
         [np.array(row.get(f"valid_{what}_by_window", []), float) for row in (forward, reverse)]
@@ -329,10 +327,6 @@ def tokens_to_reach(curve: TrainingCurve, loss: float) -> tuple[float | None, bo
 
     The number is interpolated linearly between validations; None if the loss is never reached. It
     is not exact but an upper bound if the loss was already reached at the first validation.
-
-    >>> rows = [{"tokens": 100, "valid_loss": 3.0}, {"tokens": 100, "valid_loss": 2.0}]
-    >>> tokens_to_reach(TrainingCurve("tiny", "forward", rows), loss=2.5)
-    (150.0, True)
     """
     points = [(seen, row[LOSS]) for seen, row in curve.validations]
     if points and points[0][1] <= loss:

@@ -68,11 +68,7 @@ class Gap:
 
     @property
     def interval(self) -> Interval | None:
-        """The gap with its bounds.
-
-        >>> Gap(step=10, tokens=1000, mean=0.02, low=0.01, high=0.03).interval
-        Interval(mean=0.02, low=0.01, high=0.03)
-        """
+        """The gap with its bounds."""
         if self.low is None or self.high is None:
             return None
         return Interval(self.mean, self.low, self.high)

@@ -43,6 +43,10 @@ __all__ = [
 Precision = Literal["float32", "bfloat16"]
 
 _FP32, _BF16 = 4, 2  # bytes
+_FLOPS = 6
+"""FLOPs per parameter and token: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1).
+Attention's own products, about 6 L h times the tokens seen, and recomputed layers are not counted;
+the embedding's look-up is counted as a product."""
 _PLANNED = ("llama", "mistral")  # architectures for which `count_parameters` is right
 _USABLE = 0.92
 """Share of a GPU's memory for tensors; context, kernels, buffers and fragments take the rest."""
@@ -120,18 +124,6 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
         layer_matrices=layers * (attention + 3 * width * model.intermediate_size),
         norms=(2 * layers + 1) * width,
     )
-
-
-def _training_flops(num_parameters: float, num_tokens: float) -> float:
-    """6PD: 2 FLOPs per parameter and token forward, 4 backward (Kaplan et al. 2020, section 2.1).
-
-    Attention's own products, about 6 L h times the tokens seen, and recomputed layers are not
-    counted; the embedding's look-up is counted as a product.
-
-    >>> _training_flops(1e9, 1e9)
-    6e+18
-    """
-    return 6 * num_parameters * num_tokens
 
 
 @dataclass(frozen=True)
@@ -293,7 +285,7 @@ def _plan(recipe: Recipe, setup: Setup, shape: ModelConfig, vocab_size: int) -> 
     needed = needs(at_once, recipe.parallel.activation_checkpointing)
     tokens = steps * windows * train.seq_len
     peak = gpu.fp32_flops if precision == "float32" else gpu.flops
-    rate = setup.utilization * setup.gpus * peak / _training_flops(count.total, 1)
+    rate = setup.utilization * setup.gpus * peak / (_FLOPS * count.total)
     usable = _USABLE * gpu.memory
     return Plan(
         setup=setup,
@@ -304,7 +296,7 @@ def _plan(recipe: Recipe, setup: Setup, shape: ModelConfig, vocab_size: int) -> 
         tokens_per_pass=at_once,
         memory=needed,
         usable=usable,
-        flops=_training_flops(count.total, tokens),
+        flops=_FLOPS * count.total * tokens,
         tokens_per_second=rate,
         hours=tokens / rate / 3600,
         checkpoint=needed.checkpoint * shards,

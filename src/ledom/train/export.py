@@ -190,7 +190,6 @@ def _model_card(
         facts=_facts(run, config, info),
         losses=thinned([row for row in run.metrics if "valid_loss" in row], _LOSS_ROWS),
         data=run.manifests,
-        valid=run.manifests.get("valid"),
         recipe=run.recipe and yaml.safe_dump(_without_folders(run.recipe), sort_keys=False),
     )
 
@@ -218,7 +217,10 @@ def _facts(run: Run, config: JsonObject, info: CheckpointInfo) -> list[tuple[str
     ]
     tokens = sum(int(row["tokens"]) for row in run.metrics)
     if tokens:
-        facts.append(("tokens read in training", f"{tokens:,} in {len(run.metrics):,} steps"))
+        steps = f"{run.metrics[-1]['step']:,}"
+        if len(run.metrics) < run.metrics[-1]["step"]:
+            steps = f"{len(run.metrics):,} of {steps}"  # the others have no row in metrics.jsonl
+        facts.append(("tokens read in training", f"{tokens:,} in {steps} steps"))
     if config.get("ledom_pair_format"):
         facts.append(("question and solution", _code(json.dumps(config["ledom_pair_format"]))))
     return facts

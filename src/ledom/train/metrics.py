@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -45,17 +45,17 @@ T = TypeVar("T")
 
 # Every real value is smaller, and a larger one would overflow an array of 64-bit integers.
 _Number = Annotated[float, Field(ge=-(2.0**62), le=2.0**62)]
-_Count = Annotated[float, Field(gt=0, le=2.0**62)]
+_Count = Annotated[int, Field(gt=0, le=2**62)]
 _Position = Annotated[str, StringConstraints(pattern=r"^\d{1,18}$")]
 
 
 class _CheckedRow(TypedDict, total=False):
     """The keys of a row that are read again, and what they may hold."""
 
-    step: Required[Annotated[float, Field(ge=0, le=2.0**62)]]
+    step: Required[Annotated[int, Field(ge=0, le=2**62)]]
     loss: Required[_Number]
     tokens: Required[_Count]
-    tokens_per_second: _Count
+    tokens_per_second: Annotated[float, Field(gt=0, le=2.0**62)]
     valid_loss: _Number
     valid_tokens: _Count
     valid_data: str
@@ -68,6 +68,7 @@ class _CheckedRow(TypedDict, total=False):
 
 
 _CHECK = TypeAdapter(_CheckedRow)
+_REMEDY = "remove the line to read the rest"
 
 
 @contextmanager
@@ -199,13 +200,23 @@ def _rows(metrics: Path) -> Iterator[Row]:
         try:
             _CHECK.validate_python(row, strict=True)
         except ValidationError as error:
-            problem = f"{first_problem(error)}; remove the line to read the rest"
-            raise InputError(problem, path=metrics, line=number) from None
+            problem = first_problem(error).removesuffix("; put it in quotes")
+            raise InputError(f"{problem}; {_REMEDY}", path=metrics, line=number) from None
+        for part in ("position", "source", "window"):
+            losses, tokens = (row.get(f"valid_{what}_by_{part}", ()) for what in ("loss", "tokens"))
+            if tokens and _places(losses) != _places(tokens):
+                problem = f"the keys valid_loss_by_{part} and valid_tokens_by_{part} do not match"
+                raise InputError(f"{problem}; {_REMEDY}", path=metrics, line=number)
         if row["step"] <= last:
             problem = f"step {row['step']} comes after step {last}; remove rows that do not belong"
             raise InputError(problem, path=metrics, line=number)
         last = row["step"]
         yield row
+
+
+def _places(parts: Collection[Any]) -> set[Any]:
+    """The names or, in a list, the numbers of a validation's parts."""
+    return {*(parts if isinstance(parts, dict) else range(len(parts)))}
 
 
 class ValidationStats:

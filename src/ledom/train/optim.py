@@ -162,12 +162,7 @@ def _exchange_and_orthogonalize(matrices: list[DTensor], dtype: torch.dtype) -> 
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Bring a matrix's singular values near 1, by five steps of a quintic Newton-Schulz iteration.
-
-    >>> values = torch.linalg.svdvals(orthogonalize(torch.diag(torch.tensor([5.0, 0.5]))))
-    >>> bool((values > 0.6).all() and (values < 1.3).all())
-    True
-    """
+    """Bring a matrix's singular values near 1, by five quintic Newton-Schulz steps."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.to(dtype)
     transposed = x.shape[0] > x.shape[1]

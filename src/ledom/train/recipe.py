@@ -124,13 +124,7 @@ class Recipe(Config):
         return self.data.model_copy(update={"tokenizer": tokenizer})
 
     def init_folder(self, direction: Direction) -> str:
-        """The model folder to start from (`init_from` must be set); in the hub's cache a commit's.
-
-        >>> keys = {"name": "twins", "init_from": "runs/tiny/{direction}", "data": {}}
-        >>> recipe = Recipe.model_validate(keys | {"optim": {"steps": 1}})
-        >>> recipe.init_folder(Direction.REVERSE)
-        'runs/tiny/reverse'
-        """
+        """The model folder of `init_from`, which must be set; in the hub's cache a commit's."""
         assert self.init_from is not None
         return str(snapshot(Path(self.init_from.replace("{direction}", str(direction)))))
 

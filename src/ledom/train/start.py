@@ -14,6 +14,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError, in_one_line
-from ledom.core.files import file_hash, write_json
+from ledom.core.files import file_hash, lock_folder, write_json
 from ledom.core.reading import check_regular, read_json
 from ledom.core.records import Problem
 from ledom.data.packing import Batches, Windows
@@ -44,7 +45,6 @@ __all__ = [
     "check_tokenizers",
     "choose_packing",
     "choose_precision",
-    "content_hash",
     "has_begun",
     "initial_model",
     "training_batches",
@@ -76,12 +76,28 @@ def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> P
     """
     if recipe.init_from is None:
         assert recipe.model is not None  # checked by the recipe
-        return build_model(recipe.model, data.tokenizer, recipe.seed)
+        model = build_model(recipe.model, data.tokenizer, recipe.seed)
+        _train_padding(model, recipe.model.initializer_range)
+        return model
     folder, eos_token = recipe.init_folder(direction), recipe.data.eos_token
     start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
     _check_tokenizer(start.tokenizer, data.tokenizer, folder)
     _check_shape(recipe, start.model)
+    _train_padding(start.model)
     return start.model
+
+
+def _train_padding(model: PreTrainedModel, deviation: float | None = None) -> None:
+    """Train the embedding of the padding token, which is often EOS; with `deviation`, draw it too.
+
+    transformers starts it at 0 and gives it no gradient. But every document begins with EOS: with
+    an output of its own, a model would never learn what the first token of a document is.
+    """
+    embedding: Any = model.get_input_embeddings()
+    token = getattr(embedding, "padding_idx", None)
+    if token is not None and deviation is not None:
+        torch.nn.init.normal_(embedding.weight[token], std=deviation)
+    embedding.padding_idx = None
 
 
 def check_tokenizers(recipe: Recipe, directions: Sequence[Direction]) -> None:
@@ -257,19 +273,21 @@ def has_begun(folder: Path) -> bool:
 def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) -> None:
     """Compare the inputs' hashes with those in the run's inputs.json, then write that file.
 
-    Before the run has begun nothing is compared. Raises `CheckpointError` with the key of an
-    input that has changed, and `InputError` for an input that cannot be read.
+    Before the run has begun nothing is compared. Twins that resume together do this one after the
+    other, so neither drops what the other adds. Raises `CheckpointError` with the key of an input
+    that has changed, and `InputError` for an input that cannot be read.
     """
     file = folder / "inputs.json"
-    known = read_json(file) if has_begun(folder) and file.is_file() else {}
     found = {key: (name, content_hash(Path(name))) for key, name in _inputs(recipe, directions)}
-    for key, (name, digest) in found.items():
-        if known.get(key, digest) != digest:
-            raise CheckpointError(
-                f"{folder}: {key} ({name}) has changed since this run began; restore it, or give "
-                "this run another name"
-            )
-    write_json(file, known | {key: digest for key, (_, digest) in found.items()})
+    with lock_folder(folder, "checks the inputs", wait=True):
+        known = read_json(file) if has_begun(folder) and file.is_file() else {}
+        for key, (name, digest) in found.items():
+            if known.get(key, digest) != digest:
+                raise CheckpointError(
+                    f"{folder}: {key} ({name}) has changed since this run began; restore it, or "
+                    "give this run another name"
+                )
+        write_json(file, known | {key: digest for key, (_, digest) in found.items()})
 
 
 def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[str, str]]:
@@ -282,15 +300,7 @@ def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[s
 
 
 def content_hash(path: Path) -> str:
-    """A hash of the contents of a file, of the files of a folder, or of a token store.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder, "a.txt")
-    ...     hashes = [content_hash(file) for text in ("x", "y", "x") if file.write_text(text)]
-    >>> hashes[0] == hashes[2], hashes[0] == hashes[1]
-    (True, False)
-    """
+    """A hash of the contents of a file, of the files of a folder, or of a token store."""
     digest = hashlib.sha256()
     if (path / MANIFEST).is_file():
         store = TokenStore(path)
