@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ledom.model.kernels import attention, has_varlen, varlen_attention
 from ledom.model.native.attention import has_native, tree_attention
-from ledom.model.native.workspace import workspace
+from ledom.model.native.library import workspace
 from ledom.model.prefix_tree import PrefixTree
 
 __all__ = ["TreeAttention"]
