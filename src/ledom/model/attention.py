@@ -140,6 +140,11 @@ def packed_attention(
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         out = attend(module.layer_idx, q, k, v)[None]  # type: ignore[arg-type]
         return out.contiguous(), None  # some architectures take a view of it
+    if query.shape[2] != key.shape[2]:
+        raise ValueError(
+            f"{query.shape[2]} queries for {key.shape[2]} keys: ledom's attention takes whole "
+            "texts; to use a cache, call model.set_attn_implementation('sdpa')"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if cu_seq_lens_q is not None and not dropout and has_varlen(value.device, value.dtype):
         return _in_one_call(query, key, value, cu_seq_lens_q, scale), None

@@ -7,6 +7,8 @@ may outlive a change of the model.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +32,12 @@ _ENTERING = Lock()
 _EVALUATING: WeakKeyDictionary[nn.Module, tuple[list[None], list[nn.Module]]] = WeakKeyDictionary()
 """For each model, an item per open block of `evaluating`, and the modules to put back."""
 _LIBRARIES = "torch.", "transformers.", "ledom."
-_NO_SETTINGS = "training", "gradient_checkpointing", "name_or_path", "warnings_issued"
-"""Plain attributes that change nothing about a result."""
+_NO_SETTINGS = re.compile(
+    "^(training|gradient_checkpointing|name_or_path|warnings_issued)$|max_seq_len_cached$"
+)
+"""Names of plain attributes that change nothing about a result."""
+_NO_CONFIG = "output_attentions", "output_hidden_states", "return_dict", "use_cache"
+"""Keys of a config that ask for other outputs or another way to the same ones."""
 _PIECE = 2**24  # bytes that a GPU hashes at a time
 _FACTOR = 0x9E3779B9
 
@@ -139,7 +145,9 @@ class Changes:
             for name, module in self._model.named_modules()
         ]
         shapes = [f"{name} {x.dtype} {list(x.shape)}" for name, x in self._numbers().items()]
-        return "\n".join([*modules, *shapes, self._model.config.to_json_string()])
+        config = self._model.config.to_dict()
+        config = {name: value for name, value in config.items() if name not in _NO_CONFIG}
+        return "\n".join([*modules, *shapes, json.dumps(config, sort_keys=True, default=repr)])
 
 
 def follows_length(module: nn.Module) -> bool:
@@ -158,11 +166,9 @@ def _settings(module: nn.Module) -> dict[str, Any]:
         for name, value in vars(module).items()
         if _is_plain(value) or isroutine(value)
     }
-    if follows_length(module):
-        return {}
     if type(module).__module__.startswith(_LIBRARIES):
         found = {name: value for name, value in found.items() if not name.startswith("_")}
-    return {name: value for name, value in found.items() if name not in _NO_SETTINGS}
+    return {name: value for name, value in found.items() if not _NO_SETTINGS.search(name)}
 
 
 def _function(function: Any) -> str:
@@ -181,10 +187,16 @@ def _is_plain(value: object) -> bool:
 
 def _additions(module: nn.Module) -> list[str]:
     """What a call of the module does besides what its class says: hooks, another `forward`."""
-    hooks = [*module._forward_hooks, *module._forward_pre_hooks]  # numbered within a process
-    other = vars(module).get("forward")
-    found = [*map(str, hooks), *([] if other is None else [str(id(other))])]
+    hooks = module._forward_hooks | module._forward_pre_hooks  # numbered within a process
+    found = [str(number) for number, hook in hooks.items() if not _only_asks_for_gradients(hook)]
+    if (other := vars(module).get("forward")) is not None:
+        found.append(str(id(other)))
     return [_PROCESS, *found] if found else []
+
+
+def _only_asks_for_gradients(hook: object) -> bool:
+    """Whether it is the hook of gradient checkpointing, which changes no number."""
+    return "make_inputs_require_grad" in getattr(hook, "__qualname__", "")
 
 
 def _hashes(weights: Sequence[Tensor]) -> list[int]:

@@ -275,7 +275,7 @@ def in_float32(model: PreTrainedModel, most: int = _MOST_COPIED) -> PreTrainedMo
     return copy
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_long_text(own: OwnForward, context: int) -> None:
     """Raise `CheckpointError` for a model in half precision that fails only on a text of more
     than one chunk, as recurrent ones do whose kernels mix precisions."""

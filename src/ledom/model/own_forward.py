@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ledom.core.errors import CheckpointError, in_one_line
@@ -46,19 +46,24 @@ class OwnForward:
 
     def run(self, ids: Tensor, **options: Any) -> Any:
         """The model's outputs for ids [T]."""
-        with turn(self.model), self.attention():
-            reset_length(self.model)
+        with self.attention(None):
             return self.model(input_ids=ids[None], **options)
 
     @contextmanager
-    def attention(self) -> Iterator[None]:
-        """Give the model its own attention until the block ends."""
-        before = self._current()
-        self.restore()
-        try:
-            yield
-        finally:
-            self._assign(before)
+    def attention(self, name: str | None) -> Iterator[None]:
+        """Give the model the attention registered under a name, or its own, until the block ends.
+
+        Only this thread runs its modules meanwhile, and they know nothing of earlier texts.
+        """
+        with turn(self.model):
+            before = self._current()
+            self._assign([name] * len(self._configs) if name else self._names)
+            reset_length(self.model)
+            try:
+                yield
+            finally:
+                self._assign(before)
+                reset_length(self.model)
 
     def use(self, name: str) -> None:
         """Let every layer run the attention registered with transformers under a name."""
@@ -111,7 +116,7 @@ def scales_with_length(model: PreTrainedModel) -> bool:
     return any(map(follows_length, model.modules()))
 
 
-def reset_length(model: PreTrainedModel) -> None:
+def reset_length(model: nn.Module) -> None:
     """Forget earlier texts: dynamic NTK keeps the frequencies of the longest one."""
     for module in filter(follows_length, model.modules()):
         kinds: Any = module.rope_type
@@ -119,7 +124,8 @@ def reset_length(model: PreTrainedModel) -> None:
         for prefix in prefixes:
             original = getattr(module, f"{prefix}original_inv_freq", None)
             if isinstance(original, Tensor) and hasattr(module, "original_max_seq_len"):
-                # A copy: LongRoPE writes its frequencies into this buffer.
-                buffer = original.to(getattr(module, f"{prefix}inv_freq").device, copy=True)
+                # A copy: LongRoPE writes its frequencies into this buffer, in any mode of torch.
+                with torch.inference_mode(False):
+                    buffer = original.to(getattr(module, f"{prefix}inv_freq").device, copy=True)
                 module.register_buffer(f"{prefix}inv_freq", buffer, False)
                 setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.files import digest
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
+from ledom.lm.language_model import (
+    Generation,
+    LanguageModel,
+    Sampling,
+    TokenSpan,
+    sample_numbers,
+)
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -79,9 +85,9 @@ class FakeLanguageModel(LanguageModel):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        self.text_prompts(prompts, sampling, num_samples)
+        self.text_prompts(prompts, sampling)
+        numbers = sample_numbers(num_samples, first_sample)
         for place, prompt in enumerate(prompts):
-            numbers = range(first_sample, first_sample + num_samples)
             yield place, [self._draw(prompt, sampling, number) for number in numbers]
 
     def _draw(self, prompt: str | Generation, sampling: Sampling, sample: int) -> Generation:

@@ -38,14 +38,20 @@ from ledom.lm.engine.decoder import Decoder, decodes_exactly
 from ledom.lm.engine.own_decoder import LoneDecoder, keeps_exactly
 from ledom.lm.engine.pattern import PatternSearch
 from ledom.lm.engine.trunk import build_trunk, longest_packed, round_weights
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
+from ledom.lm.language_model import (
+    Generation,
+    LanguageModel,
+    Sampling,
+    TokenSpan,
+    check_counts,
+    sample_numbers,
+)
 from ledom.model.architectures import num_weights
 from ledom.model.changes import Changes
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
 from ledom.model.device import configure_memory, default_device, torch_device
 from ledom.model.exactness import vocab_size
 from ledom.model.native.draws import label_logprobs
-from ledom.model.own_forward import OwnForward
 from ledom.model.precision import INT8, load_in
 from ledom.model.prefix_tree import PrefixTree, batches
 
@@ -109,9 +115,8 @@ class HFLanguageModel(LanguageModel):
             stop_ids=checkpoint.stop_ids,
         )
         self._model = checkpoint.model
-        self._own = OwnForward(self.model)
         self._trunk = build_trunk(self.model)
-        self._reach = longest_packed(self._trunk, self._own, self.tokenizer.eos_id, self.context)
+        self._reach = longest_packed(self._trunk, self.tokenizer.eos_id, self.context)
         self._warned = False
         if self.precision == INT8:
             round_weights(self._trunk, self._reach == self.context and self._decodes, self.name)
@@ -182,20 +187,22 @@ class HFLanguageModel(LanguageModel):
                 results[place] = self._score_alone(targets[place], ordered[place], read)
         return results
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _score_alone(self, target: TokenSpan, ids: list[int], read: _Reader) -> NDArray[np.float32]:
         """As `_evaluate`, by the model's own forward pass over `ids`, in model order."""
         self._warn_of_slowness()
         device = self.model.device
         start, end = self.direction.span_to_model_order(target.start, target.end, len(ids))
         wanted = torch.arange(start - 1, end - 1, device=device)
-        logits = self._own(torch.tensor(ids[:-1], device=device), wanted).float()
+        logits = self._trunk.own(torch.tensor(ids[:-1], device=device), wanted).float()
         labels = torch.tensor(ids[start:end], device=device)
         return np.ascontiguousarray(self.direction.to_reading_order(read(logits, labels)))
 
     def alternatives(self, target: TokenSpan, count: int) -> list[list[tuple[int, float]]]:
+        check_counts(count=count)
+
         def likeliest(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
-            best = logits.log_softmax(-1).topk(min(count, logits.shape[-1]), dim=-1)
+            best = logits.log_softmax(-1).topk(min(int(count), logits.shape[-1]), dim=-1)
             both = torch.stack([best.indices.float(), best.values])  # ids below 2^24 stay exact
             return both.movedim(1, -1).cpu().numpy()
 
@@ -213,7 +220,7 @@ class HFLanguageModel(LanguageModel):
         message = "%s: %s run one by one, by the model's own pass, as ledom's is not exact for them"
         logging.getLogger("ledom").warning(message, self.name, which)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _score(
         self, targets: Sequence[TokenSpan], ordered: Sequence[list[int]], read: _Reader
     ) -> list[NDArray[np.float32]]:
@@ -255,19 +262,19 @@ class HFLanguageModel(LanguageModel):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        numbers = range(first_sample, first_sample + num_samples)
+        numbers = sample_numbers(num_samples, first_sample)
         return chain.from_iterable(self._generate(prompts, sampling, numbers))
 
     def generate_in_steps(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
     ) -> Iterator[list[tuple[int, list[Generation]]]]:
-        return self._generate(prompts, sampling, range(num_samples))
+        return self._generate(prompts, sampling, sample_numbers(num_samples))
 
     def generate_with_greedy(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int
     ) -> Iterator[tuple[int, list[Generation]]]:
         # In one batch: greedy texts alone would leave it nearly empty while the longest is written.
-        numbers = range(num_samples)
+        numbers = sample_numbers(num_samples)
         return chain.from_iterable(self._generate(prompts, sampling, numbers, with_greedy=True))
 
     def _generate(
@@ -281,7 +288,7 @@ class HFLanguageModel(LanguageModel):
 
         Yields after each step; see `generate_in_steps`.
         """
-        self.check_request(prompts, sampling, len(numbers))
+        self.check_request(prompts, sampling)
         self._trunk.refresh()
         starts = [self._start(prompt, sampling) for prompt in prompts]
         asked, pattern = sampling.confidence, sampling.stop_pattern
@@ -331,16 +338,16 @@ class HFLanguageModel(LanguageModel):
         if not alone:
             return written
         self._warn_of_slowness()
-        lone = LoneDecoder(self._own, self._keeps, self.stop_ids, sampling)
+        lone = LoneDecoder(self._trunk.own, self._keeps, self.stop_ids, sampling)
         return chain(written, lone.steps(alone))
 
     @cached_property
     def _decodes(self) -> bool:
-        return self._reach > 0 and decodes_exactly(self._trunk, self._own, self.tokenizer.eos_id)
+        return self._reach > 0 and decodes_exactly(self._trunk, self.tokenizer.eos_id)
 
     @cached_property
     def _keeps(self) -> bool:
-        return keeps_exactly(self._own, self.tokenizer.eos_id)
+        return keeps_exactly(self._trunk.own, self.tokenizer.eos_id)
 
     def _start(self, prompt: str | Generation, sampling: Sampling) -> GenerationState:
         """The state in which the model begins to write for a prompt."""

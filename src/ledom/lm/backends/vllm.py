@@ -20,7 +20,13 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, MissingExtraError, in_one_line
 from ledom.core.files import digest
 from ledom.lm.confidence import of_alternatives
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
+from ledom.lm.language_model import (
+    Generation,
+    LanguageModel,
+    Sampling,
+    TokenSpan,
+    sample_numbers,
+)
 from ledom.model.checkpoint import read_checkpoint_info
 from ledom.model.folder import count_parameters
 
@@ -114,8 +120,8 @@ class VLLMLanguageModel(LanguageModel):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        texts, contexts = self.text_prompts(prompts, sampling, num_samples)
-        numbers = range(first_sample, first_sample + num_samples)
+        texts, contexts = self.text_prompts(prompts, sampling)
+        numbers = sample_numbers(num_samples, first_sample)
         together = max(1, _TOGETHER // num_samples)
         for first in range(0, len(texts), together):
             places = range(first, min(first + together, len(texts)))

@@ -26,7 +26,6 @@ from ledom.lm.engine.trunk import Trunk, build_trunk
 from ledom.lm.language_model import FinishReason, Sampling
 from ledom.model.exactness import in_float32, random_text, tolerance
 from ledom.model.native.draws import draw
-from ledom.model.own_forward import OwnForward
 from ledom.model.prefix_tree import PrefixTree, batches
 
 __all__ = ["Decoder", "Writer", "decodes_exactly"]
@@ -117,7 +116,7 @@ class Decoder(Writer):
         self.max_rows = rows
         self._prefilled: dict[tuple[int, ...], Prefilled] = {}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """Yield the list of jobs that ended in each step. Equal prompts are read once."""
         waiting = [*reversed(jobs)]  # popped from the end
@@ -230,17 +229,17 @@ class Decoder(Writer):
             block.drop(ended)
 
 
-def decodes_exactly(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
+def decodes_exactly(trunk: Trunk, eos_id: int) -> bool:
     """Whether `Decoder`, writing greedily, agrees with the model's own pass over the same text."""
-    if not _decodes(trunk, own, eos_id):
+    if not _decodes(trunk, eos_id):
         return False
-    copy = in_float32(own.model)
-    return copy is None or _decodes(build_trunk(copy), OwnForward(copy), eos_id)
+    copy = in_float32(trunk.model)
+    return copy is None or _decodes(build_trunk(copy), eos_id)
 
 
-@torch.inference_mode()
-def _decodes(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
-    sampling = Sampling(temperature=0, max_tokens=4)
+@torch.no_grad()
+def _decodes(trunk: Trunk, eos_id: int) -> bool:
+    own, sampling = trunk.own, Sampling(temperature=0, max_tokens=4)
     jobs = [Job(random_text(own.model, eos_id, size), size, 0, ()) for size in (9, 5)]
     try:
         done = [*chain(*Decoder(trunk, [eos_id], sampling, len(jobs)).steps(jobs))]

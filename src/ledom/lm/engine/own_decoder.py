@@ -38,7 +38,7 @@ class LoneDecoder(Writer):
         super().__init__(stop_ids, sampling)
         self.own, self.keeps = own, keeps
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """Yield after each token the job that it ended, if any.
 
@@ -100,7 +100,7 @@ def keeps_exactly(own: OwnForward, eos_id: int) -> bool:
     return copy is None or _keeps(OwnForward(copy), eos_id)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _keeps(own: OwnForward, eos_id: int) -> bool:
     if scales_with_length(own.model):
         return False

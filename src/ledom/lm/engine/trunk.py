@@ -31,7 +31,7 @@ from ledom.model.architectures import (
     num_weights,
     used_layers,
 )
-from ledom.model.attention import Attend, attending, turn, without_filling
+from ledom.model.attention import IMPLEMENTATION, Attend, attending, turn, without_filling
 from ledom.model.changes import does_more, evaluating, weights_state
 from ledom.model.device import large_blocks_apart
 from ledom.model.exactness import check_long_text, in_float32, packing_reach
@@ -40,7 +40,7 @@ from ledom.model.llama_layers import Layer, PackedLayer, PackedLayers, Weight, n
 from ledom.model.native.attention import has_native
 from ledom.model.native.layers import project, rms_norm
 from ledom.model.native.library import library_for
-from ledom.model.own_forward import OwnForward
+from ledom.model.own_forward import OwnForward, reset_length
 from ledom.model.prefix_tree import PrefixTree
 from ledom.model.tree_attention import TreeAttention
 
@@ -52,10 +52,11 @@ _READING = Lock()  # so that of several threads that see a change, one reads the
 
 
 class Trunk:
-    """Runs any decoder whose attention implementation is `ledom` (`model.attention`)."""
+    """Runs any decoder, with ledom's attention (`model.attention`) in place of its own."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.own = OwnForward(model)
         self.version = 0
         """How many changes to the model `refresh` has seen."""
         self._known: object = None
@@ -68,7 +69,7 @@ class Trunk:
 
         With `wanted`, ascending indices in the row, only their outputs: [len(wanted), width].
         """
-        with turn(self.model), attending(attend):
+        with self.own.attention(IMPLEMENTATION), attending(attend):
             hidden: Tensor = self.model.base_model(
                 input_ids=ids[None], position_ids=positions[None], use_cache=False
             ).last_hidden_state[0]
@@ -244,6 +245,7 @@ class LlamaTrunk(Trunk):
             positions = pad(positions, (0, missing))
             attend = without_filling(attend, count)
         with turn(self.model):
+            reset_length(self.base.rotary_emb)
             cos, sin = (part[0] for part in self.base.rotary_emb(hidden, positions[None]))
         for number, layer in enumerate(layers):
             if wanted is None or number < len(layers) - 1:
@@ -262,16 +264,18 @@ def build_trunk(model: PreTrainedModel) -> Trunk:
     return LlamaTrunk(model) if is_llama_shaped(model) else Trunk(model)
 
 
-def longest_packed(trunk: Trunk, own: OwnForward, eos_id: int, context: int) -> int:
-    """The longest text, in tokens read, that may share a row; see `packing_reach`."""
-    reach = packing_reach(own, trunk.packed, eos_id, context)
-    if reach and (copy := in_float32(own.model)) is not None:
-        reach = min(
-            reach, packing_reach(OwnForward(copy), build_trunk(copy).packed, eos_id, context)
-        )
+def longest_packed(trunk: Trunk, eos_id: int, context: int) -> int:
+    """The longest text, in tokens read, that may share a row; see `packing_reach`.
+
+    The model keeps its own attention, so that callers can use it as any model of transformers.
+    """
+    reach = packing_reach(trunk.own, trunk.packed, eos_id, context)
+    trunk.own.restore()
+    if reach and (copy := in_float32(trunk.model)) is not None:
+        other = build_trunk(copy)
+        reach = min(reach, packing_reach(other.own, other.packed, eos_id, context))
     if not reach:
-        own.restore()
-        check_long_text(own, context)
+        check_long_text(trunk.own, context)
     return reach
 
 
