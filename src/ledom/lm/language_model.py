@@ -88,18 +88,12 @@ class Sampling:
 
 
 def check_counts(**counts: Any) -> None:
-    """Raise `InputError` unless all are whole numbers; of samples and tokens, at least one."""
+    """Raise `InputError` for a count that is no whole number, or too small."""
     for name, count in counts.items():
-        least = 1 if name in ("num_samples", "max_tokens") else 0
+        least = 1 if name in ("num_samples", "max_tokens", "rows", "tokens_per_batch") else 0
         whole = issubclass(type(count), Integral)
         what = f"at least {least}" if whole else "a whole number"
         require({f"{name} is {count!r}; it must be {what}": whole and count >= least})
-
-
-def sample_numbers(num_samples: int, first_sample: int = 0) -> range:
-    """The numbers of each prompt's samples; raises `InputError` unless there is at least one."""
-    check_counts(num_samples=num_samples, first_sample=first_sample)
-    return range(first_sample, first_sample + num_samples)
 
 
 class LanguageModel(ABC):
@@ -224,6 +218,12 @@ class LanguageModel(ABC):
             "special tokens around the text with LanguageModel.add_special_tokens"
         )
         require({first: start > 0 or end == 0})
+
+    @staticmethod
+    def sample_numbers(num_samples: int, first_sample: int = 0) -> range:
+        """The numbers of a prompt's samples; raises `InputError` unless there is at least one."""
+        check_counts(num_samples=num_samples, first_sample=first_sample)
+        return range(first_sample, first_sample + num_samples)
 
     def check_request(self, prompts: Sequence[str | Generation], sampling: Sampling) -> None:
         """Raise `InputError` for anything but a list of texts, and for an unsupported request."""

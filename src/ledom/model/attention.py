@@ -41,6 +41,7 @@ __all__ = [
     "is_attending",
     "packed_attention",
     "turn",
+    "without_autocast",
     "without_filling",
 ]
 
@@ -67,6 +68,11 @@ def turn(model: torch.nn.Module) -> AbstractContextManager[object]:
     """
     with _ADDING:
         return _TURNS.setdefault(model, RLock())
+
+
+def without_autocast(model: torch.nn.Module) -> AbstractContextManager[object]:
+    """A block in which the model computes in its own precision, wherever the caller is."""
+    return torch.autocast(next(model.parameters()).device.type, enabled=False)
 
 
 @contextmanager

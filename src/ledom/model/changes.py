@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import isroutine
+from io import BytesIO
 from threading import Lock
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 from transformers import PreTrainedModel
 
 from ledom.model.native.library import library_for
@@ -57,10 +59,11 @@ def weights_state(weights: Sequence[Tensor], copied: bool = True) -> object:
     >>> weights_state([weight]) == before
     False
     """
+    dense = [part for weight in weights for part in _dense(weight)]
     known = [
-        (w.data_ptr(), w.shape, w.stride(), 0 if w.is_inference() else w._version) for w in weights
+        (w.data_ptr(), w.shape, w.stride(), 0 if w.is_inference() else w._version) for w in dense
     ]
-    return (known, _hashes(weights)) if copied else known
+    return (known, _hashes(dense)) if copied else known
 
 
 def does_more(module: nn.Module) -> bool:
@@ -130,13 +133,14 @@ class Changes:
 
     def _numbers(self) -> dict[str, Tensor]:
         """The weights and buffers by name, but not those that a pass changes."""
-        found: dict[str, Tensor] = self._model.state_dict()
+        found: dict[str, object] = self._model.state_dict()
         for name, buffer in self._model.named_buffers(remove_duplicate=False):
             # Some are in no state_dict, and a pass may make two of them one.
             owner = self._model.get_submodule(name.rpartition(".")[0])
             if "original" in name or not follows_length(owner):
                 found[name] = buffer
-        return found
+        parts = {name: _dense(value) for name, value in found.items()}
+        return {f"{name} {i}": part for name, some in parts.items() for i, part in enumerate(some)}
 
     def _structure(self) -> str:
         """The modules with what was added to them, the shapes of all numbers, and the config."""
@@ -187,7 +191,9 @@ def _is_plain(value: object) -> bool:
 
 def _additions(module: nn.Module) -> list[str]:
     """What a call of the module does besides what its class says: hooks, another `forward`."""
-    hooks = module._forward_hooks | module._forward_pre_hooks  # numbered within a process
+    own = module._forward_hooks | module._forward_pre_hooks
+    hooks = own | torch_modules._global_forward_hooks | torch_modules._global_forward_pre_hooks
+    # They are numbered within a process.
     found = [str(number) for number, hook in hooks.items() if not _only_asks_for_gradients(hook)]
     if (other := vars(module).get("forward")) is not None:
         found.append(str(id(other)))
@@ -197,6 +203,17 @@ def _additions(module: nn.Module) -> list[str]:
 def _only_asks_for_gradients(hook: object) -> bool:
     """Whether it is the hook of gradient checkpointing, which changes no number."""
     return "make_inputs_require_grad" in getattr(hook, "__qualname__", "")
+
+
+def _dense(value: object) -> list[Tensor]:
+    """The plain tensors of an entry of a state: several, for example, of a quantized weight."""
+    if isinstance(value, Tensor) and type(value.data) is Tensor and not value.is_quantized:
+        return [value]
+    if hasattr(value, "__tensor_flatten__"):  # a weight of torchao
+        names = value.__tensor_flatten__()[0]
+        return [part for name in names for part in _dense(getattr(value, name))]
+    torch.save(value, kept := BytesIO())
+    return [torch.frombuffer(kept.getbuffer(), dtype=torch.uint8)]
 
 
 def _hashes(weights: Sequence[Tensor]) -> list[int]:

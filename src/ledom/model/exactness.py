@@ -209,7 +209,7 @@ def rounded(model: PreTrainedModel) -> Iterator[None]:
     generator = torch.Generator().manual_seed(0)
 
     def change(_: Any, __: Any, out: Tensor) -> Tensor:
-        noise = 2 * torch.rand(out.shape, generator=generator) - 1
+        noise = 2 * torch.rand(out.shape, generator=generator, dtype=torch.float32) - 1
         return (out * (1 + _ROUNDING * noise.to(out.device))).to(out.dtype)
 
     hook = model.get_input_embeddings().register_forward_hook(change)
@@ -325,7 +325,8 @@ class _Masks:
             self.reaches.append(int(hidden.int().argmax()) if hidden.any() else self.context)
             if not self.marked:
                 return None
-            return torch.full((1, 1, 1, len(ids)), len(self.reaches) - 1.0, device=ids.device)
+            row = torch.full((1, 1, 1, len(ids)), len(self.reaches) - 1, device=ids.device)
+            return row.float()
 
         def attend(
             module: torch.nn.Module,

@@ -273,7 +273,7 @@ def _by_segment(
     for one, keys, values in zip(
         q.split(sizes[0]), k.split(sizes[1]), v.split(sizes[1]), strict=True
     ):
-        mask = torch.full((len(one), len(keys)), -torch.inf, device=q.device)
+        mask = q.new_full((len(one), len(keys)), -torch.inf, dtype=torch.float32)
         mask = mask.triu_(len(keys) - len(one) + 1) if causal else mask.zero_()
         q_one, k_one, v_one = (x.transpose(0, 1)[None] for x in (one, keys, values))
         out, logs = _plain_attention(q_one, k_one, v_one, mask)

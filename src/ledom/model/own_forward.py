@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ledom.core.errors import CheckpointError, in_one_line
 from ledom.model.architectures import half_precision
-from ledom.model.attention import IMPLEMENTATION, turn
+from ledom.model.attention import IMPLEMENTATION, turn, without_autocast
 from ledom.model.changes import follows_length
 
 __all__ = ["OwnForward", "reset_length", "scales_with_length"]
@@ -55,7 +55,7 @@ class OwnForward:
 
         Only this thread runs its modules meanwhile, and they know nothing of earlier texts.
         """
-        with turn(self.model):
+        with turn(self.model), without_autocast(self.model):
             before = self._current()
             self._assign([name] * len(self._configs) if name else self._names)
             reset_length(self.model)

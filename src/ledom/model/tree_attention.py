@@ -114,7 +114,7 @@ class _NativePlan:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[Q, H, D], [T, K, D] twice -> [Q, H, D]."""
-        out = workspace("attended", *q.shape) if self._reuses else torch.empty(q.shape)
+        out = workspace("attended", *q.shape) if self._reuses else q.new_empty(q.shape)
         tree_attention(q, k, v, self._tasks, self._spans, self._limits, out)
         return out
 

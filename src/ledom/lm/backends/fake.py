@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.files import digest
-from ledom.lm.language_model import (
-    Generation,
-    LanguageModel,
-    Sampling,
-    TokenSpan,
-    sample_numbers,
-)
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -86,7 +80,7 @@ class FakeLanguageModel(LanguageModel):
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
         self.text_prompts(prompts, sampling)
-        numbers = sample_numbers(num_samples, first_sample)
+        numbers = self.sample_numbers(num_samples, first_sample)
         for place, prompt in enumerate(prompts):
             yield place, [self._draw(prompt, sampling, number) for number in numbers]
 

@@ -38,13 +38,7 @@ from ledom.core.errors import (
 from ledom.core.files import digest
 from ledom.core.reading import require
 from ledom.lm.confidence import Confidence, of_alternatives
-from ledom.lm.language_model import (
-    Generation,
-    LanguageModel,
-    Sampling,
-    TokenSpan,
-    sample_numbers,
-)
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import CheckpointInfo, bos_ids, read_checkpoint_info
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
@@ -152,7 +146,7 @@ class OpenAILanguageModel(LanguageModel):
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
         texts, contexts = self.text_prompts(prompts, sampling)
-        sample_numbers(num_samples, first_sample)
+        self.sample_numbers(num_samples, first_sample)
         # Given text, a server adds its tokenizer's own special tokens, and cannot flip the ids.
         own = [self.tokenizer.token_id(token) for token in self.tokenizer.bos_tokens]
         reads_ids = self.bos_ids != own or self.direction is Direction.REVERSE

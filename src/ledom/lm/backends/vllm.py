@@ -20,13 +20,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, MissingExtraError, in_one_line
 from ledom.core.files import digest
 from ledom.lm.confidence import of_alternatives
-from ledom.lm.language_model import (
-    Generation,
-    LanguageModel,
-    Sampling,
-    TokenSpan,
-    sample_numbers,
-)
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import read_checkpoint_info
 from ledom.model.folder import count_parameters
 
@@ -121,7 +115,7 @@ class VLLMLanguageModel(LanguageModel):
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
         texts, contexts = self.text_prompts(prompts, sampling)
-        numbers = sample_numbers(num_samples, first_sample)
+        numbers = self.sample_numbers(num_samples, first_sample)
         together = max(1, _TOGETHER // num_samples)
         for first in range(0, len(texts), together):
             places = range(first, min(first + together, len(texts)))
@@ -154,7 +148,10 @@ class VLLMLanguageModel(LanguageModel):
         if not prompts:
             return []
         requests = [{"prompt_token_ids": ids} for ids in prompts]
-        return self._llm.generate(requests, params, use_tqdm=False)
+        try:
+            return self._llm.generate(requests, params, use_tqdm=False)
+        except ValueError as error:  # more alternatives than `max_logprobs`, for example
+            raise InputError(f"{self.name}: vLLM refuses this: {in_one_line(error)}") from error
 
     def _generation(self, prompt: str, output: Any, sampling: Sampling) -> Generation:
         written = [int(i) for i in output.token_ids if i not in self.stop_ids]

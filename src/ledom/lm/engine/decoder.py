@@ -94,7 +94,7 @@ class Writer:
             and (found := draw(logits, temperature, levels))
         ):
             return found
-        wanted = torch.tensor(levels, device=logits.device)
+        wanted = torch.tensor(levels, device=logits.device, dtype=torch.float32)
         probabilities = torch.softmax(logits / temperature, dim=-1)
         probabilities = _truncate(probabilities, sampling.top_k, sampling.top_p)
         drawn = torch.where(
@@ -251,10 +251,11 @@ def _decodes(trunk: Trunk, eos_id: int) -> bool:
         drawn = torch.tensor([*job.ids, eos_id][: sampling.max_tokens], device=logits.device)
         log_p = logits[: len(drawn)].log_softmax(-1)
         chosen = log_p.gather(1, drawn[:, None])[:, 0]
-        certainty = -(log_p.mean(-1) + torch.log(torch.tensor(log_p.shape[-1]))).sum()
-        found = torch.tensor(job.certainty, device=logits.device)
+        certainty = float(_divergence_from_uniform(logits[: len(drawn)]).sum())
         limit = tolerance(own.model.dtype)
-        if (log_p.max(-1).values - chosen).max() > limit or (certainty - found).abs() > 10 * limit:
+        if (log_p.max(-1).values - chosen).max() > limit or abs(
+            certainty - job.certainty
+        ) > 10 * limit:
             return False
     return True
 

@@ -31,7 +31,14 @@ from ledom.model.architectures import (
     num_weights,
     used_layers,
 )
-from ledom.model.attention import IMPLEMENTATION, Attend, attending, turn, without_filling
+from ledom.model.attention import (
+    IMPLEMENTATION,
+    Attend,
+    attending,
+    turn,
+    without_autocast,
+    without_filling,
+)
 from ledom.model.changes import does_more, evaluating, weights_state
 from ledom.model.device import large_blocks_apart
 from ledom.model.exactness import check_long_text, in_float32, packing_reach
@@ -69,6 +76,10 @@ class Trunk:
 
         With `wanted`, ascending indices in the row, only their outputs: [len(wanted), width].
         """
+        with without_autocast(self.model):
+            return self._run(ids, positions, attend, wanted)
+
+    def _run(self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None) -> Tensor:
         with self.own.attention(IMPLEMENTATION), attending(attend):
             hidden: Tensor = self.model.base_model(
                 input_ids=ids[None], position_ids=positions[None], use_cache=False
@@ -147,7 +158,8 @@ class Trunk:
 
         They are valid until the thread's next call: their memory may then be used again.
         """
-        return finish_logits(self._projected(hidden), self.model.config.get_text_config())
+        with without_autocast(self.model):
+            return finish_logits(self._projected(hidden), self.model.config.get_text_config())
 
     def _projected(self, hidden: Tensor) -> Tensor:
         head: Any = self.model.get_output_embeddings()
@@ -186,7 +198,7 @@ class LlamaTrunk(Trunk):
     def shares_rows(self) -> bool:
         if self._packed is None:
             return False
-        head = torch.empty(0, self.layers[0].head_dim)
+        head = torch.empty(0, self.layers[0].head_dim, dtype=torch.float32)
         return has_native(head, head)  # attention too
 
     def _state(self) -> object:
@@ -231,12 +243,10 @@ class LlamaTrunk(Trunk):
         head: Any = self.model.get_output_embeddings()
         return linear(hidden, self._head, head.bias)
 
-    def __call__(
-        self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
-    ) -> Tensor:
+    def _run(self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None) -> Tensor:
         own, packed, count = self.layers, self._packed, len(ids)
         if not own:
-            return super().__call__(ids, positions, attend, wanted)
+            return super()._run(ids, positions, attend, wanted)
         hidden: Tensor = self.base.embed_tokens(ids)
         layers: Sequence[Layer | PackedLayer] = packed.layers if packed else own
         missing = 0 if packed else filled_rows(hidden, own[0].qkv) - count

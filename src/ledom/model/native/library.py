@@ -173,10 +173,10 @@ def workspace(name: str, *shape: int) -> Tensor:
     """
     size = math.prod(shape)
     if 4 * size < LARGE:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32)
     kept = _KEPT.memory.get(name)
     if kept is None or len(kept) < size:
         _KEPT.memory.pop(name, None)  # frees it first
         with torch.inference_mode(False):
-            kept = _KEPT.memory[name] = torch.empty(size)
+            kept = _KEPT.memory[name] = torch.empty(size, dtype=torch.float32)
     return kept[:size].view(shape)
