@@ -6,8 +6,9 @@ Shapes: T tokens read, N outputs wanted, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,15 @@ __all__ = ["OwnForward", "reset_length", "scales_with_length"]
 
 
 class OwnForward:
-    """Runs a model as plain transformers does, with the attention that transformers chooses."""
+    """Runs a model as plain transformers does, with the attention that transformers chooses.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Unless it `follows_autocast`, as training does, the caller's autocast has no effect.
+    """
+
+    def __init__(self, model: PreTrainedModel, follows_autocast: bool = True) -> None:
         self.model = model
+        self._precision: Callable[[], AbstractContextManager[object]]
+        self._precision = nullcontext if follows_autocast else partial(without_autocast, model)
         configs = (getattr(module, "config", None) for module in model.modules())
         found = {id(config): config for config in configs if isinstance(config, PretrainedConfig)}
         self._configs = list(found.values())
@@ -55,7 +61,7 @@ class OwnForward:
 
         Only this thread runs its modules meanwhile, and they know nothing of earlier texts.
         """
-        with turn(self.model), without_autocast(self.model):
+        with turn(self.model), self._precision():
             before = self._current()
             self._assign([name] * len(self._configs) if name else self._names)
             reset_length(self.model)

@@ -97,7 +97,7 @@ def keeps_exactly(own: OwnForward, eos_id: int) -> bool:
     if not _keeps(own, eos_id):
         return False
     copy = in_float32(own.model)
-    return copy is None or _keeps(OwnForward(copy), eos_id)
+    return copy is None or _keeps(OwnForward(copy, follows_autocast=False), eos_id)
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class Trunk:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.own = OwnForward(model)
+        self.own = OwnForward(model, follows_autocast=False)
         self.version = 0
         """How many changes to the model `refresh` has seen."""
         self._known: object = None
