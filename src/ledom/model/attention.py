@@ -13,7 +13,7 @@ Shapes: T tokens in the row, H query heads, K key-value heads, D head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import pairwise
 from threading import Lock, RLock
@@ -72,7 +72,10 @@ def turn(model: torch.nn.Module) -> AbstractContextManager[object]:
 
 def without_autocast(model: torch.nn.Module) -> AbstractContextManager[object]:
     """A block in which the model computes in its own precision, wherever the caller is."""
-    return torch.autocast(next(model.parameters()).device.type, enabled=False)
+    device = next(model.parameters()).device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 @contextmanager

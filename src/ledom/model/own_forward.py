@@ -20,7 +20,7 @@ from ledom.model.architectures import half_precision
 from ledom.model.attention import IMPLEMENTATION, turn, without_autocast
 from ledom.model.changes import follows_length
 
-__all__ = ["OwnForward", "reset_length", "scales_with_length"]
+__all__ = ["OwnForward", "reset_length"]
 
 
 class OwnForward:
@@ -112,14 +112,6 @@ class OwnForward:
         if half:
             what, remedy = f"does not run correctly in {half}", f"try float32, or {remedy}"
         return CheckpointError(f"{kind} {what} ({reason}); {remedy}")
-
-
-def scales_with_length(model: PreTrainedModel) -> bool:
-    """Whether rotary positions depend on the length of the text (LongRoPE, dynamic NTK).
-
-    The keys of earlier tokens then change as a text grows, so they cannot be cached.
-    """
-    return any(map(follows_length, model.modules()))
 
 
 def reset_length(model: nn.Module) -> None:

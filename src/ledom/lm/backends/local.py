@@ -353,7 +353,7 @@ class HFLanguageModel(LanguageModel):
 
     @cached_property
     def _keeps(self) -> bool:
-        return keeps_exactly(self._trunk.own, self.tokenizer.eos_id)
+        return keeps_exactly(self._trunk, self.tokenizer.eos_id)
 
     def _start(self, prompt: str | Generation, sampling: Sampling) -> GenerationState:
         """The state in which the model begins to write for a prompt."""

@@ -22,9 +22,9 @@ from torch.nn import functional
 from ledom.core.errors import InputError
 from ledom.lm.confidence import is_unsure
 from ledom.lm.engine.block import Block, Job, Prefilled, attend_to
-from ledom.lm.engine.trunk import Trunk, build_trunk
+from ledom.lm.engine.trunk import Trunk, trials
 from ledom.lm.language_model import FinishReason, Sampling
-from ledom.model.exactness import in_float32, random_text, tolerance
+from ledom.model.exactness import random_text, tolerance
 from ledom.model.native.draws import draw
 from ledom.model.prefix_tree import PrefixTree, batches
 
@@ -231,10 +231,7 @@ class Decoder(Writer):
 
 def decodes_exactly(trunk: Trunk, eos_id: int) -> bool:
     """Whether `Decoder`, writing greedily, agrees with the model's own pass over the same text."""
-    if not _decodes(trunk, eos_id):
-        return False
-    copy = in_float32(trunk.model)
-    return copy is None or _decodes(build_trunk(copy), eos_id)
+    return all(_decodes(each, eos_id) for each in trials(trunk))
 
 
 @torch.no_grad()
@@ -251,7 +248,7 @@ def _decodes(trunk: Trunk, eos_id: int) -> bool:
         drawn = torch.tensor([*job.ids, eos_id][: sampling.max_tokens], device=logits.device)
         log_p = logits[: len(drawn)].log_softmax(-1)
         chosen = log_p.gather(1, drawn[:, None])[:, 0]
-        certainty = float(_divergence_from_uniform(logits[: len(drawn)]).sum())
+        certainty = _divergence_from_uniform(logits[: len(drawn)]).sum().item()
         limit = tolerance(own.model.dtype)
         if (log_p.max(-1).values - chosen).max() > limit or abs(
             certainty - job.certainty

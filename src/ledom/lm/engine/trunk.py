@@ -51,7 +51,7 @@ from ledom.model.own_forward import OwnForward, reset_length
 from ledom.model.prefix_tree import PrefixTree
 from ledom.model.tree_attention import TreeAttention
 
-__all__ = ["LlamaTrunk", "Trunk", "build_trunk", "longest_packed", "round_weights"]
+__all__ = ["LlamaTrunk", "Trunk", "build_trunk", "longest_packed", "round_weights", "trials"]
 
 _MOST_PACKED = 2**28  # weights; a copy of them takes up to 1 GB
 _NARROW = 512  # widest model whose products one thread does as fast as several
@@ -100,7 +100,7 @@ class Trunk:
 
     def attention(self, tree: PrefixTree, wanted: NDArray[np.int64] | None = None) -> TreeAttention:
         """Attention in the row of a tree; see `TreeAttention`."""
-        return TreeAttention(tree, wanted, self.model.device, self.model.dtype, self.shares_rows)
+        return TreeAttention(tree, wanted, self.model.device, self.shares_rows)
 
     @property
     def runs_modules(self) -> bool:
@@ -279,14 +279,20 @@ def longest_packed(trunk: Trunk, eos_id: int, context: int) -> int:
 
     The model keeps its own attention, so that callers can use it as any model of transformers.
     """
-    reach = packing_reach(trunk.own, trunk.packed, eos_id, context)
-    trunk.own.restore()
-    if reach and (copy := in_float32(trunk.model)) is not None:
-        other = build_trunk(copy)
-        reach = min(reach, packing_reach(other.own, other.packed, eos_id, context))
+    reach = context
+    for each in trials(trunk):
+        reach = reach and min(reach, packing_reach(each.own, each.packed, eos_id, context))
+        each.own.restore()
     if not reach:
         check_long_text(trunk.own, context)
     return reach
+
+
+def trials(trunk: Trunk) -> Iterator[Trunk]:
+    """The trunk; in half precision, which hides small faults, also that of a copy in fp32."""
+    yield trunk
+    if (copy := in_float32(trunk.model)) is not None:
+        yield build_trunk(copy)
 
 
 def round_weights(trunk: Trunk, exact: bool, name: str) -> None:

@@ -155,12 +155,7 @@ def library_for(*tensors: Tensor) -> ctypes.CDLL | None:
     return _library()
 
 
-class _Kept(threading.local):
-    def __init__(self) -> None:
-        self.memory: dict[str, Tensor] = {}
-
-
-_KEPT = _Kept()
+_KEPT = threading.local()
 
 
 def workspace(name: str, *shape: int) -> Tensor:
@@ -174,9 +169,10 @@ def workspace(name: str, *shape: int) -> Tensor:
     size = math.prod(shape)
     if 4 * size < LARGE:
         return torch.empty(shape, dtype=torch.float32)
-    kept = _KEPT.memory.get(name)
+    memory: dict[str, Tensor] = vars(_KEPT)
+    kept = memory.get(name)
     if kept is None or len(kept) < size:
-        _KEPT.memory.pop(name, None)  # frees it first
+        memory.pop(name, None)  # frees it first
         with torch.inference_mode(False):
-            kept = _KEPT.memory[name] = torch.empty(size, dtype=torch.float32)
+            kept = memory[name] = torch.empty(size, dtype=torch.float32)
     return kept[:size].view(shape)
