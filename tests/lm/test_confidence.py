@@ -51,7 +51,7 @@ def test_settings_are_checked(wrong: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("least", [float("nan"), (1.0, float("nan"))])
 def test_a_threshold_is_a_number(least: float | tuple[float, ...]) -> None:
-    with pytest.raises(InputError, match="least is .*nan.*; give numbers, or None"):
+    with pytest.raises(InputError, match="least is .*nan.*; give a number"):
         ConfidenceSettings(least=least)
 
 

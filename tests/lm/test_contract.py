@@ -169,6 +169,10 @@ def test_bad_targets_are_refused(lm: LanguageModel) -> None:
             lm.logprobs([TokenSpan([0, wrong, 0], 1, 2)])
     with pytest.raises(InputError, match="no span"):
         lm.logprobs([TokenSpan(ids, 3, len(ids) + 1)])
+    with pytest.raises(InputError, match="the ids and bounds of a span must be whole numbers"):
+        lm.logprobs([TokenSpan([0.5, 1, 2], 1, 2)])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="the ids and bounds of a span must be whole numbers"):
+        lm.logprobs([TokenSpan(ids, 1.0, 2)])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=f"context of {lm.context}"):
         lm.logprobs([TokenSpan([5] * (lm.context + 2), 4, 6)])
 
@@ -262,7 +266,17 @@ def test_bad_requests_are_refused(lm: LanguageModel) -> None:
     lm.prompt_ids("1", room)  # fits
     with pytest.raises(InputError, match="num_samples is 0"):
         list(lm.generate(["1"], Sampling(), num_samples=0))
-    with pytest.raises(InputError, match="prompts is the text 'ab'; give a list"):
+    with pytest.raises(InputError, match="num_samples is 1.5; it must be a whole number"):
+        list(lm.generate(["ab"], Sampling(), num_samples=1.5))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="first_sample is -1; it must be at least 0"):
+        list(lm.generate(["ab"], Sampling(), first_sample=-1))
+    with pytest.raises(InputError, match="prompts has 5 in it; give a list of texts"):
+        list(lm.generate(["ab", 5], Sampling()))  # type: ignore[list-item]
+    with pytest.raises(InputError, match="prompts is <generator .*; give a list of texts"):
+        list(lm.generate((text for text in ["ab"]), Sampling()))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="alternatives|count is -1; it must be at least 0"):
+        lm.alternatives(whole_text(lm, "ab"), -1)
+    with pytest.raises(InputError, match="prompts is 'ab'; give a list"):
         list(lm.generate("ab", Sampling()))
 
 
@@ -317,6 +331,9 @@ def test_sampling_settings_are_checked() -> None:
             Sampling(**bad)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="temperature"):
         Sampling(temperature=float("nan"))
+    for odd in ({"temperature": "1"}, {"top_p": "x"}, {"top_k": 1.5}, {"seed": 1.0}):
+        with pytest.raises(InputError, match=f"{next(iter(odd))} is .*; it must be a "):
+            Sampling(**odd)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"stop_pattern '\(' is not a regular expression"):
         Sampling(stop_pattern="(")
 

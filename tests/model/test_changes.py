@@ -164,6 +164,10 @@ def test_a_long_text_does_not_change_a_model(rope_type: str, tokenizer: Tokenize
     assert contents.mark() == ""
     model(torch.zeros(1, 5, dtype=torch.long))
     assert contents.mark() == ""
+    rotary.attention_scaling *= 2
+    assert contents.mark()
+    rotary.attention_scaling /= 2
+    assert contents.mark() == ""
     rotary.original_inv_freq.mul_(1.01)
     assert contents.mark()
 
@@ -176,6 +180,21 @@ def test_use_is_no_change() -> None:
     list(lm.generate(["a text"], Sampling(max_tokens=5)))
     lm.model.to(torch.float32)
     assert lm.identity == loaded
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing.*:FutureWarning")
+def test_other_outputs_and_gradient_checkpointing_are_no_change() -> None:
+    lm = load("tiny", "forward")
+    ids, loaded = lm.tokenizer.encode("a text, and one more").ids, lm.identity
+    before = lm.logprobs([TokenSpan(ids, 1, len(ids))])[0]
+    config = lm.model.config
+    lm.model.set_attn_implementation("eager")
+    config.output_attentions = config.output_hidden_states = True
+    config.return_dict = config.use_cache = False
+    lm.model.gradient_checkpointing_enable()
+    lm.model.enable_input_require_grads()
+    assert lm.identity == loaded
+    assert (lm.logprobs([TokenSpan(ids, 1, len(ids))])[0] == before).all()
 
 
 def test_dropout_is_off_until_the_last_of_several_blocks_ends() -> None:

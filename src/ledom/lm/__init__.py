@@ -196,10 +196,8 @@ def unfamiliar(lm: LanguageModel | None, scores: Iterable[Score]) -> str | None:
         if score.target == "x|y":
             loss = -score.logprob / max(1, score.num_tokens)
             losses[score.problem_id] = min(loss, losses.get(score.problem_id, loss))
-    if not losses or (loss := median(losses.values())) <= FAMILIAR_LOSS:
-        return None
     limit = f"of the question; at most {FAMILIAR_LOSS:.1f} on its kind of problem"
-    return _warning(loss, limit, "its preference")
+    return _warning([*losses.values()], FAMILIAR_LOSS, limit, "its preference")
 
 
 def unfamiliar_texts(
@@ -225,16 +223,17 @@ def unfamiliar_texts(
         if len(ids) - first >= _FEW_TOKENS:
             span = lm.direction.span_to_model_order(first, len(ids), len(ids))
             losses.append(-float(lm.logprobs([TokenSpan(ids, *span)])[0].mean()))
-    if not losses or (loss := median(losses)) <= _UNLIKELY_LOSS:
-        return None
-    return _warning(loss, "of this text; under 3 on its kind of problem", what)
+    limit = "of this text; under 3 on its kind of problem"
+    return _warning(losses, _UNLIKELY_LOSS, limit, what)
 
 
 def _is_embedded(lm: LanguageModel) -> bool:
     return lm.name == str(embedded_folder(lm.direction))
 
 
-def _warning(loss: float, per_token: str, what: str) -> str:
+def _warning(losses: Sequence[float], most: float, per_token: str, what: str) -> str | None:
+    if not losses or (loss := median(losses)) <= most:
+        return None
     return (
         f"unlike anything that the embedded model was trained on (loss {loss:.1f} nats per token "
         f"{per_token}): {what} means nothing here; use a model of your own"

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -43,11 +45,24 @@ class ConfidenceSettings:
     one number for all prompts of a call to `generate`, or one number per prompt."""
 
     def __post_init__(self) -> None:
-        for name, value in (("top_k", self.top_k), ("window", self.window)):
-            if value < 1:
-                raise InputError(f"confidence: {name} is {value}; it must be at least 1")
-        if np.isnan(0.0 if self.least is None else self.least).any():
-            raise InputError(f"confidence: least is {self.least}; give numbers, or None")
+        for name in ("top_k", "window"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                what = "at least 1" if isinstance(value, Integral) else "a whole number"
+                raise InputError(f"confidence: {name} is {value!r}; it must be {what}")
+        least: Any = self.least if isinstance(self.least, tuple) else (self.least or 0.0,)
+        if not all(issubclass(type(x), Real) and not np.isnan(x) for x in least):
+            raise InputError(
+                f"confidence: least is {self.least!r}; give a number, a tuple of them, or None"
+            )
+
+    def check_number(self, prompts: int) -> None:
+        """Raise `InputError` for one `least` per prompt if this is not the number of prompts."""
+        if isinstance(self.least, tuple) and len(self.least) != prompts:
+            raise InputError(
+                f"confidence: least has {len(self.least)} numbers for {prompts} prompts; give one "
+                "for each, or one for all"
+            )
 
     def least_of(self, place: int) -> float | None:
         """The threshold for the prompt at index `place`.

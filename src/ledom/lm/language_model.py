@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from textwrap import shorten
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,19 +62,17 @@ class Sampling:
     """How to compute the texts' confidence; None: not at all. See `ledom.lm.confidence`."""
 
     def __post_init__(self) -> None:
-        checks = {
-            f"temperature is {self.temperature}; it must be 0, or from {_COLDEST} to {_HOTTEST}": (
-                self.temperature == 0 or _COLDEST <= self.temperature <= _HOTTEST
-            ),
-            f"top_k is {self.top_k}; it must be 0 or more": self.top_k >= 0,
-            f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1,
-            f"max_tokens is {self.max_tokens}; it must be at least 1": self.max_tokens >= 1,
-            f"seed is {self.seed}; it must be 0 or more": self.seed >= 0,
-        }
-        require(checks)
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            require({f"{name} is {value!r}; it must be a number": isinstance(value, Real)})
+        warm = self.temperature == 0 or _COLDEST <= self.temperature <= _HOTTEST
+        limits = f"it must be 0, or from {_COLDEST} to {_HOTTEST}"
+        require({f"temperature is {self.temperature}; {limits}": warm})
+        require({f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1})
+        check_counts(top_k=self.top_k, max_tokens=self.max_tokens, seed=self.seed)
         try:
             re.compile(self.stop_pattern or "")
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise InputError(
                 f"stop_pattern {self.stop_pattern!r} is not a regular expression: {error}"
             ) from None
@@ -86,6 +85,15 @@ class Sampling:
         True
         """
         return replace(self, temperature=0.0, top_k=0, top_p=1.0)
+
+
+def check_counts(**counts: Any) -> None:
+    """Raise `InputError` for a count that is no whole number, or too small."""
+    for name, count in counts.items():
+        least = 1 if name in ("num_samples", "max_tokens", "rows", "tokens_per_batch") else 0
+        whole = issubclass(type(count), Integral)
+        what = f"at least {least}" if whole else "a whole number"
+        require({f"{name} is {count!r}; it must be {what}": whole and count >= least})
 
 
 class LanguageModel(ABC):
@@ -138,8 +146,7 @@ class LanguageModel(ABC):
     def fingerprint(self) -> str:
         """A hash that identifies the model; results of a model with another hash are not reused.
 
-        It changes when a caller changes the model, or replaces the tokenizer, the pair format or
-        another attribute that decides what the model reads.
+        It changes when a caller changes the model, its tokenizer, or what it reads around a text.
         """
         return self._fingerprint + self._changed()
 
@@ -149,15 +156,13 @@ class LanguageModel(ABC):
 
     def _changed(self) -> str:
         """A mark of the changes since the model was loaded; empty if there are none."""
-        use = self._use()
-        return "" if use == self._use_at_load else f"-used-{use}"
+        return "" if (use := self._use()) == self._use_at_load else f"-used-{use}"
 
     def _use(self) -> str:
         """A hash of what callers might replace."""
-        special = (self.tokenizer.fingerprint, self.tokenizer.eos_id, self.bos_ids)
-        ends = (sorted(self.stop_ids), self.context)
-        known = repr([str(self.direction), *special, *ends, self.pair_format])
-        return hashlib.sha256(known.encode()).hexdigest()[:16]
+        special = self.tokenizer.fingerprint, self.tokenizer.eos_id, self.bos_ids
+        known = str(self.direction), *special, sorted(self.stop_ids), self.context, self.pair_format
+        return hashlib.sha256(repr([*known]).encode()).hexdigest()[:16]
 
     @property
     def vocab_size(self) -> int:
@@ -182,9 +187,8 @@ class LanguageModel(ABC):
         """A document's ids as the model was trained to see them, in reading order.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
-        >>> lm = FakeLanguageModel()
-        >>> lm.add_special_tokens([5, 6]) == [lm.tokenizer.eos_id, 5, 6, lm.tokenizer.eos_id]
-        True
+        >>> FakeLanguageModel().add_special_tokens([5, 6])  # EOS is 0
+        [0, 5, 6, 0]
         """
         before, after = self.special_ids
         return [*before, *ids, *after]
@@ -194,46 +198,46 @@ class LanguageModel(ABC):
         for a text that is longer than the model's context, and for ids outside the vocabulary.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
-        >>> lm = FakeLanguageModel()
-        >>> lm.check_target(TokenSpan([5, 6], 0, 3))
+        >>> FakeLanguageModel().check_target(TokenSpan([5, 6], 0, 3))
         Traceback (most recent call last):
         ledom.core.errors.InputError: no span [0, 3) in 2 tokens
         """
-        length, highest = len(target.ids), self.vocab_size - 1
-        lowest, largest = min(target.ids, default=0), max(target.ids, default=0)
+        ids, length, highest = np.asarray(target.ids), len(target.ids), self.vocab_size - 1
+        bounds = np.asarray([target.start, target.end])
+        whole = bounds.dtype.kind == "i" and (not length or ids.dtype.kind in "biu")
+        require({"the ids and bounds of a span must be whole numbers": whole})
+        odd = 0 if not length else int(ids.max() if ids.min() >= 0 else ids.min())
         long = f"a text of {length} tokens is longer than the model's context of {self.context}"
         outside = f"no span [{target.start}, {target.end}) in {length} tokens"
-        unknown = (
-            f"token id {lowest if lowest < 0 else largest} is not in the vocabulary: this model's "
-            f"ids are 0 to {highest}"
-        )
+        unknown = f"token id {odd} is not in the vocabulary: this model's ids are 0 to {highest}"
         inside = 0 <= target.start <= target.end <= length
-        known = lowest >= 0 and largest <= highest
-        require({long: length - 1 <= self.context, outside: inside, unknown: known})
+        require({long: length - 1 <= self.context, outside: inside, unknown: 0 <= odd <= highest})
         start, end = self.direction.span_to_model_order(target.start, target.end, length)
-        if start == 0 and end > 0:
-            raise InputError(
-                "the first token that the model reads has no context, so no log-probability; "
-                "put special tokens around the text with LanguageModel.add_special_tokens"
-            )
+        first = (
+            "the first token that the model reads has no context, so no log-probability; put "
+            "special tokens around the text with LanguageModel.add_special_tokens"
+        )
+        require({first: start > 0 or end == 0})
 
-    def check_request(
-        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int
-    ) -> None:
-        """Raise `InputError` for a single text, no samples, or an unsupported request."""
-        if isinstance(prompts, str):
-            raise InputError(f"prompts is the text {prompts!r:.40}; give a list of texts")
-        require({f"num_samples is {num_samples}; it must be at least 1": num_samples >= 1})
-        if sampling.confidence is not None and not self.reports_confidence:
-            raise InputError(f"{self.name}: this backend does not report confidence; leave it out")
-        least = sampling.confidence and sampling.confidence.least
-        if isinstance(least, tuple) and len(least) != len(prompts):
-            raise InputError(
-                f"confidence: least has {len(least)} numbers for {len(prompts)} prompts; give one "
-                "for each, or one for all"
-            )
-        if least is not None and not self.stops_when_unsure:
-            raise self._unsupported("cannot stop a text while it is written")
+    @staticmethod
+    def sample_numbers(num_samples: int, first_sample: int = 0) -> range:
+        """The numbers of a prompt's samples; raises `InputError` unless there is at least one."""
+        check_counts(num_samples=num_samples, first_sample=first_sample)
+        return range(first_sample, first_sample + num_samples)
+
+    def check_request(self, prompts: Sequence[str | Generation], sampling: Sampling) -> None:
+        """Raise `InputError` for anything but a list of texts, and for an unsupported request."""
+        if isinstance(prompts, str) or not isinstance(prompts, Collection):
+            raise InputError(f"prompts is {prompts!r:.60}; give a list of texts")
+        for prompt in prompts:
+            if not isinstance(prompt, str | Generation):
+                raise InputError(f"prompts has {prompt!r:.60} in it; give a list of texts")
+        if (asked := sampling.confidence) is not None:
+            if not self.reports_confidence:
+                raise self._unsupported("does not report confidence")
+            asked.check_number(len(prompts))
+            if asked.least is not None and not self.stops_when_unsure:
+                raise self._unsupported("cannot stop a text while it is written")
         continues = any(isinstance(prompt, Generation) for prompt in prompts)
         if (continues or sampling.stop_pattern is not None) and not self.stops_at_patterns:
             raise self._unsupported("cannot stop at a pattern")
@@ -244,13 +248,11 @@ class LanguageModel(ABC):
         )
 
     def text_prompts(
-        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int
+        self, prompts: Sequence[str | Generation], sampling: Sampling
     ) -> tuple[list[str], list[list[int]]]:
-        """The prompts and their ids in model order, for a backend that continues no generations.
-
-        Raises `InputError` like `check_request`, and for a prompt that leaves no room to write.
-        """
-        self.check_request(prompts, sampling, num_samples)
+        """The prompts and their ids in model order, for a backend that continues no generations;
+        raises `InputError` like `check_request` and `prompt_ids`."""
+        self.check_request(prompts, sampling)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         return texts, [self.prompt_ids(text, sampling.max_tokens) for text in texts]
 
@@ -272,8 +274,7 @@ class LanguageModel(ABC):
         It is cut at the end that is far from the text to be written.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
-        >>> lm = FakeLanguageModel()
-        >>> lm.shortened_prompt("abcdef", room=4)  # a forward model writes after the prompt
+        >>> FakeLanguageModel().shortened_prompt("abcdef", room=4)  # it writes after the prompt
         ('cdef', 2)
         """
         num_tokens, text = len(self._ids_of(prompt)), prompt
@@ -294,8 +295,7 @@ class LanguageModel(ABC):
         Prompt and ids are decoded together: a token's text may depend on its neighbors.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
-        >>> lm = FakeLanguageModel()
-        >>> lm.written_text("2 + 2 =", lm.tokenizer.encode(" 4").ids)
+        >>> FakeLanguageModel().written_text("2 + 2 =", [221, 20])
         ' 4'
         """
         known = self._ids_of(prompt)
@@ -319,8 +319,8 @@ class LanguageModel(ABC):
             raise InputError(
                 "the prompt is empty, and this model reads no special token first; give a text"
             )
-        if num_tokens + max_tokens > self.context:
-            room = self.context - num_tokens
+        room = self.context - num_tokens
+        if max_tokens > room:
             lower = f"lower max_tokens to {room}, or " if room > 0 else ""
             raise InputError(
                 f"the prompt {shorten(prompt, 60)!r} has {num_tokens} tokens; with "
@@ -336,8 +336,7 @@ class LanguageModel(ABC):
         Raises `InputError` like `check_target`.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
-        >>> lm = FakeLanguageModel()
-        >>> [values.shape for values in lm.logprobs([TokenSpan([0, 5, 6], 1, 3)])]
+        >>> [values.shape for values in FakeLanguageModel().logprobs([TokenSpan([0, 5, 6], 1, 3)])]
         [(2,)]
         """
 

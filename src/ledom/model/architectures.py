@@ -201,12 +201,14 @@ def used_layers(base: Any) -> list[Any]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module only multiplies by its weight: it is no adapter, and has no hooks.
+    """Whether a module only multiplies by its weight, a plain tensor: no adapter, without hooks.
 
     >>> is_linear(nn.Linear(2, 3)), is_linear(nn.Identity())
     (True, False)
     """
-    return type(module) is nn.Linear and not does_more(module)
+    if type(module) is not nn.Linear or does_more(module):
+        return False
+    return type(module.weight.data) is Tensor  # quantized ones are not
 
 
 def _is_plain_layer(layer: Any, base: nn.Module) -> bool:
@@ -218,5 +220,5 @@ def _is_plain_layer(layer: Any, base: nn.Module) -> bool:
 def _is_plain(module: nn.Module, base: nn.Module) -> bool:
     """Whether it is a module of the architecture of `base`, a linear one or its activation."""
     kind = type(module)
-    own = kind.__module__ == type(base).__module__ or kind in (nn.Linear, _ACTIVATION)
-    return own and not does_more(module)
+    own = kind.__module__ == type(base).__module__ or kind is _ACTIVATION
+    return is_linear(module) or (own and not does_more(module))

@@ -13,7 +13,7 @@ Shapes: T tokens in the row, H query heads, K key-value heads, D head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import pairwise
 from threading import Lock, RLock
@@ -41,6 +41,7 @@ __all__ = [
     "is_attending",
     "packed_attention",
     "turn",
+    "without_autocast",
     "without_filling",
 ]
 
@@ -67,6 +68,14 @@ def turn(model: torch.nn.Module) -> AbstractContextManager[object]:
     """
     with _ADDING:
         return _TURNS.setdefault(model, RLock())
+
+
+def without_autocast(model: torch.nn.Module) -> AbstractContextManager[object]:
+    """A block in which the model computes in its own precision, wherever the caller is."""
+    device = next(model.parameters()).device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 @contextmanager
@@ -140,6 +149,11 @@ def packed_attention(
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         out = attend(module.layer_idx, q, k, v)[None]  # type: ignore[arg-type]
         return out.contiguous(), None  # some architectures take a view of it
+    if query.shape[2] != key.shape[2]:
+        raise ValueError(
+            f"{query.shape[2]} queries for {key.shape[2]} keys: ledom's attention takes whole "
+            "texts; to use a cache, call model.set_attn_implementation('sdpa')"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if cu_seq_lens_q is not None and not dropout and has_varlen(value.device, value.dtype):
         return _in_one_call(query, key, value, cu_seq_lens_q, scale), None

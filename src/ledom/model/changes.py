@@ -7,10 +7,13 @@ may outlive a change of the model.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import isroutine
+from io import BytesIO
 from threading import Lock
 from typing import Any
 from uuid import uuid4
@@ -19,6 +22,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 from transformers import PreTrainedModel
 
 from ledom.model.native.library import library_for
@@ -30,8 +34,12 @@ _ENTERING = Lock()
 _EVALUATING: WeakKeyDictionary[nn.Module, tuple[list[None], list[nn.Module]]] = WeakKeyDictionary()
 """For each model, an item per open block of `evaluating`, and the modules to put back."""
 _LIBRARIES = "torch.", "transformers.", "ledom."
-_NO_SETTINGS = "training", "gradient_checkpointing", "name_or_path", "warnings_issued"
-"""Plain attributes that change nothing about a result."""
+_NO_SETTINGS = re.compile(
+    "^(training|gradient_checkpointing|name_or_path|warnings_issued)$|max_seq_len_cached$"
+)
+"""Names of plain attributes that change nothing about a result."""
+_NO_CONFIG = "output_attentions", "output_hidden_states", "return_dict", "use_cache"
+"""Keys of a config that ask for other outputs or another way to the same ones."""
 _PIECE = 2**24  # bytes that a GPU hashes at a time
 _FACTOR = 0x9E3779B9
 
@@ -51,10 +59,11 @@ def weights_state(weights: Sequence[Tensor], copied: bool = True) -> object:
     >>> weights_state([weight]) == before
     False
     """
+    dense = [part for weight in weights for part in _dense(weight)]
     known = [
-        (w.data_ptr(), w.shape, w.stride(), 0 if w.is_inference() else w._version) for w in weights
+        (w.data_ptr(), w.shape, w.stride(), 0 if w.is_inference() else w._version) for w in dense
     ]
-    return (known, _hashes(weights)) if copied else known
+    return (known, _hashes(dense)) if copied else known
 
 
 def does_more(module: nn.Module) -> bool:
@@ -124,13 +133,14 @@ class Changes:
 
     def _numbers(self) -> dict[str, Tensor]:
         """The weights and buffers by name, but not those that a pass changes."""
-        found: dict[str, Tensor] = self._model.state_dict()
+        found: dict[str, object] = self._model.state_dict()
         for name, buffer in self._model.named_buffers(remove_duplicate=False):
             # Some are in no state_dict, and a pass may make two of them one.
             owner = self._model.get_submodule(name.rpartition(".")[0])
             if "original" in name or not follows_length(owner):
                 found[name] = buffer
-        return found
+        parts = {name: _dense(value) for name, value in found.items()}
+        return {f"{name} {i}": part for name, some in parts.items() for i, part in enumerate(some)}
 
     def _structure(self) -> str:
         """The modules with what was added to them, the shapes of all numbers, and the config."""
@@ -139,7 +149,9 @@ class Changes:
             for name, module in self._model.named_modules()
         ]
         shapes = [f"{name} {x.dtype} {list(x.shape)}" for name, x in self._numbers().items()]
-        return "\n".join([*modules, *shapes, self._model.config.to_json_string()])
+        config = self._model.config.to_dict()
+        config = {name: value for name, value in config.items() if name not in _NO_CONFIG}
+        return "\n".join([*modules, *shapes, json.dumps(config, sort_keys=True, default=repr)])
 
 
 def follows_length(module: nn.Module) -> bool:
@@ -158,11 +170,9 @@ def _settings(module: nn.Module) -> dict[str, Any]:
         for name, value in vars(module).items()
         if _is_plain(value) or isroutine(value)
     }
-    if follows_length(module):
-        return {}
     if type(module).__module__.startswith(_LIBRARIES):
         found = {name: value for name, value in found.items() if not name.startswith("_")}
-    return {name: value for name, value in found.items() if name not in _NO_SETTINGS}
+    return {name: value for name, value in found.items() if not _NO_SETTINGS.search(name)}
 
 
 def _function(function: Any) -> str:
@@ -181,10 +191,29 @@ def _is_plain(value: object) -> bool:
 
 def _additions(module: nn.Module) -> list[str]:
     """What a call of the module does besides what its class says: hooks, another `forward`."""
-    hooks = [*module._forward_hooks, *module._forward_pre_hooks]  # numbered within a process
-    other = vars(module).get("forward")
-    found = [*map(str, hooks), *([] if other is None else [str(id(other))])]
+    own = module._forward_hooks | module._forward_pre_hooks
+    hooks = own | torch_modules._global_forward_hooks | torch_modules._global_forward_pre_hooks
+    # They are numbered within a process.
+    found = [str(number) for number, hook in hooks.items() if not _only_asks_for_gradients(hook)]
+    if (other := vars(module).get("forward")) is not None:
+        found.append(str(id(other)))
     return [_PROCESS, *found] if found else []
+
+
+def _only_asks_for_gradients(hook: object) -> bool:
+    """Whether it is the hook of gradient checkpointing, which changes no number."""
+    return "make_inputs_require_grad" in getattr(hook, "__qualname__", "")
+
+
+def _dense(value: object) -> list[Tensor]:
+    """The plain tensors of an entry of a state: several, for example, of a quantized weight."""
+    if isinstance(value, Tensor) and type(value.data) is Tensor and not value.is_quantized:
+        return [value]
+    if hasattr(value, "__tensor_flatten__"):  # a weight of torchao
+        names = value.__tensor_flatten__()[0]
+        return [part for name in names for part in _dense(getattr(value, name))]
+    torch.save(value, kept := BytesIO())
+    return [torch.frombuffer(kept.getbuffer(), dtype=torch.uint8)]
 
 
 def _hashes(weights: Sequence[Tensor]) -> list[int]:

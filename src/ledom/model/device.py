@@ -137,7 +137,7 @@ def large_blocks_apart() -> Iterator[None]:
 
     In the heap, texts' keys and values leave gaps that their successors, which are larger, do not
     fit: the process grows with the number of texts. But a page that is mapped costs a page fault,
-    so this is for code that keeps what it needs in each pass (`model.native.workspace`). It does
+    so this is for code that keeps what it needs in each pass (`model.native.library`). It does
     nothing where `configure_memory` does nothing to the allocator. Results do not change.
 
     >>> with large_blocks_apart():

@@ -209,7 +209,7 @@ def rounded(model: PreTrainedModel) -> Iterator[None]:
     generator = torch.Generator().manual_seed(0)
 
     def change(_: Any, __: Any, out: Tensor) -> Tensor:
-        noise = 2 * torch.rand(out.shape, generator=generator) - 1
+        noise = 2 * torch.rand(out.shape, generator=generator, dtype=torch.float32) - 1
         return (out * (1 + _ROUNDING * noise.to(out.device))).to(out.dtype)
 
     hook = model.get_input_embeddings().register_forward_hook(change)
@@ -275,7 +275,7 @@ def in_float32(model: PreTrainedModel, most: int = _MOST_COPIED) -> PreTrainedMo
     return copy
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_long_text(own: OwnForward, context: int) -> None:
     """Raise `CheckpointError` for a model in half precision that fails only on a text of more
     than one chunk, as recurrent ones do whose kernels mix precisions."""
@@ -325,7 +325,8 @@ class _Masks:
             self.reaches.append(int(hidden.int().argmax()) if hidden.any() else self.context)
             if not self.marked:
                 return None
-            return torch.full((1, 1, 1, len(ids)), len(self.reaches) - 1.0, device=ids.device)
+            row = torch.full((1, 1, 1, len(ids)), len(self.reaches) - 1, device=ids.device)
+            return row.float()
 
         def attend(
             module: torch.nn.Module,

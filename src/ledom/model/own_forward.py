@@ -6,27 +6,33 @@ Shapes: T tokens read, N outputs wanted, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ledom.core.errors import CheckpointError, in_one_line
 from ledom.model.architectures import half_precision
-from ledom.model.attention import IMPLEMENTATION, turn
+from ledom.model.attention import IMPLEMENTATION, turn, without_autocast
 from ledom.model.changes import follows_length
 
-__all__ = ["OwnForward", "reset_length", "scales_with_length"]
+__all__ = ["OwnForward", "reset_length"]
 
 
 class OwnForward:
-    """Runs a model as plain transformers does, with the attention that transformers chooses."""
+    """Runs a model as plain transformers does, with the attention that transformers chooses.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Unless it `follows_autocast`, as training does, the caller's autocast has no effect.
+    """
+
+    def __init__(self, model: PreTrainedModel, follows_autocast: bool = True) -> None:
         self.model = model
+        self._precision: Callable[[], AbstractContextManager[object]]
+        self._precision = nullcontext if follows_autocast else partial(without_autocast, model)
         configs = (getattr(module, "config", None) for module in model.modules())
         found = {id(config): config for config in configs if isinstance(config, PretrainedConfig)}
         self._configs = list(found.values())
@@ -46,19 +52,24 @@ class OwnForward:
 
     def run(self, ids: Tensor, **options: Any) -> Any:
         """The model's outputs for ids [T]."""
-        with turn(self.model), self.attention():
-            reset_length(self.model)
+        with self.attention(None):
             return self.model(input_ids=ids[None], **options)
 
     @contextmanager
-    def attention(self) -> Iterator[None]:
-        """Give the model its own attention until the block ends."""
-        before = self._current()
-        self.restore()
-        try:
-            yield
-        finally:
-            self._assign(before)
+    def attention(self, name: str | None) -> Iterator[None]:
+        """Give the model the attention registered under a name, or its own, until the block ends.
+
+        Only this thread runs its modules meanwhile, and they know nothing of earlier texts.
+        """
+        with turn(self.model), self._precision():
+            before = self._current()
+            self._assign([name] * len(self._configs) if name else self._names)
+            reset_length(self.model)
+            try:
+                yield
+            finally:
+                self._assign(before)
+                reset_length(self.model)
 
     def use(self, name: str) -> None:
         """Let every layer run the attention registered with transformers under a name."""
@@ -103,15 +114,7 @@ class OwnForward:
         return CheckpointError(f"{kind} {what} ({reason}); {remedy}")
 
 
-def scales_with_length(model: PreTrainedModel) -> bool:
-    """Whether rotary positions depend on the length of the text (LongRoPE, dynamic NTK).
-
-    The keys of earlier tokens then change as a text grows, so they cannot be cached.
-    """
-    return any(map(follows_length, model.modules()))
-
-
-def reset_length(model: PreTrainedModel) -> None:
+def reset_length(model: nn.Module) -> None:
     """Forget earlier texts: dynamic NTK keeps the frequencies of the longest one."""
     for module in filter(follows_length, model.modules()):
         kinds: Any = module.rope_type
@@ -119,7 +122,8 @@ def reset_length(model: PreTrainedModel) -> None:
         for prefix in prefixes:
             original = getattr(module, f"{prefix}original_inv_freq", None)
             if isinstance(original, Tensor) and hasattr(module, "original_max_seq_len"):
-                # A copy: LongRoPE writes its frequencies into this buffer.
-                buffer = original.to(getattr(module, f"{prefix}inv_freq").device, copy=True)
+                # A copy: LongRoPE writes its frequencies into this buffer, in any mode of torch.
+                with torch.inference_mode(False):
+                    buffer = original.to(getattr(module, f"{prefix}inv_freq").device, copy=True)
                 module.register_buffer(f"{prefix}inv_freq", buffer, False)
                 setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ledom.core.errors import InputError
+from ledom.model.attention import without_autocast
 from ledom.model.checkpoint import Checkpoint
 from ledom.model.device import fast_bfloat16
 
@@ -106,6 +107,7 @@ def _logprobs(checkpoint: Checkpoint, text: str) -> Tensor:
     ids = checkpoint.direction.to_model_order(checkpoint.tokenizer.encode(text).ids)
     first = checkpoint.bos_ids or [checkpoint.tokenizer.eos_id]
     read = torch.tensor([*first, *ids][: checkpoint.context], device=checkpoint.model.device)
-    logits = checkpoint.model(input_ids=read[None]).logits[0, :-1].float()
+    with without_autocast(checkpoint.model):
+        logits = checkpoint.model(input_ids=read[None]).logits[0, :-1].float()
     found: Tensor = logits.log_softmax(-1).gather(-1, read[1:, None])[:, 0]
     return found

@@ -66,6 +66,19 @@ def test_a_pattern_of_many_tokens_is_found(pattern: str, direction: Direction) -
 
 
 @pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.parametrize("kind", ["bytes", "byte-level BPE", "prepended blank"])
+def test_the_replacement_character_itself_is_found_at_once(kind: str, direction: Direction) -> None:
+    """Bytes of a character that is incomplete have the same text."""
+    tokenizer, text = TOKENIZERS[kind], "so \ufffd 数"
+    ids = direction.to_model_order(tokenizer.encode(text).ids)
+    search, plain = PatternSearch("\ufffd", tokenizer, direction), [*range(1, len(ids) + 1)]
+    found = next((end for end in plain if search(ids[:end])), None)
+    one = tokenizer.encode_inside("\ufffd")
+    read = direction.to_reading_order(ids[:found])
+    assert (read[-len(one) :] if direction is Direction.FORWARD else read[: len(one)]) == one
+
+
+@pytest.mark.parametrize("direction", list(Direction))
 def test_white_space_next_to_the_prompt_does_not_count(direction: Direction) -> None:
     tokenizer = TOKENIZERS["bytes"]
     search = PatternSearch(r"\s", tokenizer, direction)

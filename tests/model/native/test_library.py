@@ -1,4 +1,4 @@
-"""Compiling the kernels, keeping them, and doing without them."""
+"""Compiling the kernels, keeping them, and doing without them; memory that passes use again."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 
+from ledom.model.device import LARGE
 from ledom.model.native import library
 from ledom.model.native.draws import draw
 from ledom.model.native.layers import rms_norm, silu_product
+from ledom.model.native.library import workspace
 from ledom.model.prefix_tree import PrefixTree
 from ledom.model.tree_attention import TreeAttention
 
@@ -63,7 +66,7 @@ def test_no_number_leads_to_undefined_behavior(
     x = pairs.view(8, 16)
     rms_norm(x, x[0], 0.0)
     draw(x, 0.5, [-1.0, 0.0, 0.5, 0.999] * 2)
-    attention = TreeAttention(PrefixTree.build([range(8)]), None, x.device, x.dtype)
+    attention = TreeAttention(PrefixTree.build([range(8)]), None, x.device)
     attention(0, x[:, None], x[:, None], x[:, None])
     assert "runtime error" not in capfd.readouterr().err
 
@@ -144,3 +147,35 @@ def test_a_cache_folder_of_any_name(
     finally:
         library._library.cache_clear()
     assert len(list((tmp_path / name / "ledom").iterdir())) == 1
+
+
+_SIZE = LARGE // 4  # numbers in fp32
+
+
+def test_a_large_tensor_takes_the_memory_of_the_one_before() -> None:
+    first = workspace("test", 2, _SIZE)
+    assert workspace("test", _SIZE).data_ptr() == first.data_ptr()
+    assert workspace("another test", _SIZE).data_ptr() != first.data_ptr()
+
+
+def test_a_small_tensor_has_memory_of_its_own() -> None:
+    small = [workspace("test", _SIZE - 1).fill_(i) for i in range(2)]
+    assert [tensor[0].item() for tensor in small] == [0, 1]
+
+
+def test_threads_do_not_share_memory() -> None:
+    here, there = workspace("test", _SIZE).fill_(1), []
+    thread = Thread(target=lambda: there.append(workspace("test", _SIZE).fill_(2)))
+    thread.start()
+    thread.join()
+    assert here.data_ptr() != there[0].data_ptr()
+    assert here.eq(1).all()
+
+
+def test_memory_made_in_inference_can_be_written_outside() -> None:
+    with torch.inference_mode():
+        made = workspace("inference", _SIZE).data_ptr()
+    again = workspace("inference", _SIZE)
+    assert again.data_ptr() == made
+    assert not again.is_inference()
+    assert again.fill_(1).eq(1).all()

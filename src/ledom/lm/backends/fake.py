@@ -79,9 +79,9 @@ class FakeLanguageModel(LanguageModel):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        self.text_prompts(prompts, sampling, num_samples)
+        self.text_prompts(prompts, sampling)
+        numbers = self.sample_numbers(num_samples, first_sample)
         for place, prompt in enumerate(prompts):
-            numbers = range(first_sample, first_sample + num_samples)
             yield place, [self._draw(prompt, sampling, number) for number in numbers]
 
     def _draw(self, prompt: str | Generation, sampling: Sampling, sample: int) -> Generation:

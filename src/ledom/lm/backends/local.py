@@ -30,7 +30,6 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import digest
 from ledom.core.processes import merged
-from ledom.core.reading import require
 from ledom.core.stage import even_groups
 from ledom.lm.confidence import confidence_of
 from ledom.lm.engine.block import GenerationState, Job
@@ -38,14 +37,14 @@ from ledom.lm.engine.decoder import Decoder, decodes_exactly
 from ledom.lm.engine.own_decoder import LoneDecoder, keeps_exactly
 from ledom.lm.engine.pattern import PatternSearch
 from ledom.lm.engine.trunk import build_trunk, longest_packed, round_weights
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, check_counts
 from ledom.model.architectures import num_weights
+from ledom.model.attention import turn
 from ledom.model.changes import Changes
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
 from ledom.model.device import configure_memory, default_device, torch_device
 from ledom.model.exactness import vocab_size
 from ledom.model.native.draws import label_logprobs
-from ledom.model.own_forward import OwnForward
 from ledom.model.precision import INT8, load_in
 from ledom.model.prefix_tree import PrefixTree, batches
 
@@ -54,7 +53,7 @@ __all__ = ["HFLanguageModel"]
 _LOGITS_BYTES = 64 * 2**20  # most memory for a chunk of logits
 _LOGITS_ROWS = 512  # most rows in a chunk, so that it stays in cache if the vocabulary is small
 _FEWEST_JOBS = 16  # per thread: fewer are no faster, because each step reads all weights
-_Reader = Callable[[torch.Tensor, torch.Tensor], NDArray[np.float32]]
+_Reader = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps logits [T, V] and the labels [T] that they predict to values [..., T]."""
 _NOTHING = torch.empty(0, 1), torch.empty(0, dtype=torch.long)  # logits and labels of no token
 
@@ -83,8 +82,7 @@ class HFLanguageModel(LanguageModel):
         tokens_per_batch: PositiveInt = 4096,
         rows: PositiveInt = 128,
     ) -> None:
-        room = {"rows": rows, "tokens_per_batch": tokens_per_batch}
-        require({f"{k} is {v}; it must be at least 1": v >= 1 for k, v in room.items()})
+        check_counts(rows=rows, tokens_per_batch=tokens_per_batch)
         place = torch_device(device or default_device())
         if place.type == "cpu":
             configure_memory()
@@ -109,9 +107,9 @@ class HFLanguageModel(LanguageModel):
             stop_ids=checkpoint.stop_ids,
         )
         self._model = checkpoint.model
-        self._own = OwnForward(self.model)
         self._trunk = build_trunk(self.model)
-        self._reach = longest_packed(self._trunk, self._own, self.tokenizer.eos_id, self.context)
+        self._kinds: list[object] = []
+        self._refresh()
         self._warned = False
         if self.precision == INT8:
             round_weights(self._trunk, self._reach == self.context and self._decodes, self.name)
@@ -142,8 +140,19 @@ class HFLanguageModel(LanguageModel):
     def vocab_size(self) -> int:
         return vocab_size(self.model)
 
+    def _refresh(self) -> None:
+        """Take note of changes to the model; with other modules it is tried again as at load."""
+        self._trunk.refresh()
+        kinds = [*map(type, self.model.modules()), self.model.dtype]
+        if kinds != self._kinds:
+            with turn(self.model):
+                self._reach = longest_packed(self._trunk, self.tokenizer.eos_id, self.context)
+            self._kinds = kinds
+            for trial in ("_decodes", "_keeps"):
+                vars(self).pop(trial, None)
+
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
-        return self._evaluate(targets, _logprobs)
+        return self._evaluate(targets, label_logprobs)
 
     def logprobs_and_hits(
         self, targets: Sequence[TokenSpan]
@@ -155,8 +164,8 @@ class HFLanguageModel(LanguageModel):
         """Apply `read` to each target's logits; values in reading order along the last axis."""
         for target in targets:
             self.check_target(target)
-        self._trunk.refresh()
-        results = [read(*_NOTHING)] * len(targets)
+        self._refresh()
+        results = [read(*_NOTHING).numpy()] * len(targets)
         ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
         asked = [place for place, target in enumerate(targets) if target.end > target.start]
         # The last token is only predicted, never read.
@@ -182,22 +191,25 @@ class HFLanguageModel(LanguageModel):
                 results[place] = self._score_alone(targets[place], ordered[place], read)
         return results
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _score_alone(self, target: TokenSpan, ids: list[int], read: _Reader) -> NDArray[np.float32]:
         """As `_evaluate`, by the model's own forward pass over `ids`, in model order."""
         self._warn_of_slowness()
         device = self.model.device
         start, end = self.direction.span_to_model_order(target.start, target.end, len(ids))
         wanted = torch.arange(start - 1, end - 1, device=device)
-        logits = self._own(torch.tensor(ids[:-1], device=device), wanted).float()
+        logits = self._trunk.own(torch.tensor(ids[:-1], device=device), wanted).float()
         labels = torch.tensor(ids[start:end], device=device)
-        return np.ascontiguousarray(self.direction.to_reading_order(read(logits, labels)))
+        values = read(logits, labels).cpu().numpy()
+        return np.ascontiguousarray(self.direction.to_reading_order(values))
 
     def alternatives(self, target: TokenSpan, count: int) -> list[list[tuple[int, float]]]:
-        def likeliest(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
-            best = logits.log_softmax(-1).topk(min(count, logits.shape[-1]), dim=-1)
+        check_counts(count=count)
+
+        def likeliest(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            best = logits.log_softmax(-1).topk(min(int(count), logits.shape[-1]), dim=-1)
             both = torch.stack([best.indices.float(), best.values])  # ids below 2^24 stay exact
-            return both.movedim(1, -1).cpu().numpy()
+            return both.movedim(1, -1)
 
         ((ids, values),) = self._evaluate([target], likeliest)
         rows = zip(ids.T.astype(int).tolist(), values.T.tolist(), strict=True)
@@ -213,7 +225,7 @@ class HFLanguageModel(LanguageModel):
         message = "%s: %s run one by one, by the model's own pass, as ledom's is not exact for them"
         logging.getLogger("ledom").warning(message, self.name, which)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _score(
         self, targets: Sequence[TokenSpan], ordered: Sequence[list[int]], read: _Reader
     ) -> list[NDArray[np.float32]]:
@@ -242,11 +254,12 @@ class HFLanguageModel(LanguageModel):
     ) -> NDArray[np.float32]:
         """Apply `read` to outputs [T, width] and labels [T], with the logits in bounded chunks."""
         rows = min(max(1, _LOGITS_BYTES // (4 * vocab_size(self.model))), _LOGITS_ROWS)
-        parts = []
-        for outputs, chunk in zip(hidden.split(rows), labels.split(rows), strict=True):
-            logits = self._trunk.logits(outputs).float()
-            parts.append(read(logits, chunk))
-        return np.concatenate(parts, axis=-1)
+        parts = [
+            read(self._trunk.logits(outputs).float(), chunk)
+            for outputs, chunk in zip(hidden.split(rows), labels.split(rows), strict=True)
+        ]
+        found: NDArray[np.float32] = torch.cat(parts, dim=-1).cpu().numpy()
+        return found
 
     def generate(
         self,
@@ -255,19 +268,19 @@ class HFLanguageModel(LanguageModel):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        numbers = range(first_sample, first_sample + num_samples)
+        numbers = self.sample_numbers(num_samples, first_sample)
         return chain.from_iterable(self._generate(prompts, sampling, numbers))
 
     def generate_in_steps(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
     ) -> Iterator[list[tuple[int, list[Generation]]]]:
-        return self._generate(prompts, sampling, range(num_samples))
+        return self._generate(prompts, sampling, self.sample_numbers(num_samples))
 
     def generate_with_greedy(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int
     ) -> Iterator[tuple[int, list[Generation]]]:
         # In one batch: greedy texts alone would leave it nearly empty while the longest is written.
-        numbers = range(num_samples)
+        numbers = self.sample_numbers(num_samples)
         return chain.from_iterable(self._generate(prompts, sampling, numbers, with_greedy=True))
 
     def _generate(
@@ -281,8 +294,8 @@ class HFLanguageModel(LanguageModel):
 
         Yields after each step; see `generate_in_steps`.
         """
-        self.check_request(prompts, sampling, len(numbers))
-        self._trunk.refresh()
+        self.check_request(prompts, sampling)
+        self._refresh()
         starts = [self._start(prompt, sampling) for prompt in prompts]
         asked, pattern = sampling.confidence, sampling.stop_pattern
 
@@ -331,16 +344,16 @@ class HFLanguageModel(LanguageModel):
         if not alone:
             return written
         self._warn_of_slowness()
-        lone = LoneDecoder(self._own, self._keeps, self.stop_ids, sampling)
+        lone = LoneDecoder(self._trunk.own, self._keeps, self.stop_ids, sampling)
         return chain(written, lone.steps(alone))
 
     @cached_property
     def _decodes(self) -> bool:
-        return self._reach > 0 and decodes_exactly(self._trunk, self._own, self.tokenizer.eos_id)
+        return self._reach > 0 and decodes_exactly(self._trunk, self.tokenizer.eos_id)
 
     @cached_property
     def _keeps(self) -> bool:
-        return keeps_exactly(self._own, self.tokenizer.eos_id)
+        return keeps_exactly(self._trunk, self.tokenizer.eos_id)
 
     def _start(self, prompt: str | Generation, sampling: Sampling) -> GenerationState:
         """The state in which the model begins to write for a prompt."""
@@ -377,13 +390,6 @@ class HFLanguageModel(LanguageModel):
         return Generation(text, ids, reason, state, certainty, confidence)
 
 
-def _logprobs(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
-    """log P(label) [T] from logits [T, V] and labels [T]."""
-    values: NDArray[np.float32] = label_logprobs(logits, labels).cpu().numpy()
-    return values
-
-
-def _logprobs_and_hits(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
+def _logprobs_and_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """[2, T]: log P(label), and 1 where the label is the most likely token."""
-    hits = (logits.argmax(-1) == labels).float().cpu().numpy()
-    return np.stack([_logprobs(logits, labels), hits])
+    return torch.stack([label_logprobs(logits, labels), (logits.argmax(-1) == labels).float()])

@@ -123,13 +123,15 @@ class OpenAILanguageModel(LanguageModel):
 
     def _scores(self, answer: Any, start: int, end: int) -> NDArray[np.float32]:
         """The log-probabilities of the prompt's tokens [start, end) in model order, flipped."""
-        values = _prompt_logprobs(answer)
+        logprobs = answer.choices[0].logprobs if answer.choices else None
+        values = None if logprobs is None else logprobs.token_logprobs
         if values is None or len(values) < end or None in values[start:end]:
             raise ServerError(
                 f"{self.name}: the server returned no log-probabilities of the prompt's tokens; it "
                 "can generate, but not score (it must accept echo with logprobs)"
             )
-        read = _num_read(answer)
+        read = getattr(getattr(answer, "usage", None), "prompt_tokens", None)
+        read = read if type(read) is int and read > 0 else None  # it may say nothing
         if len(values) > end + 1 or read not in (None, end):  # one token is written after the end
             raise ServerError(
                 f"{self.name}: the server read {read or len(values) - 1} tokens where {end} were "
@@ -145,7 +147,8 @@ class OpenAILanguageModel(LanguageModel):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        texts, contexts = self.text_prompts(prompts, sampling, num_samples)
+        texts, contexts = self.text_prompts(prompts, sampling)
+        self.sample_numbers(num_samples, first_sample)
         # Given text, a server adds its tokenizer's own special tokens, and cannot flip the ids.
         own = [self.tokenizer.token_id(token) for token in self.tokenizer.bos_tokens]
         reads_ids = self.bos_ids != own or self.direction is Direction.REVERSE
@@ -345,18 +348,6 @@ def _identity(base_url: str, model: str, info: CheckpointInfo, context: int) -> 
     special = (info.tokenizer.fingerprint, info.tokenizer.eos_id, info.bos_ids)
     known = [base_url, model, str(info.direction), *special, *use]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-
-
-def _prompt_logprobs(answer: Any) -> list[float | None] | None:
-    choices = answer.choices or []
-    logprobs = choices[0].logprobs if choices else None
-    return None if logprobs is None else logprobs.token_logprobs
-
-
-def _num_read(answer: Any) -> int | None:
-    """The number of tokens that the server says it read; None if it says nothing."""
-    count = getattr(getattr(answer, "usage", None), "prompt_tokens", None)
-    return count if type(count) is int and count > 0 else None
 
 
 def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:

@@ -114,8 +114,8 @@ class VLLMLanguageModel(LanguageModel):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        texts, contexts = self.text_prompts(prompts, sampling, num_samples)
-        numbers = range(first_sample, first_sample + num_samples)
+        texts, contexts = self.text_prompts(prompts, sampling)
+        numbers = self.sample_numbers(num_samples, first_sample)
         together = max(1, _TOGETHER // num_samples)
         for first in range(0, len(texts), together):
             places = range(first, min(first + together, len(texts)))
@@ -148,7 +148,10 @@ class VLLMLanguageModel(LanguageModel):
         if not prompts:
             return []
         requests = [{"prompt_token_ids": ids} for ids in prompts]
-        return self._llm.generate(requests, params, use_tqdm=False)
+        try:
+            return self._llm.generate(requests, params, use_tqdm=False)
+        except ValueError as error:  # more alternatives than `max_logprobs`, for example
+            raise InputError(f"{self.name}: vLLM refuses this: {in_one_line(error)}") from error
 
     def _generation(self, prompt: str, output: Any, sampling: Sampling) -> Generation:
         written = [int(i) for i in output.token_ids if i not in self.stop_ids]

@@ -22,11 +22,10 @@ from torch.nn import functional
 from ledom.core.errors import InputError
 from ledom.lm.confidence import is_unsure
 from ledom.lm.engine.block import Block, Job, Prefilled, attend_to
-from ledom.lm.engine.trunk import Trunk, build_trunk
+from ledom.lm.engine.trunk import Trunk, trials
 from ledom.lm.language_model import FinishReason, Sampling
-from ledom.model.exactness import in_float32, random_text, tolerance
+from ledom.model.exactness import random_text, tolerance
 from ledom.model.native.draws import draw
-from ledom.model.own_forward import OwnForward
 from ledom.model.prefix_tree import PrefixTree, batches
 
 __all__ = ["Decoder", "Writer", "decodes_exactly"]
@@ -95,7 +94,7 @@ class Writer:
             and (found := draw(logits, temperature, levels))
         ):
             return found
-        wanted = torch.tensor(levels, device=logits.device)
+        wanted = torch.tensor(levels, device=logits.device, dtype=torch.float32)
         probabilities = torch.softmax(logits / temperature, dim=-1)
         probabilities = _truncate(probabilities, sampling.top_k, sampling.top_p)
         drawn = torch.where(
@@ -117,7 +116,7 @@ class Decoder(Writer):
         self.max_rows = rows
         self._prefilled: dict[tuple[int, ...], Prefilled] = {}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """Yield the list of jobs that ended in each step. Equal prompts are read once."""
         waiting = [*reversed(jobs)]  # popped from the end
@@ -230,17 +229,14 @@ class Decoder(Writer):
             block.drop(ended)
 
 
-def decodes_exactly(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
+def decodes_exactly(trunk: Trunk, eos_id: int) -> bool:
     """Whether `Decoder`, writing greedily, agrees with the model's own pass over the same text."""
-    if not _decodes(trunk, own, eos_id):
-        return False
-    copy = in_float32(own.model)
-    return copy is None or _decodes(build_trunk(copy), OwnForward(copy), eos_id)
+    return all(_decodes(each, eos_id) for each in trials(trunk))
 
 
-@torch.inference_mode()
-def _decodes(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
-    sampling = Sampling(temperature=0, max_tokens=4)
+@torch.no_grad()
+def _decodes(trunk: Trunk, eos_id: int) -> bool:
+    own, sampling = trunk.own, Sampling(temperature=0, max_tokens=4)
     jobs = [Job(random_text(own.model, eos_id, size), size, 0, ()) for size in (9, 5)]
     try:
         done = [*chain(*Decoder(trunk, [eos_id], sampling, len(jobs)).steps(jobs))]
@@ -252,10 +248,11 @@ def _decodes(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
         drawn = torch.tensor([*job.ids, eos_id][: sampling.max_tokens], device=logits.device)
         log_p = logits[: len(drawn)].log_softmax(-1)
         chosen = log_p.gather(1, drawn[:, None])[:, 0]
-        certainty = -(log_p.mean(-1) + torch.log(torch.tensor(log_p.shape[-1]))).sum()
-        found = torch.tensor(job.certainty, device=logits.device)
+        certainty = _divergence_from_uniform(logits[: len(drawn)]).sum().item()
         limit = tolerance(own.model.dtype)
-        if (log_p.max(-1).values - chosen).max() > limit or (certainty - found).abs() > 10 * limit:
+        if (log_p.max(-1).values - chosen).max() > limit or abs(
+            certainty - job.certainty
+        ) > 10 * limit:
             return False
     return True
 

@@ -10,7 +10,7 @@ Shapes: V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -18,9 +18,11 @@ from torch import Tensor
 
 from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Writer
+from ledom.lm.engine.trunk import Trunk, trials
 from ledom.lm.language_model import Sampling
-from ledom.model.exactness import close, in_float32, random_text, rounded, tolerance
-from ledom.model.own_forward import OwnForward, scales_with_length
+from ledom.model.changes import follows_length
+from ledom.model.exactness import close, random_text, rounded, tolerance
+from ledom.model.own_forward import OwnForward
 
 __all__ = ["LoneDecoder", "Reader", "keeps_exactly"]
 
@@ -38,7 +40,7 @@ class LoneDecoder(Writer):
         super().__init__(stop_ids, sampling)
         self.own, self.keeps = own, keeps
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """Yield after each token the job that it ended, if any.
 
@@ -50,7 +52,7 @@ class LoneDecoder(Writer):
                 prompt = list(job.prompt)
                 reader = Reader(self.own, self.keeps)
                 first = reader(prompt)
-            yield from self._write(job, deepcopy(reader), first)
+            yield from self._write(job, reader.copy(), first)
 
     def _write(self, job: Job, reader: Reader, logits: Tensor) -> Iterator[list[Job]]:
         """Write one text, whose prompt has been read."""
@@ -71,10 +73,10 @@ class Reader:
         self.num_read = 0
         self.state: dict[str, Any] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Reader:
-        """Copy the cache, but not the model."""
-        other = Reader(self.own, self.keeps)
-        other.num_read, other.state = self.num_read, deepcopy(self.state, memo)
+    def copy(self) -> Reader:
+        """Another one, with a cache of its own."""
+        other = copy(self)
+        other.state = deepcopy(self.state)
         return other
 
     def __call__(self, ids: Sequence[int]) -> Tensor:
@@ -92,17 +94,14 @@ class Reader:
         return logits
 
 
-def keeps_exactly(own: OwnForward, eos_id: int) -> bool:
+def keeps_exactly(trunk: Trunk, eos_id: int) -> bool:
     """Whether reading a text token by token with the model's cache gives the same logits."""
-    if not _keeps(own, eos_id):
-        return False
-    copy = in_float32(own.model)
-    return copy is None or _keeps(OwnForward(copy), eos_id)
+    return all(_keeps(each.own, eos_id) for each in trials(trunk))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _keeps(own: OwnForward, eos_id: int) -> bool:
-    if scales_with_length(own.model):
+    if any(map(follows_length, own.model.modules())):  # as a text grows, earlier keys change
         return False
     ids = random_text(own.model, eos_id, 12)
     try:

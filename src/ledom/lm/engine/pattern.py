@@ -12,6 +12,7 @@ __all__ = ["PatternSearch"]
 _NEW_TOKENS = 12  # decoded anew for each token before their text is kept
 _MOST_OVERLAP = 4  # kept tokens that are decoded with new ones; a character has at most 4 bytes
 _INCOMPLETE = "\ufffd"  # the text of bytes that are part of a character
+_COMPLETE = "\ufffd", "ï¿½", "<0xEF><0xBF><0xBD>"  # tokens of this character itself
 
 
 class PatternSearch:
@@ -38,9 +39,16 @@ class PatternSearch:
         forward = self._direction is Direction.FORWARD
         text = self._text(ids)
         newest, last = (text[-4:], text[-1:]) if forward else (text[:4], text[:1])
-        if last == _INCOMPLETE and newest != 4 * _INCOMPLETE:
+        if last == _INCOMPLETE and newest != 4 * _INCOMPLETE and not self._is_complete(ids):
             return False  # the newest bytes may be part of a character that is incomplete
         return bool(self._pattern.search(text.lstrip() if forward else text.rstrip()))
+
+    def _is_complete(self, ids: list[int]) -> bool:
+        """Whether the newest character is U+FFFD itself."""
+        newest = self._direction.to_reading_order(ids[-3:])  # it has three bytes
+        names = "".join(self._tokenizer.backend.id_to_token(i) or "" for i in newest)
+        forward = self._direction is Direction.FORWARD
+        return names.endswith(_COMPLETE) if forward else names.startswith(_COMPLETE)
 
     def _text(self, ids: list[int]) -> str:
         """The text of all tokens."""

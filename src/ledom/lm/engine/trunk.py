@@ -31,7 +31,14 @@ from ledom.model.architectures import (
     num_weights,
     used_layers,
 )
-from ledom.model.attention import Attend, attending, turn, without_filling
+from ledom.model.attention import (
+    IMPLEMENTATION,
+    Attend,
+    attending,
+    turn,
+    without_autocast,
+    without_filling,
+)
 from ledom.model.changes import does_more, evaluating, weights_state
 from ledom.model.device import large_blocks_apart
 from ledom.model.exactness import check_long_text, in_float32, packing_reach
@@ -40,11 +47,11 @@ from ledom.model.llama_layers import Layer, PackedLayer, PackedLayers, Weight, n
 from ledom.model.native.attention import has_native
 from ledom.model.native.layers import project, rms_norm
 from ledom.model.native.library import library_for
-from ledom.model.own_forward import OwnForward
+from ledom.model.own_forward import OwnForward, reset_length
 from ledom.model.prefix_tree import PrefixTree
 from ledom.model.tree_attention import TreeAttention
 
-__all__ = ["LlamaTrunk", "Trunk", "build_trunk", "longest_packed", "round_weights"]
+__all__ = ["LlamaTrunk", "Trunk", "build_trunk", "longest_packed", "round_weights", "trials"]
 
 _MOST_PACKED = 2**28  # weights; a copy of them takes up to 1 GB
 _NARROW = 512  # widest model whose products one thread does as fast as several
@@ -52,10 +59,11 @@ _READING = Lock()  # so that of several threads that see a change, one reads the
 
 
 class Trunk:
-    """Runs any decoder whose attention implementation is `ledom` (`model.attention`)."""
+    """Runs any decoder, with ledom's attention (`model.attention`) in place of its own."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.own = OwnForward(model, follows_autocast=False)
         self.version = 0
         """How many changes to the model `refresh` has seen."""
         self._known: object = None
@@ -68,7 +76,11 @@ class Trunk:
 
         With `wanted`, ascending indices in the row, only their outputs: [len(wanted), width].
         """
-        with turn(self.model), attending(attend):
+        with without_autocast(self.model):
+            return self._run(ids, positions, attend, wanted)
+
+    def _run(self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None) -> Tensor:
+        with self.own.attention(IMPLEMENTATION), attending(attend):
             hidden: Tensor = self.model.base_model(
                 input_ids=ids[None], position_ids=positions[None], use_cache=False
             ).last_hidden_state[0]
@@ -88,7 +100,7 @@ class Trunk:
 
     def attention(self, tree: PrefixTree, wanted: NDArray[np.int64] | None = None) -> TreeAttention:
         """Attention in the row of a tree; see `TreeAttention`."""
-        return TreeAttention(tree, wanted, self.model.device, self.model.dtype, self.shares_rows)
+        return TreeAttention(tree, wanted, self.model.device, self.shares_rows)
 
     @property
     def runs_modules(self) -> bool:
@@ -146,7 +158,8 @@ class Trunk:
 
         They are valid until the thread's next call: their memory may then be used again.
         """
-        return finish_logits(self._projected(hidden), self.model.config.get_text_config())
+        with without_autocast(self.model):
+            return finish_logits(self._projected(hidden), self.model.config.get_text_config())
 
     def _projected(self, hidden: Tensor) -> Tensor:
         head: Any = self.model.get_output_embeddings()
@@ -185,7 +198,7 @@ class LlamaTrunk(Trunk):
     def shares_rows(self) -> bool:
         if self._packed is None:
             return False
-        head = torch.empty(0, self.layers[0].head_dim)
+        head = torch.empty(0, self.layers[0].head_dim, dtype=torch.float32)
         return has_native(head, head)  # attention too
 
     def _state(self) -> object:
@@ -230,12 +243,10 @@ class LlamaTrunk(Trunk):
         head: Any = self.model.get_output_embeddings()
         return linear(hidden, self._head, head.bias)
 
-    def __call__(
-        self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
-    ) -> Tensor:
+    def _run(self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None) -> Tensor:
         own, packed, count = self.layers, self._packed, len(ids)
         if not own:
-            return super().__call__(ids, positions, attend, wanted)
+            return super()._run(ids, positions, attend, wanted)
         hidden: Tensor = self.base.embed_tokens(ids)
         layers: Sequence[Layer | PackedLayer] = packed.layers if packed else own
         missing = 0 if packed else filled_rows(hidden, own[0].qkv) - count
@@ -244,6 +255,7 @@ class LlamaTrunk(Trunk):
             positions = pad(positions, (0, missing))
             attend = without_filling(attend, count)
         with turn(self.model):
+            reset_length(self.base.rotary_emb)
             cos, sin = (part[0] for part in self.base.rotary_emb(hidden, positions[None]))
         for number, layer in enumerate(layers):
             if wanted is None or number < len(layers) - 1:
@@ -262,17 +274,25 @@ def build_trunk(model: PreTrainedModel) -> Trunk:
     return LlamaTrunk(model) if is_llama_shaped(model) else Trunk(model)
 
 
-def longest_packed(trunk: Trunk, own: OwnForward, eos_id: int, context: int) -> int:
-    """The longest text, in tokens read, that may share a row; see `packing_reach`."""
-    reach = packing_reach(own, trunk.packed, eos_id, context)
-    if reach and (copy := in_float32(own.model)) is not None:
-        reach = min(
-            reach, packing_reach(OwnForward(copy), build_trunk(copy).packed, eos_id, context)
-        )
+def longest_packed(trunk: Trunk, eos_id: int, context: int) -> int:
+    """The longest text, in tokens read, that may share a row; see `packing_reach`.
+
+    The model keeps its own attention, so that callers can use it as any model of transformers.
+    """
+    reach = context
+    for each in trials(trunk):
+        reach = reach and min(reach, packing_reach(each.own, each.packed, eos_id, context))
+        each.own.restore()
     if not reach:
-        own.restore()
-        check_long_text(own, context)
+        check_long_text(trunk.own, context)
     return reach
+
+
+def trials(trunk: Trunk) -> Iterator[Trunk]:
+    """The trunk; in half precision, which hides small faults, also that of a copy in fp32."""
+    yield trunk
+    if (copy := in_float32(trunk.model)) is not None:
+        yield build_trunk(copy)
 
 
 def round_weights(trunk: Trunk, exact: bool, name: str) -> None:

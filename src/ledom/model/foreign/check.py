@@ -66,7 +66,7 @@ class SelfCheck:
             )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_model(
     folder: Path, skeleton: PreTrainedModel, tokenizer: RustTokenizer, direction: Direction
 ) -> SelfCheck:

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ledom.model.native.library import library_for
-from ledom.model.native.workspace import workspace
+from ledom.model.native.library import library_for, workspace
 
 __all__ = ["LANES", "cache_attention", "has_native", "tree_attention"]
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ledom.model.native.library import library_for
-from ledom.model.native.workspace import workspace
+from ledom.model.native.library import library_for, workspace
 
 __all__ = [
     "PackedWeight",

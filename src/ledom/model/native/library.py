@@ -5,6 +5,9 @@ by the system's C compiler, or the one that the environment variable `CC` names,
 cache folder; this takes two seconds. If nothing can be written there, each process compiles them
 again. Without a compiler, on other devices, in other precisions and where gradients are wanted,
 plain torch computes the same, up to rounding.
+
+The large buffers of a pass are kept for the next one (`workspace`): each would cost page faults if
+it were allocated anew in `model.device.large_blocks_apart`.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import math
 import os
 import platform
 import re
@@ -19,6 +23,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -27,8 +32,9 @@ import torch
 from torch import Tensor
 
 from ledom.core.files import cache_folder
+from ledom.model.device import LARGE
 
-__all__ = ["library_for"]
+__all__ = ["library_for", "workspace"]
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 _MARCH = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
@@ -147,3 +153,26 @@ def library_for(*tensors: Tensor) -> ctypes.CDLL | None:
         if x.requires_grad and torch.is_grad_enabled():
             return None
     return _library()
+
+
+_KEPT = threading.local()
+
+
+def workspace(name: str, *shape: int) -> Tensor:
+    """An uninitialized tensor in fp32, valid until this thread's next call with the same name.
+
+    The memory of small tensors is not kept: allocating them is fast.
+
+    >>> workspace("doctest", 2, 3).shape
+    torch.Size([2, 3])
+    """
+    size = math.prod(shape)
+    if 4 * size < LARGE:
+        return torch.empty(shape, dtype=torch.float32)
+    memory: dict[str, Tensor] = vars(_KEPT)
+    kept = memory.get(name)
+    if kept is None or len(kept) < size:
+        memory.pop(name, None)  # frees it first
+        with torch.inference_mode(False):
+            kept = memory[name] = torch.empty(size, dtype=torch.float32)
+    return kept[:size].view(shape)

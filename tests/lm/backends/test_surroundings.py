@@ -1,0 +1,168 @@
+"""What a program sets around ledom, or does to a loaded model, changes no result unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+import ledom
+from architectures import tiny
+from ledom.core.direction import Direction
+from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.language_model import Sampling, TokenSpan
+from ledom.model.checkpoint import save_checkpoint
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer
+
+TEXTS = [[0, *range(9, 40)], [0, 77, 3, 5, 70, 12]]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+AROUND = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "inference mode": torch.inference_mode,
+}
+
+
+def scores(lm: HFLanguageModel) -> list[np.ndarray]:
+    return lm.logprobs([TokenSpan(ids, 1, len(ids)) for ids in TEXTS])
+
+
+def alone(lm: HFLanguageModel) -> list[np.ndarray]:
+    """The same by the model's own pass."""
+    found = []
+    for ids in TEXTS:
+        read = torch.tensor(ids)
+        with torch.no_grad():
+            logits = lm.model(input_ids=read[None], use_cache=False).logits[0, :-1]
+        found.append(logits.log_softmax(-1).gather(1, read[1:, None])[:, 0].numpy())
+    return found
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "bloom", "mamba"])
+def test_the_callers_precision_is_not_the_models(
+    kind: str, around: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    folder = tmp_path / "m"
+    save_checkpoint(folder, tiny(kind, tokenizer), tokenizer, Direction.FORWARD, PairFormat())
+    lm = ledom.load(folder)
+    assert isinstance(lm, HFLanguageModel)
+
+    def everything(lm: HFLanguageModel) -> tuple[list[Any], ...]:
+        settings = [Sampling(max_tokens=12, top_p=top_p) for top_p in (1.0, 0.9)]
+        return scores(lm), [dict(lm.generate(["12", "3"], each, 2)) for each in settings]
+
+    values, texts = everything(lm)
+    with AROUND[around]():
+        for other in (lm, ledom.load(folder)):
+            assert isinstance(other, HFLanguageModel)
+            found, written = everything(other)
+            assert all(np.array_equal(a, b) for a, b in zip(found, values, strict=True))
+            assert written == texts
+            assert other.identity == lm.identity
+
+
+class Quantized(Tensor):
+    """A weight in int8 with scales that works as torchao's do."""
+
+    q: Tensor
+    scales: Tensor
+
+    @staticmethod
+    def __new__(cls, q: Tensor, scales: Tensor) -> Quantized:
+        return Tensor._make_wrapper_subclass(cls, q.shape, dtype=scales.dtype)  # type: ignore[return-value]
+
+    def __init__(self, q: Tensor, scales: Tensor) -> None:
+        self.q, self.scales = q, scales
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["q", "scales"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].q, args[0].scales)
+
+        def plain(x: Any) -> Any:
+            return x.q * x.scales if isinstance(x, Quantized) else x
+
+        return func(*tree_map(plain, args), **tree_map(plain, kwargs or {}))
+
+    @classmethod
+    def of(cls, weight: Tensor) -> nn.Parameter:
+        scales = weight.abs().amax(1, keepdim=True) / 127
+        return nn.Parameter(cls((weight / scales).round().to(torch.int8), scales), False)
+
+
+def loaded() -> HFLanguageModel:
+    lm = ledom.load("tiny", "forward")
+    assert isinstance(lm, HFLanguageModel)
+    scores(lm)
+    return lm
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "lm_head"])
+def test_weights_quantized_in_place_take_part(name: str) -> None:
+    lm = loaded()
+    seen = [lm.identity]
+    owner = lm.model.get_submodule(name)
+    weight = Quantized.of(owner.weight.data)  # type: ignore[arg-type, union-attr]
+    owner.weight = weight
+    for _ in range(2):
+        for found, expected in zip(scores(lm), alone(lm), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-3)
+        assert lm.identity not in seen
+        seen.append(lm.identity)
+        weight.q[0, 0] += 50  # type: ignore[attr-defined]
+
+
+class OverTheRow(nn.Linear):
+    """A linear module whose result depends on all tokens of the row, as if quantized by row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / x.abs().max())
+
+
+def test_a_module_that_mixes_tokens_is_seen_after_loading() -> None:
+    lm = loaded()
+    old: Any = lm.model.get_submodule("model.layers.1.mlp.up_proj")
+    new = OverTheRow(old.in_features, old.out_features, bias=False)
+    new.weight = old.weight
+    for module in (new, old):
+        lm.model.model.layers[1].mlp.up_proj = module
+        for found, expected in zip(scores(lm), alone(lm), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_hooks_on_all_modules_take_part() -> None:
+    lm, before = loaded(), loaded().identity
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, _, out: 1.1 * out if isinstance(module, nn.Linear) else None
+    )
+    try:
+        for found, expected in zip(scores(lm), alone(lm), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-3)
+        assert lm.identity != before
+    finally:
+        handle.remove()
+    assert lm.identity == before
