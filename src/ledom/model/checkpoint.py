@@ -106,11 +106,12 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> PreTrai
         vocab_size=tokenizer.vocab_size,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.eos_id,
     )
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
         llama, dtype=torch.float32, attn_implementation=attention.IMPLEMENTATION
     )
+    # Not before: transformers starts the padding token's embedding at 0 and never trains it.
+    model.config.pad_token_id = tokenizer.eos_id
     return model
 
 

@@ -76,28 +76,16 @@ def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> P
     """
     if recipe.init_from is None:
         assert recipe.model is not None  # checked by the recipe
-        model = build_model(recipe.model, data.tokenizer, recipe.seed)
-        _train_padding(model, recipe.model.initializer_range)
-        return model
+        return build_model(recipe.model, data.tokenizer, recipe.seed)
     folder, eos_token = recipe.init_folder(direction), recipe.data.eos_token
     start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
     _check_tokenizer(start.tokenizer, data.tokenizer, folder)
     _check_shape(recipe, start.model)
-    _train_padding(start.model)
-    return start.model
-
-
-def _train_padding(model: PreTrainedModel, deviation: float | None = None) -> None:
-    """Train the embedding of the padding token, which is often EOS; with `deviation`, draw it too.
-
-    transformers starts it at 0 and gives it no gradient. But every document begins with EOS: with
-    an output of its own, a model would never learn what the first token of a document is.
-    """
-    embedding: Any = model.get_input_embeddings()
-    token = getattr(embedding, "padding_idx", None)
-    if token is not None and deviation is not None:
-        torch.nn.init.normal_(embedding.weight[token], std=deviation)
+    # transformers gives the padding token, which is often EOS, no gradient. But every document
+    # begins with EOS: what it begins with would not be learned.
+    embedding: Any = start.model.get_input_embeddings()
     embedding.padding_idx = None
+    return start.model
 
 
 def check_tokenizers(recipe: Recipe, directions: Sequence[Direction]) -> None:
