@@ -73,13 +73,14 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message, method = str(error.detail), request.method
+    message, headers = str(error.detail), dict(error.headers or {})
     if error.status_code == HTTPStatus.NOT_FOUND:
         message = f"no route {request.url.path!r:.60}; GET /openapi.json lists them"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        known = (error.headers or {}).get("Allow", "another method")
-        message = f"{request.url.path!r:.60} takes no {method:.20}; send {known}"
-    return Refusal(error.status_code, message, error.headers).response()
+        known = headers.get("Allow", "another method")
+        message = f"{request.url.path!r:.60} takes no {request.method:.20}; send {known}"
+        headers["Allow"] = known.replace("GET", "GET, HEAD")  # see `Guard`
+    return Refusal(error.status_code, message, headers).response()
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -41,7 +41,6 @@ class ScoreBody(Body):
     """Whether to send the log-probability of each token and word."""
 
 
-@router.head("/healthz", include_in_schema=False)  # which some load balancers send
 @router.get("/healthz")
 async def healthz(service: ServiceOf) -> JsonObject:
     """Whether the server is up, and which models it has."""
