@@ -14,7 +14,7 @@ import stat
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Never, TypeVar
+from typing import Any, Never, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -220,6 +220,10 @@ def first_problem(error: ValidationError) -> str:
     """
     first = error.errors()[0]
     key = f"key {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown {key.rstrip(': ')}"
+    if first["type"] == "value_error":  # our own message
+        return f"{key}{first['ctx']['error']}"
     found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
     is_number = first["type"] == "string_type" and isinstance(first["input"], int | float)
     return f"{key}{first['msg']}{found}{'; put it in quotes' if is_number else ''}"
@@ -378,3 +382,21 @@ class Config(BaseModel):
         if isinstance(value, bool) and field.annotation is not bool:
             raise ValueError("expected a number or text, got true or false")  # true would be 1
         return value
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], what: str) -> Self:
+        """The settings in a mapping; raises `InputError` that lists the known keys.
+
+        >>> class Speed(Config):
+        ...     rate: float = 1.0
+        >>> Speed.of({"rat": 2}, "the speed")
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: the speed: unknown key rat; the keys are rate
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            known = (field.alias or name for name, field in cls.model_fields.items())
+            raise InputError(
+                f"{what}: {first_problem(error)}; the keys are {', '.join(known)}"
+            ) from None
