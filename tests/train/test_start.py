@@ -111,9 +111,11 @@ def test_each_changed_input_is_refused_by_key(
     assert json.loads((folder / "inputs.json").read_text())[key] == content_hash(inputs[key])
 
 
-def test_another_direction_adds_its_model(tmp_path: Path, full: Recipe) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_another_direction_adds_its_model(tmp_path: Path, full: Recipe, begun: bool) -> None:
     check_inputs(full, [Direction.FORWARD], tmp_path)
-    (tmp_path / "forward/checkpoints/00000005").mkdir(parents=True)
+    if begun:  # otherwise both have just started, in two processes
+        (tmp_path / "forward/checkpoints/00000005").mkdir(parents=True)
     check_inputs(full, [Direction.REVERSE], tmp_path)
     known = json.loads((tmp_path / "inputs.json").read_text())
     assert {"init_from.forward", "init_from.reverse"} <= {*known}

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError, in_one_line
-from ledom.core.files import file_hash, write_json
+from ledom.core.files import file_hash, lock_folder, write_json
 from ledom.core.reading import check_regular, read_json
 from ledom.core.records import Problem
 from ledom.data.packing import Batches, Windows
@@ -261,15 +261,17 @@ def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) 
     input that has changed, and `InputError` for an input that cannot be read.
     """
     file = folder / "inputs.json"
-    known = read_json(file) if has_begun(folder) and file.is_file() else {}
     found = {key: (name, content_hash(Path(name))) for key, name in _inputs(recipe, directions)}
-    for key, (name, digest) in found.items():
-        if known.get(key, digest) != digest:
-            raise CheckpointError(
-                f"{folder}: {key} ({name}) has changed since this run began; restore it, or give "
-                "this run another name"
-            )
-    write_json(file, known | {key: digest for key, (_, digest) in found.items()})
+    # Directions may start at the same time, each with an `init_from` of its own.
+    with lock_folder(folder, "compares its inputs", wait=True, name=".inputs.lock"):
+        known = read_json(file) if file.is_file() else {}
+        for key, (name, digest) in found.items() if has_begun(folder) else ():
+            if known.get(key, digest) != digest:
+                raise CheckpointError(
+                    f"{folder}: {key} ({name}) has changed since this run began; restore it, or "
+                    "give this run another name"
+                )
+        write_json(file, known | {key: digest for key, (_, digest) in found.items()})
 
 
 def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[str, str]]:
