@@ -120,7 +120,7 @@ def test_settings_that_cannot_be_followed_are_refused(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"lamda": 0.5}, "unknown key lamda; the keys are forward, reverse, strategy, lam, weights"),
+        ({"lamda": 0.5}, "unknown key lamda; the keys are forward, reverse, strategy"),
         ({"mask_copies": "many"}, "key mask_copies: Input should be a valid integer"),
         ({"lam": 1.5}, "key lam: Input should be less than or equal to 1, found 1.5"),
         ({"mask_copies": True}, "key mask_copies: expected a number or text, got true or false"),

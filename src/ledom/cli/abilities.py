@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from ledom.evaluate.synthesis import Seed, Synthesized
 
-__all__ = ["RANKING", "SYNTHESIS"]
-
 _NO_ROOM = (
     "{} of {} outputs leave no room for a prompt of {} tokens in a model's context, and are "
     "left out; try a lower --max-tokens"
@@ -330,7 +328,3 @@ def invert(
     ranks = reciprocal_ranks(known, [(one.output_id, one.prompt.strip()) for one in found])
     counts = {"num_outputs": len(outputs), "num_without_prompt": left_out + lacking}
     _summarize(ranks, "outputs have a known prompt", counts, out and out / "inversion.json")
-
-
-RANKING = (rank, invert)
-SYNTHESIS = (synthesize,)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ledom.data.documents import Documents
     from ledom.data.store import TokenStore
 
-__all__ = ["COMMANDS"]
-
 Texts = Annotated[
     list[str],
     typer.Argument(
@@ -229,6 +227,3 @@ def augment(
     for name, records in zip(_VARIED, made, strict=True):
         write_records(out / f"{name}.jsonl", records)
         log(f"{out / name}.jsonl: {len(records)} records")
-
-
-COMMANDS = (train_tokenizer, tokenize, augment)

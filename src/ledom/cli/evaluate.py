@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ledom.evaluate.reversal import ReversalResult
     from ledom.evaluate.tasks import Options, Source
 
-__all__ = ["COMMANDS"]
-
 _task_option = partial(typer.Option, rich_help_panel="Tasks")
 _MOST_EXAMPLES = 100
 _WIDTH = 140  # columns that the table may take: numbers are never cut
@@ -277,4 +275,3 @@ def gallery(
 
 
 evaluate.__name__ = "eval"
-COMMANDS = (evaluate, gallery)

@@ -9,7 +9,7 @@ import typer
 
 from ledom.cli import options
 from ledom.cli.display import log, show_search, show_summary, show_weights
-from ledom.cli.inputs import choose_problems, load_model, model_or_none, models_or_none
+from ledom.cli.inputs import choose_problems, load_model, models_or_none
 from ledom.cli.progress import Progress, track
 from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records
@@ -320,7 +320,7 @@ def search(
     chosen = choose_problems(context, problems, num_problems, temperature > 0, split, seed)
     set_threads(threads)
     writer = load_model(forward, "forward", device, dtype)
-    judge = model_or_none(reverse, "reverse", device, dtype)
+    _, judge = models_or_none("none", reverse, device, dtype)
     log(f"{len(chosen)} problems, results in {out}/")
     report = search_job(
         SearchJob(chosen, out, writer, judge, config, options.command_line()), track
@@ -329,6 +329,3 @@ def search(
         return
     show_search(report)
     log(f"answers: {out / 'searched.jsonl'}, measurement: {out / 'search.json'}")
-
-
-COMMANDS = (demo, rerank, tune, search)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ledom.train.distributed import ProcessGroup
     from ledom.train.recipe import Recipe
 
-__all__ = ["COMMANDS", "IMPORT"]
-
 RecipeFile = Annotated[
     Path, typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ...")
 ]
@@ -264,6 +262,3 @@ def import_command(
 
 
 import_command.__name__ = "import"  # a keyword of Python: the function cannot have this name
-
-COMMANDS = (train, compare, plan, export)
-IMPORT = (import_command,)

@@ -222,11 +222,10 @@ def first_problem(error: ValidationError) -> str:
     key = f"key {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return f"unknown {key.rstrip(': ')}"
-    if first["type"] == "value_error":  # our own message
-        return f"{key}{first['ctx']['error']}"
     found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
     is_number = first["type"] == "string_type" and isinstance(first["input"], int | float)
-    return f"{key}{first['msg']}{found}{'; put it in quotes' if is_number else ''}"
+    message = first["msg"].removeprefix("Value error, ")  # pydantic's prefix to our own
+    return f"{key}{message}{found}{'; put it in quotes' if is_number else ''}"
 
 
 def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
@@ -262,7 +261,8 @@ def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
         raise InputError(f"expected a JSON object, found {type(data).__name__}")
     _check_depth(text, data)
     if _ESCAPED_SURROGATE.search(text):
-        _check_surrogates(data)
+        for key, value in data.items():
+            check_surrogates(json.dumps({key: value}, ensure_ascii=False), f"key {key!r}:")
     return data
 
 
@@ -309,8 +309,10 @@ def _check_depth(text: bytes, data: Any) -> None:
     raise InputError(f"nested more than {DEEPEST} deep")
 
 
-def check_surrogates(text: str) -> str:
+def check_surrogates(text: str, what: str = "the text") -> str:
     r"""The same text; raises `InputError` if it holds half a surrogate pair, which UTF-8 lacks.
+
+    `what` names the text in the message.
 
     >>> check_surrogates("5 \ud83d")
     Traceback (most recent call last):
@@ -321,19 +323,9 @@ def check_surrogates(text: str) -> str:
     except UnicodeEncodeError as error:
         around = text[max(0, error.start - 20) : error.start + 20]
         raise InputError(
-            f"the text {around!r} holds one half of a surrogate pair; remove it"
+            f"{what} {around!r} holds one half of a surrogate pair; remove it"
         ) from None
     return text
-
-
-def _check_surrogates(data: JsonObject) -> None:
-    for key, value in data.items():
-        try:
-            check_surrogates(json.dumps([key, value], ensure_ascii=False))
-        except InputError:
-            raise InputError(
-                f"key {key!r} is {value!r:.60}: it holds one half of a surrogate pair"
-            ) from None
 
 
 def read_json_object(file: Path) -> JsonObject:

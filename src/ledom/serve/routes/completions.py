@@ -21,7 +21,7 @@ from ledom.core.reading import JsonObject
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.serve import writing
 from ledom.serve.batching import Steps
-from ledom.serve.refusals import Refusal, describe
+from ledom.serve.refusals import Refusal
 from ledom.serve.routes.shared import ANSWER, Body, Items, ServiceOf, head, usage
 from ledom.serve.routes.unsupported import ReadingBody, WritingBody
 from ledom.serve.service import Service
@@ -290,7 +290,7 @@ def pieces(text: str) -> list[str]:
     return re.findall(r"\s*\S+|\s+", text)
 
 
-@router.post("/tokenize", responses=describe(404))
+@router.post("/tokenize")
 def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
     """The ids of a text. A prompt that is just a special token's name is encoded as that token."""
     body.refuse_unsupported()
@@ -304,7 +304,7 @@ def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
     return {"count": len(ids), "max_model_len": lm.context, "tokens": ids}
 
 
-@router.post("/detokenize", responses=describe(404))
+@router.post("/detokenize")
 def detokenize(body: DetokenizeBody, service: ServiceOf) -> JsonObject:
     """The text of ids in reading order; special tokens are left out."""
     body.refuse_unsupported()
@@ -313,7 +313,7 @@ def detokenize(body: DetokenizeBody, service: ServiceOf) -> JsonObject:
     return {"prompt": lm.tokenizer.decode(body.tokens)}
 
 
-@router.get("/tokenizer_info", responses=describe(404))
+@router.get("/tokenizer_info")
 async def tokenizer_info(service: ServiceOf, model: str | None = None) -> JsonObject:
     """The special tokens and sizes of a model's tokenizer."""
     lm = service.model(model)
@@ -334,7 +334,7 @@ async def models(service: ServiceOf) -> JsonObject:
     return {"object": "list", "data": [_model(name, service) for name in service.model_names]}
 
 
-@router.get("/v1/models/{name:path}", responses=describe(404))
+@router.get("/v1/models/{name:path}")
 async def model(name: str, service: ServiceOf) -> JsonObject:
     """The model of that name."""
     if name not in service.model_names:

@@ -16,7 +16,7 @@ from ledom.core.reading import JsonObject
 from ledom.serve.batching import apart
 from ledom.serve.chat_text import question_of
 from ledom.serve.gateway import Chosen, Options, choose, is_gateway
-from ledom.serve.refusals import Refusal, describe
+from ledom.serve.refusals import Refusal
 from ledom.serve.routes.completions import (
     CompletionBody,
     SampledBody,
@@ -54,7 +54,7 @@ class ChatBody(SampledBody):
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
 
 
-@router.post("/v1/chat/completions", responses=describe(404, 502))
+@router.post("/v1/chat/completions")
 async def chat(body: ChatBody, service: ServiceOf) -> Any:
     """Answer by the best of n candidates."""
     if not is_gateway(body.model):
@@ -152,7 +152,7 @@ async def complete_by_choice(body: CompletionBody, service: Service) -> JsonObje
     }
 
 
-@router.post("/v1/completions", responses=describe(404, 502))
+@router.post("/v1/completions")
 async def completions(body: CompletionBody, service: ServiceOf) -> Any:
     """Write a text, score a prompt (`echo` with `logprobs`), or choose among an upstream's texts.
 
