@@ -208,6 +208,8 @@ def test_a_question_that_is_no_text_is_named(models: dict[str, str], question: o
     reward = trl_reward(question="asked", **models)
     with pytest.raises(InputError, match=f"a question of the dataset is {question}, expected a"):
         reward(prompts=["2 + 2?"], completions=["4"], asked=[question])
+    with pytest.raises(InputError, match=f"a completion is {question}, expected a text or mess"):
+        reward(prompts=["2 + 2?"], completions=[question], asked=["2 + 2?"])
 
 
 def test_verl_without_a_question_says_what_to_do() -> None:

@@ -127,11 +127,12 @@ class _TRLReward:
                 "leave question out to read the prompt"
             )
         asked = prompts if self.question is None else columns[self.question]
-        if bad := [given for given in asked if not isinstance(given, str | list)]:
-            raise InputError(
-                f"a question of the dataset is {bad[0]!r:.40}, expected a text or messages; "
-                "correct it, or leave the row out"
-            )
+        for what, given in (("question of the dataset", asked), ("completion", completions)):
+            if bad := [one for one in given if not isinstance(one, str | list)]:
+                raise InputError(
+                    f"a {what} is {bad[0]!r:.40}, expected a text or messages; correct it, or "
+                    "leave the row out"
+                )
         pairs = [
             Pair(question_of(prompt), answer_of(completion))
             for prompt, completion in zip(asked, completions, strict=True)

@@ -63,9 +63,10 @@ NumSeeds = Annotated[
 ]
 Known = Annotated[
     list[Path] | None,
-    options.problem_option(
+    options.path_option(
+        rich_help_panel="Problems",
         help="A JSONL file of problems, such as training data; new questions that are near "
-        "duplicates of these are removed (repeatable). So are those of the seeds' own questions."
+        "duplicates of these are removed (repeatable). So are those of the seeds' own questions.",
     ),
 ]
 Questions = Annotated[int, options.samples_option(help="Questions per seed.")]
@@ -101,7 +102,7 @@ TopPrompts = Annotated[int, typer.Option(min=1, max=options.MOST_SAMPLES, help="
 def rank(
     context: typer.Context,
     query: QueryText,
-    passages: Annotated[Path, typer.Argument(help="A JSONL file of passages (id, text).")],
+    passages: Annotated[Path, options.path_argument(help="A JSONL file of passages (id, text).")],
     model: options.Model = "tiny",
     direction: Annotated[
         str, typer.Option(help="The model's direction: reverse or forward.")

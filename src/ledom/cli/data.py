@@ -182,7 +182,9 @@ def _key_and_value(option: str) -> tuple[str, str]:
 
 
 def augment(
-    problems: Annotated[Path, typer.Argument(help="A JSONL file of problems with solutions.")],
+    problems: Annotated[
+        Path, options.path_argument(help="A JSONL file of problems with solutions.")
+    ],
     variants: Annotated[
         int,
         typer.Option(

@@ -245,8 +245,7 @@ def gallery(
     context: typer.Context,
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(
-            parser=options.named_path,
+        options.path_argument(
             help="Also show these folders, made by eval, rank, synthesize, generate or invert.",
         ),
     ] = None,

@@ -36,8 +36,9 @@ _SAMPLING = (
 
 CandidateFile = Annotated[
     Path | None,
-    options.sampling_option(
-        help="A JSONL file of candidates. Default: sample them from the forward model."
+    options.path_option(
+        rich_help_panel="Sampling",
+        help="A JSONL file of candidates. Default: sample them from the forward model.",
     ),
 ]
 Folds = Annotated[
@@ -48,8 +49,9 @@ Folds = Annotated[
 ]
 Demonstrations = Annotated[
     Path | None,
-    options.scoring_option(
-        help="A JSONL file of solved problems that the models read before each text they score."
+    options.path_option(
+        rich_help_panel="Scoring",
+        help="A JSONL file of solved problems that the models read before each text they score.",
     ),
 ]
 ConfidenceOption = Annotated[
@@ -245,16 +247,14 @@ def _set_scoring(
 
 
 def tune(
-    folder: Annotated[
-        Path, typer.Argument(parser=options.named_path, help="The output folder of ledom rerank.")
-    ],
+    folder: Annotated[Path, options.path_argument(help="The output folder of ledom rerank.")],
     problems: Annotated[
         Path | None,
-        typer.Option(help="The problems that were reranked. Default: those in the folder."),
+        options.path_option(help="The problems that were reranked. Default: those in the folder."),
     ] = None,
     candidates: Annotated[
         Path | None,
-        typer.Option(help="The candidates that were scored. Default: those in the folder."),
+        options.path_option(help="The candidates that were scored. Default: those in the folder."),
     ] = None,
     score_field: options.ScoreFields = None,
     out: Annotated[Path, options.out_file("The weights file to write.")] = Path("weights.json"),
