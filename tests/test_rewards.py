@@ -117,6 +117,34 @@ def test_settings_that_cannot_be_followed_are_refused(
         reward(prompts=["2 + 2?"], completions=["4"], answer=["4"])
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lamda": 0.5}, "unknown key lamda; the keys are forward, reverse, strategy"),
+        ({"mask_copies": "many"}, "key mask_copies: Input should be a valid integer"),
+        ({"lam": 1.5}, "key lam: Input should be less than or equal to 1, found 1.5"),
+        ({"mask_copies": True}, "key mask_copies: expected a number or text, got true or false"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_any_work(
+    given: dict[str, Any], message: str
+) -> None:
+    calls = [
+        lambda: trl_reward(**given),
+        lambda: trl_reward(asynchronous=True, **given),
+        lambda: ReverseRewardManager(config=None, tokenizer=None, **given),
+        lambda: asyncio.run(compute_score("any", "7", "7", {"question": QUESTION}, **given)),
+    ]
+    for call_it in calls:
+        with pytest.raises(InputError, match=f"settings of the reward: {message}"):
+            call_it()
+
+
+def test_models_may_be_given_as_paths(models: dict[str, str], expected: list[float]) -> None:
+    reward = trl_reward(**{name: Path(folder) for name, folder in models.items()})
+    assert call(reward, [QUESTION] * 3, ANSWERS)[0] == pytest.approx(expected)
+
+
 def test_the_copied_share_counts_characters_of_long_passages() -> None:
     question = "one two three four five six seven eight nine"
     assert copied_share(Pair(question, question)) == 1.0
@@ -180,6 +208,8 @@ def test_a_question_that_is_no_text_is_named(models: dict[str, str], question: o
     reward = trl_reward(question="asked", **models)
     with pytest.raises(InputError, match=f"a question of the dataset is {question}, expected a"):
         reward(prompts=["2 + 2?"], completions=["4"], asked=[question])
+    with pytest.raises(InputError, match=f"a completion is {question}, expected a text or mess"):
+        reward(prompts=["2 + 2?"], completions=[question], asked=["2 + 2?"])
 
 
 def test_verl_without_a_question_says_what_to_do() -> None:

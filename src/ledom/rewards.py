@@ -14,14 +14,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
+from pydantic import Field
+
 from ledom.core.errors import InputError
-from ledom.core.reading import JsonObject
+from ledom.core.reading import Config, JsonObject
 from ledom.lm import EMBEDDED, load
 from ledom.rerank.weights import choose_weights
 from ledom.serve.batching import Batcher
@@ -37,18 +40,22 @@ _TOGETHER = 16  # calls that share a batch however long it takes
 _NAME = "reverse_reward"  # the reward's name in a trainer's logs
 
 
-@dataclass(frozen=True)
-class _Settings:
+class _Settings(Config):
     """The settings of a reward; see `trl_reward`."""
 
-    forward: str = EMBEDDED
-    reverse: str = EMBEDDED
+    forward: str | Path = EMBEDDED
+    reverse: str | Path = EMBEDDED
     strategy: str | None = None
-    lam: float | None = None
-    weights: str | None = None
-    mask_copies: int = MASK_COPIES
+    lam: float | None = Field(default=None, ge=0, le=1)
+    weights: str | Path | None = None
+    mask_copies: int = Field(default=MASK_COPIES, ge=0)
     device: str | None = None
-    dtype: str = "auto"
+    dtype: Any = "auto"
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """The settings that a user gave; raises `InputError`."""
+        return cls.of(given, "settings of the reward")
 
     def judge(self) -> Judge:
         """The judge of these settings; the first call loads its models, and others wait for it."""
@@ -66,7 +73,8 @@ def _load_judge(settings: _Settings) -> Judge:
         None if name == "none" else load(name, way, device=settings.device, dtype=settings.dtype)
         for name, way in ((settings.forward, "forward"), (settings.reverse, "reverse"))
     )
-    weights = choose_weights(settings.lam, settings.weights, settings.forward, settings.reverse)
+    names = str(settings.forward), str(settings.reverse)
+    weights = choose_weights(settings.lam, settings.weights, *names)
     return Judge(forward, reverse, settings.strategy, weights, settings.mask_copies)
 
 
@@ -88,7 +96,7 @@ def trl_reward(
     >>> reward.__name__
     'reverse_reward'
     """
-    reward = _TRLReward(_Settings(**settings), question)
+    reward = _TRLReward(_Settings.read(settings), question)
     if not asynchronous:
         return reward
     found: Any = functools.partial(reverse_reward, reward)  # a coroutine function to `inspect`
@@ -119,11 +127,12 @@ class _TRLReward:
                 "leave question out to read the prompt"
             )
         asked = prompts if self.question is None else columns[self.question]
-        if bad := [given for given in asked if not isinstance(given, str | list)]:
-            raise InputError(
-                f"a question of the dataset is {bad[0]!r:.40}, expected a text or messages; "
-                "correct it, or leave the row out"
-            )
+        for what, given in (("question of the dataset", asked), ("completion", completions)):
+            if bad := [one for one in given if not isinstance(one, str | list)]:
+                raise InputError(
+                    f"a {what} is {bad[0]!r:.40}, expected a text or messages; correct it, or "
+                    "leave the row out"
+                )
         pairs = [
             Pair(question_of(prompt), answer_of(completion))
             for prompt, completion in zip(asked, completions, strict=True)
@@ -192,7 +201,7 @@ async def compute_score(
         )
     for key in ("reward_router_address", "reward_model_tokenizer"):  # verl adds these
         settings.pop(key, None)
-    judgement = await _submit(_Settings(**settings), Pair(asked, answer_of(solution_str)))
+    judgement = await _submit(_Settings.read(settings), Pair(asked, answer_of(solution_str)))
     return {"score": judgement.reward, **judgement.logprobs}
 
 
@@ -212,7 +221,7 @@ class ReverseRewardManager:
         **settings: Any,
     ) -> None:
         self.tokenizer = tokenizer
-        self.settings = _Settings(**settings)
+        self.settings = _Settings.read(settings)
 
     async def run_single(self, data: Any) -> JsonObject:
         """The reward of a sample's last sequence, given the last user message of the prompt."""

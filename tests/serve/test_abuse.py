@@ -367,7 +367,8 @@ def test_schemathesis_finds_no_5xx_and_no_undocumented_status(pair: Models) -> N
                 answer = client.request(**sent)
                 known = paths[case.path][case.method.lower()]["responses"]
                 assert answer.status_code < 500, (case.path, sent, answer.text)
-                assert str(answer.status_code) in known, (case.path, sent, answer.status_code)
+                status = f"{answer.status_code // 100}XX" if answer.is_error else "200"
+                assert status in known, (case.path, sent, answer.status_code)
 
             few = settings(
                 max_examples=15,

@@ -145,6 +145,21 @@ def test_what_is_streamed_is_the_text(server: Server) -> None:
     events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     assert "".join(event["choices"][0]["text"] for event in events) == whole
     assert events[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+    assert not any("usage" in event for event in events)
+
+
+def test_the_usage_of_a_stream_has_an_event_of_its_own(server: Server) -> None:
+    body = {"model": "reverse", "prompt": ["7", "12"], "max_tokens": 8, "temperature": 0}
+    whole = post(server, "/v1/completions", **body)
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=SECONDS)
+    lines = [line for line in answer.text.splitlines() if line]
+    assert lines.pop() == "data: [DONE]"
+    *events, last = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert last["choices"] == []  # as OpenAI documents stream_options
+    assert last["usage"] == whole["usage"]
+    assert all(event["usage"] is None and event["choices"] for event in events)
+    assert {event["id"] for event in events} == {last["id"]}
 
 
 def test_steps_show_the_alternatives(server: Server, checkpoints: dict[str, Path]) -> None:

@@ -81,11 +81,17 @@ def test_a_head_that_does_not_come_ends_the_connection(hasty: Server, head: byte
             assert client.recv(100) == b""
 
 
-def test_health_can_be_asked_without_a_body(server: Server) -> None:
+def test_head_is_get_without_a_body(server: Server) -> None:
     with httpx.Client(base_url=server.url, timeout=SECONDS) as client:
-        head = client.head("/healthz")
-        assert (head.status_code, head.content) == (200, b"")
-        assert client.get("/healthz").json()["status"] == "ok"  # on the same connection
+        paths = client.get("/openapi.json").json()["paths"]
+        assert not any("head" in operations for operations in paths.values())
+        for path in ["/", "/docs", "/openapi.json", *(p for p in paths if "get" in paths[p])]:
+            head, get = client.head(path), client.get(path)  # on the same connection
+            assert (head.status_code, head.content) == (get.status_code, b""), path
+            kept = ("content-type", "content-security-policy", "cache-control")
+            assert [head.headers.get(k) for k in kept] == [get.headers.get(k) for k in kept]
+        assert client.head("/score").status_code == 405
+        assert client.post("/healthz").headers["allow"] == "GET, HEAD"
 
 
 def test_a_body_that_does_not_come_is_408(

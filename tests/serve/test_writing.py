@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import permutations, product
+
 import pytest
 from fastapi.testclient import TestClient
 
 from ledom.core.direction import Direction
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Generation
-from ledom.serve.writing import Token, token_texts, tokens_of, written_tokens
+from ledom.serve.writing import Token, cut_at_stops, token_texts, tokens_of, written_tokens
 from stand_ins import sentencepiece_like
 
 
@@ -74,3 +76,25 @@ def test_the_token_after_a_text_is_one_more(client: TestClient) -> None:
             for count in (1, 0)
         )
         assert one["logprobs"]["tokens"] == [*none["logprobs"]["tokens"], "<|end|>"]
+
+
+def first_completed(text: str, stops: tuple[str, ...]) -> str:
+    """What precedes the stop that is complete first when the text is written by character."""
+    for end in range(1, len(text) + 1):
+        if lengths := [len(stop) for stop in stops if text[:end].endswith(stop)]:
+            return text[: end - max(lengths)]
+    return text
+
+
+def test_of_several_stops_the_one_that_is_written_first_counts() -> None:
+    stops = ["bc", "ab", "cab", "b", "xx", "abcab"]
+    for chosen in permutations(stops, 2):
+        for letters in product("abc", repeat=5):
+            made = Generation("".join(letters), [], "length")
+            kept = cut_at_stops(made, chosen, Direction.FORWARD)
+            assert kept.text == first_completed(made.text, chosen)
+            assert kept.finish_reason == ("length" if kept.text == made.text else "stop")
+            # A reverse model writes the mirror image.
+            mirrored = [stop[::-1] for stop in chosen]
+            made = Generation(made.text[::-1], [], "length")
+            assert cut_at_stops(made, mirrored, Direction.REVERSE).text == kept.text[::-1]

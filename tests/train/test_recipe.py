@@ -98,6 +98,8 @@ def test_a_value_may_hold_an_equals_sign(recipe):
         ("optim.steps", "override 'optim.steps': write it as key.key=value"),
         ("model=9b", "key model is '9b': no preset '9b'; the presets are tiny,"),
         ("name.first=x", "override 'name.first=x': name is a value, not a group of keys"),
+        ("data.sources.0.path=x", "override 'data.sources.0.path=x': data.sources is a value, not"),
+        ("data.seed.x=1", "override 'data.seed.x=1': key data.seed: Input should be a valid int"),
         ("data.pair_format={question} {solution}", "not YAML: "),
         (
             "data.sources=[{path: a, wieght: 2}]",

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from ledom.evaluate.synthesis import Seed, Synthesized
 
-__all__ = ["RANKING", "SYNTHESIS"]
-
 _NO_ROOM = (
     "{} of {} outputs leave no room for a prompt of {} tokens in a model's context, and are "
     "left out; try a lower --max-tokens"
@@ -65,9 +63,10 @@ NumSeeds = Annotated[
 ]
 Known = Annotated[
     list[Path] | None,
-    options.problem_option(
+    options.path_option(
+        rich_help_panel="Problems",
         help="A JSONL file of problems, such as training data; new questions that are near "
-        "duplicates of these are removed (repeatable). So are those of the seeds' own questions."
+        "duplicates of these are removed (repeatable). So are those of the seeds' own questions.",
     ),
 ]
 Questions = Annotated[int, options.samples_option(help="Questions per seed.")]
@@ -103,7 +102,7 @@ TopPrompts = Annotated[int, typer.Option(min=1, max=options.MOST_SAMPLES, help="
 def rank(
     context: typer.Context,
     query: QueryText,
-    passages: Annotated[Path, typer.Argument(help="A JSONL file of passages (id, text).")],
+    passages: Annotated[Path, options.path_argument(help="A JSONL file of passages (id, text).")],
     model: options.Model = "tiny",
     direction: Annotated[
         str, typer.Option(help="The model's direction: reverse or forward.")
@@ -330,7 +329,3 @@ def invert(
     ranks = reciprocal_ranks(known, [(one.output_id, one.prompt.strip()) for one in found])
     counts = {"num_outputs": len(outputs), "num_without_prompt": left_out + lacking}
     _summarize(ranks, "outputs have a known prompt", counts, out and out / "inversion.json")
-
-
-RANKING = (rank, invert)
-SYNTHESIS = (synthesize,)

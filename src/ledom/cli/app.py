@@ -22,13 +22,13 @@ from ledom.core.errors import InputError
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 _GROUPS = {
-    "Main job": rerank.COMMANDS,
-    "Models": (*text.COMMANDS, *train.IMPORT),
-    "Evaluation": (*evaluate.COMMANDS, *abilities.RANKING),
-    "Serving": serve.COMMANDS,
-    "Training": train.COMMANDS,
-    "Data": (*data.COMMANDS, *abilities.SYNTHESIS),
-    "Documentation": packaged.COMMANDS,
+    "Main job": (rerank.demo, rerank.rerank, rerank.tune, rerank.search),
+    "Models": (text.explain, text.generate, train.import_command),
+    "Evaluation": (evaluate.evaluate, evaluate.gallery, abilities.rank, abilities.invert),
+    "Serving": (serve.serve,),
+    "Training": (train.train, train.compare, train.plan, train.export),
+    "Data": (data.train_tokenizer, data.tokenize, data.augment, abilities.synthesize),
+    "Documentation": (packaged.docs,),
 }
 _SHARED = {"demo", "rerank", "search", "train"}  # commands that several processes can share
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ledom.data.documents import Documents
     from ledom.data.store import TokenStore
 
-__all__ = ["COMMANDS"]
-
 Texts = Annotated[
     list[str],
     typer.Argument(
@@ -184,7 +182,9 @@ def _key_and_value(option: str) -> tuple[str, str]:
 
 
 def augment(
-    problems: Annotated[Path, typer.Argument(help="A JSONL file of problems with solutions.")],
+    problems: Annotated[
+        Path, options.path_argument(help="A JSONL file of problems with solutions.")
+    ],
     variants: Annotated[
         int,
         typer.Option(
@@ -229,6 +229,3 @@ def augment(
     for name, records in zip(_VARIED, made, strict=True):
         write_records(out / f"{name}.jsonl", records)
         log(f"{out / name}.jsonl: {len(records)} records")
-
-
-COMMANDS = (train_tokenizer, tokenize, augment)

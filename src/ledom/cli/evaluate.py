@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ledom.evaluate.reversal import ReversalResult
     from ledom.evaluate.tasks import Options, Source
 
-__all__ = ["COMMANDS"]
-
 _task_option = partial(typer.Option, rich_help_panel="Tasks")
 _MOST_EXAMPLES = 100
 _WIDTH = 140  # columns that the table may take: numbers are never cut
@@ -247,8 +245,7 @@ def gallery(
     context: typer.Context,
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(
-            parser=options.named_path,
+        options.path_argument(
             help="Also show these folders, made by eval, rank, synthesize, generate or invert.",
         ),
     ] = None,
@@ -277,4 +274,3 @@ def gallery(
 
 
 evaluate.__name__ = "eval"
-COMMANDS = (evaluate, gallery)

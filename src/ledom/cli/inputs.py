@@ -128,20 +128,13 @@ def check_count(count: int | None, found: int, source: str, option: str) -> None
         )
 
 
-def model_or_none(
-    name: str, direction: str, device: str | None, dtype: str
-) -> LanguageModel | None:
-    """The model of a direction, or None if its name is `none`."""
-    return None if name == "none" else load_model(name, direction, device, dtype)
-
-
 def models_or_none(
     forward: str, reverse: str, device: str | None, dtype: str
 ) -> tuple[LanguageModel | None, LanguageModel | None]:
     """The forward and the reverse model; None for one whose name is `none`."""
     return (
-        model_or_none(forward, "forward", device, dtype),
-        model_or_none(reverse, "reverse", device, dtype),
+        None if forward == "none" else load_model(forward, "forward", device, dtype),
+        None if reverse == "none" else load_model(reverse, "reverse", device, dtype),
     )
 
 

@@ -25,6 +25,23 @@ MOST_SAMPLES = 100_000
 MOST_TOKENS = 10_000_000
 MOST_COPIES = 1000
 
+
+def named_path(given: str | Path) -> Path:
+    """The parser of an option or argument that names a file or folder: refuses an empty text.
+
+    Python takes the empty path for the current folder.
+
+    >>> named_path("out"), named_path(".")
+    (PosixPath('out'), PosixPath('.'))
+    """
+    if not str(given).strip():
+        raise typer.BadParameter("it is empty; give a path (. is the current folder)")
+    return Path(given)
+
+
+path_option = partial(typer.Option, parser=named_path, metavar="PATH")
+path_argument = partial(typer.Argument, parser=named_path)
+
 # Options in the groups in which `--help` shows them.
 problem_option = partial(typer.Option, rich_help_panel="Problems")
 sampling_option = partial(typer.Option, rich_help_panel="Sampling")
@@ -91,9 +108,10 @@ ScoreFields = Annotated[
 
 WeightsFile = Annotated[
     Path | None,
-    selection_option(
+    path_option(
+        rich_help_panel="Selection",
         help="A weights file of ledom tune. Default: for the embedded pair, its own weights; for "
-        "other models, lambda 0.5."
+        "other models, lambda 0.5.",
     ),
 ]
 Lambda = Annotated[
@@ -136,23 +154,6 @@ Threads = Annotated[
         help="CPU threads. Default: OMP_NUM_THREADS, else the CPUs that this process may use.",
     ),
 ]
-
-
-def named_path(given: str | Path) -> Path:
-    """The parser of an option or argument that may be a folder: refuses an empty text.
-
-    Python takes the empty path for the current folder.
-
-    >>> named_path("out"), named_path(".")
-    (PosixPath('out'), PosixPath('.'))
-    """
-    if not str(given).strip():
-        raise typer.BadParameter("it is empty; give a path (. is the current folder)")
-    return Path(given)
-
-
-path_option = partial(typer.Option, parser=named_path, metavar="PATH")
-"""An option that names a file or folder."""
 
 
 def out_folder(help: str) -> Any:

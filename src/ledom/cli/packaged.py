@@ -83,6 +83,3 @@ def docs(
     titles = page_titles()
     for name, title in titles.items():
         typer.echo(f"{name:<{max(map(len, titles))}}  {title}")
-
-
-COMMANDS = (docs,)

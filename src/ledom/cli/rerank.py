@@ -9,7 +9,7 @@ import typer
 
 from ledom.cli import options
 from ledom.cli.display import log, show_search, show_summary, show_weights
-from ledom.cli.inputs import choose_problems, load_model, model_or_none, models_or_none
+from ledom.cli.inputs import choose_problems, load_model, models_or_none
 from ledom.cli.progress import Progress, track
 from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records
@@ -36,8 +36,9 @@ _SAMPLING = (
 
 CandidateFile = Annotated[
     Path | None,
-    options.sampling_option(
-        help="A JSONL file of candidates. Default: sample them from the forward model."
+    options.path_option(
+        rich_help_panel="Sampling",
+        help="A JSONL file of candidates. Default: sample them from the forward model.",
     ),
 ]
 Folds = Annotated[
@@ -48,8 +49,9 @@ Folds = Annotated[
 ]
 Demonstrations = Annotated[
     Path | None,
-    options.scoring_option(
-        help="A JSONL file of solved problems that the models read before each text they score."
+    options.path_option(
+        rich_help_panel="Scoring",
+        help="A JSONL file of solved problems that the models read before each text they score.",
     ),
 ]
 ConfidenceOption = Annotated[
@@ -245,16 +247,14 @@ def _set_scoring(
 
 
 def tune(
-    folder: Annotated[
-        Path, typer.Argument(parser=options.named_path, help="The output folder of ledom rerank.")
-    ],
+    folder: Annotated[Path, options.path_argument(help="The output folder of ledom rerank.")],
     problems: Annotated[
         Path | None,
-        typer.Option(help="The problems that were reranked. Default: those in the folder."),
+        options.path_option(help="The problems that were reranked. Default: those in the folder."),
     ] = None,
     candidates: Annotated[
         Path | None,
-        typer.Option(help="The candidates that were scored. Default: those in the folder."),
+        options.path_option(help="The candidates that were scored. Default: those in the folder."),
     ] = None,
     score_field: options.ScoreFields = None,
     out: Annotated[Path, options.out_file("The weights file to write.")] = Path("weights.json"),
@@ -320,7 +320,7 @@ def search(
     chosen = choose_problems(context, problems, num_problems, temperature > 0, split, seed)
     set_threads(threads)
     writer = load_model(forward, "forward", device, dtype)
-    judge = model_or_none(reverse, "reverse", device, dtype)
+    _, judge = models_or_none("none", reverse, device, dtype)
     log(f"{len(chosen)} problems, results in {out}/")
     report = search_job(
         SearchJob(chosen, out, writer, judge, config, options.command_line()), track
@@ -329,6 +329,3 @@ def search(
         return
     show_search(report)
     log(f"answers: {out / 'searched.jsonl'}, measurement: {out / 'search.json'}")
-
-
-COMMANDS = (demo, rerank, tune, search)

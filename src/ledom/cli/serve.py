@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ledom.serve.server import Server
     from ledom.serve.service import Service
 
-__all__ = ["COMMANDS"]
-
 _gateway_option = partial(typer.Option, rich_help_panel="Gateway")
 _DEFAULTS = Settings()
 _UPSTREAM = ("upstream_model", "prompt_price", "completion_price")
@@ -155,6 +153,3 @@ def _serve(server: Server, service: Service) -> None:
         server.run(service)
     except KeyboardInterrupt:
         log("stopped")
-
-
-COMMANDS = (serve,)

@@ -190,6 +190,3 @@ def _written(lm: LanguageModel, text: str, sampling: Sampling, samples: int) -> 
     ((_, generations),) = lm.generate([text], sampling, samples)
     is_forward = lm.direction is Direction.FORWARD
     return [text + made.text if is_forward else made.text + text for made in generations]
-
-
-COMMANDS = (explain, generate)

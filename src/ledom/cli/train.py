@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from ledom.train.distributed import ProcessGroup
     from ledom.train.recipe import Recipe
 
-__all__ = ["COMMANDS", "IMPORT"]
-
 RecipeFile = Annotated[
-    Path, typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ...")
+    Path,
+    options.path_argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ..."),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, such as optim.steps=100.")]
 
@@ -111,9 +110,7 @@ def _train_one(
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(
-            parser=options.named_path, help="Folders made by ledom train, such as runs/NAME."
-        ),
+        options.path_argument(help="Folders made by ledom train, such as runs/NAME."),
     ],
     out: Annotated[Path, options.out_folder("Folder for the page.")] = Path("ledom-compare"),
     threads: options.Threads = None,
@@ -168,9 +165,8 @@ def export(
     context: typer.Context,
     source: Annotated[
         Path,
-        typer.Argument(
-            parser=options.named_path,
-            help="A model folder, a run's folder (runs/NAME/reverse) or a token store.",
+        options.path_argument(
+            help="A model folder, a run's folder (runs/NAME/reverse) or a token store."
         ),
     ],
     out: Annotated[
@@ -264,6 +260,3 @@ def import_command(
 
 
 import_command.__name__ = "import"  # a keyword of Python: the function cannot have this name
-
-COMMANDS = (train, compare, plan, export)
-IMPORT = (import_command,)

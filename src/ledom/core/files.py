@@ -277,6 +277,7 @@ def check_settings(
     wanted: JsonObject,
     path: Path,
     remedy: str = "give another output folder, or remove it",
+    problem: str = "was made with other settings",
 ) -> None:
     """Raise `InputError` if the settings that made `path` differ from the wanted ones.
 
@@ -287,9 +288,7 @@ def check_settings(
     ledom.core.errors.InputError: out: was made with other settings (seed: 1 there, 2 now); choose
     """
     if different := list(differences(found, wanted)):
-        raise InputError(
-            f"was made with other settings ({'; '.join(different[:3])}); {remedy}", path=path
-        )
+        raise InputError(f"{problem} ({'; '.join(different[:3])}); {remedy}", path=path)
 
 
 def check_processes(settings: JsonObject, path: Path) -> None:
@@ -301,13 +300,9 @@ def check_processes(settings: JsonObject, path: Path) -> None:
     >>> check_processes({"seed": 1}, Path("out"))  # alone
     """
     own = json.dumps(settings)
-    first = processes.from_first(own)
-    if different := list(differences(*map(json.loads, (first, own)))):  # no file
-        raise InputError(
-            f"process {processes.rank()} would make it with other settings than process 0 "
-            f"({'; '.join(different[:3])}); give all processes the same",
-            path=path,
-        )
+    problem = f"process {processes.rank()} would make it with other settings than process 0"
+    first, own = map(json.loads, (processes.from_first(own), own))  # no file
+    check_settings(first, own, path, "give all processes the same", problem)
 
 
 def differences(there: Any, now: Any, key: str = "") -> Iterator[str]:

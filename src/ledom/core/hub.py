@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ledom
-from ledom.core.errors import InputError, OutputError
+from ledom.core.errors import InputError, OutputError, in_one_line
 
 __all__ = ["is_unreachable", "offline", "push", "render_card"]
 
@@ -64,10 +64,9 @@ def push(
             commit_message=f"Upload by ledom {ledom.__version__}",
         )
     except Exception as error:  # hub clients raise types of their own for token and network errors
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise OutputError(
-            f"{repo}: cannot be uploaded: {reason}; {folder} itself is complete. To log in: "
-            "hf auth login"
+            f"{repo}: cannot be uploaded: {in_one_line(error)}; {folder} itself is complete. To "
+            "log in: hf auth login"
         ) from error
     return str(address)
 

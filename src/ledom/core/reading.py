@@ -14,7 +14,7 @@ import stat
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Never, TypeVar
+from typing import Any, Never, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -220,9 +220,12 @@ def first_problem(error: ValidationError) -> str:
     """
     first = error.errors()[0]
     key = f"key {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown {key.rstrip(': ')}"
     found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
     is_number = first["type"] == "string_type" and isinstance(first["input"], int | float)
-    return f"{key}{first['msg']}{found}{'; put it in quotes' if is_number else ''}"
+    message = first["msg"].removeprefix("Value error, ")  # pydantic's prefix to our own
+    return f"{key}{message}{found}{'; put it in quotes' if is_number else ''}"
 
 
 def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
@@ -258,7 +261,8 @@ def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
         raise InputError(f"expected a JSON object, found {type(data).__name__}")
     _check_depth(text, data)
     if _ESCAPED_SURROGATE.search(text):
-        _check_surrogates(data)
+        for key, value in data.items():
+            check_surrogates(json.dumps({key: value}, ensure_ascii=False), f"key {key!r}:")
     return data
 
 
@@ -305,8 +309,10 @@ def _check_depth(text: bytes, data: Any) -> None:
     raise InputError(f"nested more than {DEEPEST} deep")
 
 
-def check_surrogates(text: str) -> str:
+def check_surrogates(text: str, what: str = "the text") -> str:
     r"""The same text; raises `InputError` if it holds half a surrogate pair, which UTF-8 lacks.
+
+    `what` names the text in the message.
 
     >>> check_surrogates("5 \ud83d")
     Traceback (most recent call last):
@@ -317,19 +323,9 @@ def check_surrogates(text: str) -> str:
     except UnicodeEncodeError as error:
         around = text[max(0, error.start - 20) : error.start + 20]
         raise InputError(
-            f"the text {around!r} holds one half of a surrogate pair; remove it"
+            f"{what} {around!r} holds one half of a surrogate pair; remove it"
         ) from None
     return text
-
-
-def _check_surrogates(data: JsonObject) -> None:
-    for key, value in data.items():
-        try:
-            check_surrogates(json.dumps([key, value], ensure_ascii=False))
-        except InputError:
-            raise InputError(
-                f"key {key!r} is {value!r:.60}: it holds one half of a surrogate pair"
-            ) from None
 
 
 def read_json_object(file: Path) -> JsonObject:
@@ -378,3 +374,21 @@ class Config(BaseModel):
         if isinstance(value, bool) and field.annotation is not bool:
             raise ValueError("expected a number or text, got true or false")  # true would be 1
         return value
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], what: str) -> Self:
+        """The settings in a mapping; raises `InputError` that lists the known keys.
+
+        >>> class Speed(Config):
+        ...     rate: float = 1.0
+        >>> Speed.of({"rat": 2}, "the speed")
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: the speed: unknown key rat; the keys are rate
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            known = (field.alias or name for name, field in cls.model_fields.items())
+            raise InputError(
+                f"{what}: {first_problem(error)}; the keys are {', '.join(known)}"
+            ) from None

@@ -127,9 +127,8 @@ class Stage(Generic[RecordT]):
         parts = self._parts()
         self.complete = path.is_file() and (_settings_file(path).is_file() or not parts)
         if self.complete:
-            made_with = {**read_settings(path)}
-            del made_with[_HASH]
-            check_settings(made_with, self.settings, path)
+            made_with = read_settings(path)
+            check_settings(made_with, self.settings | {_HASH: made_with[_HASH]}, path)
             self.records = read_finished(path, record_type, self._check)
         else:
             self.records = self._read_parts() if parts else []
@@ -259,8 +258,8 @@ class Stage(Generic[RecordT]):
         done = sum(map(work.is_done, have.values()))
         total = done + sum(map(len, mine))
         place = {key: i for i, key in enumerate(have)}
-        folder, file = self.path.parent, self.path.name
-        lock = lock_folder(folder, f"makes {file}", name=f".{file}.lock")
+        file = self.path.name
+        lock = lock_folder(self.path.parent, f"makes {file}", name=f".{file}.lock")
         with lock if processes.is_first() else nullcontext():
             for _ in track(self._made(work, mine, have), name, done, total):
                 pass

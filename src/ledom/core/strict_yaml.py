@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ledom.core.errors import InputError
+from ledom.core.errors import InputError, in_one_line
 from ledom.core.reading import DEEPEST, LONGEST_NUMBER, JsonObject, read_text
 
 __all__ = ["parse_yaml", "read_yaml"]
@@ -70,7 +70,7 @@ def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Nod
     except yaml.MarkedYAMLError as error:
         refused = _refused(f"not YAML: {error.problem}", error.problem_mark)
     except (yaml.YAMLError, ValueError) as error:  # such as the date 2020-01-45
-        refused = InputError(f"not YAML: {' '.join(str(error).split())}")
+        refused = InputError(f"not YAML: {in_one_line(error)}")
     raise InputError(refused.reason, path=path, line=refused.line)
 
 

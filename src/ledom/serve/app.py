@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from ledom import __version__
 from ledom.serve.guard import Guard
-from ledom.serve.refusals import ANY_ROUTE, Refusal
+from ledom.serve.refusals import ERRORS, Refusal
 from ledom.serve.routes import ROUTERS
 from ledom.serve.service import Service
 
@@ -44,7 +44,7 @@ def make_app(service: Service) -> FastAPI:
         version=__version__,
         description="Rewards, reranking and completions from a pair of language models.",
         lifespan=lifespan,
-        responses=ANY_ROUTE,
+        responses=ERRORS,
         docs_url=None,  # FastAPI's page loads scripts from other sites
         redoc_url=None,
     )
@@ -63,8 +63,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # Of a union, errors are listed for each type: a list that is too long is no string either. The
     # deepest error is that of the type that was meant.
+    lengths = ("too_long", "too_short")
     first, *others = sorted(
-        error.errors(), key=lambda one: (one["type"] != "too_long", -len(one["loc"]))
+        error.errors(), key=lambda one: (one["type"] not in lengths, -len(one["loc"]))
     )
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
     more = f" (and {len(others)} more)" if others else ""
@@ -73,13 +74,14 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message, method = str(error.detail), request.method
+    message, headers = str(error.detail), dict(error.headers or {})
     if error.status_code == HTTPStatus.NOT_FOUND:
         message = f"no route {request.url.path!r:.60}; GET /openapi.json lists them"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        known = (error.headers or {}).get("Allow", "another method")
-        message = f"{request.url.path!r:.60} takes no {method:.20}; send {known}"
-    return Refusal(error.status_code, message, error.headers).response()
+        known = headers.get("Allow", "another method")
+        message = f"{request.url.path!r:.60} takes no {request.method:.20}; send {known}"
+        headers["Allow"] = known.replace("GET", "GET, HEAD")  # see `Guard`
+    return Refusal(error.status_code, message, headers).response()
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ledom.core.errors import InputError
-from ledom.core.reading import Config, JsonObject, first_problem
+from ledom.core.reading import Config, JsonObject
 from ledom.core.records import Candidate, Problem
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.weights import TunedWeights, default_weights, preferred_strategy, select
@@ -71,20 +71,9 @@ class Options(Config):
         for text in written:
             key, equals, value = text.partition("=")
             if not equals:
-                raise Refusal(
-                    400, f"model: {text!r:.60} is not an option; write key=value; {cls._known()}"
-                )
+                raise Refusal(400, f"model: {text!r:.60} is not an option; write key=value")
             options[key] = value
-        try:
-            return cls(**(options | dict(given or {})))
-        except ValidationError as error:
-            problem = first_problem(error)
-            raise Refusal(400, f"options of the gateway: {problem}; {cls._known()}") from None
-
-    @classmethod
-    def _known(cls) -> str:
-        names = [field.alias or name for name, field in cls.model_fields.items()]
-        return f"the options are {', '.join(names)}"
+        return cls.of(options | dict(given or {}), "options of the gateway")
 
 
 @dataclass(frozen=True)

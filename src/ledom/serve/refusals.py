@@ -13,11 +13,10 @@ from ledom.core.errors import InputError, LedomError, ServerError
 from ledom.serve.batching import Closing, Overloaded
 
 __all__ = [
-    "ANY_ROUTE",
+    "ERRORS",
     "ErrorBody",
     "ErrorDetail",
     "Refusal",
-    "describe",
     "refusal_of",
 ]
 
@@ -77,14 +76,5 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Error responses of these statuses, for OpenAPI.
-
-    >>> list(describe(404, 502))
-    [404, 502]
-    """
-    return {status: {"model": ErrorBody} for status in statuses}
-
-
-ANY_ROUTE = describe(400, 401, 403, 408, 411, 413, 415, 422, 429, 503, 504)
-"""The error responses that every route may give."""
+ERRORS: dict[int | str, dict[str, Any]] = {of: {"model": ErrorBody} for of in ("4XX", "5XX")}
+"""The error responses of all routes, for OpenAPI."""

@@ -202,14 +202,16 @@ def cut_at_stops(
     >>> [cut_at_stops(made, ".", direction).text for direction in Direction]
     ['4 is', ' No']
     """
-    kept = generation.text
-    for text in filter(None, [stop] if isinstance(stop, str) else stop or []):
-        if direction is Direction.FORWARD:
-            kept = kept.partition(text)[0]
-        else:
-            kept = kept.rpartition(text)[2]
-    if kept == generation.text:
+    text, stops = generation.text, [stop] if isinstance(stop, str) else stop or []
+    find = text.find if direction is Direction.FORWARD else text.rfind
+    found = [(start, start + len(one)) for one in stops if one and (start := find(one)) >= 0]
+    if not found:
         return generation
+    # The model completed this stop first; of several that it completed at once, it is the longest.
+    if direction is Direction.FORWARD:
+        kept = text[: min(found, key=lambda span: span[::-1])[0]]
+    else:
+        kept = text[max(found)[1] :]
     return replace(generation, text=kept, finish_reason="stop")
 
 

@@ -200,13 +200,17 @@ class _Origin:
     root: yaml.Node
     overrides: Sequence[str]
 
-    def override(self, location: Sequence[int | str]) -> str | None:
-        """The last override that set the key at `location`, or a group around it."""
+    def override(self, location: Sequence[int | str], inside: bool = False) -> str | None:
+        """The last override that set the key at `location`, or a group around it.
+
+        With `inside`, the last one that set a key below `location`.
+        """
         key = ".".join(map(str, location)) + "."
-        settings = (
-            o for o in reversed(self.overrides) if key.startswith(o.partition("=")[0] + ".")
-        )
-        return next(settings, None)
+        for override in reversed(self.overrides):
+            name = override.partition("=")[0] + "."
+            if name.startswith(key) if inside else key.startswith(name):
+                return override
+        return None
 
     def place(self, location: Sequence[int | str]) -> str:
         """Where the key at `location` was set: an override, or a line such as `recipe.yaml:7`."""
@@ -216,6 +220,8 @@ class _Origin:
         for part in location:
             items = dict(_items(node))
             if part not in items:
+                if override := self.override(location, inside=True):
+                    return f"override {override!r:.200}"
                 break
             named, node = items[part]
             line = named.start_mark.line + 1
@@ -305,14 +311,15 @@ def _apply(tree: JsonObject, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:
         raise RecipeError(f"override {override!r}: write it as key.key=value")
-    *parents, last = key.split(".")
+    *parents, last = parts = key.split(".")
     node: Any = tree
-    for parent in parents:
+    for depth, parent in enumerate(parents, start=1):
         node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
+        if not isinstance(node, dict) or parts[depth].isdecimal():  # an item of a list
+            whole = ".".join(parts[:depth])
             raise RecipeError(
-                f"override {override!r}: {parent} is a value, not a group of keys; "
-                f"set {parent} as a whole"
+                f"override {override!r:.200}: {whole} is a value, not a group of keys; "
+                f"set {whole} as a whole"
             )
     try:
         node[last], _ = parse_yaml(value)

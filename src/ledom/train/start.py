@@ -261,15 +261,15 @@ def has_begun(folder: Path) -> bool:
 def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) -> None:
     """Compare the inputs' hashes with those in the run's inputs.json, then write that file.
 
-    Before the run has begun nothing is compared. Twins that resume together do this one after the
+    Before the run has begun nothing is compared. Twins that start together do this one after the
     other, so neither drops what the other adds. Raises `CheckpointError` with the key of an input
     that has changed, and `InputError` for an input that cannot be read.
     """
     file = folder / "inputs.json"
     found = {key: (name, content_hash(Path(name))) for key, name in _inputs(recipe, directions)}
-    with lock_folder(folder, "checks the inputs", wait=True):
-        known = read_json(file) if has_begun(folder) and file.is_file() else {}
-        for key, (name, digest) in found.items():
+    with lock_folder(folder, "compares its inputs", wait=True, name=".inputs.lock"):
+        known = read_json(file) if file.is_file() else {}
+        for key, (name, digest) in found.items() if has_begun(folder) else ():
             if known.get(key, digest) != digest:
                 raise CheckpointError(
                     f"{folder}: {key} ({name}) has changed since this run began; restore it, or "

@@ -21,8 +21,8 @@ from ledom.core.reading import JsonObject
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.serve import writing
 from ledom.serve.batching import Steps
-from ledom.serve.refusals import Refusal, describe
-from ledom.serve.routes.shared import ANSWER, Items, ServiceOf, head, usage
+from ledom.serve.refusals import Refusal
+from ledom.serve.routes.shared import ANSWER, Body, Items, ServiceOf, head, usage
 from ledom.serve.routes.unsupported import ReadingBody, WritingBody
 from ledom.serve.service import Service
 from ledom.serve.writing import Token, token_texts
@@ -44,6 +44,12 @@ _OURS = {"model", "n", "stream", "stream_options", "ledom"}  # keys not sent to 
 Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
+class StreamOptions(Body):
+    """OpenAI's options of a stream; others are ignored."""
+
+    include_usage: bool | None = None
+
+
 class SampledBody(WritingBody):
     """The settings that OpenAI's completions and chat share.
 
@@ -58,6 +64,7 @@ class SampledBody(WritingBody):
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: str | Items[str] | None = None
     stream: bool | None = None
+    stream_options: StreamOptions | None = None
     ledom: JsonObject | None = None
     """Options of the gateway: strategy, n, lambda, model (the upstream's). They override those in
     the name."""
@@ -237,8 +244,21 @@ def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> JsonObject:
     }
 
 
-def stream(events: Sequence[JsonObject]) -> StreamingResponse:
-    """The events as server-sent events, ended by `[DONE]`."""
+def stream(
+    events: list[JsonObject], answer: JsonObject, options: StreamOptions | None
+) -> StreamingResponse:
+    """The events as server-sent events, ended by `[DONE]`; the last one has the key `ledom`.
+
+    As in OpenAI's protocol, `include_usage` adds an event with the usage and without choices, and
+    a null to all others.
+    """
+    if "ledom" in answer:
+        events[-1]["ledom"] = answer["ledom"]
+    if options is not None and options.include_usage:
+        for event in events:
+            event["usage"] = None
+        events.append({**events[-1], "choices": [], "usage": answer["usage"]})
+        events[-1].pop("ledom", None)
 
     async def lines() -> AsyncIterator[bytes]:
         for event in events:
@@ -258,7 +278,6 @@ def completion_events(answer: JsonObject) -> list[JsonObject]:
             part = {"index": choice["index"], "text": piece, "finish_reason": None}
             events.append(shared | {"choices": [part | {"logprobs": None}]})
         events.append(shared | {"choices": [choice | {"text": ""}]})
-    events[-1] |= {key: answer[key] for key in ("usage", "ledom") if key in answer}
     return events
 
 
@@ -271,7 +290,7 @@ def pieces(text: str) -> list[str]:
     return re.findall(r"\s*\S+|\s+", text)
 
 
-@router.post("/tokenize", responses=describe(404))
+@router.post("/tokenize")
 def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
     """The ids of a text. A prompt that is just a special token's name is encoded as that token."""
     body.refuse_unsupported()
@@ -285,7 +304,7 @@ def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
     return {"count": len(ids), "max_model_len": lm.context, "tokens": ids}
 
 
-@router.post("/detokenize", responses=describe(404))
+@router.post("/detokenize")
 def detokenize(body: DetokenizeBody, service: ServiceOf) -> JsonObject:
     """The text of ids in reading order; special tokens are left out."""
     body.refuse_unsupported()
@@ -294,7 +313,7 @@ def detokenize(body: DetokenizeBody, service: ServiceOf) -> JsonObject:
     return {"prompt": lm.tokenizer.decode(body.tokens)}
 
 
-@router.get("/tokenizer_info", responses=describe(404))
+@router.get("/tokenizer_info")
 async def tokenizer_info(service: ServiceOf, model: str | None = None) -> JsonObject:
     """The special tokens and sizes of a model's tokenizer."""
     lm = service.model(model)
@@ -315,7 +334,7 @@ async def models(service: ServiceOf) -> JsonObject:
     return {"object": "list", "data": [_model(name, service) for name in service.model_names]}
 
 
-@router.get("/v1/models/{name:path}", responses=describe(404))
+@router.get("/v1/models/{name:path}")
 async def model(name: str, service: ServiceOf) -> JsonObject:
     """The model of that name."""
     if name not in service.model_names:

@@ -16,7 +16,7 @@ from ledom.core.reading import JsonObject
 from ledom.serve.batching import apart
 from ledom.serve.chat_text import question_of
 from ledom.serve.gateway import Chosen, Options, choose, is_gateway
-from ledom.serve.refusals import Refusal, describe
+from ledom.serve.refusals import Refusal
 from ledom.serve.routes.completions import (
     CompletionBody,
     SampledBody,
@@ -52,10 +52,9 @@ class ChatBody(SampledBody):
     ]
     max_tokens: Annotated[int | None, Field(ge=1, examples=[64])] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
-    stream_options: JsonObject | None = None
 
 
-@router.post("/v1/chat/completions", responses=describe(404, 502))
+@router.post("/v1/chat/completions")
 async def chat(body: ChatBody, service: ServiceOf) -> Any:
     """Answer by the best of n candidates."""
     if not is_gateway(body.model):
@@ -71,15 +70,15 @@ async def chat(body: ChatBody, service: ServiceOf) -> Any:
     if not service.upstream and body.max_completion_tokens:
         sent["max_tokens"] = body.max_completion_tokens
     chosen = await choose(service, question, options, "chat/completions", sent)
-    if body.stream:
-        wants_usage = bool((body.stream_options or {}).get("include_usage"))
-        return stream(_chat_events(body.model, chosen, wants_usage))
-    return {
+    answer = {
         **head("chatcmpl", "chat.completion", body.model),
         "choices": [{**chosen.choice, "index": 0}],
         "usage": _usage(chosen),
         "ledom": chosen.details,
     }
+    if body.stream:
+        return stream(_chat_events(body.model, chosen), answer, body.stream_options)
+    return answer
 
 
 def _check_text(messages: Sequence[Message]) -> None:
@@ -99,8 +98,8 @@ def _usage(chosen: Chosen) -> JsonObject | None:
     return usage(*chosen.tokens) if chosen.tokens else None
 
 
-def _chat_events(model: str, chosen: Chosen, wants_usage: bool) -> list[JsonObject]:
-    """The chosen answer as the events of OpenAI's stream; the last one has the details."""
+def _chat_events(model: str, chosen: Chosen) -> list[JsonObject]:
+    """The chosen answer as the events of OpenAI's stream."""
     shared = head("chatcmpl", "chat.completion.chunk", model)
 
     def event(delta: JsonObject, reason: str | None = None) -> JsonObject:
@@ -114,9 +113,6 @@ def _chat_events(model: str, chosen: Chosen, wants_usage: bool) -> list[JsonObje
         events[-1]["choices"][0]["logprobs"] = logprobs
     reason = chosen.choice.get("finish_reason")
     events.append(event({}, reason if isinstance(reason, str) else "stop"))
-    events[-1]["ledom"] = chosen.details
-    if wants_usage:
-        events.append(shared | {"choices": [], "usage": _usage(chosen)})
     return events
 
 
@@ -156,7 +152,7 @@ async def complete_by_choice(body: CompletionBody, service: Service) -> JsonObje
     }
 
 
-@router.post("/v1/completions", responses=describe(404, 502))
+@router.post("/v1/completions")
 async def completions(body: CompletionBody, service: ServiceOf) -> Any:
     """Write a text, score a prompt (`echo` with `logprobs`), or choose among an upstream's texts.
 
@@ -166,4 +162,6 @@ async def completions(body: CompletionBody, service: ServiceOf) -> Any:
     if body.max_tokens == 0 and not body.echo:
         raise Refusal(400, "max_tokens is 0; ask for at least 1, or score the prompt with echo")
     answer = await (complete_by_choice if is_gateway(body.model) else complete)(body, service)
-    return stream(completion_events(answer)) if body.stream else answer
+    if body.stream:
+        return stream(completion_events(answer), answer, body.stream_options)
+    return answer

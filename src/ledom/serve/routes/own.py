@@ -18,7 +18,6 @@ from ledom.report.words import question_words
 from ledom.serve import writing
 from ledom.serve.batching import Steps, apart
 from ledom.serve.judge import Judgement, Pair, best_first
-from ledom.serve.refusals import describe
 from ledom.serve.routes.shared import ANSWER, QUESTION, WRONG, Body, Items, ServiceOf
 from ledom.serve.routes.unsupported import WritingBody
 from ledom.serve.writing import Token
@@ -41,7 +40,6 @@ class ScoreBody(Body):
     """Whether to send the log-probability of each token and word."""
 
 
-@router.head("/healthz", include_in_schema=False)  # which some load balancers send
 @router.get("/healthz")
 async def healthz(service: ServiceOf) -> JsonObject:
     """Whether the server is up, and which models it has."""
@@ -120,7 +118,7 @@ class GenerateBody(WritingBody):
     """How many of the most likely tokens to show at each position."""
 
 
-@router.post("/ledom/generate", responses=describe(404))
+@router.post("/ledom/generate")
 async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
     """Continue a text, with the log-probability of each token and its alternatives (nats).
 
