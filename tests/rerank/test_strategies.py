@@ -312,3 +312,11 @@ def test_scores_are_relative_to_the_model_that_wrote() -> None:
 def test_names_that_are_taken_or_odd(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_score_names(["verifier", name])
+
+
+@pytest.mark.parametrize("name", ["greedy", "random", "oracle", "reverse_reward", "no_such"])
+def test_a_strategy_that_chooses_no_candidate_is_refused(name: str) -> None:
+    drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("5446")]
+    table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
+    with pytest.raises(InputError, match=f"'{name}' is no strategy .*these are: majority"):
+        select(table, drawn, name, default_weights())

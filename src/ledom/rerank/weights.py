@@ -27,6 +27,7 @@ from ledom.rerank.candidate_table import CandidateTable, FloatArray
 from ledom.rerank.candidates import pools
 from ledom.rerank.strategies import (
     STRATEGIES,
+    Pick,
     Strategy,
     Vote,
     check_score_names,
@@ -354,6 +355,7 @@ def select(
     """A strategy's choice for each problem, by the weights of its fold if there are `folds`.
 
     It is the candidate that the strategy picks, or the best of those with the winning answer.
+    Raises `InputError` for a strategy that chooses none ("oracle"), or whose scores are missing.
 
     >>> from ledom.rerank.candidate_table import build_candidate_table
     >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("5446")]
@@ -361,9 +363,14 @@ def select(
     >>> [(s.index, s.confidence) for s in select(table, drawn, "majority", default_weights())]
     [(1, 0.5)]
     """
+    known = strategies(table.external_scores)
+    able = [n for n, s in known.items() if isinstance(s, (Pick, Vote)) and s.available(table)]
+    if name not in able:
+        reason = "no strategy that chooses a candidate by the scores that there are"
+        raise InputError(f"{name!r} is {reason}; these are: {', '.join(able)}")
     weighing = Weighing(weights, folds)
     shares, score = (weighing(table, name, f) for f in (Strategy.shares, Strategy.score))
-    votes = isinstance(strategies(table.external_scores)[name], Vote)
+    votes = isinstance(known[name], Vote)
     eligible_cells = table.mask & (leading(shares) if votes else True)
     selections = []
     for row, (problem_id, pool) in enumerate(pools(table.problem_ids, candidates).items()):
