@@ -337,4 +337,7 @@ EQUAL = [
     ("May 5, 2020", "may 5, 2020", "a date as text"),
     ("0.333...", "0.333...", "one text"),
     ("nan", "NaN", "one word"),
+    ("12 000/5", "2400", "digits grouped by a space, in a fraction"),
+    ("-1 000 000/4", "-250000", "digits grouped by spaces, in a fraction"),
+    ("1 000 1/2", "1000.5", "digits grouped by a space, in a mixed number"),
 ]

@@ -325,5 +325,7 @@ UNEQUAL = [
     (r"5 \unknown 3", "5", "a command that is not understood"),
     (r"5 \unknown 3", "53", "a command that is not understood"),
     ("", "0", "no answer"),
+    ("12 345/500", "12345/500", "may be a mixed number"),
+    ("1 100/200", "1100/200", "a mixed number"),
     ("", "", "no answer"),
 ]

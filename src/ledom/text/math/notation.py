@@ -128,6 +128,10 @@ _GROUPED = re.compile(
     rf"(?:[\s*_`$€£¥+-]|\\[($])*[1-9]\d{{0,2}}(?:\\?{GROUP_SPACE}\d{{3}})+(?:\.\d+)?"
     r"(?:[^\d/\\^_=+({\[-]|\\\))*"
 )
+_GROUPED_FRACTION = re.compile(  # 12 000/5 and 1 000 1/2; 12 345/500 may be a mixed number
+    rf"[\s-]*[1-9]\d{{0,2}}(?:(?:{GROUP_SPACE}\d{{3}})*{GROUP_SPACE}0\d\d/[1-9]\d*"
+    rf"|(?:{GROUP_SPACE}\d{{3}})+ \d{{1,2}}/[1-9]\d*)\s*"
+)
 _BETWEEN_GROUPS = re.compile(rf"(?<=\d)\\?{GROUP_SPACE}(?=\d{{3}})")
 _CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
@@ -235,6 +239,8 @@ def plain_text(answer: str) -> str:
     """
     if _GROUPED.fullmatch(answer):
         answer = _BETWEEN_GROUPS.sub(",", answer)
+    elif _GROUPED_FRACTION.fullmatch(answer):
+        answer = re.sub(rf"(?<=\d){GROUP_SPACE}(?=\d{{3}}(?!\d))", "", answer)
     text = bare(keyboard(answer).translate(_CHARACTERS))
     for run, sign, plain in (
         (_SUPERSCRIPT_RUN, "^", _SUPERSCRIPTS),
