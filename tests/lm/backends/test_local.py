@@ -338,7 +338,9 @@ def test_resuming_from_a_pattern_changes_nothing(lm: HFLanguageModel) -> None:
         ((_, (part,)),) = lm.generate([part], pieces)
         ids = ids + part.ids if str(lm.direction) == "forward" else part.ids + ids
     assert len(part.ids) < len(expected.ids)  # it did come in pieces
-    assert ids == expected.ids
+    # The last one may be longer: bytes that are no character yet match no pattern.
+    written = lm.direction.to_model_order(ids)[: len(expected.ids)]
+    assert written == lm.direction.to_model_order(expected.ids)
 
 
 def test_many_resume_from_one_pattern(lm: HFLanguageModel) -> None:
