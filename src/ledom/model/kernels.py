@@ -181,25 +181,18 @@ def _for_onednn(x: Tensor) -> bool:
     )
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Attention's result [1, H, Q, D] and the log normalizers [1, H, Q] in fp32.
 
-    q is [1, H, Q, D], k and v are [1, K, L, D]. With `causal`, the last query sees all keys, the
-    one before it one key less, and so on.
+    q is [1, H, Q, D], k and v are [1, K, L, D]; the mask [Q, L] is added to the scores.
 
     >>> one = torch.ones(1, 1, 1, 4)
     >>> attention(one, one, 3 * one)
     (tensor([[[[3., 3., 3., 3.]]]]), tensor([[[2.]]]))
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    fused, mask, (queries, keys) = q.is_cpu and _FLASH is not None, None, (q.shape[2], k.shape[2])
-    if causal and not (fused and queries == keys):
-        mask = q.new_full((queries, keys), -torch.inf).triu_(keys - queries + 1)
-    if not fused:
-        return _plain_attention(q * scale, k, v, mask)
-    out, normalizers = _FLASH(q, k, v, 0.0, causal and mask is None, attn_mask=mask, scale=scale)
+    if q.device.type != "cpu" or _FLASH is None:
+        return _plain_attention(q, k, v, mask)
+    out, normalizers = _FLASH(q, k, v, attn_mask=mask)
     return out, normalizers
 
 
@@ -209,7 +202,8 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tu
     rows = max(1, _SCORES_BYTES // (4 * q.shape[1] * k.shape[2]))
     results, normalizers = [], []
     for start in range(0, q.shape[2], rows):
-        scores = q[:, :, start : start + rows].float() @ k.float().transpose(-1, -2)
+        part = q[:, :, start : start + rows].float() * q.shape[-1] ** -0.5
+        scores = part @ k.float().transpose(-1, -2)
         if mask is not None:
             scores = scores + mask[start : start + rows]
         normalizers.append(scores.logsumexp(-1))
@@ -247,13 +241,8 @@ def varlen_attention(
     tensor([3., 3.])
     """
     if not has_varlen(q.device, q.dtype):
-        sizes, others = (part.diff().tolist() for part in starts)
-        segments = zip(q.split(sizes), k.split(others), v.split(others), strict=True)
-        heads_first = ([x.transpose(0, 1)[None] for x in segment] for segment in segments)
-        found = [attention(one, keys, values, causal, scale) for one, keys, values in heads_first]
-        outs, logs = zip(*found, strict=True)
-        return torch.cat(outs, dim=2)[0].transpose(0, 1), torch.cat(logs, dim=2)[0].t()
-    out, normalizers = _varlen.varlen_attn(
+        return _by_segment(q, k, v, starts, causal, scale)
+    found: tuple[Tensor, Tensor] = _varlen.varlen_attn(  # type: ignore[assignment]
         q,
         k,
         v,
@@ -264,8 +253,33 @@ def varlen_attention(
         window_size=(-1, 0) if causal else (-1, -1),
         enable_gqa=True,
     )
+    out, normalizers = found
     # torch 2.13 documents [Q, H], but its flash attention returns [H, Q].
     return out, normalizers.t() if len(normalizers) == q.shape[1] else normalizers
+
+
+def _by_segment(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: tuple[Tensor, Tensor],
+    causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    if scale is not None:  # `_plain_attention` divides by the root of the head's width
+        q = q * (scale * q.shape[-1] ** 0.5)
+    results, normalizers = [], []
+    sizes = [part.diff().tolist() for part in starts]
+    for one, keys, values in zip(
+        q.split(sizes[0]), k.split(sizes[1]), v.split(sizes[1]), strict=True
+    ):
+        mask = q.new_full((len(one), len(keys)), -torch.inf, dtype=torch.float32)
+        mask = mask.triu_(len(keys) - len(one) + 1) if causal else mask.zero_()
+        q_one, k_one, v_one = (x.transpose(0, 1)[None] for x in (one, keys, values))
+        out, logs = _plain_attention(q_one, k_one, v_one, mask)
+        results.append(out[0].transpose(0, 1))
+        normalizers.append(logs[0].t())
+    return torch.cat(results), torch.cat(normalizers)
 
 
 def kept_numbers(dtype: torch.dtype) -> int:

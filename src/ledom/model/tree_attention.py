@@ -1,8 +1,10 @@
 """Attention in the row of a prefix tree.
 
-A token sees its own segment causally, and all segments above. Ledom's own kernel takes all of them
-in one call. Elsewhere, one call takes each segment with itself, and one more call per level of the
-tree takes the shared segments; the results are joined by their log normalizers.
+A token sees its own segment causally, and all segments above. On a CPU, the fused kernel also
+computes masked pairs, so a segment's queries go to it in small groups, with only the keys that they
+may see. A shared segment takes one call for all queries below it, without a mask; the results are
+joined by their log normalizers. On a GPU, one call takes each segment with itself, and one more
+call per level of the tree takes the shared segments.
 
 Shapes: T tokens in the row, Q queries, H query heads, K key-value heads, D head width.
 """
@@ -10,6 +12,7 @@ Shapes: T tokens in the row, Q queries, H query heads, K key-value heads, D head
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -17,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ledom.model.kernels import has_varlen, varlen_attention
+from ledom.model.kernels import attention, has_varlen, varlen_attention
 from ledom.model.native.attention import has_native, tree_attention
 from ledom.model.native.library import workspace
 from ledom.model.prefix_tree import PrefixTree
 
 __all__ = ["TreeAttention"]
 
-_QUERIES = 64  # queries of a segment that ledom's own kernel takes at a time
+_QUERIES = 64  # queries of a segment per call of the CPU's kernel
 
 _Span = tuple[int, int]
 
@@ -41,17 +44,26 @@ class TreeAttention:
         tree: PrefixTree,
         wanted: NDArray[np.int64] | None,
         device: torch.device,
+        dtype: torch.dtype,
         reuses: bool = False,
     ) -> None:
-        self._segments, self._reuses, self._device = _Segments(tree), reuses, device
+        self._segments, self._reuses = _Segments(tree), reuses
+        self._device, self._dtype = device, dtype
         self._places = {len(x): x for x in (np.arange(len(tree.ids)), wanted) if x is not None}
-        self._plans: dict[tuple[int, bool], _NativePlan | _Plan] = {}
+        self._plans: dict[tuple[int, bool], _NativePlan | _VarlenPlan | _Plan] = {}
 
-    def _plan(self, places: NDArray[np.int64], native: bool) -> _NativePlan | _Plan:
+    def _plan(self, places: NDArray[np.int64], native: bool) -> _NativePlan | _VarlenPlan | _Plan:
         """The kernel calls for the queries at these indices in the row."""
         if native:
             return _NativePlan(self._segments, places, self._reuses)
-        return _Plan(self._segments, places, self._device)
+        if has_varlen(self._device, self._dtype):
+            return _VarlenPlan(self._segments, places, self._device)
+        return _Plan(self._segments, places, self._masks)
+
+    @cached_property
+    def _masks(self) -> _Masks:
+        longest = max(end - start for start, end in self._segments.spans)
+        return _Masks(longest, self._device, self._dtype)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         which = len(q), has_native(k, v)  # an architecture may have layers of several widths
@@ -108,7 +120,64 @@ class _NativePlan:
 
 
 class _Plan:
-    """Calls without that kernel: each takes many pairs of a span of queries and a span of keys."""
+    """The CPU's kernel calls for the queries at some indices in the row."""
+
+    def __init__(self, segments: _Segments, places: NDArray[np.int64], masks: _Masks) -> None:
+        self._masks = masks
+        self._own: list[tuple[_Span, _Span, NDArray[np.int64]]] = []
+        """(queries, keys, each query's index in its segment)"""
+        self._shared: list[tuple[_Span, _Span]] = []
+        """(queries, keys)"""
+        for segment, (start, end) in enumerate(segments.spans):
+            first, last, below = segments.queries(places, segment)
+            for a in range(first, last, _QUERIES):
+                b = min(a + _QUERIES, last)
+                seen = places[a:b] - start
+                self._own.append(((a, b), (start, start + int(seen[-1]) + 1), seen))
+            if below > last:
+                self._shared.append(((last, below), (start, end)))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[Q, H, D], [T, K, D] twice -> [Q, H, D]."""
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        own = [
+            attention(q[:, :, a:b], k[:, :, start:end], v[:, :, start:end], self._masks(seen))
+            for (a, b), (start, end), seen in self._own
+        ]
+        out = torch.cat([part for part, _ in own], dim=2)
+        if self._shared:
+            normalizers = torch.cat([part for _, part in own], dim=2)
+            for (a, b), (start, end) in self._shared:
+                more, theirs = attention(q[:, :, a:b], k[:, :, start:end], v[:, :, start:end])
+                ours = normalizers[:, :, a:b]
+                share = torch.sigmoid(theirs - ours)[..., None].to(out.dtype)
+                out[:, :, a:b].lerp_(more, share)
+                torch.logaddexp(ours, theirs, out=ours)
+        return out[0].transpose(0, 1)
+
+
+class _Masks:
+    """Additive masks [queries, keys] for queries of one segment: 0 where a query sees a key."""
+
+    def __init__(self, longest: int, device: torch.device, dtype: torch.dtype) -> None:
+        # Row i of the strip sees the columns up to longest + i; every causal mask is a slice of it.
+        strip = torch.full((_QUERIES, longest + _QUERIES), -torch.inf, device=device, dtype=dtype)
+        self._strip = strip.triu(longest + 1)
+        self._longest = longest
+
+    def __call__(self, seen: NDArray[np.int64]) -> Tensor:
+        """The mask of queries, of which number i sees the keys 0 to `seen[i]`; `seen` ascends."""
+        first, last = int(seen[0]), int(seen[-1])
+        if last - first + 1 == len(seen):
+            start = self._longest - first
+            return self._strip[: len(seen), start : start + last + 1]
+        hidden = np.arange(last + 1) > seen[:, None]
+        mask = self._strip.new_zeros(hidden.shape)
+        return mask.masked_fill_(torch.from_numpy(hidden).to(mask.device), -torch.inf)
+
+
+class _VarlenPlan:
+    """The GPU's kernel calls: each takes many pairs of a span of queries and a span of keys."""
 
     def __init__(
         self, segments: _Segments, places: NDArray[np.int64], device: torch.device
@@ -142,18 +211,15 @@ class _SpanPairs:
     """Pairs of a span of queries and a span of keys, for one call of `varlen_attention`."""
 
     def __init__(self, pairs: Sequence[tuple[_Span, _Span]], device: torch.device) -> None:
-        queries, keys = zip(*pairs, strict=True)
-        self.queries, starts, longest = _joined(queries, device)
+        queries, keys = (_joined(spans) for spans in zip(*pairs, strict=True))
+        self.queries, self._keys = (torch.from_numpy(x[0]).to(device) for x in (queries, keys))
         """Their indices in the row."""
-        self._keys, key_starts, longest_keys = _joined(keys, device)
-        self._starts, self._longest = (starts, key_starts), (longest, longest_keys)
+        starts, key_starts = (torch.from_numpy(x[1]).to(device) for x in (queries, keys))
+        self._starts, self._longest = (starts, key_starts), (queries[2], keys[2])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """Results and log normalizers for `queries`."""
         q, k, v = q[self.queries], k[self._keys], v[self._keys]
-        if has_varlen(q.device, q.dtype):  # otherwise they are read on the CPU
-            starts, key_starts = self._starts
-            self._starts = starts.to(q.device), key_starts.to(q.device)
         return varlen_attention(q, k, v, self._starts, self._longest, causal)
 
 
@@ -164,14 +230,8 @@ def _consecutive(places: NDArray[np.int64], first: int, last: int) -> Iterator[_
     return ((a, b) for a, b in pairwise(bounds) if a < b)
 
 
-def _joined(spans: Sequence[_Span], device: torch.device) -> tuple[Tensor | slice, Tensor, int]:
-    """Concatenated spans: their indices, their boundaries, and the length of the longest.
-
-    Indices without gaps are a slice, which copies nothing.
-    """
+def _joined(spans: Sequence[_Span]) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
+    """Concatenated spans: their indices, their boundaries, and the length of the longest."""
     sizes = [end - start for start, end in spans]
     at = np.concatenate([np.arange(start, end) for start, end in spans])
-    boundaries = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32)
-    whole = (np.diff(at) == 1).all()
-    index = slice(int(at[0]), int(at[-1]) + 1) if whole else torch.from_numpy(at).to(device)
-    return index, boundaries, max(sizes)
+    return at, np.array([0, *accumulate(sizes)], np.int32), max(sizes)

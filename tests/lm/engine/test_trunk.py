@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ledom.lm.engine import trunk as trunk_module
 from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
-from ledom.model import attention, kernels
+from ledom.model import attention, kernels, tree_attention
 from ledom.model.attention import attending
 from ledom.model.native import library
 from ledom.model.own_forward import OwnForward
@@ -60,14 +60,16 @@ def some_texts():
     return sorted([[1, 2, 3], *(shots + q + tail for q in questions for tail in tails)])
 
 
-@pytest.mark.parametrize("processor", ["compiled", "avx2", "avx512"])
+@pytest.mark.parametrize("processor", ["compiled", "avx2", "avx512", "gpu"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch):
-    """With AVX-512 rows are filled up. Heads of 16 suit the compiled kernels."""
+    """With AVX-512 rows are filled up; on a GPU attention is in few calls. Heads of 16 suit the
+    compiled kernels."""
     if processor != "compiled":
         monkeypatch.setattr(library, "_library", lambda: None)
     monkeypatch.setattr(kernels, "_WIDE", processor == "avx512")
+    monkeypatch.setattr(tree_attention, "has_varlen", lambda device, dtype: processor == "gpu")
     plain, ours = pair_of_models(family)
     trunk = build_trunk(ours)
     assert type(trunk) is (Trunk if family == "qwen3" else LlamaTrunk)
@@ -75,13 +77,13 @@ def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch)
     tree = PrefixTree.build(texts)
     assert len(tree.ids) < 0.4 * sum(map(len, texts))
     ids, positions = torch.tensor(tree.ids), torch.tensor(tree.positions)
-    everything = TreeAttention(tree, None, CPU)
+    everything = TreeAttention(tree, None, CPU, torch.float32)
     hidden = trunk(ids, positions, everything)
     wanted = np.arange(0, len(tree.ids), 3)[5:]  # with gaps, and not from the start
     some = trunk(
         ids,
         positions,
-        TreeAttention(tree, wanted, CPU),
+        TreeAttention(tree, wanted, CPU, torch.float32),
         torch.from_numpy(wanted),
     )
     torch.testing.assert_close(some, hidden[wanted], atol=1e-5, rtol=1e-5)
@@ -110,7 +112,7 @@ def test_rows_of_any_length_are_few_shapes_to_onednn(monkeypatch):
         monkeypatch.setattr(module, "filled_rows", watched)
     for length in range(217, 257):
         tree = PrefixTree.build([[*range(4), *([7] * (length - 4))]])
-        everything = TreeAttention(tree, None, CPU)
+        everything = TreeAttention(tree, None, CPU, torch.float32)
         hidden = trunk(torch.tensor(tree.ids), torch.tensor(tree.positions), everything)
         assert hidden.shape == (length, SHAPE["hidden_size"])
     assert {rows for rows, *_ in seen} == {224, 232, 240, 248, 256}
@@ -124,7 +126,7 @@ def test_changed_weights_are_read_again(products, monkeypatch):
     if products in ("torch's", "int8, not compiled"):
         monkeypatch.setattr(library, "_library", lambda: None)
     _, ours = pair_of_models("llama")
-    attention = TreeAttention(PrefixTree.build([list(range(30))]), None, CPU)
+    attention = TreeAttention(PrefixTree.build([list(range(30))]), None, CPU, torch.float32)
 
     def built():
         trunk = build_trunk(ours)
@@ -184,7 +186,7 @@ def test_a_model_may_move_to_another_precision_and_back(rounded):
     for dtype in (torch.bfloat16, torch.float64, torch.float32):
         ours.to(dtype)
         trunk.refresh()
-        everything = TreeAttention(texts, None, CPU)
+        everything = TreeAttention(texts, None, CPU, dtype)
         found = trunk.logits(trunk(ids, ids, everything))
         assert found.dtype == dtype
         with attending(everything):
@@ -215,7 +217,7 @@ def test_a_pass_of_the_model_itself_in_another_thread_changes_nothing():
     @torch.inference_mode()
     def run():
         places = torch.tensor(tree.positions)
-        return trunk(ids, places, TreeAttention(tree, None, CPU))
+        return trunk(ids, places, TreeAttention(tree, None, CPU, torch.float32))
 
     expected, begun = run(), threading.Event()
 
@@ -249,7 +251,7 @@ def test_adapters_and_hooks_take_part(products, monkeypatch):
     trunk = build_trunk(ours)
     if products == "int8":
         trunk.round_weights()
-    everything = TreeAttention(PrefixTree.build([list(range(30))]), None, CPU)
+    everything = TreeAttention(PrefixTree.build([list(range(30))]), None, CPU, torch.float32)
 
     def outputs():
         trunk.refresh()

@@ -49,7 +49,7 @@ def test_attention_in_a_tree(
             sees[place, places[: at + 1]] = True
     expected = attended(q, k, v, sees)
     wanted = np.arange(0, total, 3)[2:]
-    attention = TreeAttention(tree, wanted, CPU)
+    attention = TreeAttention(tree, wanted, CPU, torch.float32)
     apart = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (k, v)]  # head by head
     for keys, values in ((k, v), apart):
         torch.testing.assert_close(
@@ -69,9 +69,9 @@ def test_a_query_does_not_depend_on_its_neighbors(compiled: bool) -> None:
     texts = [[i] * n for i, n in enumerate(lengths)]
     rows = [torch.randn(n, 4, 32) for n in lengths]
     q = k = v = torch.cat(rows)
-    together = TreeAttention(PrefixTree.build(texts), None, CPU)(0, q, k, v)
+    together = TreeAttention(PrefixTree.build(texts), None, CPU, torch.float32)(0, q, k, v)
     for text, row, found in zip(texts, rows, together.split(lengths), strict=True):
-        alone = TreeAttention(PrefixTree.build([text]), None, CPU)(0, row, row, row)
+        alone = TreeAttention(PrefixTree.build([text]), None, CPU, torch.float32)(0, row, row, row)
         assert torch.equal(alone, found)
 
 
@@ -112,10 +112,10 @@ def test_threads_change_no_bit(threads: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(65, 6, 32)
     tree = PrefixTree.build([[1] * 60, [2] * 5])
-    expected = TreeAttention(tree, None, CPU)(0, x, x, x)
+    expected = TreeAttention(tree, None, CPU, torch.float32)(0, x, x, x)
     try:
         torch.set_num_threads(threads)
-        found = TreeAttention(tree, None, CPU)(0, x, x, x)
+        found = TreeAttention(tree, None, CPU, torch.float32)(0, x, x, x)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found, expected)

@@ -66,7 +66,7 @@ def test_no_number_leads_to_undefined_behavior(
     x = pairs.view(8, 16)
     rms_norm(x, x[0], 0.0)
     draw(x, 0.5, [-1.0, 0.0, 0.5, 0.999] * 2)
-    attention = TreeAttention(PrefixTree.build([range(8)]), None, x.device)
+    attention = TreeAttention(PrefixTree.build([range(8)]), None, x.device, x.dtype)
     attention(0, x[:, None], x[:, None], x[:, None])
     assert "runtime error" not in capfd.readouterr().err
 
