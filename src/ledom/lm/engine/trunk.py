@@ -100,7 +100,7 @@ class Trunk:
 
     def attention(self, tree: PrefixTree, wanted: NDArray[np.int64] | None = None) -> TreeAttention:
         """Attention in the row of a tree; see `TreeAttention`."""
-        return TreeAttention(tree, wanted, self.model.device, self.shares_rows)
+        return TreeAttention(tree, wanted, self.model.device, self.model.dtype, self.shares_rows)
 
     @property
     def runs_modules(self) -> bool:
