@@ -289,7 +289,7 @@ def test_a_hub_that_refuses_is_told(monkeypatch, tmp_path):
             raise OSError("401 Unauthorized\nmore")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Closed)
-    message = "me/mine: cannot be uploaded: 401 Unauthorized more; .* complete. To log in: hf auth login"
+    message = "me/mine: cannot be uploaded: 401 Unauthorized more; .* To log in: hf auth login"
     with pytest.raises(OutputError, match=message):
         push(tmp_path, "me/mine")
 
