@@ -72,7 +72,8 @@ _EXPRESSION = re.compile(  # in the `numbers` style: an expression, with its res
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _REMARK = re.compile(r"\(([^()\d]*)\)")
 _ONE_TERM = re.compile(r"-?(?:[\d.]+|[A-Za-z]|\\[A-Za-z]+)")
-_LATEX: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+_Rewrite = Callable[[re.Match[str]], str]
+_LATEX: tuple[tuple[re.Pattern[str], str | _Rewrite], ...] = (
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), lambda match: _fraction(match)),
@@ -110,9 +111,7 @@ def bare_steps(solution: str) -> str:
     return _rewritten(solution, _EQUATION, _bare_equation)
 
 
-def _rewritten(
-    solution: str, pattern: re.Pattern[str], rewrite: Callable[[re.Match[str]], str]
-) -> str:
+def _rewritten(solution: str, pattern: re.Pattern[str], rewrite: _Rewrite) -> str:
     """A solution with one step per line, in which `rewrite` replaces what the pattern matches."""
     solution = _DIVIDED_BY_FRACTION.sub(r"*\2/\1", solution)  # 12÷2/3 is 12 divided by 2/3
     text = re.sub(r" +", " ", _TIMES.sub(" * ", normalize_numbers(solution)))
