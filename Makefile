@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A process per core. One that has nothing left takes tests from another, whatever their file.
+# Processes as tests/conftest.py says. One that has nothing left takes tests from another, whatever
+# their file.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 # Many tests start processes: compiled once, even where containers turn that off.
 export PYTHONDONTWRITEBYTECODE =

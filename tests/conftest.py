@@ -7,10 +7,18 @@ import os
 
 import pytest
 
-# One thread per process: xdist starts a process per core, the models are small, and a test that
-# forks hangs where torch has used more. What the tests start inherits it.
+from ledom.core.processes import available_cpus
+
+# One thread per process: xdist keeps every core busy, the models are small, and a test that forks
+# hangs where torch has used more. What the tests start inherits it.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"  # or tokenizers warns at every fork
+
+
+@pytest.hookimpl(optionalhook=True)  # where xdist is not loaded, nobody asks
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are CPUs: tests wait a quarter of their time for other processes."""
+    return available_cpus() + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:

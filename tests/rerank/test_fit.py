@@ -80,7 +80,7 @@ def with_external_score(table: CandidateTable, unit: float) -> CandidateTable:
 
 @pytest.mark.slow
 def test_an_external_score_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
-    for unit in (1e-200, 1e-3, 1e4, 1e98):
+    for unit in (1e-200, 1e98):
         table = with_external_score(made_pools(), unit)
         tuned = tune(table, problems(300))
         assert tuned.external_scores == ("verifier",)

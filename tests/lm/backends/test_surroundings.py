@@ -59,7 +59,7 @@ def alone(lm: HFLanguageModel) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("around", AROUND)
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "bloom", "mamba"])
+@pytest.mark.parametrize("kind", ["llama", "bloom", "mamba"])
 def test_the_callers_precision_is_not_the_models(
     kind: str, around: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -69,7 +69,7 @@ def test_the_callers_precision_is_not_the_models(
     assert isinstance(lm, HFLanguageModel)
 
     def everything(lm: HFLanguageModel) -> tuple[list[Any], ...]:
-        settings = [Sampling(max_tokens=12, top_p=top_p) for top_p in (1.0, 0.9)]
+        settings = [Sampling(max_tokens=4, top_p=top_p) for top_p in (1.0, 0.9)]
         return scores(lm), [dict(lm.generate(["12", "3"], each, 2)) for each in settings]
 
     values, texts = everything(lm)
