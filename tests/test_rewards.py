@@ -91,6 +91,32 @@ def test_a_question_without_room_has_no_reward(
     assert log.extra["log_p_xy"][1] is None
 
 
+def test_a_prompt_without_a_question_has_no_reward(
+    models: dict[str, str], expected: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One such row of a dataset does not end a run of days."""
+    system, prefill = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "assistant", "content": "It"},
+    )
+    asked = [system, {"role": "user", "content": QUESTION}, prefill]
+    answers = [[{"role": "assistant", "content": answer}] for answer in (ANSWERS[0], "4", "4")]
+    found, log = call(trl_reward(**models), [asked, [system], [prefill]], answers)
+    assert found == [pytest.approx(expected[0]), None, None]
+    assert log.extra["log_p_xy"][1:] == [None, None]
+    assert log.metrics["copied_share"] == 0.0
+    assert "the prompt has no user message; send one, or name the dataset's column" in caplog.text
+    found, log = call(trl_reward(**models), [[system]], ["4"])
+    assert (found, log.metrics) == ([None], {})
+    column = trl_reward(question="asked", **models)
+    assert call(column, [[system]], ANSWERS[:1], asked=[QUESTION])[0] == pytest.approx(expected[:1])
+
+
+def test_messages_that_are_none_are_refused(models: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"a question of the dataset is \['2 \+ 2\?'\], expected"):
+        call(trl_reward(**models), [["2 + 2?"]], ["4"])
+
+
 def test_who_restates_the_question_is_not_rewarded_for_it(models: dict[str, str]) -> None:
     question = "Ava has three red pens and buys four blue pens from Bo. How many?"
     restated = [question, f"{question} 7"]

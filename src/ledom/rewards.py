@@ -89,8 +89,8 @@ def trl_reward(
     prompt, or the dataset's column that `question` names.
 
     TRL logs the log-probabilities beside the completions (`log_p_xy` ...), and the metric
-    `copied_share`: the mean share of an answer that is copied from its question. If a question
-    leaves no room for an answer, its reward is None.
+    `copied_share`: the mean share of an answer that is copied from its question. If a prompt has no
+    user message, or its question leaves no room for an answer, the reward is None.
 
     >>> reward = trl_reward(lam=0.5)  # models are loaded by the first call
     >>> reward.__name__
@@ -128,21 +128,20 @@ class _TRLReward:
             )
         asked = prompts if self.question is None else columns[self.question]
         for what, given in (("question of the dataset", asked), ("completion", completions)):
-            if bad := [one for one in given if not isinstance(one, str | list)]:
+            if bad := [one for one in given if not _is_text_or_messages(one)]:
                 raise InputError(
                     f"a {what} is {bad[0]!r:.40}, expected a text or messages; correct it, or "
                     "leave the row out"
                 )
         pairs = [
-            Pair(question_of(prompt), answer_of(completion))
-            for prompt, completion in zip(asked, completions, strict=True)
+            _pair(prompt, completion) for prompt, completion in zip(asked, completions, strict=True)
         ]
         judged = _judge(self.settings.judge(), pairs)
         if log_extra is not None:
             for name in next((j.logprobs for j in judged if j is not None), ()):
                 log_extra(name, [None if j is None else j.logprobs[name] for j in judged])
-        if log_metric is not None and pairs:
-            log_metric("copied_share", sum(map(copied_share, pairs)) / len(pairs))
+        if log_metric is not None and (shares := [copied_share(pair) for pair in pairs if pair]):
+            log_metric("copied_share", sum(shares) / len(shares))
         return [None if judgement is None else judgement.reward for judgement in judged]
 
 
@@ -151,17 +150,36 @@ async def reverse_reward(reward: _TRLReward, **given: Any) -> list[float | None]
     return await asyncio.to_thread(reward, **given)
 
 
-def _judge(judge: Judge, pairs: Sequence[Pair]) -> list[Judgement | None]:
-    """The judgements; None if a question leaves no room for an answer: the run continues."""
+def _is_text_or_messages(given: Any) -> bool:
+    if isinstance(given, list):
+        return all(isinstance(message, dict) for message in given)
+    return isinstance(given, str)
+
+
+def _pair(prompt: Any, completion: Any) -> Pair | None:
+    """The question and the answer; None if the prompt has no question: the run continues."""
+    try:
+        return Pair(question_of(prompt), answer_of(completion))
+    except InputError as error:
+        _warn(f"{error}, or name the dataset's column of questions: trl_reward(question=...)")
+        return None
+
+
+def _judge(judge: Judge, pairs: Sequence[Pair | None]) -> list[Judgement | None]:
+    """The judgements; None without a pair, or if a question leaves no room for an answer."""
     fit: list[Pair] = []
-    for pair in pairs:
+    for pair in filter(None, pairs):
         try:
             judge.check([pair])
             fit.append(pair)
         except InputError as error:
-            logging.getLogger("ledom").warning("no reward for a completion: %s", error)
+            _warn(str(error))
     judged = dict(zip(fit, judge.judge(fit), strict=True))
-    return [judged.get(pair) for pair in pairs]
+    return [judged.get(pair) if pair else None for pair in pairs]
+
+
+def _warn(reason: str) -> None:
+    logging.getLogger("ledom").warning("no reward for a completion: %s", reason)
 
 
 def copied_share(pair: Pair) -> float:

@@ -56,6 +56,27 @@ def test_a_copy_keeps_the_script_of_its_digits(number: str) -> None:
         assert float(change.number.replace(",", "")) != float(number.replace(",", ""))
 
 
+@pytest.mark.parametrize("number", ["12 000", "1\u202f234\u202f567.5", "12\xa0000"])
+def test_digits_grouped_by_spaces_are_one_number(number: str) -> None:
+    """Else a copy of 12 000 would be 12 3, which is no number."""
+    separator = number.strip("0123456789.")[0]
+    changes = change_numbers(f"Ava earns {number} dollars.", 5)
+    assert len(changes) == 5
+    for change in changes:
+        assert (change.start, change.end) == (10, 10 + len(number))
+        whole = change.number.partition(".")[0]
+        assert whole == f"{int(whole.replace(separator, '')):,}".replace(",", separator)
+
+
+@pytest.mark.parametrize(
+    ("question", "numbers"),
+    [("In 2019 350 came.", ["2019", "350"]), ("12 0000 and 5 12", ["0000", "12", "12", "5"])],
+)
+def test_numbers_side_by_side_stay_apart(question: str, numbers: list[str]) -> None:
+    found = {(c.start, question[c.start : c.end]) for c in change_numbers(question, 40)}
+    assert sorted(text for _, text in found) == numbers
+
+
 @pytest.mark.parametrize(
     ("question", "numbers"),
     [

@@ -9,6 +9,7 @@ import torch.distributed.checkpoint as dcp
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError
+from ledom.core.files import lock_folder
 from ledom.model.checkpoint import build_model
 from ledom.train.checkpoints import Checkpoints
 from ledom.train.distributed import ParallelConfig, ProcessGroup
@@ -234,6 +235,18 @@ def test_a_run_with_other_settings_is_refused_with_what_differs(
             Checkpoints(tmp_path, *make(0), other, FORWARD, ALONE).restore()
     with pytest.raises(CheckpointError, match="direction: 'forward' there, 'reverse' now"):
         Checkpoints(tmp_path, *make(0), recipe, Direction.REVERSE, ALONE).restore()
+
+
+def test_a_twin_with_other_settings_is_refused_before_the_first_checkpoint(tmp_path, recipe, make):
+    forward, reverse = tmp_path / "forward", tmp_path / "reverse"
+    other = recipe.model_copy(update={"seed": 2})
+    with lock_folder(forward, "trains"):
+        assert Checkpoints(forward, *make(0), recipe, FORWARD, ALONE).restore() == 0
+        twin = Checkpoints(reverse, *make(0), other, Direction.REVERSE, ALONE)
+        with pytest.raises(CheckpointError, match=rf"twin {forward} .*\(seed: 1 there, 2 now\)"):
+            twin.restore()
+        assert Checkpoints(reverse, *make(0), recipe, Direction.REVERSE, ALONE).restore() == 0
+    assert twin.restore() == 0  # the other one has stopped, and left nothing
 
 
 def test_a_twin_with_other_settings_is_refused(tmp_path, recipe, make):

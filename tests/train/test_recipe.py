@@ -52,8 +52,17 @@ def test_defaults_file_and_overrides(recipe):
 def test_a_preset_by_name_and_with_overrides(recipe):
     named = load_recipe(recipe, ["model=tiny"])
     assert (named.model.hidden_size, named.model.num_hidden_layers) == (192, 6)
-    changed = load_recipe(recipe, ["model={preset: tiny}", "model.num_hidden_layers=3"])
-    assert (changed.model.hidden_size, changed.model.num_hidden_layers) == (192, 3)
+    for preset in ("{preset: tiny}", "tiny"):
+        changed = load_recipe(recipe, [f"model={preset}", "model.num_hidden_layers=3"])
+        assert (changed.model.hidden_size, changed.model.num_hidden_layers) == (192, 3)
+    with pytest.raises(RecipeError, match=r"override 'model.heads=3': unknown key model.heads; va"):
+        load_recipe(recipe, ["model=tiny", "model.heads=3"])
+
+
+def test_a_group_that_is_null_takes_overrides(recipe):
+    """A saved recipe spells out `lora: null`."""
+    changed = load_recipe(recipe, ["init_from=x", "lora=null", "lora.rank=4"])
+    assert changed.lora.rank == 4
 
 
 @pytest.mark.parametrize("value", ["1e-3", "0.001", "1.0e-3"])

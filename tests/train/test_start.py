@@ -15,6 +15,7 @@ from architectures import tiny
 from command_line import Run, check_refused
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError
+from ledom.core.files import lock_folder
 from ledom.core.records import Document, write_records
 from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.data.store import write_store
@@ -110,6 +111,23 @@ def test_each_changed_input_is_refused_by_key(
     shutil.rmtree(folder / "forward")
     check_inputs(full, BOTH, folder)  # of no step that is saved
     assert json.loads((folder / "inputs.json").read_text())[key] == content_hash(inputs[key])
+
+
+def test_an_input_changed_while_the_twin_trains_is_refused(
+    tmp_path: Path, full: Recipe, inputs: dict[str, Path], tokenizer: Tokenizer
+) -> None:
+    """Before its first checkpoint too: the two would have read different data."""
+    folder = tmp_path / "run"
+    check_inputs(full, BOTH, folder)
+    before = (folder / "inputs.json").read_bytes()
+    change(inputs["data.valid"], tokenizer)
+    with lock_folder(folder / "forward", "trains"):
+        with pytest.raises(CheckpointError, match=r"run: data.valid \(.*\) has changed since this"):
+            check_inputs(full, [Direction.REVERSE], folder)
+        assert (folder / "inputs.json").read_bytes() == before
+    (folder / "forward/.lock").touch()  # as a killed process leaves it
+    check_inputs(full, [Direction.REVERSE], folder)
+    assert (folder / "inputs.json").read_bytes() != before
 
 
 @pytest.mark.parametrize("begun", [True, False])

@@ -33,11 +33,14 @@ from ledom.rerank.score import (
 )
 from ledom.rerank.score_files import CONTRAST
 from ledom.text.copies import UNSPACED
+from ledom.text.math.in_text import GROUP_SPACE
 
 __all__ = ["ChangedNumber", "change_numbers", "contrast_candidates", "fill_contrast"]
 
+_GROUPED = rf"[1-9]\d{{0,2}}({GROUP_SPACE})\d{{3}}(?:\1\d{{3}})*(?!\1?\d)"  # 12 000
 _NUMBER = re.compile(
-    rf"(?<![^\W{UNSPACED}])(?<![.,:/])\d+(?:,\d{{3}})*(?:\.\d+)?(?![^\W{UNSPACED}]|[:/]|[.,]\d)"
+    rf"(?<![^\W{UNSPACED}])(?<![.,:/])(?:{_GROUPED}|\d+(?:,\d{{3}})*)(?:\.\d+)?"
+    rf"(?![^\W{UNSPACED}]|[:/]|[.,]\d)"
 )
 _TRIES = 40  # draws of a new number before a copy is given up
 _TOGETHER = 256  # pairs that are scored together, and lost together if the run is stopped
@@ -85,13 +88,14 @@ def change_numbers(question: str, num_copies: int) -> list[ChangedNumber]:
 
 
 def _another(match: re.Match[str], question: str, rng: Random) -> str:
-    """A number of the same kind, with commas if the old one has them, in digits of its script."""
-    plain = match.group().replace(",", "")
+    """A number of the same kind, its digits grouped like the old one's, in digits of its script."""
+    separator = match[1] or ("," if "," in match[0] else "")
+    plain = match[0].replace(separator, "")
     # The next character shows whether the number is a percentage.
     number = other_number(plain, f"{plain}{question[match.end() :][:1]}", rng)
-    if "," in match.group():
+    if separator:
         whole, point, decimals = number.partition(".")
-        number = f"{int(whole):,}{point}{decimals}"
+        number = f"{int(whole):,}".replace(",", separator) + point + decimals
     zero = ord(plain[0]) - unicodedata.decimal(plain[0])
     return number.translate({ord(str(digit)): zero + digit for digit in range(10)})
 

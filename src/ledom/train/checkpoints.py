@@ -3,7 +3,7 @@
 A checkpoint is a folder, `checkpoints/<step>/`, in the format of torch.distributed.checkpoint: each
 process writes its shard, and any number of processes can read it. It is written in the background,
 under a temporary name until it is complete, so the last good one survives a kill at any moment.
-Its `run.json` identifies the run.
+Its `run.json` identifies the run; so does one beside `checkpoints/`, from the run's start.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.core.files import differences
+from ledom.core.files import differences, write_json
 from ledom.core.reading import JsonObject, read_json
 from ledom.train.distributed import ProcessGroup
 from ledom.train.optim import OptimConfig, schedule
 from ledom.train.recipe import Recipe
+from ledom.train.start import is_training
 
-__all__ = ["Checkpoints", "newest_step"]
+__all__ = ["RUN", "Checkpoints", "newest_step"]
+
+RUN = "run.json"
+"""The settings of a run: in each checkpoint, and in the folder of a run that has started."""
 
 _FOLDER = "checkpoints"
-_RUN = "run.json"
 _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
@@ -98,7 +101,7 @@ class Checkpoints:
             written.result()
             if self._world.is_first:
                 run = json.dumps({"step": step, **self._run}, indent=1)
-                (temporary / _RUN).write_text(run, encoding="utf-8")
+                (temporary / RUN).write_text(run, encoding="utf-8")
                 temporary.rename(file)
                 self._thin_out()
         except (OSError, RuntimeError, CheckpointException) as error:
@@ -129,12 +132,14 @@ class Checkpoints:
         """Load the newest checkpoint into model and optimizers; returns its step, or 0 without one.
 
         Raises `CheckpointError` if it is damaged or belongs to a run with other settings. If there
-        is none yet, raises it if the twin in `runs/<name>` was trained with other settings.
+        is none yet, raises it if the twin in `runs/<name>` has, or trains with, other settings.
         """
         newest, refusal = self._world.agreed(self._find() if self._world.is_first else (None, ""))
         if refusal:
             raise CheckpointError(refusal)
         if newest is None:
+            if self._world.is_first:
+                write_json(self.folder.with_name(RUN), {"step": 0, **self._run})
             return 0
         contents = self._contents()
         try:
@@ -175,7 +180,7 @@ class Checkpoints:
             return None, self._twins_refusal()
         newest = finished[-1]
         try:
-            run = read_json(newest / _RUN)
+            run = read_json(newest / RUN)
         except InputError as error:
             return newest, f"{_damaged(newest)} ({error})"
         if changes := self._changes(run):
@@ -191,12 +196,13 @@ class Checkpoints:
         Their losses would be compared as if only the direction differed.
         """
         run, direction = self.folder.parent, self._run["direction"]
-        (other,) = (way for way in Direction if way != direction)
-        twins = _finished(run.with_name(str(other)) / _FOLDER)
+        (other,) = (run.with_name(str(way)) for way in Direction if way != direction)
+        started = [other] if is_training(other) else []  # it may have no checkpoint yet
+        twins = [*started, *_finished(other / _FOLDER)]
         if not twins or run.name != direction:
             return ""
         try:
-            theirs = read_json(twins[-1] / _RUN)
+            theirs = read_json(twins[-1] / RUN)
         except InputError:  # its own restart reports the damage
             return ""
         if changes := self._changes(theirs, "direction", "init_from"):

@@ -35,7 +35,7 @@ from ledom.data.packing import Batch, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData
 from ledom.model.checkpoint import save_checkpoint
 from ledom.model.device import configure_memory
-from ledom.train.checkpoints import Checkpoints
+from ledom.train.checkpoints import RUN, Checkpoints
 from ledom.train.distributed import (
     ProcessGroup,
     accumulate,
@@ -259,6 +259,8 @@ def train(
     with lock_folder(folder, "trains") if world.is_first else nullcontext():
         if world.device.type == "cpu":
             configure_memory()
+        if world.is_first:
+            (folder / RUN).unlink(missing_ok=True)  # of a start that was killed; a twin may read it
         run = TrainingRun(recipe, direction, data, folder, world)
         failure = run.run(on_progress)
         finished = run.finish()  # even then: the model is smaller, and may fit where that did not

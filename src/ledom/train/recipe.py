@@ -314,7 +314,11 @@ def _apply(tree: JsonObject, override: str) -> None:
     *parents, last = parts = key.split(".")
     node: Any = tree
     for depth, parent in enumerate(parents, start=1):
-        node = node.setdefault(parent, {})
+        inner = node.get(parent)
+        if isinstance(inner, str) and parents == ["model"]:
+            inner = {"preset": inner}
+        node[parent] = {} if inner is None else inner
+        node = node[parent]
         if not isinstance(node, dict) or parts[depth].isdecimal():  # an item of a list
             whole = ".".join(parts[:depth])
             raise RecipeError(

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, InputError, RecipeError, in_one_line
+from ledom.core.errors import CheckpointError, InputError, OutputError, RecipeError, in_one_line
 from ledom.core.files import file_hash, lock_folder, write_json
 from ledom.core.reading import check_regular, read_json
 from ledom.core.records import Problem
@@ -47,6 +47,7 @@ __all__ = [
     "choose_precision",
     "has_begun",
     "initial_model",
+    "is_training",
     "training_batches",
 ]
 
@@ -261,21 +262,38 @@ def has_begun(folder: Path) -> bool:
 def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) -> None:
     """Compare the inputs' hashes with those in the run's inputs.json, then write that file.
 
-    Before the run has begun nothing is compared. Twins that start together do this one after the
-    other, so neither drops what the other adds. Raises `CheckpointError` with the key of an input
-    that has changed, and `InputError` for an input that cannot be read.
+    Nothing is compared unless the run has a checkpoint, or the twin is training now. Twins that
+    start together do this one after the other, so neither drops what the other adds. Raises
+    `CheckpointError` with the key of an input that has changed, and `InputError` for an input that
+    cannot be read.
     """
     file = folder / "inputs.json"
     found = {key: (name, content_hash(Path(name))) for key, name in _inputs(recipe, directions)}
     with lock_folder(folder, "compares its inputs", wait=True, name=".inputs.lock"):
         known = read_json(file) if file.is_file() else {}
-        for key, (name, digest) in found.items() if has_begun(folder) else ():
+        began = has_begun(folder) or any(is_training(folder / str(way)) for way in Direction)
+        for key, (name, digest) in found.items() if began else ():
             if known.get(key, digest) != digest:
                 raise CheckpointError(
                     f"{folder}: {key} ({name}) has changed since this run began; restore it, or "
                     "give this run another name"
                 )
         write_json(file, known | {key: digest for key, (_, digest) in found.items()})
+
+
+def is_training(folder: Path) -> bool:
+    """Whether another process trains in the folder of a direction.
+
+    >>> is_training(Path("no-run/forward"))
+    False
+    """
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        with lock_folder(folder, "compares its inputs"):
+            return False
+    except OutputError:
+        return True
 
 
 def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[str, str]]:
