@@ -7,9 +7,10 @@ def main() -> None:
     """Run the command line. Ctrl-C during its imports ends it without a traceback."""
     try:
         from ledom.cli.app import main as run
+
+        run()
     except KeyboardInterrupt:
         sys.exit(130)
-    run()
 
 
 if __name__ == "__main__":
