@@ -85,6 +85,16 @@ def test_ctrl_c_before_the_commands_are_ready_is_one_line(
     ]
 
 
+def test_ctrl_c_during_imports_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")  # the first import that is slow
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-c", "from ledom.__main__ import main; main()", "docs"]
+    ended = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_an_error_of_many_lines_is_one_line(run: Run, tmp_path: Path) -> None:
     named = tmp_path / "two\nlines.yaml"
     check_refused(run("plan", named), "two lines.yaml")

@@ -130,12 +130,13 @@ def test_examples_leave_a_question_to_ask(tmp_path: Path, count: int) -> None:
 CODE = {"task_id": "t", "prompt": "def f():\n", "test": "def check(f): pass", "entry_point": "f"}
 
 
-def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(name: str, options: Options = Options()) -> str:  # noqa: B008
-        with pytest.raises(InputError) as caught:
-            find_source(name, options).load(FORWARD)
-        return str(caught.value)
+def refused(name: str, options: Options = Options()) -> str:  # noqa: B008
+    with pytest.raises(InputError) as caught:
+        find_source(name, options).load(FORWARD)
+    return str(caught.value)
 
+
+def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledom.evaluate.harness_tasks._registry", None)  # not read: 16 s
     with pytest.raises(InputError, match="unknown task 'arc_eazy'"):
         find_source("arc_eazy", Options())  # before another task is measured
@@ -186,3 +187,25 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError, match="unknown suite 'apple'; the suites are ledom, r2l"):
         find_suite("apple", Options())
     assert tasks.CODE_TASKS == ("humaneval",)
+
+
+def test_a_local_task_whose_data_is_missing_is_not_said_to_come_from_the_hub(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.yaml"
+    missing = tmp_path / "none.jsonl"
+    file.write_text(
+        f"task: mine\ndataset_path: json\ndataset_kwargs: {{data_files: {missing}}}\n"
+        "test_split: train\noutput_type: multiple_choice\n"
+        "doc_to_text: q\ndoc_to_choice: c\ndoc_to_target: a\n"
+    )
+    message = refused(str(file))
+    assert str(missing) in message
+    assert "check the file, and the dataset_path" in message
+    file.write_text("include: other.yaml\ntask: mine\n")
+    message = refused(str(file))
+    assert "other.yaml" in message
+    assert "check the file" in message
+    (tmp_path / "arc_easy").mkdir()
+    message = refused("arc_easy", Options(data=tmp_path))
+    assert f"the copy in {tmp_path / 'arc_easy'}: check that it is complete" in message

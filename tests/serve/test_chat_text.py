@@ -121,6 +121,12 @@ def test_a_plain_dialog_is_split_at_the_first_empty_line() -> None:
         split_dialog("How many? 7", "\n\n")
 
 
+def test_an_empty_line_may_end_with_a_carriage_return() -> None:
+    for empty in ("\r\n\r\n", "\n\r\n", "\r\n\n"):
+        assert split_dialog(f"How many?{empty}7", "\n\n") == ("How many?", "7")
+    assert split_dialog("How\r\nmany?\r\n\r\n7", "\n\n") == ("How\r\nmany?", "7")
+
+
 def test_a_plain_dialog_has_no_special_tokens() -> None:
     assert split_dialog("<s>How many?\n\n7</s>", "\n\n") == ("How many?", "7")
 

@@ -42,6 +42,10 @@ CODE_TASKS = ("humaneval",)
 """Benchmarks whose answers are programs, which are run."""
 _GENERATED: dict[str, Place] = {f"problems_{place}": place for place in PLACES}
 _QUESTION = "Question: {}\nAnswer:"
+_FROM_HUB = (
+    "it comes from the hub: with no network give --data FOLDER with local task files or copies of "
+    "datasets (ledom docs evaluate)"
+)
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,8 @@ def _code_from_hub(name: str, options: Options, direction: Direction) -> Sequenc
     from datasets import load_dataset
 
     _check_code(name, options)
-    rows = _reach(name, partial(load_dataset, "openai/openai_humaneval", split="test"))
+    load = partial(load_dataset, "openai/openai_humaneval", split="test")
+    rows = _reach(name, load, _FROM_HUB)
     problems = [CodeProblem.from_json(row) for row in rows]
     return [_written_task(name, "code", problems, options, direction)]
 
@@ -354,17 +359,25 @@ def _check_known(name: str) -> None:
 
 def _from_harness(name: str, options: Options, direction: Direction) -> Sequence[Any]:
     """A task or group of the harness, with its data from the hub or a local copy."""
-    from ledom.evaluate.harness_tasks import build_tasks
+    from ledom.evaluate.harness_tasks import build_tasks, is_file
 
     folder = _dataset_folder(options.data, name)
-    tasks = _reach(name, partial(build_tasks, name, options.num_fewshot, folder))
+    remedy = _FROM_HUB
+    if folder is not None:
+        remedy = f"its data is the copy in {folder}: check that it is complete"
+    elif is_file(name):
+        remedy = (
+            "check the file, and the dataset_path and dataset_kwargs that it names; a dataset of "
+            "the hub needs the network"
+        )
+    tasks = _reach(name, partial(build_tasks, name, options.num_fewshot, folder), remedy)
     if any(getattr(task, "UNSAFE_CODE", False) for task in tasks):
         _check_code(name, options)
     return list(tasks)
 
 
-def _reach(name: str, load: Callable[[], Any]) -> Any:
-    """Load a task; raises `HubError`, with a remedy, for errors of the hub's client."""
+def _reach(name: str, load: Callable[[], Any], remedy: str) -> Any:
+    """Load a task; raises `HubError`, with the remedy, for errors of the hub's client."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return load()
@@ -372,10 +385,7 @@ def _reach(name: str, load: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # whatever the hub's client and the harness raise
         reason = in_one_line(error)
-        remedy = (
-            "it comes from the hub: with no network give --data FOLDER with local task files or "
-            "copies of datasets (ledom docs evaluate)"
-        )
-        if isinstance(error, OSError) and error.filename:  # a local file, not the network
+        local = isinstance(error, OSError) and error.filename  # no problem of the network
+        if local and not isinstance(error, FileNotFoundError):
             remedy = "set HF_HOME to a folder that can be written; the datasets library needs one"
         raise HubError(f"task {name!r} could not be loaded ({reason}); {remedy}") from error

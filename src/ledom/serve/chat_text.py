@@ -103,7 +103,8 @@ def response_in(query: str, prompt: str) -> str:
 def split_dialog(text: str, between: str) -> tuple[str, str]:
     """The question and the answer of a dialog: by its chat markup, or split at `between`.
 
-    Raises `InputError` if the text has neither.
+    A line end of `between` may be `\\r\\n` in the text. Raises `InputError` if the text has
+    neither.
 
     >>> split_dialog("2 + 2?|4", between="|")
     ('2 + 2?', '4')
@@ -116,13 +117,13 @@ def split_dialog(text: str, between: str) -> tuple[str, str]:
         questions = [said for role, said in turns[: answers[-1]] if role == "user"]
         if questions:
             return questions[-1], turns[answers[-1]][1]
-    question, found, answer = text.partition(between)
-    if not found:
+    mark = re.search(r"\r?\n".join(map(re.escape, between.split("\n"))), text) if between else None
+    if mark is None:
         raise InputError(
             "the input has no chat markup and no empty line; send question and answer with one "
             "between them"
         )
-    return question_of(question), answer_of(answer)
+    return question_of(text[: mark.start()]), answer_of(text[mark.end() :])
 
 
 def _turns(text: str) -> list[tuple[str, str]]:

@@ -84,13 +84,14 @@ def check_secret(what: str, secret: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host of that name.
+    """Whether only this machine can reach a host of that name, in any case, also with a final dot.
 
-    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("[::1]")
+    >>> is_loopback("127.0.0.1"), is_loopback("LocalHost."), is_loopback("[::1]")
     (True, True, True)
     >>> is_loopback("0.0.0.0")
     False
     """
+    host = host.lower().removesuffix(".")
     if host == "localhost":
         return True
     try:
