@@ -1,4 +1,5 @@
 import pickle
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,27 @@ def test_missing_extra_names_the_command():
     error = errors.MissingExtraError("vllm", "vllm")
     assert "pip install 'ledom[vllm]'" in str(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # from another process
+
+
+def test_a_package_that_fails_to_import_is_not_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "too_old.py").write_text("from collections import no_such_name\n")
+    (tmp_path / "in_need.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for package, reason in (
+        ("too-old", r"cannot import name 'no_such_name' from 'collections' .*"),
+        ("in-need", "No module named 'no_such_dependency'"),
+    ):
+        message = (
+            rf"^a task: {package} cannot be imported \({reason}\); run: pip install --upgrade "
+        )
+        with (
+            pytest.raises(errors.MissingExtraError, match=message) as caught,
+            errors.needs_extra(package, "lora", "a task"),
+        ):
+            import_module(package.replace("-", "_"))
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_every_error_can_be_caught_as_ledom_error():

@@ -262,7 +262,7 @@ def test_stretches_of_a_row_are_handed_to_torch_as_it_documents(
     plain = attend()
     monkeypatch.setattr(kernels, "has_varlen", lambda device, dtype: True)
     aux = varlen.AuxRequest
-    monkeypatch.setattr(kernels, "_varlen", SimpleNamespace(varlen_attn=stand_in, AuxRequest=aux))
+    monkeypatch.setattr(kernels, "varlen", SimpleNamespace(varlen_attn=stand_in, AuxRequest=aux))
     for found, expected in zip(attend(), plain, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

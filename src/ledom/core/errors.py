@@ -14,12 +14,13 @@ that is not a `LedomError` is a defect of ledom and shows its traceback.
     |- TrainingError     a run that cannot continue
     |  `- WorkerError    another process of the run was lost
     |- ServerError       a server that gives no valid response
-    `- MissingExtraError an optional dependency that is not installed
+    `- MissingExtraError an optional dependency that is not installed, or too old
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ __all__ = [
     "TrainingError",
     "WorkerError",
     "in_one_line",
+    "needs_extra",
 ]
 
 
@@ -108,25 +110,48 @@ class ServerError(LedomError):
 
 
 class MissingExtraError(LedomError, ImportError):
-    """An optional dependency that is not installed; the message names the pip command.
+    """An optional dependency that is not installed, or not usable; the message names the command.
 
-    `needed_by` names the feature that needs it, `otherwise` an alternative to installing it.
+    `needed_by` names the feature that needs it, `otherwise` an alternative to installing it, and
+    `failure` the error of an import that failed although the package is installed.
 
     >>> str(MissingExtraError("vllm", extra="vllm", otherwise="or name a model folder"))
     "vllm is not installed; run: pip install 'ledom[vllm]'; or name a model folder"
     """
 
-    def __init__(self, package: str, extra: str, needed_by: str = "", otherwise: str = "") -> None:
+    def __init__(
+        self, package: str, extra: str, needed_by: str = "", otherwise: str = "", failure: str = ""
+    ) -> None:
         where = f"{needed_by}: " if needed_by else ""
         instead = f"; {otherwise}" if otherwise else ""
-        super().__init__(
-            f"{where}{package} is not installed; run: pip install 'ledom[{extra}]'{instead}"
-        )
+        problem = f"is not installed; run: pip install 'ledom[{extra}]'"
+        if failure:
+            problem = f"cannot be imported ({failure}); run: pip install --upgrade {package}"
+        super().__init__(f"{where}{package} {problem}{instead}")
         self.package, self.extra = package, extra
-        self._arguments = (package, extra, needed_by, otherwise)
+        self._arguments = (package, extra, needed_by, otherwise, failure)
 
     def __reduce__(self) -> tuple[type, tuple[str, ...]]:
         return type(self), self._arguments  # worker processes pickle their errors
+
+
+@contextmanager
+def needs_extra(
+    package: str, extra: str, needed_by: str = "", otherwise: str = ""
+) -> Iterator[None]:
+    """Around imports of an optional dependency: they raise `MissingExtraError`, or succeed.
+
+    >>> with needs_extra("no-such-package", "data"):
+    ...     import no_such_package
+    Traceback (most recent call last):
+    ledom.core.errors.MissingExtraError: no-such-package is not installed; run: pip install ...
+    """
+    try:
+        yield
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package.replace("-", "_")
+        failure = "" if missing else in_one_line(error)
+        raise MissingExtraError(package, extra, needed_by, otherwise, failure) from None
 
 
 def in_one_line(error: object, most: int = 200) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ledom.core.errors import HubError, InputError, MissingExtraError, in_one_line
+from ledom.core.errors import HubError, InputError, in_one_line, needs_extra
 from ledom.core.reading import JsonObject
 from ledom.core.records import Problem, read_records, unique_ids
 
@@ -106,17 +106,15 @@ def _problem(name: str, number: int, fields: Mapping[str, Any]) -> Problem:
 
 
 def _from_hub(name: str, benchmark: Benchmark) -> Iterable[Any]:
-    try:
+    with needs_extra(
+        "datasets", "hub", f"benchmark {name!r}", f"or name a local folder in {FOLDER_VARIABLE}"
+    ):
         from datasets import load_dataset
-    except ImportError:
-        raise MissingExtraError(
-            "datasets", "hub", f"benchmark {name!r}", f"or name a local folder in {FOLDER_VARIABLE}"
-        ) from None
     try:
         rows: Iterable[Any] = load_dataset(*benchmark.hub, split=benchmark.split)
     except Exception as error:  # the hub's client raises many types without a network
         raise HubError(
             f"benchmark {name!r} could not be loaded from the hub ({benchmark.hub[0]}): "
-            f"{in_one_line(error)}; or name a local folder in {FOLDER_VARIABLE}"
+            f"{in_one_line(error)}; {otherwise}"
         ) from error
     return rows

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol
 
-from ledom.core.errors import InputError, MissingExtraError, in_one_line
+from ledom.core.errors import InputError, in_one_line, needs_extra
 from ledom.core.reading import JsonObject, check_regular, check_surrogates, parse_json
 from ledom.data.folders import FileFinder
 
@@ -233,11 +233,9 @@ class HubDocuments(Documents):
         return {"documents": self.source, **vars(self)}
 
     def read(self, part: int = 0, num_parts: int = 1) -> Iterator[Given]:
-        try:
+        with needs_extra("datasets", "hub"):
             from datasets import load_dataset
             from datasets.distributed import split_dataset_by_node
-        except ImportError:
-            raise MissingExtraError("datasets", "hub") from None
         number = 0
         try:
             rows = load_dataset(
@@ -277,11 +275,9 @@ def _read_text(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
 
 
 def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
-    try:
+    with needs_extra("pyarrow", "data"):
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise MissingExtraError("pyarrow", "data") from None
     size, row = file.stat().st_size, 0
     try:
         with ParquetFile(file) as parquet:
@@ -369,10 +365,8 @@ class _Lines:
 def _unpack(file: Path) -> IO[bytes]:
     if file.suffix.lower() == ".gz":
         return gzip.open(file, "rb")  # type: ignore[return-value]
-    try:
+    with needs_extra("pyarrow", "data"):
         import pyarrow
-    except ImportError:
-        raise MissingExtraError("pyarrow", "data") from None
     return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
 
 

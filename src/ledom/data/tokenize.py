@@ -28,7 +28,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from ledom.core.errors import InputError, LedomError, MissingExtraError, OutputError, WorkerError
+from ledom.core.errors import InputError, LedomError, OutputError, WorkerError, needs_extra
 from ledom.core.files import check_settings, lock_folder, write_json
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
@@ -45,12 +45,10 @@ from ledom.data.store import (
 )
 from ledom.text.tokenizer import Tokenizer, refuse_to_replace
 
-try:
+with needs_extra("datatrove", "data"):
     from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
     from datatrove.pipeline.base import PipelineStep
     from datatrove.utils.logging import logger
-except ImportError:
-    raise MissingExtraError("datatrove", "data") from None
 
 __all__ = ["EXECUTORS", "Execution", "TokenizeProgress", "tokenize"]
 
@@ -383,10 +381,8 @@ def _slurm(steps: list[Any], execution: Execution, out: Path, options: Options) 
 
 
 def _ray(steps: list[Any], execution: Execution, out: Path, options: Options) -> Any:
-    try:
+    with needs_extra("ray", "ray"):
         import ray  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("ray", "ray") from None
     return RayPipelineExecutor(steps, workers=execution.workers or -1, **options)
 
 

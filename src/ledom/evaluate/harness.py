@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError, MissingExtraError
+from ledom.core.errors import InputError, needs_extra
 from ledom.core.reading import JsonObject
 from ledom.evaluate.likelihood import Convention, score
 from ledom.evaluate.scorings import DEFAULT_SCORING, SCORINGS, Parts, Request, Scoring
@@ -25,15 +25,13 @@ from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.model.device import default_device
 
-try:
+with needs_extra("lm-eval", "eval", "evaluation"):
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.api.task import Task
     from lm_eval.evaluator import evaluate
     from lm_eval.models.utils import postprocess_generated_text
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ImportError:
-    raise MissingExtraError("lm-eval", "eval", "evaluation") from None
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

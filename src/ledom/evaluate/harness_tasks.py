@@ -16,15 +16,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ledom.core.errors import InputError, MissingExtraError
+from ledom.core.errors import InputError, needs_extra
 from ledom.core.reading import JsonObject
 
-try:
+with needs_extra("lm-eval", "eval", "evaluation"):
     import lm_eval.tasks
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
-except ImportError:
-    raise MissingExtraError("lm-eval", "eval", "evaluation") from None
 
 __all__ = [
     "build_task",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.direction import Direction
-from ledom.core.errors import HubError, InputError, LedomError, MissingExtraError, in_one_line
+from ledom.core.errors import HubError, InputError, LedomError, in_one_line
 from ledom.core.reading import JsonObject, check_regular, exists, read_jsonl
 from ledom.core.records import Document, Problem, read_records, unique_ids
 from ledom.data.benchmarks import BENCHMARKS
@@ -381,7 +381,7 @@ def _reach(name: str, load: Callable[[], Any], remedy: str) -> Any:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return load()
-    except (LedomError, MissingExtraError):
+    except LedomError:
         raise
     except Exception as error:  # whatever the hub's client and the harness raise
         reason = in_one_line(error)

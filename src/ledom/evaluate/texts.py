@@ -8,14 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ledom.core.errors import InputError, MissingExtraError
+from ledom.core.errors import InputError, needs_extra
 from ledom.core.reading import JsonObject
 from ledom.lm.language_model import Sampling
 
-try:
+with needs_extra("lm-eval", "eval", "evaluation"):
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
-except ImportError:
-    raise MissingExtraError("lm-eval", "eval", "evaluation") from None
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

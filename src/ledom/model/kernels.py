@@ -19,11 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-try:
-    from torch.nn.attention import varlen as _varlen
-except ImportError:  # a torch before 2.10
-    _varlen = None  # type: ignore[assignment]
+from torch.nn.attention import varlen
 
 __all__ = [
     "Int8Weight",
@@ -217,7 +213,7 @@ def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     >>> has_varlen(torch.device("cpu"), torch.bfloat16)
     False
     """
-    return _varlen is not None and device.type == "cuda" and dtype in _HALF
+    return device.type == "cuda" and dtype in _HALF
 
 
 def varlen_attention(
@@ -242,13 +238,13 @@ def varlen_attention(
     """
     if not has_varlen(q.device, q.dtype):
         return _by_segment(q, k, v, starts, causal, scale)
-    found: tuple[Tensor, Tensor] = _varlen.varlen_attn(  # type: ignore[assignment]
+    found: tuple[Tensor, Tensor] = varlen.varlen_attn(  # type: ignore[assignment]
         q,
         k,
         v,
         *starts,
         *longest,
-        return_aux=_varlen.AuxRequest(lse=True),
+        return_aux=varlen.AuxRequest(lse=True),
         scale=scale,
         window_size=(-1, 0) if causal else (-1, -1),
         enable_gqa=True,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import socket
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ledom.core.errors import InputError, MissingExtraError
+from ledom.core.errors import InputError, needs_extra
 from ledom.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,13 +27,9 @@ _GRACE_SECONDS = 30
 
 def require_extra() -> None:
     """Raise `MissingExtraError` if a package of the extra `serve` is not installed."""
-    try:
-        import fastapi  # noqa: F401
-        import httptools  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(error.name or "fastapi", "serve") from None
+    for package in ("fastapi", "httptools", "prometheus-client", "uvicorn"):
+        with needs_extra(package, "serve"):
+            import_module(package.replace("-", "_"))
 
 
 class Server:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ledom.core.errors import InputError, MissingExtraError
+from ledom.core.errors import InputError, needs_extra
 from ledom.text.copies import WORD
 
 __all__ = ["NearDuplicates"]
@@ -39,10 +39,8 @@ class NearDuplicates:
     def __init__(self, similarity: float = 0.8) -> None:
         if not 0 < similarity <= 1:
             raise InputError(f"similarity is {similarity}; it must lie in (0, 1]")
-        try:
+        with needs_extra("datasketch", "data", "near duplicates"):
             from datasketch import MinHash, MinHashLSH
-        except ImportError:
-            raise MissingExtraError("datasketch", "data", "near duplicates") from None
         self._similarity = similarity
         self._empty = MinHash(_PERMUTATIONS)
         threshold, weights = min(similarity, _MAX_THRESHOLD), (1 - _MISS_WEIGHT, _MISS_WEIGHT)

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from transformers import PreTrainedModel
 
-from ledom.core.errors import MissingExtraError, RecipeError, in_one_line
+from ledom.core.errors import RecipeError, in_one_line, needs_extra
 from ledom.core.reading import Config
 
 __all__ = ["Adapters", "LoraConfig"]
@@ -37,10 +37,8 @@ class Adapters:
     """
 
     def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
-        try:
+        with needs_extra("peft", "lora", "key lora"):
             import peft
-        except ImportError:
-            raise MissingExtraError("peft", "lora", "key lora") from None
         torch.manual_seed(seed)
         settings = peft.LoraConfig(
             r=config.rank,

@@ -26,7 +26,7 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError, MissingExtraError, OutputError
+from ledom.core.errors import InputError, OutputError, needs_extra
 from ledom.core.files import write_atomically
 from ledom.core.reading import JsonObject, first_problem, read_jsonl
 from ledom.data.packing import PackedBatch, Windows
@@ -152,10 +152,8 @@ def _scalars(row: Row) -> dict[str, float]:
 
 
 def _imported(module: str, extra: str) -> Any:
-    try:
+    with needs_extra(extra, extra):
         return import_module(module)
-    except ImportError:
-        raise MissingExtraError(extra, extra) from None
 
 
 @contextmanager

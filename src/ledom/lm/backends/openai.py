@@ -31,9 +31,9 @@ from ledom.core.direction import Direction
 from ledom.core.errors import (
     DirectionError,
     InputError,
-    MissingExtraError,
     ServerError,
     in_one_line,
+    needs_extra,
 )
 from ledom.core.files import digest
 from ledom.core.reading import require
@@ -292,10 +292,8 @@ class OpenAILanguageModel(LanguageModel):
 
 def _client(model: str, key: str | None, base_url: str | None, **options: Any) -> Any:
     """OpenAI's client; raises `InputError` for a key or an address that cannot be used."""
-    try:
+    with needs_extra("openai", "openai"):
         import openai
-    except ImportError:
-        raise MissingExtraError("openai", "openai") from None
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         raise InputError(
             "OPENAI_API_KEY has spaces, line ends or characters beyond ASCII, which no header can "

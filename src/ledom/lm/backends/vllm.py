@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ledom.core import processes
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, InputError, MissingExtraError, in_one_line
+from ledom.core.errors import CheckpointError, InputError, in_one_line, needs_extra
 from ledom.core.files import digest
 from ledom.lm.confidence import of_alternatives
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
@@ -58,10 +58,8 @@ class VLLMLanguageModel(LanguageModel):
         bos_token: str | None = None,
         **engine: Any,
     ) -> None:
-        try:
+        with needs_extra("vllm", "vllm"):
             import vllm
-        except ImportError:
-            raise MissingExtraError("vllm", "vllm") from None
         if processes.size() > 1:
             raise InputError(
                 f"{path}: vLLM spreads a model over GPUs by itself; start ledom without torchrun "

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ledom.core.errors import CheckpointError, MissingExtraError
+from ledom.core.errors import CheckpointError, needs_extra
 from ledom.core.reading import JsonObject
 from ledom.model.checkpoint import quiet
 from ledom.model.foreign.tensors import StoredTensor, from_torch
@@ -35,10 +35,8 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
     Raises `CheckpointError` if transformers cannot read all of it, and `MissingExtraError` without
     the package `gguf`.
     """
-    try:
+    with needs_extra("gguf", "gguf"):
         from gguf import GGUFReader
-    except ImportError:
-        raise MissingExtraError("gguf", "gguf") from None
     with file.open("rb") as contents:
         if contents.read(4) != b"GGUF":
             raise CheckpointError(f"{file}: not a GGUF file; it does not begin with GGUF")
