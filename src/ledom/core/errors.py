@@ -20,6 +20,7 @@ that is not a `LedomError` is a defect of ledom and shows its traceback.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ __all__ = [
     "ServerError",
     "TrainingError",
     "WorkerError",
+    "check_counts",
     "in_one_line",
 ]
 
@@ -127,6 +129,20 @@ class MissingExtraError(LedomError, ImportError):
 
     def __reduce__(self) -> tuple[type, tuple[str, ...]]:
         return type(self), self._arguments  # worker processes pickle their errors
+
+
+def check_counts(least: int = 0, /, **counts: Any) -> None:
+    """Raise `InputError` for a count that is no whole number, or below `least`.
+
+    >>> check_counts(1, rows=0)
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: rows is 0; it must be at least 1
+    """
+    for name, count in counts.items():
+        is_whole = issubclass(type(count), Integral)
+        if not is_whole or count < least:
+            what = f"at least {least}" if is_whole else "a whole number"
+            raise InputError(f"{name} is {count!r}; it must be {what}")
 
 
 def in_one_line(error: object, most: int = 200) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from textwrap import shorten
 from typing import Literal
@@ -183,7 +184,7 @@ def _understood(match: re.Match[str]) -> str:
     units = {unit for _, _, unit, *_ in _CALCULATION_PART.findall(match[0]) if unit}
     equation = _bare_calculation(match)
     nodes = map(read, equation.split(" = ") if len(units) > 1 else ())  # 1 foot - 6 inches = 6
-    first, *others = [n.value for n in nodes if n and n.value is not None] or [0]
+    first, *others = [n.value for n in nodes if n and n.value is not None] or [Fraction(0)]
     is_rounded = all(abs(value - first) * 50 <= abs(first) for value in others)
     return equation if is_rounded else match[0]
 
