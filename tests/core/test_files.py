@@ -13,7 +13,7 @@ from torch.distributed import HashStore
 from kills import in_a_child
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import check_processes, fingerprint, write_atomically, write_folder
+from ledom.core.files import check_processes, fingerprint, real_path, write_atomically, write_folder
 from ledom.core.records import Document, write_records
 
 
@@ -186,3 +186,10 @@ def test_processes_with_other_settings_are_refused_at_the_start(tmp_path, monkey
         "there, tiny (ab-bfloat16) now, which computes otherwise here: write ,dtype=float32 after "
         "its name); give all processes the same"
     )
+
+
+def test_a_link_to_itself_leads_to_itself(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert real_path(tmp_path / "loop").name == "loop"
+    assert real_path(tmp_path / "link") == real_path(tmp_path) / "file"

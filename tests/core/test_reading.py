@@ -22,7 +22,6 @@ from ledom.core.reading import (
     read_json,
     read_jsonl,
     read_text,
-    real_path,
 )
 
 SOURCE = Path(ledom.__file__).parent
@@ -96,13 +95,6 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     assert not exists("x" * 5000)
     assert exists(tmp_path)
     assert exists(tmp_path / "lost")
-
-
-def test_a_link_to_itself_leads_to_itself(tmp_path: Path) -> None:
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    (tmp_path / "link").symlink_to(tmp_path / "file")
-    assert real_path(tmp_path / "loop").name == "loop"
-    assert real_path(tmp_path / "link") == real_path(tmp_path) / "file"
 
 
 def test_files_are_named(tmp_path: Path) -> None:

@@ -151,9 +151,10 @@ def test_weights_of_another_model_are_warned_of(
 ) -> None:
     fitted = {str(lm.direction): lm.identity for lm in pair}
     weights = TunedWeights({"reverse_reward": {"forward": 1.0, "reverse": 1.0}}, 1, 8, frozenset())
-    Judge(*pair, weights=weights)  # of models that are not known
     Judge(*pair, weights=replace(weights, models=fitted))
+    Judge(*pair, weights=weights)  # of models that are not known
     assert not caplog.records
+    fitted = {str(lm.direction): lm.identity for lm in pair}  # special tokens are spelled out now
     fitted["forward"] = fitted["forward"] | {"hash": "other"}
     Judge(*pair, weights=replace(weights, models=fitted))
     (record,) = caplog.records

@@ -147,8 +147,45 @@ def test_an_equation_stays_true(text: str, equation: str) -> None:
 
 def test_a_number_in_brackets_stays_a_number() -> None:
     assert restyle("so 5(4) is it", "numbers", "20") == "5 4\n#### 20"
-    assert restyle("4 time(s) (or so)", "plain", "4") == "4 times or so\n#### 4"
+    assert restyle("4 time(s) (or so)", "plain", "4") == "4 time(s) or so\n#### 4"
 
 
 def test_a_bullet_is_no_sign() -> None:
     assert restyle("•5 + 3 = 8\n#### 8", "equations") == "5 + 3 = 8\n#### 8"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-(2+3) = -5",
+        "2 * -(3+4) = -14",
+        r"3 * \left( 2 + 4 \right) = 18",
+        "(2+3)^{2} = 25",
+        "x + 3 + 4 = 9",
+        "3 + 4x = 11",
+        "f(2) + 3 = 9",
+        r"3 + 4 = 7\pi - 15",
+        "5 feet + 3 inches = 63 inches",
+        "$0.25/glass x 10 glasses = 250 cents",
+    ],
+)
+def test_a_calculation_that_is_not_understood_gives_no_equation(text: str) -> None:
+    assert "=" not in restyle(text, "equations", "1")
+    assert "=" not in restyle(text, "numbers", "1")
+    assert re.findall(r"[()]", restyle(text, "plain", "1")) == re.findall(r"[()]", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "equation"),
+    [
+        ("5 pens + 3 cups = 9 things", None),
+        ("5 pens + 3 pens = 9 pens", "5 + 3 = 9"),  # as a wrong answer has it
+        ("3 miles/hour * 2 hours = 6 miles", "3 * 2 = 6"),
+        (r"6 \div \frac{1}{2} = 12", "6 * 2 / 1 = 12"),
+        ("4 * 50 = 200 = x", "4 * 50 = 200"),
+    ],
+)
+def test_units_are_left_out_if_the_equation_does_not_need_them(
+    text: str, equation: str | None
+) -> None:
+    assert restyle(text, "equations", "1").splitlines()[0] == (equation or "5 3 9")

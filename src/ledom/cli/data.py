@@ -13,8 +13,8 @@ from ledom.cli import options
 from ledom.cli.display import log, note
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
+from ledom.core.files import real_path
 from ledom.core.processes import set_threads
-from ledom.core.reading import real_path
 from ledom.core.records import Problem, Record, write_records
 
 if TYPE_CHECKING:

@@ -141,10 +141,10 @@ def needs_extra(
 ) -> Iterator[None]:
     """Around imports of an optional dependency: they raise `MissingExtraError`, or succeed.
 
-    >>> with needs_extra("no-such-package", "data"):
-    ...     import no_such_package
+    >>> with needs_extra("absent", "data"):
+    ...     import absent
     Traceback (most recent call last):
-    ledom.core.errors.MissingExtraError: no-such-package is not installed; run: pip install ...
+    ledom.core.errors.MissingExtraError: absent is not installed; run: pip install 'ledom[data]'
     """
     try:
         yield

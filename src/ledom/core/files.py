@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.reading import JsonObject, read_json, real_path
+from ledom.core.reading import JsonObject, read_json
 
 __all__ = [
     "cache_folder",
@@ -31,6 +31,7 @@ __all__ = [
     "file_hash",
     "fingerprint",
     "lock_folder",
+    "real_path",
     "write_atomically",
     "write_folder",
     "write_json",
@@ -258,6 +259,15 @@ def cache_folder() -> Path | None:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ledom"
     except RuntimeError:
         return None
+
+
+def real_path(path: str | Path) -> Path:
+    """A path with its links resolved; unlike `Path.resolve`, a link to itself is no error.
+
+    >>> real_path("/usr/../usr")
+    PosixPath('/usr')
+    """
+    return Path(os.path.realpath(path))
 
 
 def file_hash(path: Path) -> str:

@@ -13,6 +13,7 @@ import re
 import stat
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Never, Self, TypeVar
 
@@ -33,6 +34,7 @@ __all__ = [
     "Config",
     "JsonObject",
     "as_type",
+    "check_counts",
     "check_regular",
     "check_surrogates",
     "exists",
@@ -42,7 +44,6 @@ __all__ = [
     "read_json_object",
     "read_jsonl",
     "read_text",
-    "real_path",
     "require",
 ]
 
@@ -81,15 +82,6 @@ def exists(path: str | Path) -> bool:
         return os.path.lexists(path)
     except ValueError:  # a NUL
         return False
-
-
-def real_path(path: str | Path) -> Path:
-    """A path with its links resolved; unlike `Path.resolve`, a link to itself is no error.
-
-    >>> real_path("/usr/../usr")
-    PosixPath('/usr')
-    """
-    return Path(os.path.realpath(path))
 
 
 def check_regular(path: str | Path) -> None:
@@ -352,6 +344,19 @@ def require(checks: Mapping[str, bool]) -> None:
     for message, holds in checks.items():
         if not holds:
             raise InputError(message)
+
+
+def check_counts(least: int = 0, /, **counts: Any) -> None:
+    """Raise `InputError` for a count that is no whole number, or below `least`.
+
+    >>> check_counts(1, rows=0)
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: rows is 0; it must be at least 1
+    """
+    for name, count in counts.items():
+        is_whole = issubclass(type(count), Integral)
+        what = f"at least {least}" if is_whole else "a whole number"
+        require({f"{name} is {count!r}; it must be {what}": is_whole and count >= least})
 
 
 class Config(BaseModel):

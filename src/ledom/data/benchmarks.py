@@ -106,9 +106,8 @@ def _problem(name: str, number: int, fields: Mapping[str, Any]) -> Problem:
 
 
 def _from_hub(name: str, benchmark: Benchmark) -> Iterable[Any]:
-    with needs_extra(
-        "datasets", "hub", f"benchmark {name!r}", f"or name a local folder in {FOLDER_VARIABLE}"
-    ):
+    otherwise = f"or name a local folder in {FOLDER_VARIABLE}"
+    with needs_extra("datasets", "hub", f"benchmark {name!r}", otherwise):
         from datasets import load_dataset
     try:
         rows: Iterable[Any] = load_dataset(*benchmark.hub, split=benchmark.split)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ledom.core.errors import InputError
-from ledom.core.reading import real_path
+from ledom.core.files import real_path
 
 __all__ = ["FileFinder"]
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from ledom.core.errors import InputError
+from ledom.core.reading import check_counts
 
 __all__ = [
     "Confidence",
@@ -33,7 +34,7 @@ class ConfidenceSettings:
 
     >>> ConfidenceSettings(window=0)
     Traceback (most recent call last):
-    ledom.core.errors.InputError: confidence: window is 0; it must be at least 1
+    ledom.core.errors.InputError: window is 0; it must be at least 1
     """
 
     top_k: int = 20
@@ -45,11 +46,7 @@ class ConfidenceSettings:
     one number for all prompts of a call to `generate`, or one number per prompt."""
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "window"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                what = "at least 1" if isinstance(value, Integral) else "a whole number"
-                raise InputError(f"confidence: {name} is {value!r}; it must be {what}")
+        check_counts(1, top_k=self.top_k, window=self.window)
         least: Any = self.least if isinstance(self.least, tuple) else (self.least or 0.0,)
         if not all(issubclass(type(x), Real) and not np.isnan(x) for x in least):
             raise InputError(

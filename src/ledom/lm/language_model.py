@@ -16,16 +16,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 from textwrap import shorten
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import require
+from ledom.core.reading import check_counts, require
 from ledom.lm.confidence import ConfidenceSettings
 from ledom.lm.generation import FinishReason, Generation, TokenSpan
 from ledom.text.pair_format import PairFormat
@@ -69,7 +69,8 @@ class Sampling:
         limits = f"it must be 0, or from {_COLDEST} to {_HOTTEST}"
         require({f"temperature is {self.temperature}; {limits}": warm})
         require({f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1})
-        check_counts(top_k=self.top_k, max_tokens=self.max_tokens, seed=self.seed)
+        check_counts(1, max_tokens=self.max_tokens)
+        check_counts(top_k=self.top_k, seed=self.seed)
         try:
             re.compile(self.stop_pattern or "")
         except (re.error, TypeError) as error:
@@ -85,15 +86,6 @@ class Sampling:
         True
         """
         return replace(self, temperature=0.0, top_k=0, top_p=1.0)
-
-
-def check_counts(**counts: Any) -> None:
-    """Raise `InputError` for a count that is no whole number, or too small."""
-    for name, count in counts.items():
-        least = 1 if name in ("num_samples", "max_tokens", "rows", "tokens_per_batch") else 0
-        whole = issubclass(type(count), Integral)
-        what = f"at least {least}" if whole else "a whole number"
-        require({f"{name} is {count!r}; it must be {what}": whole and count >= least})
 
 
 class LanguageModel(ABC):
@@ -222,7 +214,8 @@ class LanguageModel(ABC):
     @staticmethod
     def sample_numbers(num_samples: int, first_sample: int = 0) -> range:
         """The numbers of a prompt's samples; raises `InputError` unless there is at least one."""
-        check_counts(num_samples=num_samples, first_sample=first_sample)
+        check_counts(1, num_samples=num_samples)
+        check_counts(first_sample=first_sample)
         return range(first_sample, first_sample + num_samples)
 
     def check_request(self, prompts: Sequence[str | Generation], sampling: Sampling) -> None:

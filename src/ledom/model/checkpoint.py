@@ -257,6 +257,7 @@ def load_config(folder: Path) -> PretrainedConfig:
     read_config(folder)  # refuses sizes that transformers could not bear
     with _readable(folder):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config.return_dict = config.get_text_config().return_dict = True  # outputs by name
     return config
 
 
@@ -294,6 +295,12 @@ def load_checkpoint(
             "file is incomplete or belongs to another config.json"
         )
     check_unused(folder, model, report["unexpected_keys"])
+    for name, buffer in model.named_buffers():
+        if name.endswith("inv_freq") and not buffer.isfinite().all():
+            rope = getattr(config.get_text_config(), "rope_parameters", None)
+            raise CheckpointError(
+                f"{folder / 'config.json'}: the rotary frequencies are not finite; mend {rope}"
+            )
     vocab_size = model.config.get_text_config().vocab_size
     if vocab_size < info.tokenizer.vocab_size:
         raise CheckpointError(

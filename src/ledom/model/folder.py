@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.core.files import cache_folder, write_json
+from ledom.core.files import cache_folder, real_path, write_json
 from ledom.core.reading import (
     JsonObject,
     check_regular,
@@ -26,7 +26,6 @@ from ledom.core.reading import (
     read_json,
     read_json_object,
     read_text,
-    real_path,
 )
 from ledom.model.foreign.aliases import what_to_run
 

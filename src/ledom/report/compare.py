@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import real_path
+from ledom.core.files import real_path
 from ledom.report.intervals import paired_interval
 from ledom.report.results import Interval
 from ledom.report.runs import (

@@ -117,11 +117,11 @@ class Judge:
         self.models = [lm for lm in (forward, reverse) if lm is not None]
         if not self.models:
             raise InputError("no model to judge with; give a forward or a reverse one")
-        for lm in self.models:
-            lm.tokenizer.spell_out_special_tokens()
         self.weights = weights or default_weights()
         for line in self.weights.other_models({str(m.direction): m.identity for m in self.models}):
             logging.getLogger("ledom").warning("%s", line)
+        for lm in self.models:  # not before: it changes their identity
+            lm.tokenizer.spell_out_special_tokens()
         self.mask_copies = mask_copies
         alone = "reverse_only" if reverse else "forward"
         self.strategy = strategy or ("reverse_reward" if len(self.models) == 2 else alone)

@@ -13,12 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from textwrap import shorten
 from typing import Literal
 
 from ledom.core.errors import InputError
 from ledom.text.answers import extract_answer
+from ledom.text.math.expressions import read
 from ledom.text.math.notation import keyboard
 from ledom.text.tokenizer import Encoding, Tokenizer
 
@@ -48,34 +50,35 @@ _UNIT = r"(?:[ /][A-Za-z][A-Za-z'/]*(?:[ -][A-Za-z][A-Za-z'/]*){0,5})?"
 _EQUATION = re.compile(  # of bounded length, so that any text takes linear time
     rf"(?<![\d.]){_NUMBER}{_UNIT}(?: ?[-+*/] ?{_NUMBER}{_UNIT}){{1,20}} ?= ?-?{_NUMBER}"
 )
-_EQUATION_PART = re.compile(rf"(-?{_NUMBER}){_UNIT}( ?[-+*/=] ?|$)")
 # A calculation: as an equation, and with brackets, signs, powers, fractions, and sides in between.
 _AMOUNT = rf"(?:[$€£]?\d{{1,9}} (?=\d{{1,9}}/\d))?{_NUMBER}"  # 2 1/2
 _FACTOR = rf"[(\[]{{0,9}}-?{_AMOUNT}{_UNIT}(?:[)\]]{{1,9}}{_UNIT})?"
 _SUM = rf"{_FACTOR}(?:(?: ?[-+*/^] ?|(?=[(\[])){_FACTOR})"
+# No part of a longer expression: the 3 + 4 of x + 3 + 4, 3 + 4x, 2 * -(3 + 4), (3 + 4)^n.
+_BEGINS = r"(?<![\w.\\+*/^)(}{\]\[-])(?<![-+*/^(}{\[] )"
+_ENDS = r"(?![\w({\[]|\.\d| ?[+*/^\\]| - |-[^\W\d]|-[\\({\[])"
 _CALCULATION = re.compile(
-    rf"(?<![\d.]){_SUM}{{1,20}} ?= ?(?:{_SUM}{{0,20}} ?= ?){{0,9}}"
-    rf"(?:{_FACTOR}(?: ?[+*/^] ?| - |(?=[(\[]))){{0,20}}[(\[]{{0,9}}-?{_AMOUNT}[)\]]{{0,9}}"
-    r"|[()]"  # of no equation
+    rf"{_BEGINS}{_SUM}{{1,20}} ?= ?(?:{_SUM}{{0,20}} ?= ?){{0,9}}"
+    rf"(?:{_FACTOR}(?: ?[+*/^] ?| - |(?=[(\[]))){{0,20}}[(\[]{{0,9}}-?{_AMOUNT}[)\]]{{0,9}}{_ENDS}"
 )
 _CALCULATION_PART = re.compile(
-    rf"([(\[]*)(-?{_AMOUNT}){_UNIT}(?:([)\]]+)(?:{_UNIT}))?( ?[-+*/^=] ?|(?=[(\[])|$)"
+    rf"([(\[]*)(-?{_AMOUNT})({_UNIT})(?:([)\]]+){_UNIT})?( ?[-+*/^=] ?|(?=[(\[])|$)"
 )
 _MIXED = re.compile(r"(\d+) (\d+) / (\d+)")
 _GROUP = re.compile(r"([-+*/^]?) ?\(([^()]*)\)(?= ?([-+*/^]?))")
 _SIGNED = r"(?:(?:(?<=[-+*/^=] )|(?<=[=*/(])|(?<![^\n]))-)?\d+(?:\.\d+)?%?"  # 5 - 8 = -3
-_SIGNS = re.compile(rf"{_SIGNED}|(?<= )[-+*/^=](?= )|[()]")
 _TERM = rf"\({{0,9}}{_SIGNED}\){{0,9}}"
-_EXPRESSION = re.compile(  # in the `numbers` style: an expression, with its result if there is one
-    rf"(?<![\d.]){_TERM}(?: [-+*/^] {_TERM})+(?: = {_TERM}(?: [-+*/^] {_TERM})*)*"
+_EXPRESSION = re.compile(  # an expression, with its result if there is one
+    rf"{_BEGINS}{_TERM}(?: [-+*/^] {_TERM})+(?: = {_TERM}(?: [-+*/^] {_TERM})*)*{_ENDS}"
 )
+_EXPRESSION_OR_NUMBER = re.compile(rf"{_EXPRESSION.pattern}|{_SIGNED}")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-_REMARK = re.compile(r"\(([^()\d]*)\)")
+_REMARK = re.compile(r"(?<= )\(([^\W\d_]{2}[^()\d\\+*/^=]*)\)")
 _ONE_TERM = re.compile(r"-?(?:[\d.]+|[A-Za-z]|\\[A-Za-z]+)")
 _Rewrite = Callable[[re.Match[str]], str]
 _LATEX: tuple[tuple[re.Pattern[str], str | _Rewrite], ...] = (
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
-    (re.compile(r"\\div(?![A-Za-z])"), "/"),
+    (re.compile(r"\\div(?![A-Za-z])"), "÷"),
     (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), lambda match: _fraction(match)),
     (re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\%"), "%"),
@@ -108,7 +111,7 @@ def bare_steps(solution: str) -> str:
     >>> bare_steps("- $57/hour * 7 hours = $399")
     '57 * 7 = 399'
     """
-    return _rewritten(solution, _EQUATION, _bare_equation)
+    return _rewritten(solution, _EQUATION, _bare_calculation)
 
 
 def _rewritten(solution: str, pattern: re.Pattern[str], rewrite: _Rewrite) -> str:
@@ -125,18 +128,15 @@ def _plain(solution: str, answer: str | None) -> str:
 
 
 def _numbers(solution: str, answer: str | None) -> str:
-    """Each line's numbers and the operators between them, and the answer."""
-    found = (" ".join(_SIGNS.findall(line)) for line in _plain_steps(solution).splitlines())
-    lines = (line.replace("( ", "(").replace(" )", ")") for line in found)
-    return _ended("\n".join(line for line in lines if line), solution, answer)
+    """Each line's numbers and expressions, and the answer."""
+    lines = map(_EXPRESSION_OR_NUMBER.findall, _plain_steps(solution).splitlines())
+    return _ended("\n".join(" ".join(line) for line in lines if line), solution, answer)
 
 
 def _equations(solution: str, answer: str | None) -> str:
     """The equations alone, one per line, and the answer; all numbers if there are no equations."""
-    numbers = _numbers(solution, answer)
-    steps, mark, final = numbers.rpartition(ANSWER_MARK)
-    found = _EXPRESSION.findall(steps if mark else numbers)
-    return "\n".join([*found, f"{mark}{final}"] if mark else found) if found else numbers
+    found = _EXPRESSION.findall(_plain_steps(solution))
+    return _ended("\n".join(found), solution, answer) if found else _numbers(solution, answer)
 
 
 STYLES: dict[str, Callable[[str, str | None], str]] = {
@@ -152,7 +152,7 @@ the equations, so it explains nothing."""
 
 def _plain_steps(solution: str) -> str:
     text = _REMARK.sub(r"\1", _without_markup(_ANSWER_LINE.sub("", solution.strip())))
-    return re.sub(" +", " ", _rewritten(text, _CALCULATION, _bare_calculation))
+    return re.sub(" +", " ", _rewritten(text, _CALCULATION, _understood))
 
 
 def _without_markup(text: str) -> str:
@@ -179,26 +179,25 @@ def _ended(steps: str, solution: str, answer: str | None) -> str:
     return f"{steps}\n{ANSWER_MARK} {final}".lstrip()
 
 
-def _bare_equation(match: re.Match[str]) -> str:
-    """An equation without its units and currency signs, operators between single spaces."""
-    parts = _EQUATION_PART.findall(match.group())
-    return "".join(
-        _CURRENCY.sub("", number) + (f" {operator.strip()} " if operator.strip() else "")
-        for number, operator in parts
-    )
+def _understood(match: re.Match[str]) -> str:
+    """As `_bare_calculation`; as written if it mixes units and is false without them."""
+    units = {unit for _, _, unit, *_ in _CALCULATION_PART.findall(match[0]) if unit}
+    equation = _bare_calculation(match)
+    nodes = map(read, equation.split(" = ") if len(units) > 1 else ())  # 1 foot - 6 inches = 6
+    first, *others = [n.value for n in nodes if n and n.value is not None] or [Fraction(0)]
+    is_rounded = all(abs(value - first) * 50 <= abs(first) for value in others)
+    return equation if is_rounded else match[0]
 
 
 def _bare_calculation(match: re.Match[str]) -> str:
-    """As `_bare_equation`; only the brackets that its value depends on are left."""
-    if match[0] in "()":
-        around = match.string[max(0, match.start() - 1) : match.end() + 1]
-        return " " if re.fullmatch(r"\d.\d", around) else ""  # 5(4) is not 54
+    """Without units, currency signs and the brackets that its value does not depend on."""
     text = ""
-    for opened, amount, closed, operator in _CALCULATION_PART.findall(match[0]):
+    for opened, amount, _, closed, operator in _CALCULATION_PART.findall(match[0]):
         text += "(" * len(opened) + _CURRENCY.sub("", amount) + ")" * len(closed)
         text += f" {operator.strip() or '*'} "  # 5(4) multiplies
-    text = text.removesuffix(" * ")
-    text = _MIXED.sub(lambda m: f"({int(m[1]) * int(m[3]) + int(m[2])} / {m[3]})", text)
+    text = _MIXED.sub(
+        lambda m: f"({int(m[1]) * int(m[3]) + int(m[2])} / {m[3]})", text.removesuffix(" * ")
+    )
     return " = ".join(map(_with_few_brackets, text.split(" = ")))
 
 

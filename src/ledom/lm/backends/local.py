@@ -30,6 +30,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import digest
 from ledom.core.processes import merged
+from ledom.core.reading import check_counts
 from ledom.core.stage import even_groups
 from ledom.lm.confidence import confidence_of
 from ledom.lm.engine.block import GenerationState, Job
@@ -37,7 +38,7 @@ from ledom.lm.engine.decoder import Decoder, decodes_exactly
 from ledom.lm.engine.own_decoder import LoneDecoder, keeps_exactly
 from ledom.lm.engine.pattern import PatternSearch
 from ledom.lm.engine.trunk import build_trunk, longest_packed, round_weights
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, check_counts
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.architectures import num_weights
 from ledom.model.attention import turn
 from ledom.model.changes import Changes
@@ -82,7 +83,7 @@ class HFLanguageModel(LanguageModel):
         tokens_per_batch: PositiveInt = 4096,
         rows: PositiveInt = 128,
     ) -> None:
-        check_counts(rows=rows, tokens_per_batch=tokens_per_batch)
+        check_counts(1, rows=rows, tokens_per_batch=tokens_per_batch)
         place = torch_device(device or default_device())
         if place.type == "cpu":
             configure_memory()

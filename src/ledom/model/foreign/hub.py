@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ledom.core.errors import CheckpointError
+from ledom.core.errors import CheckpointError, in_one_line
 
 __all__ = ["Downloaded", "download", "one_gguf"]
 
@@ -58,11 +58,10 @@ def download(repo: str, revision: str | None = None) -> Downloaded:
             note = "%s: the hub cannot be reached; taking commit %s from its cache"
             logging.getLogger("ledom").warning(note, repo, kept.commit)
             return kept
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         at = f" at {revision}" if revision else ""
         raise CheckpointError(
-            f"{repo}{at}: cannot be downloaded: {reason[:200]}; check the name and the network, or "
-            "give a folder with its files"
+            f"{repo}{at}: cannot be downloaded: {in_one_line(error)}; check the name and the "
+            "network, or give a folder with its files"
         ) from None
     hashes = {name: known.sha256 for name in wanted if (known := files[name].lfs)}
     return Downloaded(Path(folder), str(info.sha), hashes)
