@@ -243,7 +243,7 @@ def test_a_suite_without_a_network_does_what_it_can(
 
     def fails(name: str) -> Source:
         def load(direction: Direction) -> Sequence[Any]:
-            return tasks._reach(name, lambda: 1 / 0)  # type: ignore[no-any-return]
+            return tasks._reach(name, lambda: 1 / 0, tasks._FROM_HUB)  # type: ignore[no-any-return]
 
         return Source(name, load)
 
@@ -287,7 +287,7 @@ def test_after_a_suite_found_no_network_it_does_not_try_again(
             def fail() -> None:
                 raise error
 
-            return tasks._reach(name, fail)  # type: ignore[no-any-return]
+            return tasks._reach(name, fail, "")  # type: ignore[no-any-return]
 
         return Source(name, load)
 

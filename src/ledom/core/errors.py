@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,7 @@ def needs_extra(
     try:
         yield
     except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == package.replace("-", "_")
-        failure = "" if missing else in_one_line(error)
+        failure = in_one_line(error) if find_spec(package.replace("-", "_")) else ""
         raise MissingExtraError(package, extra, needed_by, otherwise, failure) from None
 
 

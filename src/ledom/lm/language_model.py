@@ -152,9 +152,13 @@ class LanguageModel(ABC):
 
     def _use(self) -> str:
         """A hash of what callers might replace."""
-        special = self.tokenizer.fingerprint, self.tokenizer.eos_id, self.bos_ids
-        known = str(self.direction), *special, sorted(self.stop_ids), self.context, self.pair_format
-        return hashlib.sha256(repr([*known]).encode()).hexdigest()[:16]
+        tokenizer = self.tokenizer
+        known = [
+            *(str(self.direction), tokenizer.fingerprint, tokenizer.eos_id, self.bos_ids),
+            *(sorted(self.stop_ids), self.context, self.pair_format),
+            tokenizer.backend.encode_special_tokens,
+        ]
+        return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
     @property
     def vocab_size(self) -> int:

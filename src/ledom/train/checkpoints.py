@@ -137,9 +137,9 @@ class Checkpoints:
         newest, refusal = self._world.agreed(self._find() if self._world.is_first else (None, ""))
         if refusal:
             raise CheckpointError(refusal)
+        if self._world.is_first:  # for the twin, which may start before the first checkpoint
+            write_json(self.folder.with_name(RUN), self._run)
         if newest is None:
-            if self._world.is_first:
-                write_json(self.folder.with_name(RUN), {"step": 0, **self._run})
             return 0
         contents = self._contents()
         try:
