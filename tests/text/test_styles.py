@@ -183,6 +183,8 @@ def test_a_calculation_that_is_not_understood_gives_no_equation(text: str) -> No
         ("3 miles/hour * 2 hours = 6 miles", "3 * 2 = 6"),
         (r"6 \div \frac{1}{2} = 12", "6 * 2 / 1 = 12"),
         ("4 * 50 = 200 = x", "4 * 50 = 200"),
+        ("240-40 = 200cm of wire", "240 - 40 = 200"),
+        ("$45 / 5 hr = $9/hr", "45 / 5 = 9"),
     ],
 )
 def test_units_are_left_out_if_the_equation_does_not_need_them(

@@ -56,7 +56,8 @@ _FACTOR = rf"[(\[]{{0,9}}-?{_AMOUNT}{_UNIT}(?:[)\]]{{1,9}}{_UNIT})?"
 _SUM = rf"{_FACTOR}(?:(?: ?[-+*/^] ?|(?=[(\[])){_FACTOR})"
 # No part of a longer expression: the 3 + 4 of x + 3 + 4, 3 + 4x, 2 * -(3 + 4), (3 + 4)^n.
 _BEGINS = r"(?<![\w.\\+*/^)(}{\]\[-])(?<![-+*/^(}{\[] )"
-_ENDS = r"(?![\w({\[]|\.\d| ?[+*/^\\]| - |-[^\W\d]|-[\\({\[])"
+_VARIABLE = r"[^\W\d_](?![^\W\d_])"  # one letter; more are a unit, as in 200cm and $9/hr
+_ENDS = rf"(?![\d_({{\[]|{_VARIABLE}|\.\d| ?[+*^\\]| ?/(?!\w\w)| - |-[^\W\d]|-[\\({{\[])"
 _CALCULATION = re.compile(
     rf"{_BEGINS}{_SUM}{{1,20}} ?= ?(?:{_SUM}{{0,20}} ?= ?){{0,9}}"
     rf"(?:{_FACTOR}(?: ?[+*/^] ?| - |(?=[(\[]))){{0,20}}[(\[]{{0,9}}-?{_AMOUNT}[)\]]{{0,9}}{_ENDS}"
