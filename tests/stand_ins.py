@@ -156,7 +156,8 @@ class CompletionsServer:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        # It looks for the shutdown after each interval, of half a second if none is given.
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def reply(self, body: dict[str, Any]) -> Reply:
         """A good answer."""

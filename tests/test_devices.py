@@ -70,6 +70,7 @@ def test_the_check_sees_a_mix() -> None:
 @pytest.mark.parametrize(
     ("direction", "trunk"), [(Direction.FORWARD, Trunk), (Direction.REVERSE, build_trunk)]
 )
+@pytest.mark.slow
 def test_scoring_and_sampling(direction: Direction, trunk: Callable[[Any], Trunk]) -> None:
     lm = load("tiny", direction)
     assert isinstance(lm, HFLanguageModel)
@@ -95,6 +96,7 @@ def test_scoring_and_sampling(direction: Direction, trunk: Callable[[Any], Trunk
 
 
 @pytest.mark.parametrize("one_call", [False, True])
+@pytest.mark.slow
 def test_training(one_call: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if one_call:  # as on a GPU
 

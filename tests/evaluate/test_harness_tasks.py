@@ -47,6 +47,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.mark.slow
 def test_every_task_of_the_suites_is_one_of_the_harness_or_ours(unread: list[str]) -> None:
     """The names that later versions of the harness may change; one is a group."""
     ours = {*BENCHMARKS, *tasks.CODE_TASKS, "problems_after", "problems_before"}
@@ -133,6 +134,7 @@ configs:
 """
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_dataset_stands_for_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +176,7 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(
     assert unread == []
 
 
+@pytest.mark.slow
 def test_the_harness_shows_no_bars_of_its_own() -> None:
     """tqdm reads its environment when the harness imports it."""
     code = "import ledom.evaluate.harness_tasks, tqdm; list(tqdm.tqdm([1]))"

@@ -36,6 +36,7 @@ def test_a_program_counts_if_it_reaches_its_end(program: str, ends: bool) -> Non
 
 
 @pytest.mark.parametrize("program", ["while True: pass", "import signal\nsignal.pause()"])
+@pytest.mark.slow
 def test_a_program_that_does_not_end_is_ended(program: str) -> None:
     assert not runs_to_its_end(program, seconds=1)
 
@@ -82,6 +83,7 @@ def test_what_a_program_starts_in_a_session_of_its_own_is_gone(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("apart")
+@pytest.mark.slow
 def test_a_program_has_no_network() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         asked = f"import socket\nsocket.create_connection({server.getsockname()}, 5)"

@@ -136,6 +136,7 @@ def refused(name: str, options: Options = Options()) -> str:  # noqa: B008
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledom.evaluate.harness_tasks._registry", None)  # not read: 16 s
     with pytest.raises(InputError, match="unknown task 'arc_eazy'"):

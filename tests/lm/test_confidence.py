@@ -86,6 +86,7 @@ def test_equals_that_of_plain_transformers(
     assert unasked.confidence is None
 
 
+@pytest.mark.slow
 def test_server(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["forward"]
     plain = PlainModel(folder)

@@ -131,6 +131,7 @@ def test_a_reverse_model_ends_with_eos_whatever_it_reads_first(
     assert lm.add_special_tokens([7, 8]) == [2, 7, 8, bos]
 
 
+@pytest.mark.slow
 def test_a_model_without_bos_reads_eos_first_unless_told_otherwise(tmp_path: Path) -> None:
     """GPT-2's and Pythia's documents are separated by EOS."""
     folder = foreign(tmp_path / "m", sentencepiece_like(), bos=False)

@@ -44,6 +44,7 @@ def test_the_state_of_weights_shows_changes_that_torch_does_not_count(
 
 
 @KERNELS
+@pytest.mark.slow
 def test_the_contents_show_what_has_changed_since_and_what_has_not(
     kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,6 +155,7 @@ def _multiply() -> None:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc 2.33 or newer")
+@pytest.mark.slow
 def test_memory_stops_to_grow_with_the_number_of_shapes(tmp_path: Path) -> None:
     """Unbounded, it would grow by 90 MB here. Of a process that has multiplied nothing yet."""
     with started(tmp_path / "said", run=_multiply) as process:

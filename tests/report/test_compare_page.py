@@ -241,6 +241,7 @@ def test_three_files_are_written(tmp_path: Path, report: dict[str, Any]) -> None
     assert written["crossings"] == report["crossings"]
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_what_scrolls_and_every_figure_has_a_name(
     report: dict[str, Any],
 ) -> None:

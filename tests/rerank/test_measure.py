@@ -96,6 +96,7 @@ def test_auc_of_every_score(report: Measurement) -> None:
     assert aucs[FEATURES["forward"][1]] == pytest.approx(0.5, abs=0.06)
 
 
+@pytest.mark.slow
 def test_reliability_is_that_of_the_vote_that_chooses(table: CandidateTable) -> None:
     """With a lambda alone, that is the vote by Reverse Reward."""
     weights = {"forward": 1.0, "reverse": 0.0}

@@ -96,6 +96,7 @@ def test_a_single_candidate_of_one_problem(
     assert (found.answer, found.confidence) == ("2", 1)
 
 
+@pytest.mark.slow
 def test_with_folds_the_chosen_answers_are_those_that_are_measured(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

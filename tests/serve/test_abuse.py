@@ -305,6 +305,7 @@ def test_what_was_taken_is_finished_before_the_end(pair: Models, gate: Gate) -> 
     assert len(answer.json()["results"]) == 2
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_dropped(
     pair: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,7 @@ def test_other_requests_of_the_batch_are_computed(server: Server, model: SlowMod
         assert rewards == [ask(text) for text in ("1", "3 + 4 = 7", "12")]
 
 
+@pytest.mark.slow
 def test_a_request_that_ran_out_of_time_ends_too(model: SlowModel) -> None:
     with running(Judge(None, model), Limits(seconds=1)) as server:  # enough to begin
         url = f"{server.url}/v1/completions"

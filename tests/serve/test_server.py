@@ -81,6 +81,7 @@ def test_a_head_that_does_not_come_ends_the_connection(hasty: Server, head: byte
             assert client.recv(100) == b""
 
 
+@pytest.mark.slow
 def test_head_is_get_without_a_body(server: Server) -> None:
     with httpx.Client(base_url=server.url, timeout=SECONDS) as client:
         paths = client.get("/openapi.json").json()["paths"]

@@ -193,6 +193,7 @@ def test_a_failing_upstream_is_one_clear_line(
         assert client.get("/healthz").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_busy_upstream_says_when_to_try_again(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,7 @@ def test_a_replaced_store_is_refused_before_a_step(
 
 
 @pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.slow
 def test_auto_is_a_precision_by_name_for_the_whole_run(
     fast: bool, tmp_path: Path, recipe: Recipe, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +263,7 @@ def test_a_window_longer_than_attention_reaches_is_for_one_process(
                 choose_packing(model, recipe, tokenizer.eos_id, world)
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_by_seed_and_step(
     tmp_path: Path, recipe: Recipe, data: PreparedData
 ) -> None:
@@ -294,6 +296,7 @@ def test_dropout_is_drawn_by_seed_and_step(
 
 
 @pytest.mark.parametrize("kind", ["gemma", "mistral", "llama"])
+@pytest.mark.slow
 def test_the_model_to_start_from_is_trained_whatever_shape_is_given_too(
     kind: str, tmp_path: Path, recipe: Recipe, data: PreparedData
 ) -> None:
@@ -339,6 +342,7 @@ def test_what_processes_cannot_share_is_refused_before_any_work(
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.slow
 def test_the_first_token_of_a_document_is_learned(
     tmp_path: Path, tokenizer: Tokenizer, direction: Direction, tied: bool
 ) -> None:

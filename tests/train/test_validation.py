@@ -171,6 +171,7 @@ def test_windows_are_spread_over_the_store(tmp_path, data):
     assert tally_of(store, 16, 99)[0].numbers == list(range(10))
 
 
+@pytest.mark.slow
 def test_many_windows_and_sources_are_joined(tmp_path, data):
     """1,024 one-document windows make 512 blocks of two; 40 sources the largest 31 and the rest."""
     runs = [[f"s{i}", 40 - i] for i in range(40)] + [["end", 204]]

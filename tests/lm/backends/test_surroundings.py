@@ -60,6 +60,7 @@ def alone(lm: HFLanguageModel) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("kind", ["llama", "bloom", "mamba"])
+@pytest.mark.slow
 def test_the_callers_precision_is_not_the_models(
     kind: str, around: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -122,6 +123,7 @@ def loaded() -> HFLanguageModel:
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "lm_head"])
+@pytest.mark.slow
 def test_weights_quantized_in_place_take_part(name: str) -> None:
     lm = loaded()
     seen = [lm.identity]
@@ -143,6 +145,7 @@ class OverTheRow(nn.Linear):
         return super().forward(x / x.abs().max())
 
 
+@pytest.mark.slow
 def test_a_module_that_mixes_tokens_is_seen_after_loading() -> None:
     lm = loaded()
     old: Any = lm.model.get_submodule("model.layers.1.mlp.up_proj")
@@ -154,6 +157,7 @@ def test_a_module_that_mixes_tokens_is_seen_after_loading() -> None:
             np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_hooks_on_all_modules_take_part() -> None:
     lm, before = loaded(), loaded().identity
     handle = nn.modules.module.register_module_forward_hook(

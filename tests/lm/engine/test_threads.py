@@ -67,6 +67,7 @@ def test_texts_that_never_end_do_not_hold_up_one_who_leaves(
 
 
 @pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.slow
 def test_results_are_those_of_one_thread(
     direction: Direction, checkpoints: dict[str, Path]
 ) -> None:
@@ -76,6 +77,7 @@ def test_results_are_those_of_one_thread(
 
 
 @pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.slow
 def test_threads_that_share_rows_change_nothing(direction: Direction) -> None:
     lm = HFLanguageModel(embedded_folder(direction), tokens_per_batch=400)
     assert lm._trunk.shares_rows

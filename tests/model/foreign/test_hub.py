@@ -56,6 +56,7 @@ def hub(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return made
 
 
+@pytest.mark.slow
 def test_an_alias_is_fetched_at_one_commit(run: Run, hub: Hub, tmp_path: Path) -> None:
     (hub.folder / "pytorch_model.bin").touch()  # the worse of two formats
     (hub.folder / "consolidated.safetensors").touch()  # the same weights under other names
@@ -121,6 +122,7 @@ def cached(folder: Path, cache: Path, commit: str = "c0ffee") -> Path:
     return repo
 
 
+@pytest.mark.slow
 def test_the_hubs_cache_is_a_source(foreign: Path, tmp_path: Path) -> None:
     """A repository's folder in it, or that of one commit: scored and imported like its files."""
     repo = cached(foreign, tmp_path / "hub")

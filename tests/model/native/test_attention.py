@@ -76,6 +76,7 @@ def test_a_query_does_not_depend_on_its_neighbors(compiled: bool) -> None:
 
 
 @pytest.mark.parametrize(("width", "heads"), [(16, (2, 1)), (32, (6, 2)), (64, (14, 2))])
+@pytest.mark.slow
 def test_attention_over_caches(width: int, heads: tuple[int, int], compiled: bool) -> None:
     """Prompts of several lengths, one of which two texts share, and texts that end."""
     torch.manual_seed(0)

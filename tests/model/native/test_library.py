@@ -37,6 +37,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     library._library.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert library._library() is not None
     (file,) = fresh.iterdir()
@@ -47,12 +48,14 @@ def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("fresh")
+@pytest.mark.slow
 def test_the_compiler_may_have_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "cc -O2 -D'SOME NAME=1'")
     assert library._library() is not None
 
 
 @pytest.mark.usefixtures("fresh")
+@pytest.mark.slow
 def test_no_number_leads_to_undefined_behavior(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +74,7 @@ def test_no_number_leads_to_undefined_behavior(
     assert "runtime error" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_threads_that_compile_at_the_same_time(fresh: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: library._loaded(), range(2))
@@ -104,6 +108,7 @@ def test_the_kernels_use_the_threads_of_torch(
     assert list(fresh.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_library_is_compiled_again(fresh: Path) -> None:
     assert library._library() is not None
     (file,) = fresh.iterdir()
@@ -115,6 +120,7 @@ def test_a_damaged_library_is_compiled_again(fresh: Path) -> None:
 
 
 @pytest.mark.parametrize("there", ["a file", "a folder without room"])
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_done_without(
     there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,12 +137,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 @pytest.mark.usefixtures("fresh")
+@pytest.mark.slow
 def test_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "cache_folder", lambda: None)
     assert library._library() is not None
 
 
 @pytest.mark.parametrize("name", ["a home", "дом", "caf\udce9"])  # the last: a byte, not UTF-8
+@pytest.mark.slow
 def test_a_cache_folder_of_any_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
