@@ -50,7 +50,7 @@ scoring_option = partial(typer.Option, rich_help_panel="Scoring")
 selection_option = partial(typer.Option, rich_help_panel="Selection")
 model_option = partial(typer.Option, rich_help_panel="Models and hardware")
 
-LARGEST_SEED = 2**62
+_LARGEST_SEED = 2**62
 
 
 def _seed(given: str | int) -> int:
@@ -59,9 +59,9 @@ def _seed(given: str | int) -> int:
         seed = int(given)
     except ValueError:
         seed = -1
-    if not 0 <= seed <= LARGEST_SEED:
+    if not 0 <= seed <= _LARGEST_SEED:
         raise typer.BadParameter(
-            f"it is {given!s:.40}; give a whole number from 0 to {LARGEST_SEED}"
+            f"it is {given!s:.40}; give a whole number from 0 to {_LARGEST_SEED}"
         )
     return seed
 
@@ -69,7 +69,7 @@ def _seed(given: str | int) -> int:
 Seed = Annotated[
     int,
     typer.Option(
-        parser=_seed, metavar="INTEGER", help=f"Random seed, from 0 to {LARGEST_SEED} (2^62)."
+        parser=_seed, metavar="INTEGER", help=f"Random seed, from 0 to {_LARGEST_SEED} (2^62)."
     ),
 ]
 
