@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -336,3 +338,29 @@ def test_threads_reach_torch_and_what_is_loaded_later(monkeypatch: pytest.Monkey
     assert [os.environ[name] for name in names] == ["2"] * 4
     parallel.set_threads(None)
     assert said == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "77"}, "77"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_idle_threads_sleep_soon_unless_the_user_says_how_they_wait(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    parallel.set_threads(2)
+    assert environment.get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's OpenMP is libgomp on Linux only")
+def test_torch_reads_how_its_threads_wait() -> None:
+    code = "from ledom.core.processes import set_threads; set_threads(2); import torch"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    environment["OMP_DISPLAY_ENV"] = "verbose"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert b"GOMP_SPINCOUNT = '10000'" in done.stderr
