@@ -296,10 +296,11 @@ def load_checkpoint(
         )
     check_unused(folder, model, report["unexpected_keys"])
     for name, buffer in model.named_buffers():
-        if name.endswith("inv_freq") and not buffer.isfinite().all():
+        if name.endswith("inv_freq") and not ((buffer >= 0) & buffer.isfinite()).all():
             rope = getattr(config.get_text_config(), "rope_parameters", None)
             raise CheckpointError(
-                f"{folder / 'config.json'}: the rotary frequencies are not finite; mend {rope}"
+                f"{folder / 'config.json'}: rotary frequencies must be finite and not negative; "
+                f"mend {rope}"
             )
     vocab_size = model.config.get_text_config().vocab_size
     if vocab_size < info.tokenizer.vocab_size:
