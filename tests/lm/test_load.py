@@ -127,4 +127,23 @@ def test_spelled_out_special_tokens_make_another_model(checkpoints: dict[str, Pa
     lm = ledom.load(checkpoints["forward"])
     before = lm.fingerprint
     lm.tokenizer.spell_out_special_tokens()
-    assert lm.fingerprint != before  # the name of EOS in a text is scored otherwise
+    assert lm.fingerprint == f"{before}-spelled-out"  # the name of EOS is scored otherwise
+    lm.bos_ids = []
+    assert not lm.fingerprint.startswith(f"{before}-spelled")
+
+
+def test_the_hash_of_a_loaded_tokenizer_is_computed_once(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes 0.1 s for 128k tokens; but a caller who has got hold of it may change it."""
+    lm = ledom.load(checkpoints["forward"])
+    before, known = lm.fingerprint, lm.tokenizer._backend
+    monkeypatch.setattr(lm.tokenizer, "_backend", None)
+    assert lm.tokenizer.fingerprint
+    monkeypatch.setattr(lm.tokenizer, "_backend", known)
+    backend = lm.tokenizer.backend
+    assert lm.fingerprint == before
+    for token in ("<one>", "<two>"):
+        backend.add_tokens([token])
+        assert lm.fingerprint != before
+        before = lm.fingerprint

@@ -31,7 +31,10 @@ from ledom.lm.generation import FinishReason, Generation, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
-__all__ = ["FinishReason", "Generation", "LanguageModel", "Sampling", "TokenSpan"]
+__all__ = ["SPELLED_OUT", "FinishReason", "Generation", "LanguageModel", "Sampling", "TokenSpan"]
+
+SPELLED_OUT = "-spelled-out"
+"""Ends the hash of a model that reads the names of special tokens as plain text."""
 
 _COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
 
@@ -140,7 +143,8 @@ class LanguageModel(ABC):
 
         It changes when a caller changes the model, its tokenizer, or what it reads around a text.
         """
-        return self._fingerprint + self._changed()
+        spelled = SPELLED_OUT if self.tokenizer.spells_out_special_tokens else ""
+        return self._fingerprint + self._changed() + spelled
 
     @fingerprint.setter
     def fingerprint(self, fingerprint: str) -> None:
@@ -156,7 +160,6 @@ class LanguageModel(ABC):
         known = [
             *(str(self.direction), tokenizer.fingerprint, tokenizer.eos_id, self.bos_ids),
             *(sorted(self.stop_ids), self.context, self.pair_format),
-            tokenizer.backend.encode_special_tokens,
         ]
         return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
