@@ -82,12 +82,16 @@ def ids(backend: Any, text: str) -> list[int]:
         ("a  b", [SPACE_A, SPACE, SPACE, B]),
         ("cé", [SPACE, C, 3 + 0xC3, 3 + 0xA9]),  # bytes where there is no piece
         ("b[X]", [SPACE, B, X]),
+        ("b[X]a[X] b", [SPACE, B, X, A, X, SPACE, B]),  # the dummy prefix is at the start only
     ],
 )
 def test_sentencepiece_ids(spm: Path, text: str, expected: list[int]) -> None:
     backend = read_sentencepiece(spm)
     assert ids(backend, text) == expected
     assert backend.decode(expected) == text
+    if "[X]" not in text:  # nor does it depend on a piece that is not in the text
+        spm.write_bytes(model(pieces=[p if p[1] != USER else ("[Y]", CONTROL) for p in PIECES]))
+        assert ids(read_sentencepiece(spm), text) == expected
 
 
 def test_sentencepiece_without_dummy_prefix(spm: Path) -> None:
@@ -95,6 +99,11 @@ def test_sentencepiece_without_dummy_prefix(spm: Path) -> None:
     backend = read_sentencepiece(spm)
     assert ids(backend, "ab") == [AB]
     assert backend.decode([SPACE_AB]) == " ab"
+    spaces = [p if p[1] != USER else ("▁▁", USER) for p in PIECES]  # as in Gemma's file
+    spm.write_bytes(model(normalizer=field(3, 0), pieces=spaces))
+    backend = read_sentencepiece(spm)
+    assert ids(backend, "a   ab") == [A, X, SPACE_AB]
+    assert backend.decode([A, X, SPACE_AB]) == "a   ab"
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ from ledom.text.tokenizer import Tokenizer
 __all__ = ["OpenAILanguageModel"]
 
 _CONTEXT = 4096  # tokens, unless given
+_ENDED = ("stop", "eos", "eos_token")  # finish reasons of a text's end; Together and TGI differ
 _ROUNDING = 1e-3  # nats by which a log-probability may be above 0
 _T = TypeVar("_T")
 
@@ -191,7 +192,7 @@ class OpenAILanguageModel(LanguageModel):
         return [self._generation(prompt, choice, sampling) for choice in choices]
 
     def _generation(self, prompt: str, choice: Any, sampling: Sampling) -> Generation:
-        reason: Literal["stop", "length"] = "stop" if choice.finish_reason == "stop" else "length"
+        reason: Literal["stop", "length"] = "stop" if choice.finish_reason in _ENDED else "length"
         confidence = self._confidence(choice, sampling)
         if self.direction is Direction.FORWARD:
             if not isinstance(choice.text, str):
