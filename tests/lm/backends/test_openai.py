@@ -204,8 +204,10 @@ def test_no_confidence_comes_from_what_are_no_logprobs(
 
 @pytest.mark.parametrize(
     ("said", "meant"),
-    [("stop", "stop"), ("eos", "stop"), ("eos_token", "stop"), ("length", "length")]
-    + [(None, "length"), ("abort", "length"), ("content_filter", "length")],
+    [
+        *[("stop", "stop"), ("eos", "stop"), ("eos_token", "stop")],
+        *[("length", "length"), (None, "length"), ("abort", "length")],
+    ],
 )
 def test_only_a_text_that_its_model_ended_is_whole(
     load: Callable[..., OpenAILanguageModel],

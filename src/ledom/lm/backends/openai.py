@@ -117,7 +117,7 @@ class OpenAILanguageModel(LanguageModel):
         start, end = self.direction.span_to_model_order(target.start, target.end, len(target.ids))
         if start == end:
             return np.empty(0, np.float32)
-        ids = self.direction.to_model_order(list(target.ids))[:end]
+        ids = self.ids_in_model_order(target)[:end]
         # One token is written in vain: not every server accepts a limit of 0.
         request = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0.0}
         return self._ask(lambda answer: self._scores(answer, start, end), prompt=ids, **request)
