@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import ledom
-from ledom.core.errors import CheckpointError
+from ledom.core.errors import CheckpointError, LedomError
 from ledom.model.checkpoint import load_checkpoint
+from ledom.model.foreign.importer import import_model
 
 EMBEDDED = Path(ledom.__file__).parent / "lm" / "embedded" / "forward"
 
@@ -49,6 +50,36 @@ def test_rotary_frequencies_that_mean_nothing_are_refused(tmp_path: Path, factor
     rope = {"rope_theta": 10000.0, "rope_type": "linear", "factor": factor}
     with pytest.raises(CheckpointError, match=f"config.json: .*frequencies must be.*{factor}"):
         load_checkpoint(_with_config(tmp_path, rope_parameters=rope))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"intermediate_size": 500},
+            "'model.layers.0.mlp.down_proj.weight' has the shape [192, 512], config.json needs "
+            "[192, 500]; correct",
+        ),
+        ({"hidden_act": "nope"}, "cannot be loaded: transformers does not know 'nope'"),
+        ({"text_config": {"a": 1}}, "cannot be loaded: "),
+    ],
+)
+def test_a_config_of_another_model_is_refused_in_one_line(
+    tmp_path: Path, changed: dict[str, object], said: str
+) -> None:
+    folder = _with_config(tmp_path, **changed)
+    with pytest.raises(CheckpointError, match=re.escape(f"{folder}: {said}")) as refused:
+        load_checkpoint(folder)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(CheckpointError, match="config.json needs|cannot be loaded: "):
+        import_model(str(folder), tmp_path / "imported")
+
+
+def test_a_name_for_weights_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    folder = _with_config(tmp_path, transformers_weights=0)
+    for read in (load_checkpoint, lambda folder: import_model(str(folder), tmp_path / "imported")):
+        with pytest.raises(LedomError):
+            read(folder)
 
 
 def test_a_config_cannot_turn_outputs_by_name_off(tmp_path: Path) -> None:
