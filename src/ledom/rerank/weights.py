@@ -169,7 +169,7 @@ class TunedWeights:
             f"the weights were fitted on scores of another model: {line}"
             for direction, model in models.items()
             if direction in self.models
-            for line in differences(*map(_scoring, (self.models[direction], model)), direction)
+            for line in differences(_scoring(self.models[direction]), _scoring(model), direction)
         ]
 
     def refuse_overlap(self, problems: Iterable[Problem]) -> None:
