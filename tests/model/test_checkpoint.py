@@ -231,7 +231,7 @@ def test_a_damaged_config_is_refused(folder, content):
     ("key", "value", "message"),
     [
         ("num_attention_heads", 0, "is 0; it must be a whole number above 0"),
-        ("num_hidden_layers", 10**9, "is 1000000000; the most is 10000"),
+        ("num_hidden_layers", 10**9, "is 1000000000; it must lie from 0 to 10000"),
         ("num_hidden_layers", -1, "is -1; it must be a whole number above 0"),
         ("hidden_size", "32", "is '32'; it must be"),
         ("vocab_size", 400.5, "is 400.5; it must be"),

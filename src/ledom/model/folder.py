@@ -53,19 +53,18 @@ _SMALL_FILES = (
 CONTEXT_KEYS = (  # by architecture
     *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"),
 )
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _SIZES = (  # keys of config.json, by the names that architectures use
-    *_LAYERS,
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
     *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
     *CONTEXT_KEYS,
 )
 _RANGES = (  # numbers outside of which no model was trained, so that every score would be wrong
+    (re.compile(r"^n(um)?(_hidden)?_layers?$"), 0, 10_000),  # transformers makes a list of them
     (re.compile(r"(^|_)eps(ilon)?(_|$)"), 0, 0.1),  # of norms
     (re.compile(r"rope_theta$|rotary_emb_base$|rope_local_base_freq$"), 1, 1e15),
     (re.compile(r"^logits?_scal(e|ing)$|^final_logit_softcapping$|_multiplier$"), 1e-6, 1e6),
 )
-_MOST_LAYERS = 10_000  # transformers builds a list of all layers when it reads a config
 _CACHED_BYTES = 2**20  # digests of smaller files are not worth caching
 _SETTLED_SECONDS = 2.0  # a file changed twice within this time may show the same times
 
@@ -117,8 +116,6 @@ def read_config(folder: Path) -> JsonObject:
     for key, size in ((key, part[key]) for part in parts for key in _SIZES if key in part):
         if isinstance(size, bool | str | float) or (isinstance(size, int) and size < 1):
             raise CheckpointError(f"{file}: {key} is {size!r}; it must be a whole number above 0")
-        if key in _LAYERS and isinstance(size, int) and size > _MOST_LAYERS:
-            raise CheckpointError(f"{file}: {key} is {size}; the most is {_MOST_LAYERS}")
     for key, number in _numbers(config):
         for names, least, most in _RANGES:
             if names.search(key) and not least <= number <= most:  # NaN is not

@@ -10,8 +10,6 @@ other errors raise `ServerError`, and the calling stage keeps the results so far
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import re
@@ -88,17 +86,18 @@ class OpenAILanguageModel(LanguageModel):
         key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
         self._client = _client(model, key, base_url, max_retries=max_retries, timeout=timeout)
         info = _model_info(model, tokenizer, direction, eos_token, bos_token)
-        context = context or info.context
         super().__init__(
             name=model,
             direction=info.direction,
             tokenizer=info.tokenizer,
             pair_format=info.pair_format,
             bos_ids=info.bos_ids,
-            context=context,
-            fingerprint=_identity(str(self._client.base_url), model, info, context),
+            context=context or info.context,
+            fingerprint="",
             stop_ids=info.stop_ids,
         )
+        known = self._client.base_url, model, self._use_at_load  # the server's weights are unknown
+        self.fingerprint = f"{digest(' '.join(map(str, known))):016x}"
         self._concurrency = concurrency
         self._limit = _RateLimit(requests_per_second)
 
@@ -339,14 +338,6 @@ def _model_info(
     return CheckpointInfo(
         Path(source), tokenizer, direction, PairFormat(), first, _CONTEXT, frozenset()
     )
-
-
-def _identity(base_url: str, model: str, info: CheckpointInfo, context: int) -> str:
-    """A hash of everything known about the model; the server's weights are unknown."""
-    use = (info.pair_format.template, info.pair_format.style, context)
-    special = (info.tokenizer.fingerprint, info.tokenizer.eos_id, info.bos_ids)
-    known = [base_url, model, str(info.direction), *special, *use]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:
