@@ -37,6 +37,7 @@ __all__ = [
     "file_digest",
     "hash_files",
     "loaded_files",
+    "numbers_in",
     "read_config",
     "snapshot",
     "weight_files",
@@ -116,7 +117,7 @@ def read_config(folder: Path) -> JsonObject:
     for key, size in ((key, part[key]) for part in parts for key in _SIZES if key in part):
         if isinstance(size, bool | str | float) or (isinstance(size, int) and size < 1):
             raise CheckpointError(f"{file}: {key} is {size!r}; it must be a whole number above 0")
-    for key, number in _numbers(config):
+    for key, number in numbers_in(config):
         for names, least, most in _RANGES:
             if names.search(key) and not least <= number <= most:  # NaN is not
                 raise CheckpointError(
@@ -125,11 +126,15 @@ def read_config(folder: Path) -> JsonObject:
     return config
 
 
-def _numbers(config: JsonObject) -> Iterator[tuple[str, float]]:
-    """The numbers in config.json by their keys, also those of its parts."""
+def numbers_in(config: JsonObject) -> Iterator[tuple[str, float]]:
+    """The numbers in config.json by their keys, also those of its parts.
+
+    >>> list(numbers_in({"eps": 0.1, "rope": {"factor": 2, "type": "linear"}}))
+    [('eps', 0.1), ('factor', 2)]
+    """
     for key, value in config.items():
         if isinstance(value, dict):
-            yield from _numbers(value)
+            yield from numbers_in(value)
         elif isinstance(value, int | float):
             yield key, value
 
