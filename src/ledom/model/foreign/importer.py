@@ -244,39 +244,31 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
 
 def _direction(source: _Source, model: _Model, options: ImportOptions) -> Direction:
     recorded = model.config.get(DIRECTION_KEY, source.direction)
-    try:
-        return choose_direction(source.path, recorded, options.direction)
-    except DirectionError as error:
-        if recorded is None:
-            raise DirectionError(
-                f"{source.name}: nothing says in which direction this model was trained; give "
-                "--direction forward or --direction reverse"
-            ) from None
-        raise error
+    if recorded is None and options.direction is None:
+        raise DirectionError(
+            f"{source.name}: nothing says in which direction this model was trained; give "
+            "--direction forward or --direction reverse"
+        )
+    return choose_direction(source.path, recorded, options.direction)
 
 
 def _skeleton(config: JsonObject, path: Path) -> PreTrainedModel:
     """The model that a config describes, without its weights; its own code is never run."""
     if config.get("quantization_config"):
         raise CheckpointError(f"{path}: the weights are quantized; give plain ones, or a GGUF file")
+    kind = config.get("model_type")
+    if not isinstance(kind, str):  # transformers would guess it from the folder's name
+        raise CheckpointError(f"{path}: config.json: model_type is {kind!r}; name an architecture")
+    with (
+        readable(path),
+        TemporaryDirectory() as folder,
+    ):  # of a file, infinities are read as numbers
+        write_json(Path(folder, "config.json"), config)
+        known: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        skeleton = build_skeleton(known)
     for key in _NOT_KEPT:
         config.pop(key, None)
-    kind = config.get("model_type")
-    try:
-        if not isinstance(kind, str):  # transformers would guess it from the folder's name
-            raise ValueError
-        with TemporaryDirectory() as folder:  # only a file's infinities are read as numbers
-            write_json(Path(folder, "config.json"), config)
-            known: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many types for bad configs
-        named = isinstance(kind, str)
-        reason = in_one_line(error) if named else f"model_type is {kind!r}"
-        raise CheckpointError(
-            f"{path}: config.json is not of a model built into transformers ({reason}); ledom runs "
-            "no code that comes with a model"
-        ) from None
-    with readable(path):
-        return build_skeleton(known)
+    return skeleton
 
 
 def _check_vocabulary(source: _Source, config: PretrainedConfig, tokenizer: RustTokenizer) -> None:

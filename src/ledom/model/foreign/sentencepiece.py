@@ -48,13 +48,8 @@ def read_sentencepiece(file: Path) -> Tokenizer:
         )
     )
     prefix = bool(normalizer.get(3, 1))
-    # One with a space of its own matches nothing: spaces are escaped first.
-    matched = [text for text, _, kind in pieces if kind == _USER_DEFINED and " " not in text]
-    blanks: list[Any] = [normalizers.Prepend(_SPACE)] if prefix and not matched else []
-    backend.normalizer = normalizers.Sequence([*blanks, normalizers.Replace(" ", _SPACE)])
-    if prefix and matched:
-        # The normalizer would put a blank after each of them too; the first of these two, only at
-        # the start of a text, even if there is one already.
+    backend.normalizer = normalizers.Replace(" ", _SPACE)
+    if prefix:  # the first of these puts it at the start of a text, even if a blank is there
         schemes = ((" ", "first"), (_SPACE, "never"))
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Metaspace(*scheme, split=False) for scheme in schemes]
@@ -64,6 +59,8 @@ def read_sentencepiece(file: Path) -> Tokenizer:
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     backend.add_special_tokens([t for t, _, kind in pieces if kind in (_UNKNOWN, _CONTROL)])
+    # One with a space of its own matches nothing: spaces are escaped first.
+    matched = [text for text, _, kind in pieces if kind == _USER_DEFINED and " " not in text]
     backend.add_tokens([AddedToken(text, normalized=True) for text in matched])
     return backend
 
