@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -101,6 +102,9 @@ def test_a_tokenizer_without_eos_is_named_and_can_be_helped(
             text = text.replace(b"<|end|>", b"<|fin|>")
         (tmp_path / file.name).write_bytes(text)
     (tmp_path / "tokenizer_config.json").unlink()
+    assert ledom.load(tmp_path).tokenizer.eos_token == "<|fin|>"  # by its id in config.json
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     with pytest.raises(CheckpointError, match=r"no token '<\|end\|>'.* name the right one"):
         ledom.load(tmp_path)
     for name in (str(tmp_path), f"openai:m,base_url=http://localhost:1/v1,tokenizer={tmp_path}"):

@@ -22,9 +22,16 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.errors import CheckpointError, InputError
 from ledom.core.files import write_atomically, write_json
-from ledom.core.reading import check_regular, check_surrogates, read_json_object
+from ledom.core.reading import JsonObject, check_regular, check_surrogates, read_json_object
 
-__all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "refuse_to_replace", "train_tokenizer"]
+__all__ = [
+    "EOS_TOKEN",
+    "Encoding",
+    "Tokenizer",
+    "recorded_eos",
+    "refuse_to_replace",
+    "train_tokenizer",
+]
 
 EOS_TOKEN = "<|end|>"
 
@@ -71,7 +78,8 @@ class Tokenizer:
         """The last `fingerprint`, unless somebody else holds the backend and may change it."""
         self._is_shared = True
         self.eos_token = eos_token
-        self.bos_tokens = _added_in_front(backend)
+        first = backend.encode("a")
+        self.bos_tokens = list(first.tokens[: [*first.special_tokens_mask, 0].index(0)])
         """The special tokens that its post-processor puts before a text, such as `<s>`; empty for
         GPT-2's tokenizer and ours. As in transformers 5, `add_bos_token` in tokenizer_config.json
         has no effect on a tokenizer.json."""
@@ -88,8 +96,7 @@ class Tokenizer:
     def load(cls, path: str | Path, eos_token: str | None = None) -> Tokenizer:
         """Load tokenizer.json from a file or a checkpoint folder.
 
-        `eos_token` defaults to the entry of tokenizer_config.json or special_tokens_map.json beside
-        it, else to `<|end|>`.
+        `eos_token` defaults to the one that the files beside it record, else to `<|end|>`.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +114,8 @@ class Tokenizer:
             backend = RustTokenizer.from_file(str(file))
         except Exception as error:  # the binding raises bare Exception
             raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from None
-        loaded = cls(backend, eos_token or _configured_eos(file.parent) or EOS_TOKEN)
+        eos_token = eos_token or recorded_eos(file.parent, backend) or EOS_TOKEN
+        loaded = cls(backend, eos_token)
         loaded._is_shared = False
         return loaded
 
@@ -348,12 +356,6 @@ def _surrogates_refused(texts: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def _added_in_front(backend: RustTokenizer) -> list[str]:
-    """The special tokens that a post-processor puts before a text."""
-    encoded = backend.encode("a")
-    return list(encoded.tokens[: [*encoded.special_tokens_mask, 0].index(0)])
-
-
 def _inside(part: Any) -> Any:
     """A normalizer or pre-tokenizer of tokenizer.json without its dummy prefix."""
     match part:
@@ -371,8 +373,16 @@ def _inside(part: Any) -> Any:
     return part
 
 
-def _configured_eos(folder: Path) -> str | None:
-    """The EOS token that the files beside tokenizer.json name, as text or in an object."""
+def recorded_eos(
+    folder: Path, backend: RustTokenizer, config: JsonObject | None = None
+) -> str | None:
+    """The EOS token that a folder's files name: as text, in an object, or by its id in config.json.
+
+    `config` is a config.json from elsewhere. Raises `CheckpointError` for a name that is no text.
+
+    >>> recorded_eos(Path("no-folder"), train_tokenizer([], 257).backend, {"eos_token_id": [0]})
+    '<|end|>'
+    """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         file = folder / name
         value = read_json_object(file).get("eos_token") if file.exists() else None
@@ -381,4 +391,9 @@ def _configured_eos(folder: Path) -> str | None:
             return token
         if token is not None:
             raise CheckpointError(f"{file}: eos_token is {value!r}; it must be the text of a token")
-    return None
+    file = folder / "config.json"
+    if config is None:
+        config = read_json_object(file) if file.exists() else {}
+    number = config.get("eos_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    return backend.id_to_token(number) if type(number) is int and 0 <= number < 2**32 else None

@@ -19,7 +19,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from ledom.core.errors import CheckpointError
 from ledom.model.foreign.sentencepiece import read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
-from ledom.model.foreign.tokenizer_files import read_tokenizer, recorded_eos
+from ledom.model.foreign.tokenizer_files import known_eos, read_tokenizer
 from ledom.text.tokenizer import Tokenizer
 
 
@@ -135,7 +135,7 @@ def test_added_tokens_keep_their_ids(spm: Path) -> None:
     backend, _ = read_tokenizer(spm.parent, ("<|SEP|>", "<|EOD|>"))
     assert backend.token_to_id("<|pad|>") == 268
     assert backend.token_to_id("<|EOD|>") is None
-    assert recorded_eos(spm.parent, backend, {"eos_token_id": 1}) == "</s>"
+    assert known_eos(spm.parent, backend, {"eos_token_id": 1}) == "</s>"
     (spm.parent / "added_tokens.json").write_text('{"<|far|>": 300}')
     with pytest.raises(
         CheckpointError, match="should have the id 300, but the next free one is 269"
@@ -276,7 +276,7 @@ def test_gpt2s_two_files(tmp_path: Path) -> None:
     backend, files = read_tokenizer(tmp_path)
     assert [file.name for file in files] == ["vocab.json", "merges.txt"]
     assert ids(backend, "ab b") == [2, 3, 1]
-    assert recorded_eos(tmp_path, backend, {}) == "<|endoftext|>"
+    assert known_eos(tmp_path, backend, {}) == "<|endoftext|>"
 
 
 @pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "GPT2Tokenizer", "OpenAIGPTTokenizer"])

@@ -44,7 +44,7 @@ from ledom.model.foreign.tensors import (
     read_torch_file,
     write_safetensors,
 )
-from ledom.model.foreign.tokenizer_files import read_tokenizer, recorded_eos
+from ledom.model.foreign.tokenizer_files import known_eos, read_tokenizer
 from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["RECORD", "ImportOptions", "Imported", "import_model"]
@@ -237,7 +237,7 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
         config = read_config(folder)
     place = options.tokenizer or folder
     tokenizer, files = read_tokenizer(place, source.added_tokens)
-    eos = recorded_eos(place if place.is_dir() else place.parent, tokenizer, config)
+    eos = known_eos(place if place.is_dir() else place.parent, tokenizer, config)
     files = [shape_file, *files]
     return _Model(config, tensors, tokenizer, eos, files, rows, notes)
 
