@@ -139,6 +139,16 @@ def test_a_span_is_a_part_of_the_whole(lm: LanguageModel) -> None:
     assert len(empty) == len(alone) == 0
 
 
+def test_ids_may_be_an_array_of_any_integers(lm: LanguageModel) -> None:
+    """A token store's windows are arrays of 16 or 32 bits."""
+    target = whole_text(lm, TEXTS[0])
+    expected = lm.logprobs([target])[0].tolist()
+    for dtype in (np.uint16, np.int32, np.uint64):
+        ids: Sequence[int] = np.array(target.ids, dtype)  # type: ignore[assignment]
+        found = lm.logprobs([TokenSpan(ids, target.start, target.end)])[0]
+        assert found.tolist() == expected
+
+
 def test_an_empty_text_still_has_its_special_tokens(lm: LanguageModel) -> None:
     target = whole_text(lm, "")
     assert target.ids == [lm.tokenizer.eos_id] * 2
@@ -173,6 +183,8 @@ def test_bad_targets_are_refused(lm: LanguageModel) -> None:
         lm.logprobs([TokenSpan([0.5, 1, 2], 1, 2)])  # type: ignore[list-item]
     with pytest.raises(InputError, match="the ids and bounds of a span must be whole numbers"):
         lm.logprobs([TokenSpan(ids, 1.0, 2)])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the ids and bounds of a span must be whole numbers"):
+        lm.logprobs([TokenSpan([[0, 1], [2, 3]], 1, 2)])  # type: ignore[list-item]
     with pytest.raises(InputError, match=f"context of {lm.context}"):
         lm.logprobs([TokenSpan([5] * (lm.context + 2), 4, 6)])
 
@@ -334,8 +346,11 @@ def test_sampling_settings_are_checked() -> None:
     for odd in ({"temperature": "1"}, {"top_p": "x"}, {"top_k": 1.5}, {"seed": 1.0}):
         with pytest.raises(InputError, match=f"{next(iter(odd))} is .*; it must be a "):
             Sampling(**odd)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"stop_pattern '\(' is not a regular expression"):
-        Sampling(stop_pattern="(")
+    for bad_pattern in ("(", b"x"):
+        with pytest.raises(InputError, match="stop_pattern .* is not a regular expression"):
+            Sampling(stop_pattern=bad_pattern)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="confidence is 5; give ConfidenceSettings, or None"):
+        Sampling(confidence=5)  # type: ignore[arg-type]
 
 
 def test_the_number_of_parameters_is_the_models_or_unknown(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -101,6 +102,9 @@ def test_a_tokenizer_without_eos_is_named_and_can_be_helped(
             text = text.replace(b"<|end|>", b"<|fin|>")
         (tmp_path / file.name).write_bytes(text)
     (tmp_path / "tokenizer_config.json").unlink()
+    assert ledom.load(tmp_path).tokenizer.eos_token == "<|fin|>"  # by its id in config.json
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     with pytest.raises(CheckpointError, match=r"no token '<\|end\|>'.* name the right one"):
         ledom.load(tmp_path)
     for name in (str(tmp_path), f"openai:m,base_url=http://localhost:1/v1,tokenizer={tmp_path}"):
@@ -127,4 +131,23 @@ def test_spelled_out_special_tokens_make_another_model(checkpoints: dict[str, Pa
     lm = ledom.load(checkpoints["forward"])
     before = lm.fingerprint
     lm.tokenizer.spell_out_special_tokens()
-    assert lm.fingerprint != before  # the name of EOS in a text is scored otherwise
+    assert lm.fingerprint == f"{before}-spelled-out"  # the name of EOS is scored otherwise
+    lm.bos_ids = []
+    assert not lm.fingerprint.startswith(f"{before}-spelled")
+
+
+def test_the_hash_of_a_loaded_tokenizer_is_computed_once(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes 0.1 s for 128k tokens; but a caller who has got hold of it may change it."""
+    lm = ledom.load(checkpoints["forward"])
+    before, known = lm.fingerprint, lm.tokenizer._backend
+    monkeypatch.setattr(lm.tokenizer, "_backend", None)
+    assert lm.tokenizer.fingerprint
+    monkeypatch.setattr(lm.tokenizer, "_backend", known)
+    backend = lm.tokenizer.backend
+    assert lm.fingerprint == before
+    for token in ("<one>", "<two>"):
+        backend.add_tokens([token])
+        assert lm.fingerprint != before
+        before = lm.fingerprint

@@ -74,7 +74,9 @@ def test_a_mistyped_key_beside_a_preset_is_refused():
         ModelConfig.model_validate({"preset": "7b", "num_layers": 2})
 
 
-@pytest.mark.parametrize("key", ["rms_norm_eps", "initializer_range"])
-def test_a_negative_number_is_refused(key):
+@pytest.mark.parametrize(
+    ("key", "value"), [("rms_norm_eps", -1.0), ("rms_norm_eps", 1.0), ("initializer_range", -1.0)]
+)
+def test_a_number_that_would_make_a_useless_model_is_refused(key, value):
     with pytest.raises(ValidationError, match=key):
-        ModelConfig.model_validate({"preset": "tiny", key: -1.0})
+        ModelConfig.model_validate({"preset": "tiny", key: value})

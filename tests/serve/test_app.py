@@ -153,8 +153,9 @@ def test_weights_of_another_model_are_warned_of(
     weights = TunedWeights({"reverse_reward": {"forward": 1.0, "reverse": 1.0}}, 1, 8, frozenset())
     Judge(*pair, weights=replace(weights, models=fitted))
     Judge(*pair, weights=weights)  # of models that are not known
+    Judge(*pair, weights=replace(weights, models=fitted))  # special tokens are spelled out now
     assert not caplog.records
-    fitted = {str(lm.direction): lm.identity for lm in pair}  # special tokens are spelled out now
+    fitted = {str(lm.direction): lm.identity for lm in pair}
     fitted["forward"] = fitted["forward"] | {"hash": "other"}
     Judge(*pair, weights=replace(weights, models=fitted))
     (record,) = caplog.records

@@ -12,11 +12,8 @@ that the model cannot serve is an error before any work. (See tests/lm/test_cont
 from __future__ import annotations
 
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from numbers import Real
 from textwrap import shorten
 from typing import ClassVar
 
@@ -26,66 +23,14 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import check_counts, require
-from ledom.lm.confidence import ConfidenceSettings
-from ledom.lm.generation import FinishReason, Generation, TokenSpan
+from ledom.lm.generation import FinishReason, Generation, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
-__all__ = ["FinishReason", "Generation", "LanguageModel", "Sampling", "TokenSpan"]
+__all__ = ["SPELLED_OUT", "FinishReason", "Generation", "LanguageModel", "Sampling", "TokenSpan"]
 
-_COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw the next token.
-
-    >>> Sampling(temperature=0.7, top_p=2)
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: top_p is 2; it must lie in (0, 1]
-    """
-
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the most likely token."""
-    top_k: int = 0
-    """Only the k most likely tokens; 0 for all."""
-    top_p: float = 1.0
-    """Only the most likely tokens that together have this probability."""
-    max_tokens: int = 256
-    """Maximum number of tokens to write."""
-    seed: int = 0
-    """Seed; together with the prompt's text and the sample's number it determines every draw."""
-    stop_pattern: str | None = None
-    """A regular expression: a text ends at its first match. White space next to the prompt is not
-    part of what is searched."""
-    confidence: ConfidenceSettings | None = None
-    """How to compute the texts' confidence; None: not at all. See `ledom.lm.confidence`."""
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "top_p"):
-            value = getattr(self, name)
-            require({f"{name} is {value!r}; it must be a number": isinstance(value, Real)})
-        warm = self.temperature == 0 or _COLDEST <= self.temperature <= _HOTTEST
-        limits = f"it must be 0, or from {_COLDEST} to {_HOTTEST}"
-        require({f"temperature is {self.temperature}; {limits}": warm})
-        require({f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1})
-        check_counts(1, max_tokens=self.max_tokens)
-        check_counts(top_k=self.top_k, seed=self.seed)
-        try:
-            re.compile(self.stop_pattern or "")
-        except (re.error, TypeError) as error:
-            raise InputError(
-                f"stop_pattern {self.stop_pattern!r} is not a regular expression: {error}"
-            ) from None
-
-    @property
-    def greedy(self) -> Sampling:
-        """The same settings, but always taking the most likely token.
-
-        >>> Sampling(top_k=5, max_tokens=9).greedy == Sampling(temperature=0, max_tokens=9)
-        True
-        """
-        return replace(self, temperature=0.0, top_k=0, top_p=1.0)
+SPELLED_OUT = "-spelled-out"
+"""Ends the hash of a model that reads the names of special tokens as plain text."""
 
 
 class LanguageModel(ABC):
@@ -140,7 +85,8 @@ class LanguageModel(ABC):
 
         It changes when a caller changes the model, its tokenizer, or what it reads around a text.
         """
-        return self._fingerprint + self._changed()
+        spelled = SPELLED_OUT if self.tokenizer.spells_out_special_tokens else ""
+        return self._fingerprint + self._changed() + spelled
 
     @fingerprint.setter
     def fingerprint(self, fingerprint: str) -> None:
@@ -156,7 +102,6 @@ class LanguageModel(ABC):
         known = [
             *(str(self.direction), tokenizer.fingerprint, tokenizer.eos_id, self.bos_ids),
             *(sorted(self.stop_ids), self.context, self.pair_format),
-            tokenizer.backend.encode_special_tokens,
         ]
         return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
@@ -201,6 +146,7 @@ class LanguageModel(ABC):
         ids, length, highest = np.asarray(target.ids), len(target.ids), self.vocab_size - 1
         bounds = np.asarray([target.start, target.end])
         whole = bounds.dtype.kind == "i" and (not length or ids.dtype.kind in "biu")
+        whole &= ids.ndim == 1
         require({"the ids and bounds of a span must be whole numbers": whole})
         odd = 0 if not length else int(ids.max() if ids.min() >= 0 else ids.min())
         long = f"a text of {length} tokens is longer than the model's context of {self.context}"
@@ -214,6 +160,16 @@ class LanguageModel(ABC):
             "special tokens around the text with LanguageModel.add_special_tokens"
         )
         require({first: start > 0 or end == 0})
+
+    def ids_in_model_order(self, target: TokenSpan) -> list[int]:
+        """A target's ids, which may be in an array of any integer type.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> lm = FakeLanguageModel(direction="reverse")
+        >>> lm.ids_in_model_order(TokenSpan(np.array([5, 6], np.uint16), 0, 1))
+        [6, 5]
+        """
+        return self.direction.to_model_order(np.asarray(target.ids, np.int64).tolist())
 
     @staticmethod
     def sample_numbers(num_samples: int, first_sample: int = 0) -> range:

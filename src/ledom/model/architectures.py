@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ledom.core.errors import CheckpointError
 from ledom.model.changes import does_more
+from ledom.model.folder import CONTEXT_KEYS
 
 __all__ = [
     "COMPUTED_BUFFERS",
@@ -39,9 +40,6 @@ COMPUTED_BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_e
 """Names of buffers that older versions of transformers saved, and that newer ones compute."""
 NO_LIMIT = 2**31 - 1
 """The context of a model whose config names none, such as a recurrent one."""
-_CONTEXT_KEYS = (  # by architecture
-    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"),
-)
 _LLAMA_SHAPED = ("llama", "mistral", "qwen2")
 _ACTIVATION = type(ACT2FN["silu"])
 _PADDED_POSITIONS = (
@@ -80,7 +78,7 @@ def longest_text(config: PretrainedConfig) -> int:
     512
     """
     config = config.get_text_config()
-    found = (getattr(config, name, None) for name in _CONTEXT_KEYS)
+    found = (getattr(config, name, None) for name in CONTEXT_KEYS)
     length = next((n for n in found if isinstance(n, int) and n > 0), NO_LIMIT)
     if config.model_type in _PADDED_POSITIONS:
         length = max(1, length - (config.pad_token_id or 0) - 1)

@@ -9,7 +9,6 @@ This module knows nothing of training or scoring.
 from __future__ import annotations
 
 import hashlib
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, DirectionError, InputError, LedomError, OutputError
+from ledom.core.errors import (
+    CheckpointError,
+    DirectionError,
+    InputError,
+    LedomError,
+    OutputError,
+    in_one_line,
+)
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import read_json_object
 from ledom.model import attention
@@ -52,6 +58,7 @@ __all__ = [
     "load_config",
     "quiet",
     "read_checkpoint_info",
+    "readable",
     "save_checkpoint",
 ]
 
@@ -255,9 +262,9 @@ def load_config(folder: Path) -> PretrainedConfig:
     ledom.core.errors.CheckpointError: no-folder: no config.json here; give a model folder
     """
     read_config(folder)  # refuses sizes that transformers could not bear
-    with _readable(folder):
+    with readable(folder):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    config.return_dict = config.get_text_config().return_dict = True  # outputs by name
+        config.return_dict = config.get_text_config().return_dict = True  # outputs by name
     return config
 
 
@@ -279,7 +286,7 @@ def load_checkpoint(
     info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token, config)
     # `loaded_files` refuses unreadable files and incomplete models.
     _check_size(folder, config, sum(file.stat().st_size for file in loaded_files(folder)))
-    with _readable(folder):
+    with readable(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -287,8 +294,14 @@ def load_checkpoint(
             output_loading_info=True,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # and report them
         )
     model, report = loaded
+    for name, stored, described in sorted(report["mismatched_keys"]):
+        raise CheckpointError(
+            f"{folder}: {name!r} has the shape {list(stored)}, config.json needs "
+            f"{list(described)}; correct config.json, or give the weights that belong to it"
+        )
     if report["missing_keys"]:  # transformers would initialize these at random
         raise CheckpointError(
             f"{folder}: the weights lack {', '.join(sorted(report['missing_keys'])[:3])}; the "
@@ -296,10 +309,11 @@ def load_checkpoint(
         )
     check_unused(folder, model, report["unexpected_keys"])
     for name, buffer in model.named_buffers():
-        if name.endswith("inv_freq") and not buffer.isfinite().all():
+        if name.endswith("inv_freq") and not ((buffer >= 0) & buffer.isfinite()).all():
             rope = getattr(config.get_text_config(), "rope_parameters", None)
             raise CheckpointError(
-                f"{folder / 'config.json'}: the rotary frequencies are not finite; mend {rope}"
+                f"{folder / 'config.json'}: rotary frequencies must be finite and not negative; "
+                f"mend {rope}"
             )
     vocab_size = model.config.get_text_config().vocab_size
     if vocab_size < info.tokenizer.vocab_size:
@@ -311,8 +325,14 @@ def load_checkpoint(
 
 
 @contextmanager
-def _readable(folder: str | Path) -> Iterator[None]:
-    """Turn any error of transformers into a `CheckpointError`, and silence its output."""
+def readable(folder: str | Path) -> Iterator[None]:
+    """Turn any error of transformers into a `CheckpointError`, and silence its output.
+
+    >>> with readable("model"):
+    ...     {}["swish"]
+    Traceback (most recent call last):
+    ledom.core.errors.CheckpointError: model: cannot be loaded: transformers does not know 'swish'
+    """
     try:
         with quiet():
             yield
@@ -326,7 +346,9 @@ def _reason(error: Exception) -> str:
     """Why transformers cannot read a folder, in one line; its advice to run foreign code is cut."""
     if "trust_remote_code" in str(error):
         return "the model needs Python code of its own, which ledom does not run"
-    return textwrap.shorten(str(error), 300) or type(error).__name__
+    if isinstance(error, KeyError):  # of a table of activations, for one
+        return f"transformers does not know {error}"
+    return in_one_line(error, 300)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from ledom.core.errors import CheckpointError
 from ledom.model.architectures import half_precision, layer_list, num_weights
 from ledom.model.attention import IMPLEMENTATION, packed_attention
+from ledom.model.folder import numbers_in
 from ledom.model.own_forward import OwnForward, reset_length
 
 __all__ = [
@@ -352,12 +353,6 @@ class _Masks:
 
 def _lengths_in(model: PreTrainedModel) -> list[int]:
     """Lengths in the config up to which rotary positions are not scaled, longest first."""
-
-    def values(tree: Any) -> Iterator[int]:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from values(value)
-            elif key == "original_max_position_embeddings" and isinstance(value, int):
-                yield value
-
-    return sorted(set(values(model.config.to_dict())), reverse=True)
+    found = numbers_in(model.config.to_dict())
+    known = {number for key, number in found if key == "original_max_position_embeddings"}
+    return sorted(map(int, known), reverse=True)

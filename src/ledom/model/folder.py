@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -30,11 +31,13 @@ from ledom.core.reading import (
 from ledom.model.foreign.aliases import what_to_run
 
 __all__ = [
+    "CONTEXT_KEYS",
     "count_parameters",
     "end_ids",
     "file_digest",
     "hash_files",
     "loaded_files",
+    "numbers_in",
     "read_config",
     "snapshot",
     "weight_files",
@@ -48,13 +51,21 @@ _SMALL_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+CONTEXT_KEYS = (  # by architecture
+    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"),
+)
 _SIZES = (  # keys of config.json, by the names that architectures use
-    *_LAYERS,
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
     *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
+    *CONTEXT_KEYS,
 )
-_MOST_LAYERS = 10_000  # transformers builds a list of all layers when it reads a config
+_RANGES = (  # numbers outside of which no model was trained, so that every score would be wrong
+    (re.compile(r"^n(um)?(_hidden)?_layers?$"), 0, 10_000),  # transformers makes a list of them
+    (re.compile(r"(^|_)eps(ilon)?(_|$)"), 0, 0.1),  # of norms
+    (re.compile(r"rope_theta$|rotary_emb_base$|rope_local_base_freq$"), 1, 1e15),
+    (re.compile(r"^logits?_scal(e|ing)$|^final_logit_softcapping$|_multiplier$"), 1e-6, 1e6),
+)
 _CACHED_BYTES = 2**20  # digests of smaller files are not worth caching
 _SETTLED_SECONDS = 2.0  # a file changed twice within this time may show the same times
 
@@ -89,7 +100,7 @@ def snapshot(folder: Path) -> Path:
 def read_config(folder: Path) -> JsonObject:
     """A model folder's config.json.
 
-    Raises `CheckpointError` if there is none, or for an impossible size, such as 0 heads.
+    Raises `CheckpointError` if there is none, or for an impossible number, such as 0 heads.
 
     >>> read_config(Path("no-folder"))
     Traceback (most recent call last):
@@ -106,9 +117,26 @@ def read_config(folder: Path) -> JsonObject:
     for key, size in ((key, part[key]) for part in parts for key in _SIZES if key in part):
         if isinstance(size, bool | str | float) or (isinstance(size, int) and size < 1):
             raise CheckpointError(f"{file}: {key} is {size!r}; it must be a whole number above 0")
-        if key in _LAYERS and isinstance(size, int) and size > _MOST_LAYERS:
-            raise CheckpointError(f"{file}: {key} is {size}; the most is {_MOST_LAYERS}")
+    for key, number in numbers_in(config):
+        for names, least, most in _RANGES:
+            if names.search(key) and not least <= number <= most:  # NaN is not
+                raise CheckpointError(
+                    f"{file}: {key} is {number!r}; it must lie from {least:g} to {most:g}"
+                )
     return config
+
+
+def numbers_in(config: JsonObject) -> Iterator[tuple[str, float]]:
+    """The numbers in config.json by their keys, also those of its parts.
+
+    >>> list(numbers_in({"eps": 0.1, "rope": {"factor": 2, "type": "linear"}}))
+    [('eps', 0.1), ('factor', 2)]
+    """
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from numbers_in(value)
+        elif isinstance(value, int | float):
+            yield key, value
 
 
 def weight_files(folder: Path, config: JsonObject) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from ledom.core.reading import Config
 
@@ -62,7 +62,7 @@ class ModelConfig(Config):
     max_position_embeddings: PositiveInt = 512
     """Longest text, in tokens."""
     tie_word_embeddings: bool = True
-    rms_norm_eps: PositiveFloat = 1e-6
+    rms_norm_eps: float = Field(1e-6, gt=0, le=0.1)
     initializer_range: NonNegativeFloat = 0.02
     """Standard deviation of the initial weights."""
 

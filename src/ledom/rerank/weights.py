@@ -23,6 +23,7 @@ from ledom.core.files import differences, write_json
 from ledom.core.reading import as_type, read_json
 from ledom.core.records import Candidate, Problem, Record
 from ledom.lm import EMBEDDED, embedded_folder
+from ledom.lm.language_model import SPELLED_OUT
 from ledom.rerank.candidate_table import CandidateTable, FloatArray
 from ledom.rerank.candidates import pools
 from ledom.rerank.strategies import (
@@ -154,7 +155,8 @@ class TunedWeights:
     def other_models(self, models: Mapping[str, Mapping[str, str]]) -> list[str]:
         """One line per model, by direction, that is not the one whose scores were fitted.
 
-        So is the same model in another precision. Weights of unknown models give no line.
+        So is the same model in another precision, but not one that spells out special tokens: few
+        texts have any. Weights of unknown models give no line.
 
         >>> fitted = {"forward": {"name": "m", "hash": "ab"}}
         >>> weights = TunedWeights({}, 1, 8, frozenset(), models=fitted)
@@ -167,7 +169,7 @@ class TunedWeights:
             f"the weights were fitted on scores of another model: {line}"
             for direction, model in models.items()
             if direction in self.models
-            for line in differences(self.models[direction], model, direction)
+            for line in differences(_scoring(self.models[direction]), _scoring(model), direction)
         ]
 
     def refuse_overlap(self, problems: Iterable[Problem]) -> None:
@@ -211,6 +213,11 @@ def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, 
                 f"strategy {name!r} has the weights {', '.join(map(str, row.values()))}; give "
                 "1 - lambda and lambda, with lambda from 0 to 1"
             )
+
+
+def _scoring(model: Mapping[str, str]) -> dict[str, str]:
+    """A model's identity without what matters to few scores."""
+    return {key: value.removesuffix(SPELLED_OUT) for key, value in model.items()}
 
 
 def question_hash(question: str) -> str:

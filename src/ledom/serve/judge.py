@@ -120,7 +120,7 @@ class Judge:
         self.weights = weights or default_weights()
         for line in self.weights.other_models({str(m.direction): m.identity for m in self.models}):
             logging.getLogger("ledom").warning("%s", line)
-        for lm in self.models:  # not before: it changes their identity
+        for lm in self.models:
             lm.tokenizer.spell_out_special_tokens()
         self.mask_copies = mask_copies
         alone = "reverse_only" if reverse else "forward"

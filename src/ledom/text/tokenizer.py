@@ -22,9 +22,16 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.errors import CheckpointError, InputError
 from ledom.core.files import write_atomically, write_json
-from ledom.core.reading import check_regular, check_surrogates, read_json_object
+from ledom.core.reading import JsonObject, check_regular, check_surrogates, read_json_object
 
-__all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "refuse_to_replace", "train_tokenizer"]
+__all__ = [
+    "EOS_TOKEN",
+    "Encoding",
+    "Tokenizer",
+    "recorded_eos",
+    "refuse_to_replace",
+    "train_tokenizer",
+]
 
 EOS_TOKEN = "<|end|>"
 
@@ -66,9 +73,13 @@ class Tokenizer:
         backend.no_truncation()
         if isinstance(backend.model, models.BPE):
             backend.model.dropout = None  # random merges
-        self.backend = backend
+        self._backend = backend
+        self._fingerprint: str | None = None
+        """The last `fingerprint`, unless somebody else holds the backend and may change it."""
+        self._is_shared = True
         self.eos_token = eos_token
-        self.bos_tokens = _added_in_front(backend)
+        first = backend.encode("a")
+        self.bos_tokens = list(first.tokens[: [*first.special_tokens_mask, 0].index(0)])
         """The special tokens that its post-processor puts before a text, such as `<s>`; empty for
         GPT-2's tokenizer and ours. As in transformers 5, `add_bos_token` in tokenizer_config.json
         has no effect on a tokenizer.json."""
@@ -85,8 +96,7 @@ class Tokenizer:
     def load(cls, path: str | Path, eos_token: str | None = None) -> Tokenizer:
         """Load tokenizer.json from a file or a checkpoint folder.
 
-        `eos_token` defaults to the entry of tokenizer_config.json or special_tokens_map.json beside
-        it, else to `<|end|>`.
+        `eos_token` defaults to the one that the files beside it record, else to `<|end|>`.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -104,8 +114,16 @@ class Tokenizer:
             backend = RustTokenizer.from_file(str(file))
         except Exception as error:  # the binding raises bare Exception
             raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from None
-        eos_token = eos_token or _configured_eos(file.parent) or EOS_TOKEN
-        return cls(backend, eos_token)
+        eos_token = eos_token or recorded_eos(file.parent, backend) or EOS_TOKEN
+        loaded = cls(backend, eos_token)
+        loaded._is_shared = False
+        return loaded
+
+    @property
+    def backend(self) -> RustTokenizer:
+        """The tokenizer of the package tokenizers; the caller may change it."""
+        self._is_shared = True
+        return self._backend
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, and tokenizer_config.json with the name of EOS, into a folder."""
@@ -118,13 +136,13 @@ class Tokenizer:
         }
         write_json(folder / "tokenizer_config.json", config)
         with write_atomically(folder / "tokenizer.json") as out:
-            out.write(self.backend.to_str(pretty=True))
+            out.write(self._backend.to_str(pretty=True))
 
     @cached_property
     def vocab_size(self) -> int:
         """The largest id + 1, added tokens included; more than the number of tokens if ids have
         gaps."""
-        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def special_ids(self) -> set[int]:
@@ -133,7 +151,7 @@ class Tokenizer:
         >>> train_tokenizer([], 257).special_ids == {train_tokenizer([], 257).eos_id}
         True
         """
-        added = self.backend.get_added_tokens_decoder()
+        added = self._backend.get_added_tokens_decoder()
         return {number for number, token in added.items() if token.special}
 
     @property
@@ -143,7 +161,9 @@ class Tokenizer:
         >>> train_tokenizer([], 257).fingerprint == train_tokenizer(["so"], 257).fingerprint
         True
         """
-        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+        if self._fingerprint is None or self._is_shared:  # this takes 0.1 s for 128k tokens
+            self._fingerprint = hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        return self._fingerprint
 
     def spell_out_special_tokens(self) -> None:
         """From now on, encode the name of a special token in a text as plain text.
@@ -157,8 +177,13 @@ class Tokenizer:
         >>> len(tokenizer.encode("<|end|>").ids)
         7
         """
-        for backend in (self.backend, self._without_prefix):
+        for backend in (self._backend, self._without_prefix):
             backend.encode_special_tokens = True
+
+    @property
+    def spells_out_special_tokens(self) -> bool:
+        """Whether `spell_out_special_tokens` has been called."""
+        return bool(self._backend.encode_special_tokens)
 
     def encode(self, text: str) -> Encoding:
         """Encode a text without special tokens; offsets count characters.
@@ -173,7 +198,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode many texts in parallel; see `encode`."""
         with _surrogates_refused(texts):
-            encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [Encoding(e.ids, e.offsets) for e in encodings]
 
     def token_id(self, token: str) -> int:
@@ -183,7 +208,7 @@ class Tokenizer:
         >>> tokenizer.token_id("<|end|>") == tokenizer.eos_id
         True
         """
-        found = self.backend.token_to_id(token)
+        found = self._backend.token_to_id(token)
         if found is None:
             raise CheckpointError(f"the tokenizer has no token {token!r}; name one that it has")
         return int(found)
@@ -206,16 +231,16 @@ class Tokenizer:
     @cached_property
     def _without_prefix(self) -> RustTokenizer:
         """The backend without a dummy prefix; the backend itself if it has none."""
-        settings = json.loads(self.backend.to_str())  # no file
+        settings = json.loads(self._backend.to_str())  # no file
         inside = settings | {
             part: _inside(settings[part]) for part in ("normalizer", "pre_tokenizer")
         }
-        return self.backend if inside == settings else RustTokenizer.from_str(json.dumps(inside))
+        return self._backend if inside == settings else RustTokenizer.from_str(json.dumps(inside))
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts in parallel, without offsets: a third faster than `encode_batch`."""
         with _surrogates_refused(texts):
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [e.ids for e in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -225,7 +250,7 @@ class Tokenizer:
         >>> tokenizer.decode([*tokenizer.encode("so").ids, tokenizer.eos_id])
         'so'
         """
-        return str(self.backend.decode(list(ids), skip_special_tokens=True))
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, in reading order; joined, they are the whole text.
@@ -331,12 +356,6 @@ def _surrogates_refused(texts: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def _added_in_front(backend: RustTokenizer) -> list[str]:
-    """The special tokens that a post-processor puts before a text."""
-    encoded = backend.encode("a")
-    return list(encoded.tokens[: [*encoded.special_tokens_mask, 0].index(0)])
-
-
 def _inside(part: Any) -> Any:
     """A normalizer or pre-tokenizer of tokenizer.json without its dummy prefix."""
     match part:
@@ -354,8 +373,16 @@ def _inside(part: Any) -> Any:
     return part
 
 
-def _configured_eos(folder: Path) -> str | None:
-    """The EOS token that the files beside tokenizer.json name, as text or in an object."""
+def recorded_eos(
+    folder: Path, backend: RustTokenizer, config: JsonObject | None = None
+) -> str | None:
+    """The EOS token that a folder's files name: as text, in an object, or by its id in config.json.
+
+    `config` is a config.json from elsewhere. Raises `CheckpointError` for a name that is no text.
+
+    >>> recorded_eos(Path("no-folder"), train_tokenizer([], 257).backend, {"eos_token_id": [0]})
+    '<|end|>'
+    """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         file = folder / name
         value = read_json_object(file).get("eos_token") if file.exists() else None
@@ -364,4 +391,9 @@ def _configured_eos(folder: Path) -> str | None:
             return token
         if token is not None:
             raise CheckpointError(f"{file}: eos_token is {value!r}; it must be the text of a token")
-    return None
+    file = folder / "config.json"
+    if config is None:
+        config = read_json_object(file) if file.exists() else {}
+    number = config.get("eos_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    return backend.id_to_token(number) if type(number) is int and 0 <= number < 2**32 else None

@@ -202,6 +202,25 @@ def test_no_confidence_comes_from_what_are_no_logprobs(
         list(load().generate(["one?"], Sampling(confidence=ConfidenceSettings(top_k=2))))
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        *[("stop", "stop"), ("eos", "stop"), ("eos_token", "stop")],
+        *[("length", "length"), (None, "length"), ("abort", "length")],
+    ],
+)
+def test_only_a_text_that_its_model_ended_is_whole(
+    load: Callable[..., OpenAILanguageModel],
+    server: CompletionsServer,
+    said: str | None,
+    meant: str,
+) -> None:
+    choices = [{"text": "x", "finish_reason": said}]
+    server.always = lambda _: (200, json.dumps({"choices": choices}).encode())
+    ((_, (made,)),) = load().generate(["one?"], Sampling())
+    assert made.finish_reason == meant
+
+
 def test_a_reverse_text_ends_where_its_document_begins(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from codecs import getincrementaldecoder
+from itertools import product
 
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
@@ -33,6 +35,7 @@ TOKENIZERS = {
     "prepended blank": sentencepiece_like("prepend"),
     "metaspace": sentencepiece_like("metaspace"),
     "word pieces": word_piece(),
+    "joined with a blank": train_tokenizer([" \ufffd" * 9], 265),
 }
 
 
@@ -66,16 +69,35 @@ def test_a_pattern_of_many_tokens_is_found(pattern: str, direction: Direction) -
 
 
 @pytest.mark.parametrize("direction", list(Direction))
-@pytest.mark.parametrize("kind", ["bytes", "byte-level BPE", "prepended blank"])
+@pytest.mark.parametrize(
+    "kind", ["bytes", "byte-level BPE", "prepended blank", "joined with a blank"]
+)
 def test_the_replacement_character_itself_is_found_at_once(kind: str, direction: Direction) -> None:
     """Bytes of a character that is incomplete have the same text."""
     tokenizer, text = TOKENIZERS[kind], "so \ufffd 数"
     ids = direction.to_model_order(tokenizer.encode(text).ids)
     search, plain = PatternSearch("\ufffd", tokenizer, direction), [*range(1, len(ids) + 1)]
     found = next((end for end in plain if search(ids[:end])), None)
-    one = tokenizer.encode_inside("\ufffd")
-    read = direction.to_reading_order(ids[:found])
-    assert (read[-len(one) :] if direction is Direction.FORWARD else read[: len(one)]) == one
+    read = tokenizer.decode(direction.to_reading_order(ids[:found]))
+    assert read.strip() == ("so \ufffd" if direction is Direction.FORWARD else "\ufffd 数")
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_only_bytes_that_others_can_complete_are_waited_for(direction: Direction) -> None:
+    tokenizer, some = TOKENIZERS["bytes"], "aÿ€🎉"
+    token_of = dict(zip(some.encode(), tokenizer.encode(some).ids, strict=True))
+    for read in map(bytes, product(token_of, repeat=3)):
+        text = read.decode(errors="replace")
+        search = PatternSearch("\ufffd", tokenizer, direction)
+        found = search(direction.to_model_order([token_of[byte] for byte in read]))
+        if direction is Direction.FORWARD:
+            decoder = getincrementaldecoder("utf-8")()
+            decoder.errors = "replace"
+            decoder.decode(read)
+            is_open = bool(decoder.getstate()[0])
+        else:
+            is_open = 0x80 <= read[0] < 0xC0  # any of these may be the last of two
+        assert found == ("\ufffd" in text and not is_open), read
 
 
 @pytest.mark.parametrize("direction", list(Direction))

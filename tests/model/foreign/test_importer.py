@@ -320,7 +320,7 @@ class Touches:
         ("cut bin", ["pytorch_model-00001.bin: cut short or damaged"]),
         ("pickle", ["pytorch_model-00001.bin: is a pickle that calls"]),
         ("zipped pickle", ["pytorch_model-00001.bin: is a pickle that calls"]),
-        ("code", ["runs no code that comes with a model"]),
+        ("code", ["needs Python code of its own, which ledom does not run"]),
         ("quantized", ["quantized"]),
         ("no config", ["no config.json here"]),
         ("no type", ["model_type is None"]),

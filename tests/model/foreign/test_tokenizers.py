@@ -19,7 +19,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from ledom.core.errors import CheckpointError
 from ledom.model.foreign.sentencepiece import read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
-from ledom.model.foreign.tokenizer_files import read_tokenizer, recorded_eos
+from ledom.model.foreign.tokenizer_files import known_eos, read_tokenizer
 from ledom.text.tokenizer import Tokenizer
 
 
@@ -82,12 +82,16 @@ def ids(backend: Any, text: str) -> list[int]:
         ("a  b", [SPACE_A, SPACE, SPACE, B]),
         ("cé", [SPACE, C, 3 + 0xC3, 3 + 0xA9]),  # bytes where there is no piece
         ("b[X]", [SPACE, B, X]),
+        ("b[X]a[X] b", [SPACE, B, X, A, X, SPACE, B]),  # the dummy prefix is at the start only
     ],
 )
 def test_sentencepiece_ids(spm: Path, text: str, expected: list[int]) -> None:
     backend = read_sentencepiece(spm)
     assert ids(backend, text) == expected
     assert backend.decode(expected) == text
+    if "[X]" not in text:  # nor does it depend on a piece that is not in the text
+        spm.write_bytes(model(pieces=[p if p[1] != USER else ("[Y]", CONTROL) for p in PIECES]))
+        assert ids(read_sentencepiece(spm), text) == expected
 
 
 def test_sentencepiece_without_dummy_prefix(spm: Path) -> None:
@@ -95,6 +99,11 @@ def test_sentencepiece_without_dummy_prefix(spm: Path) -> None:
     backend = read_sentencepiece(spm)
     assert ids(backend, "ab") == [AB]
     assert backend.decode([SPACE_AB]) == " ab"
+    spaces = [p if p[1] != USER else ("▁▁", USER) for p in PIECES]  # as in Gemma's file
+    spm.write_bytes(model(normalizer=field(3, 0), pieces=spaces))
+    backend = read_sentencepiece(spm)
+    assert ids(backend, "a   ab") == [A, X, SPACE_AB]
+    assert backend.decode([A, X, SPACE_AB]) == "a   ab"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +135,7 @@ def test_added_tokens_keep_their_ids(spm: Path) -> None:
     backend, _ = read_tokenizer(spm.parent, ("<|SEP|>", "<|EOD|>"))
     assert backend.token_to_id("<|pad|>") == 268
     assert backend.token_to_id("<|EOD|>") is None
-    assert recorded_eos(spm.parent, backend, {"eos_token_id": 1}) == "</s>"
+    assert known_eos(spm.parent, backend, {"eos_token_id": 1}) == "</s>"
     (spm.parent / "added_tokens.json").write_text('{"<|far|>": 300}')
     with pytest.raises(
         CheckpointError, match="should have the id 300, but the next free one is 269"
@@ -267,7 +276,7 @@ def test_gpt2s_two_files(tmp_path: Path) -> None:
     backend, files = read_tokenizer(tmp_path)
     assert [file.name for file in files] == ["vocab.json", "merges.txt"]
     assert ids(backend, "ab b") == [2, 3, 1]
-    assert recorded_eos(tmp_path, backend, {}) == "<|endoftext|>"
+    assert known_eos(tmp_path, backend, {}) == "<|endoftext|>"
 
 
 @pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "GPT2Tokenizer", "OpenAIGPTTokenizer"])

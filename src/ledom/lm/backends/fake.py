@@ -67,7 +67,7 @@ class FakeLanguageModel(LanguageModel):
         return [self._score(target) for target in targets]
 
     def _score(self, target: TokenSpan) -> NDArray[np.float32]:
-        ids = self.direction.to_model_order(list(target.ids))
+        ids = self.ids_in_model_order(target)
         start, end = self.direction.span_to_model_order(target.start, target.end, len(ids))
         values = [-math.log1p((ids[i] + ids[i - 1]) % 7) for i in range(start, end)]
         return self.direction.to_reading_order(np.array(values, np.float32))

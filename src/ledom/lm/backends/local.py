@@ -167,7 +167,7 @@ class HFLanguageModel(LanguageModel):
             self.check_target(target)
         self._refresh()
         results = [read(*_NOTHING).numpy()] * len(targets)
-        ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
+        ordered = [self.ids_in_model_order(target) for target in targets]
         asked = [place for place, target in enumerate(targets) if target.end > target.start]
         # The last token is only predicted, never read.
         packed = [p for p in asked if len(ordered[p]) - 1 <= self._trunk.reach(self._reach)]

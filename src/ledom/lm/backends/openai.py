@@ -10,8 +10,6 @@ other errors raise `ServerError`, and the calling stage keeps the results so far
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import re
@@ -46,6 +44,7 @@ from ledom.text.tokenizer import Tokenizer
 __all__ = ["OpenAILanguageModel"]
 
 _CONTEXT = 4096  # tokens, unless given
+_ENDED = ("stop", "eos", "eos_token")  # finish reasons of a text's end; Together and TGI differ
 _ROUNDING = 1e-3  # nats by which a log-probability may be above 0
 _T = TypeVar("_T")
 
@@ -87,17 +86,18 @@ class OpenAILanguageModel(LanguageModel):
         key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
         self._client = _client(model, key, base_url, max_retries=max_retries, timeout=timeout)
         info = _model_info(model, tokenizer, direction, eos_token, bos_token)
-        context = context or info.context
         super().__init__(
             name=model,
             direction=info.direction,
             tokenizer=info.tokenizer,
             pair_format=info.pair_format,
             bos_ids=info.bos_ids,
-            context=context,
-            fingerprint=_identity(str(self._client.base_url), model, info, context),
+            context=context or info.context,
+            fingerprint="",
             stop_ids=info.stop_ids,
         )
+        known = self._client.base_url, model, self._use_at_load  # the server's weights are unknown
+        self.fingerprint = f"{digest(' '.join(map(str, known))):016x}"
         self._concurrency = concurrency
         self._limit = _RateLimit(requests_per_second)
 
@@ -116,7 +116,7 @@ class OpenAILanguageModel(LanguageModel):
         start, end = self.direction.span_to_model_order(target.start, target.end, len(target.ids))
         if start == end:
             return np.empty(0, np.float32)
-        ids = self.direction.to_model_order(list(target.ids))[:end]
+        ids = self.ids_in_model_order(target)[:end]
         # One token is written in vain: not every server accepts a limit of 0.
         request = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0.0}
         return self._ask(lambda answer: self._scores(answer, start, end), prompt=ids, **request)
@@ -191,7 +191,7 @@ class OpenAILanguageModel(LanguageModel):
         return [self._generation(prompt, choice, sampling) for choice in choices]
 
     def _generation(self, prompt: str, choice: Any, sampling: Sampling) -> Generation:
-        reason: Literal["stop", "length"] = "stop" if choice.finish_reason == "stop" else "length"
+        reason: Literal["stop", "length"] = "stop" if choice.finish_reason in _ENDED else "length"
         confidence = self._confidence(choice, sampling)
         if self.direction is Direction.FORWARD:
             if not isinstance(choice.text, str):
@@ -338,14 +338,6 @@ def _model_info(
     return CheckpointInfo(
         Path(source), tokenizer, direction, PairFormat(), first, _CONTEXT, frozenset()
     )
-
-
-def _identity(base_url: str, model: str, info: CheckpointInfo, context: int) -> str:
-    """A hash of everything known about the model; the server's weights are unknown."""
-    use = (info.pair_format.template, info.pair_format.style, context)
-    special = (info.tokenizer.fingerprint, info.tokenizer.eos_id, info.bos_ids)
-    known = [base_url, model, str(info.direction), *special, *use]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:

@@ -92,7 +92,7 @@ class VLLMLanguageModel(LanguageModel):
             self.check_target(target)
         spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
         ids = [
-            self.direction.to_model_order(list(target.ids))[:end]
+            self.ids_in_model_order(target)[:end]
             for target, (_, end) in zip(targets, spans, strict=True)
         ]
         asked = [place for place, (start, end) in enumerate(spans) if end > start]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 
 from ledom.core.direction import Direction
 from ledom.text.tokenizer import Tokenizer
@@ -12,7 +13,7 @@ __all__ = ["PatternSearch"]
 _NEW_TOKENS = 12  # decoded anew for each token before their text is kept
 _MOST_OVERLAP = 4  # kept tokens that are decoded with new ones; a character has at most 4 bytes
 _INCOMPLETE = "\ufffd"  # the text of bytes that are part of a character
-_COMPLETE = "\ufffd", "ï¿½", "<0xEF><0xBF><0xBD>"  # tokens of this character itself
+_RARE = "\u07ff\uefff\U0007ffff\U000c0000"  # no vocabulary joins their bytes
 
 
 class PatternSearch:
@@ -38,17 +39,25 @@ class PatternSearch:
     def __call__(self, ids: list[int]) -> bool:
         forward = self._direction is Direction.FORWARD
         text = self._text(ids)
-        newest, last = (text[-4:], text[-1:]) if forward else (text[:4], text[:1])
-        if last == _INCOMPLETE and newest != 4 * _INCOMPLETE and not self._is_complete(ids):
-            return False  # the newest bytes may be part of a character that is incomplete
+        if text[-1 if forward else 0 :][:1] == _INCOMPLETE and self._is_open(ids):
+            return False
         return bool(self._pattern.search(text.lstrip() if forward else text.rstrip()))
 
-    def _is_complete(self, ids: list[int]) -> bool:
-        """Whether the newest character is U+FFFD itself."""
-        newest = self._direction.to_reading_order(ids[-3:])  # it has three bytes
-        names = "".join(self._tokenizer.backend.id_to_token(i) or "" for i in newest)
-        forward = self._direction is Direction.FORWARD
-        return names.endswith(_COMPLETE) if forward else names.startswith(_COMPLETE)
+    def _is_open(self, ids: list[int]) -> bool:
+        """Whether more bytes would complete the newest character: else it is U+FFFD for good."""
+        newest = ids[self._begin :]
+        longer = ([*newest, *[byte] * count] for byte in self._bytes for count in (1, 2, 3))
+        return any(len(self._decode(more)) <= len(self._decode(newest)) for more in longer)
+
+    @cached_property
+    def _bytes(self) -> list[int]:
+        """Tokens of one byte that begins a character, for a text that grows in front, or ends it.
+
+        Whatever bytes an incomplete character lacks, one to three times one of these complete it.
+        """
+        encoded = map(self._direction.to_model_order, map(self._tokenizer.encode_inside, _RARE))
+        ends = {token for ids in encoded for token in ids[-1:]}
+        return [token for token in ends if self._tokenizer.decode([token]) == _INCOMPLETE]
 
     def _text(self, ids: list[int]) -> str:
         """The text of all tokens."""

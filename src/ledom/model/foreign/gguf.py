@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ledom.core.errors import CheckpointError, needs_extra
 from ledom.core.reading import JsonObject
-from ledom.model.checkpoint import quiet
+from ledom.model.checkpoint import readable
 from ledom.model.foreign.tensors import StoredTensor, from_torch
 
 __all__ = ["read_gguf"]
@@ -40,21 +40,17 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
     with file.open("rb") as contents:
         if contents.read(4) != b"GGUF":
             raise CheckpointError(f"{file}: not a GGUF file; it does not begin with GGUF")
-    try:
-        with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            tokenizer: Any = AutoTokenizer.from_pretrained(
-                file.parent, gguf_file=file.name, trust_remote_code=False
-            )
-    except Exception as error:  # transformers raises many types for bad files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{file}: transformers cannot read it: {reason[:300]}") from None
+    with readable(file):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
     model, info = loaded
     reader = GGUFReader(file)
     _complete(file, model, info["missing_keys"], reader)

@@ -30,7 +30,7 @@ from ledom.core.errors import (
 )
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import JsonObject, read_json_object
-from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet
+from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet, readable
 from ledom.model.folder import end_ids, file_digest, read_config, snapshot
 from ledom.model.foreign import nanochat_import
 from ledom.model.foreign.aliases import ALIASES, is_hub_name
@@ -44,7 +44,7 @@ from ledom.model.foreign.tensors import (
     read_torch_file,
     write_safetensors,
 )
-from ledom.model.foreign.tokenizer_files import read_tokenizer, recorded_eos
+from ledom.model.foreign.tokenizer_files import known_eos, read_tokenizer
 from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["RECORD", "ImportOptions", "Imported", "import_model"]
@@ -132,12 +132,11 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     if options.softcap is not None and model.vocab_rows is None:
         raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
     direction = _direction(found, model, options)
-    config = _checked_config(model.config, found.path)
-    skeleton = build_skeleton(config)
+    skeleton = _skeleton(model.config, found.path)
     if differing_ties(model.tensors, skeleton):
-        config, skeleton = _untied(found, model)
+        skeleton = _untied(found, model)
     tensors = fit_tensors(model.tensors, skeleton, model.vocab_rows, found.name)
-    _check_vocabulary(found, config, model.tokenizer)
+    _check_vocabulary(found, skeleton.config, model.tokenizer)
     hashes = _hash(found, model, tensors, options.progress)
     shown = partial(options.progress, name="tensors", done=0, total=len(tensors))
     with write_folder(out) as folder:
@@ -154,18 +153,17 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     return Imported(out, direction, eos, model.notes, check)
 
 
-def _untied(source: _Source, model: _Model) -> tuple[PretrainedConfig, PreTrainedModel]:
-    """Config and skeleton with the embedding and the head apart, as transformers reads them."""
+def _untied(source: _Source, model: _Model) -> PreTrainedModel:
+    """The skeleton with the embedding and the head apart, as transformers reads them."""
     model.config["tie_word_embeddings"] = False
-    config = _checked_config(model.config, source.path)
-    skeleton = build_skeleton(config)
+    skeleton = _skeleton(model.config, source.path)
     if left := differing_ties(model.tensors, skeleton):
         raise CheckpointError(
             f"{source.name}: config.json ties {left[0]!r} to another weight, but the files hold "
             "two different ones; correct config.json"
         )
     model.notes.append("the head is not the embedding, although config.json ties them")
-    return config, skeleton
+    return skeleton
 
 
 def _record(
@@ -227,7 +225,7 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
     shape_file = folder / "config.json"
     if checkpoint is None:
         named = read_json_object(shape_file).get(_WEIGHTS_KEY) if shape_file.is_file() else None
-        tensors = read_folder(folder, named and str(named))
+        tensors = read_folder(folder, None if named is None else str(named))
     else:
         shape_file = checkpoint[1]
         tensors = read_torch_file(checkpoint[0])
@@ -239,45 +237,38 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
         config = read_config(folder)
     place = options.tokenizer or folder
     tokenizer, files = read_tokenizer(place, source.added_tokens)
-    eos = recorded_eos(place if place.is_dir() else place.parent, tokenizer, config)
+    eos = known_eos(place if place.is_dir() else place.parent, tokenizer, config)
     files = [shape_file, *files]
     return _Model(config, tensors, tokenizer, eos, files, rows, notes)
 
 
 def _direction(source: _Source, model: _Model, options: ImportOptions) -> Direction:
     recorded = model.config.get(DIRECTION_KEY, source.direction)
-    try:
-        return choose_direction(source.path, recorded, options.direction)
-    except DirectionError as error:
-        if recorded is None:
-            raise DirectionError(
-                f"{source.name}: nothing says in which direction this model was trained; give "
-                "--direction forward or --direction reverse"
-            ) from None
-        raise error
+    if recorded is None and options.direction is None:
+        raise DirectionError(
+            f"{source.name}: nothing says in which direction this model was trained; give "
+            "--direction forward or --direction reverse"
+        )
+    return choose_direction(source.path, recorded, options.direction)
 
 
-def _checked_config(config: JsonObject, path: Path) -> PretrainedConfig:
-    """The config as a transformers object; the model's own code is never run."""
+def _skeleton(config: JsonObject, path: Path) -> PreTrainedModel:
+    """The model that a config describes, without its weights; its own code is never run."""
     if config.get("quantization_config"):
         raise CheckpointError(f"{path}: the weights are quantized; give plain ones, or a GGUF file")
+    kind = config.get("model_type")
+    if not isinstance(kind, str):  # transformers would guess it from the folder's name
+        raise CheckpointError(f"{path}: config.json: model_type is {kind!r}; name an architecture")
+    with (
+        readable(path),
+        TemporaryDirectory() as folder,
+    ):  # of a file, infinities are read as numbers
+        write_json(Path(folder, "config.json"), config)
+        known: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        skeleton = build_skeleton(known)
     for key in _NOT_KEPT:
         config.pop(key, None)
-    kind = config.get("model_type")
-    try:
-        if not isinstance(kind, str):  # transformers would guess it from the folder's name
-            raise ValueError
-        with TemporaryDirectory() as folder:  # only a file's infinities are read as numbers
-            write_json(Path(folder, "config.json"), config)
-            known: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many types for bad configs
-        named = isinstance(kind, str)
-        reason = in_one_line(error) if named else f"model_type is {kind!r}"
-        raise CheckpointError(
-            f"{path}: config.json is not of a model built into transformers ({reason}); ledom runs "
-            "no code that comes with a model"
-        ) from None
-    return known
+    return skeleton
 
 
 def _check_vocabulary(source: _Source, config: PretrainedConfig, tokenizer: RustTokenizer) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ledom.core.errors import CheckpointError
 
@@ -27,8 +27,9 @@ _SPACE = "▁"
 def read_sentencepiece(file: Path) -> Tokenizer:
     """The tokenizer in a BPE model's file, with the file's ids.
 
-    Raises `CheckpointError` for a damaged file, another kind of model, or a normalizer that changes
-    more than spaces.
+    It differs from sentencepiece only for a text that begins with a user-defined piece: there is no
+    dummy prefix before it. Raises `CheckpointError` for a damaged file, another kind of model, or a
+    normalizer that changes more than spaces.
     """
     try:
         pieces, trainer, normalizer = _read(file.read_bytes())
@@ -47,16 +48,20 @@ def read_sentencepiece(file: Path) -> Tokenizer:
         )
     )
     prefix = bool(normalizer.get(3, 1))
-    blanks: list[Any] = [normalizers.Prepend(_SPACE)] if prefix else []
-    backend.normalizer = normalizers.Sequence([*blanks, normalizers.Replace(" ", _SPACE)])
+    backend.normalizer = normalizers.Replace(" ", _SPACE)
+    if prefix:  # the first of these puts it at the start of a text, even if a blank is there
+        schemes = ((" ", "first"), (_SPACE, "never"))
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Metaspace(*scheme, split=False) for scheme in schemes]
+        )
     strip: list[Any] = [decoders.Strip(" ", 1, 0)] if prefix else []
     backend.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     backend.add_special_tokens([t for t, _, kind in pieces if kind in (_UNKNOWN, _CONTROL)])
-    backend.add_tokens(
-        [AddedToken(t, normalized=False) for t, _, kind in pieces if kind == _USER_DEFINED]
-    )
+    # One with a space of its own matches nothing: spaces are escaped first.
+    matched = [text for text, _, kind in pieces if kind == _USER_DEFINED and " " not in text]
+    backend.add_tokens([AddedToken(text, normalized=True) for text in matched])
     return backend
 
 

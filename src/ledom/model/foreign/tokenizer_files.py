@@ -13,8 +13,9 @@ from ledom.core.reading import JsonObject, check_regular, read_json_object
 from ledom.model.checkpoint import quiet
 from ledom.model.foreign.sentencepiece import read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
+from ledom.text.tokenizer import recorded_eos
 
-__all__ = ["read_tokenizer", "recorded_eos"]
+__all__ = ["known_eos", "read_tokenizer"]
 
 _BEGIN_WITH_BOS = ("Llama", "CodeLlama", "Gemma")
 """Tokenizer classes of transformers that put BOS before a text unless told otherwise."""
@@ -140,21 +141,13 @@ def _put_bos_in_front(backend: RustTokenizer, folder: Path) -> None:
         )
 
 
-def recorded_eos(folder: Path, backend: RustTokenizer, config: JsonObject) -> str | None:
-    """The document-end token that a folder records, if any, and if the tokenizer has it.
+def known_eos(folder: Path, backend: RustTokenizer, config: JsonObject) -> str | None:
+    """The document-end token that a folder or a config records, if the tokenizer has it.
 
     Otherwise a usual one that the tokenizer has, or None.
     """
-    token = _read_json(folder / "tokenizer_config.json").get("eos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    number = config.get("eos_token_id")
-    number = number[0] if isinstance(number, list) and number else number
-    if token is None and isinstance(number, int):
-        token = backend.id_to_token(number)
-    for candidate in (token, "<|endoftext|>", "<|bos|>"):
-        if candidate is not None and backend.token_to_id(str(candidate)) is not None:
-            return str(candidate)
-    return None
+    names = (recorded_eos(folder, backend, config), "<|endoftext|>", "<|bos|>")
+    return next((n for n in names if n is not None and backend.token_to_id(n) is not None), None)
 
 
 def _read_json(file: Path) -> JsonObject:
