@@ -1,7 +1,10 @@
+import contextlib
 import json
 import os
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -247,6 +250,30 @@ def test_a_twin_with_other_settings_is_refused_before_the_first_checkpoint(tmp_p
             twin.restore()
         assert Checkpoints(reverse, *make(0), recipe, Direction.REVERSE, ALONE).restore() == 0
     assert twin.restore() == 0  # the other one has stopped, and left nothing
+
+
+def test_of_twins_with_other_settings_that_start_at_once_one_is_refused(
+    tmp_path, recipe, make, monkeypatch
+):
+    found, ended, find = threading.Barrier(2), threading.Barrier(2), Checkpoints._find
+
+    def find_with_the_twin(checkpoints):
+        newest = find(checkpoints)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            found.wait(timeout=1)
+        return newest
+
+    def start(direction, seed):
+        folder, other = tmp_path / str(direction), recipe.model_copy(update={"seed": seed})
+        with lock_folder(folder, "trains"):
+            try:
+                Checkpoints(folder, *make(0), other, direction, ALONE).restore()
+            finally:
+                ended.wait()
+
+    monkeypatch.setattr(Checkpoints, "_find", find_with_the_twin)
+    with ThreadPoolExecutor() as threads, pytest.raises(CheckpointError, match="seed: "):
+        list(threads.map(start, Direction, (1, 2)))
 
 
 def test_a_twin_with_other_settings_is_refused(tmp_path, recipe, make):

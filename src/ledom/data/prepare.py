@@ -15,11 +15,17 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError, RecipeError
-from ledom.core.files import check_settings, file_hash, lock_folder, write_json
+from ledom.core.files import (
+    LARGEST_SEED,
+    check_settings,
+    file_hash,
+    lock_folder,
+    write_json,
+)
 from ledom.core.reading import Config, JsonObject, read_json, read_jsonl
 from ledom.core.records import Document, Problem, read_records
 from ledom.data.packing import Packing
@@ -91,7 +97,7 @@ class DataConfig(Config):
     equation_only_fraction: NonNegativeFloat = Field(default=0.0, lt=1)
     """Share of the generator's documents that are only equations, from the solutions of further
     problems: arithmetic takes far more examples than reading."""
-    seed: int = 0
+    seed: NonNegativeInt = Field(default=0, le=LARGEST_SEED)
     """Seed of the generator."""
 
     @property

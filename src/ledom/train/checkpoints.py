@@ -13,6 +13,7 @@ import shutil
 import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.core.files import differences, write_json
+from ledom.core.files import differences, lock_folder, write_json
 from ledom.core.reading import JsonObject, read_json
 from ledom.train.distributed import ProcessGroup
 from ledom.train.optim import OptimConfig, schedule
@@ -134,11 +135,9 @@ class Checkpoints:
         Raises `CheckpointError` if it is damaged or belongs to a run with other settings. If there
         is none yet, raises it if the twin in `runs/<name>` has, or trains with, other settings.
         """
-        newest, refusal = self._world.agreed(self._find() if self._world.is_first else (None, ""))
+        newest, refusal = self._world.agreed(self._start() if self._world.is_first else (None, ""))
         if refusal:
             raise CheckpointError(refusal)
-        if self._world.is_first:  # for the twin, which may start before the first checkpoint
-            write_json(self.folder.with_name(RUN), self._run)
         if newest is None:
             return 0
         contents = self._contents()
@@ -170,6 +169,19 @@ class Checkpoints:
     def _contents(self) -> dict[str, Any]:
         weights, optimizers = get_state_dict(self._model, self._optimizers)
         return {"model": weights, "optimizers": optimizers}
+
+    def _start(self) -> tuple[Path | None, str]:
+        """As `_find`; then write this run's settings, for the twin.
+
+        The twin may start before there is a checkpoint, or at the same moment: one after the other.
+        """
+        run = self.folder.parent
+        together = lock_folder(run.parent, "compares its settings", wait=True, name=".inputs.lock")
+        with together if run.name == self._run["direction"] else nullcontext():
+            newest, refusal = self._find()
+            if not refusal:
+                write_json(run / RUN, self._run)
+        return newest, refusal
 
     def _find(self) -> tuple[Path | None, str]:
         """The newest checkpoint if any, and the reason if it cannot be used, else an empty text."""
