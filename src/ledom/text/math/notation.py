@@ -121,6 +121,7 @@ _SPELLINGS = (
     (re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])"), " th"),
     (re.compile(r"(?<![A-Za-z])([aApP])\.\s?([mM])\.?(?![A-Za-z])"), r" \1\2"),
     (re.compile(r"(?<![A-Za-z\\])[Ii]nfinity(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"(?<=\d) per cent(?![A-Za-z])"), " percent"),
     (re.compile(r"\A([A-J])\)\Z"), r"\1"),  # the letter of a choice
     # a set as plain text writes it; the comma of {1,000} groups digits
     (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
