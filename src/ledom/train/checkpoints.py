@@ -45,8 +45,13 @@ _FOLDER = "checkpoints"
 _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
-_DATA_FILES = {"train", "valid", "tokenizer"}  # keys of a recipe's data that may name a file
 _REPORTING = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours", "trackers"}
+_FREE = {  # keys of a recipe's groups that may change; places of files among them
+    "train": _REPORTING,
+    "data": {"train", "valid", "tokenizer", "verify"},
+    "sources": {"path"},
+    "objective": {"negatives"},
+}
 
 # torch warns of a run with a single process, which is intended here.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -291,14 +296,20 @@ def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
 def _settings(run: JsonObject) -> JsonObject:
     """What a resumed run must keep, under the recipe's key names: no step, no place, no reports.
 
-    A file of the data may be moved: `prepare_data` compares the contents.
+    A file may be moved: `prepare_data` and `check_inputs` compare the contents.
     """
-    recipe = run.get("recipe")
-    kept = {key: value for key, value in run.items() if key not in ("recipe", "step")}
-    if not isinstance(recipe, dict):
-        return kept
-    kept |= recipe
-    for group, free in (("data", _DATA_FILES), ("train", _REPORTING)):
-        if isinstance(kept.get(group), dict):
-            kept[group] = {k: v for k, v in kept[group].items() if k not in free}
+    kept: JsonObject = _kept({key: value for key, value in run.items() if key != "step"})
+    recipe = kept.pop("recipe", None)
+    if isinstance(recipe, dict):
+        kept |= recipe
+        kept["init_from"] = recipe.get("init_from") and "a model"
     return kept
+
+
+def _kept(value: Any, group: str = "") -> Any:
+    """A group of settings without the keys that may change."""
+    if isinstance(value, list):
+        return [_kept(item, group) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {k: _kept(v, k) for k, v in value.items() if k not in _FREE.get(group, ())}
