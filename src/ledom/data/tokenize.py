@@ -11,7 +11,6 @@ their files, whatever the number of tasks.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
@@ -33,10 +32,10 @@ from ledom.core.files import check_settings, lock_folder, write_json
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
-from ledom.data.source_runs import SourceRuns
 from ledom.data.store import (
     MANIFEST,
     ShardEntry,
+    SourceRuns,
     TokenStore,
     finalize_shard,
     token_dtype,
@@ -234,7 +233,7 @@ def _read_entry(out: Path, task: int) -> ShardEntry | None:
 
 @dataclass(frozen=True)
 class _ShardSources:
-    sources: list[tuple[str, int]] | None = None  # None: of a version that did not keep them
+    sources: list[tuple[str, int]]
 
 
 def _sources(out: Path, tasks: int) -> list[tuple[str, int]]:
@@ -242,13 +241,7 @@ def _sources(out: Path, tasks: int) -> list[tuple[str, int]]:
     runs = SourceRuns()
     for task in range(tasks):
         file = _entry_file(out, task)
-        found = as_type(read_json(file), _ShardSources, file).sources
-        if found is None:
-            logging.getLogger("ledom").warning(
-                "%s: an older version began it and kept no sources; tokenize anew", out
-            )
-            return []
-        for source, count in found:
+        for source, count in as_type(read_json(file), _ShardSources, file).sources:
             runs.add(source, count)
     return runs.named(out)
 

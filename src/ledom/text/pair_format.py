@@ -14,22 +14,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from textwrap import shorten
 from typing import Literal
 
 from ledom.core.errors import InputError
 from ledom.text.answers import extract_answer
+from ledom.text.math import in_text
 from ledom.text.math.expressions import read
-from ledom.text.math.in_text import (
-    CALCULATION,
-    CALCULATION_PART,
-    EQUATION,
-    EXPRESSION,
-    EXPRESSION_OR_NUMBER,
-    SIGNED,
-)
 from ledom.text.math.notation import keyboard, normalize_numbers, with_few_brackets
 from ledom.text.math.units import is_unit
 from ledom.text.tokenizer import Encoding, Tokenizer
@@ -90,7 +83,7 @@ def bare_steps(solution: str) -> str:
     >>> bare_steps("- $57/hour * 7 hours = $399")
     '57 * 7 = 399'
     """
-    return _rewritten(solution, EQUATION, _bare_calculation)
+    return _rewritten(solution, in_text.EQUATION, _bare_calculation)
 
 
 def _rewritten(solution: str, pattern: re.Pattern[str], rewrite: _Rewrite) -> str:
@@ -101,28 +94,29 @@ def _rewritten(solution: str, pattern: re.Pattern[str], rewrite: _Rewrite) -> st
     return "\n".join(pattern.sub(rewrite, line) for line in lines if line)
 
 
-def _plain(solution: str, answer: str | None) -> str:
-    """Words and bare equations, the answer on a line of its own."""
-    return _ended(_plain_steps(solution), solution, answer)
+def _style(of_steps: Callable[[str], str]) -> Callable[[str, str | None], str]:
+    """A style: what `of_steps` takes from the plain steps, and the answer on a line of its own."""
+    return lambda solution, answer: _ended(of_steps(_plain_steps(solution)), solution, answer)
 
 
-def _numbers(solution: str, answer: str | None) -> str:
-    """Each line's numbers and expressions, and the answer."""
-    return _ended(_numbers_of(_plain_steps(solution)), solution, answer)
+def _numbers(steps: str) -> str:
+    """Each line's numbers and expressions."""
+    lines = map(in_text.EXPRESSION_OR_NUMBER.findall, steps.splitlines())
+    numbers = partial(re.findall, in_text.SIGNED)
+    whole = ([p if _is_whole(p) else " ".join(numbers(p)) for p in line] for line in lines)
+    return "\n".join(" ".join(line) for line in whole if line)
 
 
-def _equations(solution: str, answer: str | None) -> str:
-    """The equations alone, one per line, and the answer; all numbers if there are no equations."""
-    steps = _plain_steps(solution)
-    found = "\n".join(filter(_is_whole, EXPRESSION.findall(steps))) or _numbers_of(steps)
-    return _ended(found, solution, answer)
+def _equations(steps: str) -> str:
+    """The equations alone, one per line; all numbers if there are no equations."""
+    return "\n".join(filter(_is_whole, in_text.EXPRESSION.findall(steps))) or _numbers(steps)
 
 
 STYLES: dict[str, Callable[[str, str | None], str]] = {
     "as written": lambda solution, answer: solution,
-    "plain": _plain,
-    "numbers": _numbers,
-    "equations": _equations,
+    "plain": _style(str),
+    "numbers": _style(_numbers),
+    "equations": _style(_equations),
 }
 """What a model reads of a solution: the text as written, the text with bare equations, its numbers
 and operators, or its equations. A number that is merely repeated from the question is in none of
@@ -131,16 +125,7 @@ the equations, so it explains nothing."""
 
 def _plain_steps(solution: str) -> str:
     text = _REMARK.sub(r"\1", _without_markup(_ANSWER_LINE.sub("", solution.strip())))
-    return re.sub(" +", " ", _rewritten(text, CALCULATION, _understood))
-
-
-def _numbers_of(steps: str) -> str:
-    lines = map(EXPRESSION_OR_NUMBER.findall, steps.splitlines())
-    return "\n".join(" ".join(map(_whole_or_numbers, line)) for line in lines if line)
-
-
-def _whole_or_numbers(found: str) -> str:
-    return found if _is_whole(found) else " ".join(re.findall(SIGNED, found))
+    return re.sub(" +", " ", _rewritten(text, in_text.CALCULATION, _understood))
 
 
 def _is_whole(calculation: str) -> bool:
@@ -186,7 +171,7 @@ def _understood(match: re.Match[str]) -> str:
     calculation, after = match[0], match.string[match.end() :]
     if not _is_whole(calculation):
         return calculation
-    units = {unit for _, _, unit, *_ in CALCULATION_PART.findall(calculation)}
+    units = {unit for _, _, unit, *_ in in_text.CALCULATION_PART.findall(calculation)}
     if attached := re.match("[A-Za-z]{1,9}", after):
         units.add(attached[0])
     if not any(map(_is_variable, units)):
@@ -212,7 +197,7 @@ def _is_rounded(equation: str) -> bool:
 def _bare_calculation(match: re.Match[str]) -> str:
     """Without units, currency signs and the brackets that its value does not depend on."""
     text = ""
-    for opened, amount, _, closed, operator in CALCULATION_PART.findall(match[0]):
+    for opened, amount, _, closed, operator in in_text.CALCULATION_PART.findall(match[0]):
         text += "(" * len(opened) + _CURRENCY.sub("", amount) + ")" * len(closed)
         text += f" {operator.strip() or '*'} "  # 5(4) multiplies
     text = _MIXED.sub(

@@ -125,7 +125,12 @@ class TrainingRun:
                 _stop_requests() as received,
             ):
                 while self.step < self.recipe.optim.steps:
-                    row = self._next_row()
+                    row = self._train_step()
+                    self.step += 1
+                    if self._is_due(self.recipe.train.validate_every):
+                        row |= validate(
+                            self.model, self.data, self.direction, self.recipe, self.world
+                        )
                     log(row)
                     failure = self._save()
                     notice = f"{failure}; training continues" if failure else None
@@ -155,14 +160,6 @@ class TrainingRun:
                 weights,
             )
         return finished
-
-    def _next_row(self) -> Row:
-        """Take a step, and validate if that is due; returns the step's row of metrics."""
-        row = self._train_step()
-        self.step += 1
-        if self._is_due(self.recipe.train.validate_every):
-            row |= validate(self.model, self.data, self.direction, self.recipe, self.world)
-        return row
 
     def _save(self) -> OutputError | None:
         """Save a checkpoint if one is due; returns the failure of an earlier one, if any."""
