@@ -174,24 +174,15 @@ def _understood(match: re.Match[str]) -> str:
     units = {unit for _, _, unit, *_ in in_text.CALCULATION_PART.findall(calculation)}
     if attached := re.match("[A-Za-z]{1,9}", after):
         units.add(attached[0])
-    if not any(map(_is_variable, units)):
+    if not any(len(u.strip(" /")) == 1 or (u[:1].isalpha() and not is_unit(u)) for u in units):
         units.discard("")
     equation = _bare_calculation(match)
-    is_certain = len(units) < 2 and not (units and _FRACTION.match(calculation))
-    is_understood = is_certain or _is_rounded(equation)
-    return equation + " " * bool(attached) if is_understood else calculation
-
-
-def _is_variable(unit: str) -> bool:
-    """Whether what is written after a number may be a factor: m, and 2ab, but not 2cm."""
-    is_attached = unit[:1].isalpha()
-    return len(unit.strip(" /")) == 1 or (is_attached and not is_unit(unit))
-
-
-def _is_rounded(equation: str) -> bool:
-    nodes = map(read, equation.split(" = "))
-    first, *others = [n.value for n in nodes if n and n.value is not None] or [Fraction(0)]
-    return all(abs(value - first) * 50 <= abs(first) for value in others)
+    if len(units) > 1 or (units and _FRACTION.match(calculation)):
+        nodes = map(read, equation.split(" = "))
+        first, *others = [n.value for n in nodes if n and n.value is not None] or [Fraction(0)]
+        if any(abs(value - first) * 50 > abs(first) for value in others):  # results are rounded
+            return calculation
+    return equation + " " * bool(attached)
 
 
 def _bare_calculation(match: re.Match[str]) -> str:

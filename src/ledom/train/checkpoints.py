@@ -46,7 +46,7 @@ _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 _REPORTING = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours", "trackers"}
-_FREE = {  # keys of a recipe's groups that may change; places of files among them
+_FREE = {  # keys of a recipe's groups that may change, such as the places of files
     "train": _REPORTING,
     "data": {"train", "valid", "tokenizer", "verify"},
     "sources": {"path"},

@@ -135,11 +135,10 @@ _GROUPED_FRACTION = re.compile(  # 12 000/5 and 1 000 1/2; 12 345/500 may be a m
     rf"[\s-]*[1-9]\d{{0,2}}(?:(?:{GROUP_SPACE}\d{{3}})*{GROUP_SPACE}0\d\d/[1-9]\d*"
     rf"|(?:{GROUP_SPACE}\d{{3}})+ \d{{1,2}}/[1-9]\d*)\s*"
 )
-_BETWEEN_GROUPS = re.compile(rf"(?<=\d)\\?{GROUP_SPACE}(?=\d{{3}})")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Texts that group digits by spaces, 12 500 + 500 = 13 000: no other number begins with 0.
 _HAS_SPACED_GROUPS = re.compile(r"\d(?:[\xa0\u2009\u202f]\d{3}| 0\d\d)(?!\d)")
-_SPACED_GROUPS = re.compile(rf"(?<=\d)(?<!\d{{4}}){GROUP_SPACE}(?=\d{{3}}(?!\d))")
+_SPACED_GROUPS = re.compile(rf"(?<=\d)(?<!\d{{4}})\\?{GROUP_SPACE}(?=\d{{3}}(?!\d))")
 _TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
 _LEADING_POINT = re.compile(r"(?<![\w.)])\.(?=\d)")
 _SYMBOLS = str.maketrans({"÷": "/", "•": "- "})
@@ -249,7 +248,7 @@ def plain_text(answer: str) -> str:
     ('1/2', '7 %')
     """
     if _GROUPED.fullmatch(answer):
-        answer = _BETWEEN_GROUPS.sub(",", answer)
+        answer = _SPACED_GROUPS.sub(",", answer)
     elif _GROUPED_FRACTION.fullmatch(answer):
         answer = _SPACED_GROUPS.sub("", answer)
     text = bare(keyboard(answer).translate(_CHARACTERS))
