@@ -271,16 +271,12 @@ def _sources(
             [],
         )
     records, held_out = read_split(config)
-    return lambda: _render(records, config), lambda: _render(held_out, config), _origins(held_out)
-
-
-def _origins(records: Sequence[Document | Problem]) -> list[tuple[str, int]]:
-    """Runs of records with the same `source`: name and count; empty if no record has a source."""
     runs = SourceRuns()
-    for record in records:
+    for record in held_out:
         name = record.source if isinstance(record, Document) else record.extra.get("source")
         runs.add(str(name) if name else None)
-    return runs.named("the documents to validate on")
+    origins = runs.named("the documents to validate on")
+    return lambda: _render(records, config), lambda: _render(held_out, config), origins
 
 
 def read_split(
