@@ -11,6 +11,7 @@ their files, whatever the number of tasks.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -233,7 +234,7 @@ def _read_entry(out: Path, task: int) -> ShardEntry | None:
 
 @dataclass(frozen=True)
 class _ShardSources:
-    sources: list[tuple[str, int]]
+    sources: list[tuple[str, int]] | None = None  # None: of a version that did not keep them
 
 
 def _sources(out: Path, tasks: int) -> list[tuple[str, int]]:
@@ -241,7 +242,13 @@ def _sources(out: Path, tasks: int) -> list[tuple[str, int]]:
     runs = SourceRuns()
     for task in range(tasks):
         file = _entry_file(out, task)
-        for source, count in as_type(read_json(file), _ShardSources, file).sources:
+        found = as_type(read_json(file), _ShardSources, file).sources
+        if found is None:
+            logging.getLogger("ledom").warning(
+                "%s: an older version began it and kept no sources; tokenize anew", out
+            )
+            return []
+        for source, count in found:
             runs.add(source, count)
     return runs.named(out)
 
