@@ -1,4 +1,4 @@
-"""Scores and spans with what a test cares about; the rest is made up."""
+"""Scores, spans and models with what a test cares about; the rest is made up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from ledom.core.direction import Direction
 from ledom.core.records import Score
 from ledom.lm.language_model import LanguageModel, TokenSpan
 
-__all__ = ["made_score", "token_score", "whole_text"]
+__all__ = ["SMALL_MODEL", "made_score", "token_score", "whole_text"]
+
+SMALL_MODEL = (
+    "model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
+    "num_attention_heads: 2, num_key_value_heads: 1}\n"
+)
+"""A line of a recipe: a model that trains in a moment."""
 
 
 def made_score(

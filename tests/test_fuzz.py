@@ -18,18 +18,20 @@ from ledom.evaluate.inversion import Output
 from ledom.evaluate.retrieval import Query
 from ledom.evaluate.synthesis import Seed
 from ledom.text.tokenizer import Tokenizer
+from made import SMALL_MODEL
 
 pytestmark = pytest.mark.slow
 
 COUNT = 300
 PARTS = 6
-RECIPE = """name: r
+RECIPE = (
+    SMALL_MODEL
+    + """name: r
 data: {DATA}
-model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
-  num_key_value_heads: 1}
 optim: {steps: 1, warmup_steps: 1}
 train: {batch_size: 2, seq_len: 64}
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from ledom.data import tokenize
 from ledom.lm import EMBEDDED
 from ledom.rerank import sample, score
 from ledom.text.tokenizer import Tokenizer
+from made import SMALL_MODEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
 
@@ -31,13 +32,14 @@ COMMANDS = {
     "rerank": "rerank --num-problems 4 --samples 2 --max-tokens 64 --flip 1 --seed 4",
 }
 """The last with the embedded pair: real weights, real log-probabilities."""
-RECIPE = """name: test
+RECIPE = (
+    SMALL_MODEL
+    + """name: test
 data: {train: problems.jsonl, vocab_size: 300}
-model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
-  num_key_value_heads: 1}
 optim: {steps: 7, warmup_steps: 0, decay_steps: 3}
 train: {batch_size: 2, seq_len: 64, precision: float32, checkpoint_every: 2, validate_every: 3}
 """
+)
 _OF_ONE_RUN = ("checkpoints", "completions", "logs", "stats", "stats.json", "executor.json")
 """Files and folders that hold times, and those that only say how far a run has come."""
 

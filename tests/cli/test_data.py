@@ -22,6 +22,7 @@ from ledom.data.problems import generate_problems, is_true
 from ledom.data.store import TokenStore, write_store
 from ledom.text.tokenizer import Tokenizer
 from ledom.train import loop
+from made import SMALL_MODEL
 from number_documents import ids_of
 from started import started
 from waiting import until
@@ -72,8 +73,7 @@ def test_from_documents_to_a_trained_model(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"name: r\ndata:\n  sources: [{{path: {tokens}}}]\n  valid: {valid}\n"
-        "model: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, "
-        "num_attention_heads: 4, num_key_value_heads: 2}\noptim: {steps: 2, warmup_steps: 1}\n"
+        f"{SMALL_MODEL}optim: {{steps: 2, warmup_steps: 1}}\n"
         "train: {batch_size: 4, seq_len: 128}\n"
     )
     arguments = ("train", recipe, "--direction", "reverse", "--out", tmp_path / "runs")

@@ -10,6 +10,7 @@ import pytest
 from command_line import Run, check_refused
 from ledom.data.store import write_store
 from ledom.text.tokenizer import Tokenizer
+from made import SMALL_MODEL
 
 
 def test_train_refuses_bad_recipes(run: Run, tmp_path: Path) -> None:
@@ -37,9 +38,7 @@ def test_an_unknown_direction(
 def test_a_refused_run_keeps_its_recipe(run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "name: r\ndata: {num_documents: 60, num_valid: 1, vocab_size: 300}\n"
-        "model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,\n"
-        "        num_attention_heads: 2, num_key_value_heads: 1}\n"
+        SMALL_MODEL + "name: r\ndata: {num_documents: 60, num_valid: 1, vocab_size: 300}\n"
         "optim: {steps: 2, warmup_steps: 0}\ntrain: {batch_size: 2, seq_len: 64}\n"
     )
     arguments = ("train", recipe, "--direction", "forward", "--threads", 1, "--out", tmp_path)

@@ -355,7 +355,7 @@ def test_sources_that_change_too_often_are_not_kept(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("ledom.data.source_runs._MOST_RUNS", 39)
+    monkeypatch.setattr("ledom.data.store._MOST_RUNS", 39)
     rows = [{"text": f"{n} {n + 1}", "source": f"s{n}"} for n in range(2, 42)]
     file = tmp_path / "named.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -135,6 +135,23 @@ def test_hostile_texts_take_no_time(style: str, text: str) -> None:
         ("5*2=2*5=10", "5 * 2 = 2 * 5 = 10"),
         ("3 + 4 = 7-8 days", "3 + 4 = 7"),  # a range
         ("98 bananas/2 = 49 bananas", "98 / 2 = 49"),
+        # divided by a fraction
+        ("50/ 1/2 = 100 halves", "50 * 2 / 1 = 100"),
+        ("2 cups / 1/4 cup/burger = 8 burgers", "2 * 4 / 1 = 8"),
+        ("48 / 2 / 3 = 8", "48 / 2 / 3 = 8"),
+        # digits in groups
+        ("12 000 + 500 = 12 500", "12000 + 500 = 12500"),
+        ("12\xa0500 + 500 = 13\xa0000 people", "12500 + 500 = 13000"),
+        (r"12{,}000 / 3 = 4{,}000", "12000 / 3 = 4000"),
+        ("Of group 5 100 + 20 = 120", "100 + 20 = 120"),
+        # boxes and short fractions
+        (r"$13^2-5^2 = 169-25 =\boxed{144}$.", "13 ^ 2 - 5 ^ 2 = 169 - 25 = 144"),
+        (r"\[\frac 12\cdot 5\cdot2 = 5\]", "1 / 2 * 5 * 2 = 5"),
+        # units of one letter, and with a power
+        ("200g + 200g = 400g of flour", "200 + 200 = 400"),
+        ("2 * 200g = 400g", "2 * 200 = 400"),
+        ("54 m^2 - 24 m^2 = 30 m^2", "54 - 24 = 30"),
+        ("5/5 – 1/5 = 4/5 of a day", "5 / 5 - 1 / 5 = 4 / 5"),
     ],
 )
 def test_an_equation_stays_true(text: str, equation: str) -> None:
@@ -167,6 +184,19 @@ def test_a_bullet_is_no_sign() -> None:
         r"3 + 4 = 7\pi - 15",
         "5 feet + 3 inches = 63 inches",
         "$0.25/glass x 10 glasses = 250 cents",
+        "3x + 4x = 7x",
+        "15 + 3 = 2ab",
+        r"$\frac{1}{25} + \frac{1}{y} = \frac{1}{24}$",
+        r"$\frac{7}{5} b = 35$",
+        "1/2 a cup = 4 ounces",
+        "sunset is at 6:00+48=6:48",
+        r"$(0 + 3, 0 + 2) = (3, 2)$",
+        r"$24 (1+3) = 96$",
+        r"$6^4 = 2^43^4$",
+        r"$4 \div 6 = 0 \text{ remainder } 4$",
+        r"$989^2=(10^3-11)^2=10^6-2\cdot11\cdot10^3$ and $1+2=3!+x$",
+        r"\begin{pmatrix} 3 \\ 4 \end{pmatrix} + \begin{pmatrix} 1 \\ 2 \end{pmatrix}"
+        r" = \begin{pmatrix} 4 \\ 6 \end{pmatrix}",
     ],
 )
 def test_a_calculation_that_is_not_understood_gives_no_equation(text: str) -> None:

@@ -1,7 +1,10 @@
+import contextlib
 import json
 import os
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,9 +13,11 @@ import torch.distributed.checkpoint as dcp
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError
 from ledom.core.files import lock_folder
+from ledom.data.prepare import DataConfig
 from ledom.model.checkpoint import build_model
 from ledom.train.checkpoints import Checkpoints
 from ledom.train.distributed import ParallelConfig, ProcessGroup
+from ledom.train.objective import ObjectiveConfig
 from ledom.train.optim import build_optimizers
 
 pytestmark = pytest.mark.slow
@@ -249,6 +254,30 @@ def test_a_twin_with_other_settings_is_refused_before_the_first_checkpoint(tmp_p
     assert twin.restore() == 0  # the other one has stopped, and left nothing
 
 
+def test_of_twins_with_other_settings_that_start_at_once_one_is_refused(
+    tmp_path, recipe, make, monkeypatch
+):
+    found, ended, find = threading.Barrier(2), threading.Barrier(2), Checkpoints._find
+
+    def find_with_the_twin(checkpoints):
+        newest = find(checkpoints)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            found.wait(timeout=1)
+        return newest
+
+    def start(direction, seed):
+        folder, other = tmp_path / str(direction), recipe.model_copy(update={"seed": seed})
+        with lock_folder(folder, "trains"):
+            try:
+                Checkpoints(folder, *make(0), other, direction, ALONE).restore()
+            finally:
+                ended.wait()
+
+    monkeypatch.setattr(Checkpoints, "_find", find_with_the_twin)
+    with ThreadPoolExecutor() as threads, pytest.raises(CheckpointError, match="seed: "):
+        list(threads.map(start, Direction, (1, 2)))
+
+
 def test_a_twin_with_other_settings_is_refused(tmp_path, recipe, make):
     """`ledom compare` takes the difference between their losses for that of the direction."""
     forward, reverse = tmp_path / "forward", tmp_path / "reverse"
@@ -276,8 +305,8 @@ def test_a_twin_with_other_settings_is_refused(tmp_path, recipe, make):
     assert begin(other) == 0
 
 
-def test_the_files_of_the_data_may_be_moved(tmp_path, recipe, make, checkpoints):
-    """What they contain is compared when the data are prepared."""
+def test_files_may_be_moved(tmp_path, recipe, make, checkpoints):
+    """What they contain is compared when the data are prepared, and by `check_inputs`."""
     save(checkpoints, 5)
     moved = {"train": "elsewhere.jsonl", "valid": "there.jsonl", "tokenizer": "t.json"}
     other = recipe.model_copy(update={"data": recipe.data.model_copy(update=moved)})
@@ -285,6 +314,24 @@ def test_the_files_of_the_data_may_be_moved(tmp_path, recipe, make, checkpoints)
     other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"seed": 7})})
     with pytest.raises(CheckpointError, match="data.seed: 0 there, 7 now"):
         Checkpoints(tmp_path, *make(0), other, FORWARD, ALONE).restore()
+
+
+def test_stores_models_and_wrong_solutions_may_be_moved(tmp_path, recipe, make):
+    def given(place, weight=1.0, **data):
+        mixed = [{"path": f"{place}/a"}, {"path": f"{place}/b", "weight": weight}]
+        changed = {"data": DataConfig(sources=mixed, valid=f"{place}/v", **data)}
+        wrong = ObjectiveConfig(contrastive=1.0, negatives=f"{place}/wrong.jsonl")
+        return recipe.model_copy(update=changed | {"objective": wrong, "init_from": place})
+
+    def restore(other):
+        return Checkpoints(tmp_path, *make(0), other, FORWARD, ALONE).restore()
+
+    save(Checkpoints(tmp_path, *make(0), given("here"), FORWARD, ALONE), 5)
+    assert restore(given("there", verify=False)) == 5  # checksums may be skipped
+    with pytest.raises(CheckpointError, match="data.sources: .*'weight': 1.0.*'weight': 2.0"):
+        restore(given("here", weight=2.0))
+    with pytest.raises(CheckpointError, match="init_from: 'a model' there, None now"):
+        restore(given("here").model_copy(update={"init_from": None}))
 
 
 def test_how_often_to_save_and_where_to_run_may_change(tmp_path, recipe, make, checkpoints):

@@ -232,7 +232,7 @@ def test_what_is_no_model_is_refused(tmp_path, checkpoints):
 def test_the_card_of_data(tmp_path, run_folder):
     folder = tmp_path / "data"
     shutil.copytree(run_folder / "data", folder)
-    assert write_dataset_card(folder, "me/words", "cc0-1.0")
+    write_dataset_card(folder, "me/words", "cc0-1.0")
     card = (folder / "README.md").read_text()
     assert "# words\n" in card
     for part in ("train", "valid"):
@@ -247,7 +247,6 @@ def test_the_card_of_data(tmp_path, run_folder):
     exec(program, names)
     tokenizer = Tokenizer.load(folder)
     assert names["document"][-1] == tokenizer.eos_id  # type: ignore[index]
-    assert not write_dataset_card(tmp_path / "nothing")
 
 
 class Hub:

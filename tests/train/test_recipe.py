@@ -9,20 +9,15 @@ from ledom.data.prepare import prepare_data
 from ledom.data.store import write_store
 from ledom.text.tokenizer import train_tokenizer
 from ledom.train.recipe import load_recipe, save_recipe
+from made import SMALL_MODEL
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
 
 TREE = {
     "name": "test",
     "data": {"num_documents": 10},
-    "model": {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-    },
     "optim": {"steps": 7},
+    **yaml.safe_load(SMALL_MODEL),
 }
 
 
@@ -57,6 +52,9 @@ def test_a_preset_by_name_and_with_overrides(recipe):
         assert (changed.model.hidden_size, changed.model.num_hidden_layers) == (192, 3)
     with pytest.raises(RecipeError, match=r"override 'model.heads=3': unknown key model.heads; va"):
         load_recipe(recipe, ["model=tiny", "model.heads=3"])
+    for preset in ("{preset: tiny}", "tiny"):
+        with pytest.raises(RecipeError, match=r"one key of the preset, write model.hidden_size=8$"):
+            load_recipe(recipe, [f"model={preset}", "model.preset.hidden_size=8"])
 
 
 def test_a_group_that_is_null_takes_overrides(recipe):
@@ -91,6 +89,8 @@ def test_a_value_may_hold_an_equals_sign(recipe):
         ("optim.muon_lr=.nan", "key optim.muon_lr is nan"),
         ("optim.warmup_steps=-1", "key optim.warmup_steps is -1"),
         ("seed=-1", "key seed is -1"),
+        (f"seed={2**62 + 1}", "key seed is 4611686018427387905: Input should be less than or eq"),
+        (f"data.seed={2**62 + 1}", "key data.seed is 4611686018427387905: Input should be less"),
         ("train.precision=fp8", "key train.precision is 'fp8'"),
         ("train=3", "key train is 3"),
         ("model.hidden_size=33", "hidden_size 33 is not an even multiple of num_attention_heads 2"),

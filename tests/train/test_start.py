@@ -37,6 +37,7 @@ from ledom.train.start import (
     choose_precision,
     content_hash,
 )
+from made import SMALL_MODEL
 
 BOTH = list(Direction)
 ALONE = ProcessGroup(torch.device("cpu"))
@@ -173,8 +174,7 @@ def test_a_replaced_store_is_refused_before_a_step(
     recipe.write_text(
         f"name: r\ndata:\n  sources: [{{path: {store}}}]\n  valid: {valid}\n"
         f"  tokenizer: {inputs['data.tokenizer']}\n"
-        "model: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, "
-        "num_attention_heads: 4, num_key_value_heads: 2}\noptim: {steps: 1, warmup_steps: 0}\n"
+        f"{SMALL_MODEL}optim: {{steps: 1, warmup_steps: 0}}\n"
     )
     arguments = ("train", recipe, "--out", tmp_path / "runs", "--direction")
     assert run(*arguments, "forward")[0] == 0

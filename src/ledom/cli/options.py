@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from ledom.core.errors import InputError
+from ledom.core.files import LARGEST_SEED
 from ledom.core.reading import exists
 
 # Bounds far above any real use: a typo such as 10**20 is refused at once.
@@ -50,8 +51,6 @@ scoring_option = partial(typer.Option, rich_help_panel="Scoring")
 selection_option = partial(typer.Option, rich_help_panel="Selection")
 model_option = partial(typer.Option, rich_help_panel="Models and hardware")
 
-_LARGEST_SEED = 2**62
-
 
 def _seed(given: str | int) -> int:
     """The parser of --seed."""
@@ -59,9 +58,9 @@ def _seed(given: str | int) -> int:
         seed = int(given)
     except ValueError:
         seed = -1
-    if not 0 <= seed <= _LARGEST_SEED:
+    if not 0 <= seed <= LARGEST_SEED:
         raise typer.BadParameter(
-            f"it is {given!s:.40}; give a whole number from 0 to {_LARGEST_SEED}"
+            f"it is {given!s:.40}; give a whole number from 0 to {LARGEST_SEED}"
         )
     return seed
 
@@ -69,7 +68,7 @@ def _seed(given: str | int) -> int:
 Seed = Annotated[
     int,
     typer.Option(
-        parser=_seed, metavar="INTEGER", help=f"Random seed, from 0 to {_LARGEST_SEED} (2^62)."
+        parser=_seed, metavar="INTEGER", help=f"Random seed, from 0 to {LARGEST_SEED} (2^62)."
     ),
 ]
 

@@ -23,6 +23,7 @@ from ledom.core.errors import InputError, OutputError
 from ledom.core.reading import JsonObject, read_json
 
 __all__ = [
+    "LARGEST_SEED",
     "cache_folder",
     "check_processes",
     "check_settings",
@@ -233,6 +234,10 @@ def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
     for row in rows:
         hashed.update("".join(f"{_escape_nul(text)}\0" for text in row).encode())
     return hashed.hexdigest()[:16]
+
+
+LARGEST_SEED = 2**62
+"""Upper bound of the seeds that users give."""
 
 
 def digest(text: str) -> int:

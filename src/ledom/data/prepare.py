@@ -15,17 +15,16 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError, RecipeError
-from ledom.core.files import check_settings, file_hash, lock_folder, write_json
-from ledom.core.reading import Config, JsonObject, read_json, read_jsonl
+from ledom.core.files import LARGEST_SEED, check_settings, file_hash, lock_folder, write_json
+from ledom.core.reading import Config, read_json, read_jsonl
 from ledom.core.records import Document, Problem, read_records
 from ledom.data.packing import Packing
 from ledom.data.problems import GENERATOR, equations, generate_problems
-from ledom.data.source_runs import SourceRuns
-from ledom.data.store import TokenStore, write_store
+from ledom.data.store import SourceRuns, TokenStore, write_store
 from ledom.text.pair_format import PairFormat, Style
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -91,7 +90,7 @@ class DataConfig(Config):
     equation_only_fraction: NonNegativeFloat = Field(default=0.0, lt=1)
     """Share of the generator's documents that are only equations, from the solutions of further
     problems: arithmetic takes far more examples than reading."""
-    seed: int = 0
+    seed: NonNegativeInt = Field(default=0, le=LARGEST_SEED)
     """Seed of the generator."""
 
     @property
@@ -217,12 +216,11 @@ def _check_sources(config: DataConfig) -> None:
 
 def _prepare(config: DataConfig, folder: Path) -> None:
     reading = {"sources", "packing", "mask_across_documents", "reset_position_ids", "verify"}
-    settings = config.model_dump(mode="json", exclude=reading) | {"files": _file_hashes(config)}
+    settings = config.model_dump(mode="json", exclude=reading) | _contents(config)
     marker = folder / "data.json"
     if marker.is_file():
         remedy = "give the run another name, or remove this folder"
-        check_settings(_by_content(read_json(marker)), _by_content(settings), folder, remedy)
-        _check_tokenizer(config, folder, remedy)
+        check_settings(read_json(marker), settings, folder, remedy)
         return
     train, valid, origins = _sources(config)
     tokenizer = _tokenizer(config, train)
@@ -244,41 +242,18 @@ def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokeni
     return train_tokenizer(islice(texts(), _TOKENIZER_SAMPLE), config.vocab_size)
 
 
-def _check_tokenizer(config: DataConfig, folder: Path, remedy: str) -> None:
-    """Raise `InputError` if the recipe's tokenizer is no longer the one kept in `folder`.
-
-    The settings have a hash of a tokenizer.json only: not of a folder's, nor of the file beside it
-    that names EOS.
-    """
-    if config.tokenizer is None:
-        return
-    named, kept = Tokenizer.load(config.tokenizer, config.eos_token), Tokenizer.load(folder)
-    if (named.fingerprint, named.eos_id) != (kept.fingerprint, kept.eos_id):
-        raise InputError(
-            f"was made with other files of the tokenizer {config.tokenizer}, which has changed "
-            f"since; restore it, {remedy}",
-            path=folder,
-        )
-
-
-def _by_content(settings: JsonObject) -> JsonObject:
-    """Settings in which contents stand for the names of files, which may have been moved."""
-    hashes = settings.get("files", {})
-    named = {key: value for key, value in settings.items() if key != "files"}
-    contents = {
-        key: f"SHA-256 {hashes[value]}"
-        for key, value in named.items()
-        if isinstance(value, str) and value in hashes
+def _contents(config: DataConfig) -> dict[str, str]:
+    """Hashes that stand for the names of the files, which may be moved but not changed."""
+    named = {"train": config.train, "valid": config.valid}
+    found = {
+        key: f"SHA-256 {file_hash(Path(name))}"
+        for key, name in named.items()
+        if name is not None and Path(name).is_file()
     }
-    return named | contents
-
-
-def _file_hashes(config: DataConfig) -> dict[str, str]:
-    """Hashes of the files that the data comes from, so that a changed one is noticed."""
-    named = (config.train, config.valid, config.tokenizer)
-    return {
-        name: file_hash(Path(name)) for name in named if name is not None and Path(name).is_file()
-    }
+    if config.tokenizer is not None:
+        tokenizer = Tokenizer.load(config.tokenizer, config.eos_token)
+        found["tokenizer"] = f"SHA-256 {tokenizer.fingerprint}, ends with {tokenizer.eos_token}"
+    return found
 
 
 def _sources(
@@ -296,16 +271,12 @@ def _sources(
             [],
         )
     records, held_out = read_split(config)
-    return lambda: _render(records, config), lambda: _render(held_out, config), _origins(held_out)
-
-
-def _origins(records: Sequence[Document | Problem]) -> list[tuple[str, int]]:
-    """Runs of records with the same `source`: name and count; empty if no record has a source."""
     runs = SourceRuns()
-    for record in records:
+    for record in held_out:
         name = record.source if isinstance(record, Document) else record.extra.get("source")
         runs.add(str(name) if name else None)
-    return runs.named("the documents to validate on")
+    origins = runs.named("the documents to validate on")
+    return lambda: _render(records, config), lambda: _render(held_out, config), origins
 
 
 def read_split(

@@ -27,7 +27,8 @@ from ledom.core.errors import InputError
 from ledom.core.reading import exists
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.data.benchmarks import BENCHMARKS, load_benchmark
-from ledom.text.pair_format import ANSWER_MARK, bare_steps, normalize_numbers
+from ledom.text.math.notation import normalize_numbers
+from ledom.text.pair_format import ANSWER_MARK, bare_steps
 
 __all__ = [
     "GENERATOR",

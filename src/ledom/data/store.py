@@ -12,6 +12,7 @@ directions or models.
 from __future__ import annotations
 
 import hashlib
+import logging
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,7 @@ __all__ = [
     "MANIFEST",
     "Manifest",
     "ShardEntry",
+    "SourceRuns",
     "TokenStore",
     "finalize_shard",
     "read_manifests",
@@ -43,6 +45,8 @@ MANIFEST = "manifest.json"
 _SINGLE_SHARD = "tokens.ds"
 _CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough for all threads, and little memory
 _BLOCK_BYTES = 1 << 23  # read at a time for a checksum
+_NO_SOURCE = "no source"
+_MOST_RUNS = 100_000  # in a manifest, which every reader of the store holds in memory
 
 
 @dataclass(frozen=True)
@@ -328,6 +332,42 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
             chunk, characters = [], 0
     if chunk:
         yield chunk
+
+
+class SourceRuns:
+    """Counts runs of documents that have the same source, for a manifest.
+
+    >>> made = SourceRuns()
+    >>> for source in ("web", "web", None):
+    ...     made.add(source)
+    >>> made.named("my store")
+    [('web', 2), ('no source', 1)]
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[str, int]] = []
+
+    def add(self, source: str | None, count: int = 1) -> None:
+        """Count more documents of one source, or without any."""
+        name = source or _NO_SOURCE
+        if self.runs and self.runs[-1][0] == name:
+            count += self.runs.pop()[1]
+        if len(self.runs) <= _MOST_RUNS:  # the others are not counted
+            self.runs.append((name, count))
+
+    def named(self, place: object) -> list[tuple[str, int]]:
+        """The runs; empty if no document has a source, or if there are too many to keep.
+
+        Then a warning says so; `place` is what the documents are called in it.
+        """
+        if len(self.runs) > _MOST_RUNS:
+            logging.getLogger("ledom").warning(
+                "%s: the source changes over %d times from one document to the next, so the store "
+                "does not keep it, and a validation cannot tell the sources apart; sort by source",
+                *(place, _MOST_RUNS),
+            )
+            return []
+        return self.runs if any(name != _NO_SOURCE for name, _ in self.runs) else []
 
 
 def read_manifests(folder: Path) -> dict[str, Manifest]:

@@ -33,10 +33,10 @@ from ledom.core.files import check_settings, lock_folder, write_json
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
-from ledom.data.source_runs import SourceRuns
 from ledom.data.store import (
     MANIFEST,
     ShardEntry,
+    SourceRuns,
     TokenStore,
     finalize_shard,
     token_dtype,

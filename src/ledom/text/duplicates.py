@@ -58,10 +58,10 @@ class NearDuplicates:
     def find(self, text: str) -> str | None:
         """The most similar near duplicate among the texts added, the first on a tie; or None."""
         n_grams = _n_grams(text)
-        near = {
-            number: _similarity(n_grams, self._n_grams[number])
-            for number in sorted(self._index.query(self._signature(n_grams)))
-        }
+        near: dict[int, float] = {}  # Jaccard similarities: the share of all n-grams that both have
+        for number in sorted(self._index.query(self._signature(n_grams))):
+            other = self._n_grams[number]
+            near[number] = len(n_grams & other) / len(n_grams | other)
         found = max(near, key=near.__getitem__, default=None)
         return self._texts[found] if found is not None and near[found] >= self._similarity else None
 
@@ -76,8 +76,3 @@ def _n_grams(text: str) -> frozenset[str]:
     words = _WORD.findall(text.casefold())
     count = max(1, len(words) - _WORDS + 1)
     return frozenset(" ".join(words[i : i + _WORDS]) for i in range(count))
-
-
-def _similarity(first: frozenset[str], second: frozenset[str]) -> float:
-    """Jaccard similarity: the share of all n-grams that both texts have."""
-    return len(first & second) / len(first | second)

@@ -14,14 +14,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import accumulate
 from textwrap import shorten
 from typing import Literal
 
 from ledom.core.errors import InputError
 from ledom.text.answers import extract_answer
+from ledom.text.math import in_text
 from ledom.text.math.expressions import read
-from ledom.text.math.notation import keyboard
+from ledom.text.math.notation import keyboard, normalize_numbers, with_few_brackets
+from ledom.text.math.units import is_unit
 from ledom.text.tokenizer import Encoding, Tokenizer
 
 __all__ = [
@@ -31,7 +34,6 @@ __all__ = [
     "PairFormat",
     "Style",
     "bare_steps",
-    "normalize_numbers",
 ]
 
 Style = Literal["as written", "plain", "numbers", "equations"]
@@ -39,50 +41,29 @@ Style = Literal["as written", "plain", "numbers", "equations"]
 ANSWER_MARK = "####"
 """Precedes a solution's final answer."""
 
-_DIVIDED_BY_FRACTION = re.compile(r"÷ ?(\d+)/(\d+)")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
-_LEADING_POINT = re.compile(r"(?<![\w.)])\.(?=\d)")
+_DIVIDED_BY_FRACTION = re.compile(r"(?:÷ ?|/ )(\d+)/(\d+)")
 _TIMES = re.compile(r"(?<=[\d%)]) ?[x×] ?(?=\(?[$€£]?\d)|(?<=\w) x (?=\(?[$€£]?\d)|×")
-_SYMBOLS = str.maketrans({"÷": "/", "•": "- "})
-_NUMBER = r"[$€£]?\d{1,15}(?:\.\d{1,9})?%?"
-_UNIT = r"(?:[ /][A-Za-z][A-Za-z'/]*(?:[ -][A-Za-z][A-Za-z'/]*){0,5})?"
-_EQUATION = re.compile(  # of bounded length, so that any text takes linear time
-    rf"(?<![\d.]){_NUMBER}{_UNIT}(?: ?[-+*/] ?{_NUMBER}{_UNIT}){{1,20}} ?= ?-?{_NUMBER}"
-)
-# A calculation: as an equation, and with brackets, signs, powers, fractions, and sides in between.
-_AMOUNT = rf"(?:[$€£]?\d{{1,9}} (?=\d{{1,9}}/\d))?{_NUMBER}"  # 2 1/2
-_FACTOR = rf"[(\[]{{0,9}}-?{_AMOUNT}{_UNIT}(?:[)\]]{{1,9}}{_UNIT})?"
-_SUM = rf"{_FACTOR}(?:(?: ?[-+*/^] ?|(?=[(\[])){_FACTOR})"
-# No part of a longer expression: the 3 + 4 of x + 3 + 4, 3 + 4x, 2 * -(3 + 4), (3 + 4)^n.
-_BEGINS = r"(?<![\w.\\+*/^)(}{\]\[-])(?<![-+*/^(}{\[] )"
-_VARIABLE = r"[^\W\d_](?![^\W\d_])"  # one letter; more are a unit, as in 200cm and $9/hr
-_ENDS = rf"(?![\d_({{\[]|{_VARIABLE}|\.\d| ?[+*^\\]| ?/(?!\w\w)| - |-[^\W\d]|-[\\({{\[])"
-_CALCULATION = re.compile(
-    rf"{_BEGINS}{_SUM}{{1,20}} ?= ?(?:{_SUM}{{0,20}} ?= ?){{0,9}}"
-    rf"(?:{_FACTOR}(?: ?[+*/^] ?| - |(?=[(\[]))){{0,20}}[(\[]{{0,9}}-?{_AMOUNT}[)\]]{{0,9}}{_ENDS}"
-)
-_CALCULATION_PART = re.compile(
-    rf"([(\[]*)(-?{_AMOUNT})({_UNIT})(?:([)\]]+){_UNIT})?( ?[-+*/^=] ?|(?=[(\[])|$)"
-)
+_FRACTION = re.compile(r"\d+ ?/ ?\d+ [A-Za-z]")
+_DEPTHS = {"(": 1, "[": 1, ")": -1, "]": -1}
+_TWO_EXPONENTS = re.compile(r"\^ ?\d+ ?\^")
 _MIXED = re.compile(r"(\d+) (\d+) / (\d+)")
-_GROUP = re.compile(r"([-+*/^]?) ?\(([^()]*)\)(?= ?([-+*/^]?))")
-_SIGNED = r"(?:(?:(?<=[-+*/^=] )|(?<=[=*/(])|(?<![^\n]))-)?\d+(?:\.\d+)?%?"  # 5 - 8 = -3
-_TERM = rf"\({{0,9}}{_SIGNED}\){{0,9}}"
-_EXPRESSION = re.compile(  # an expression, with its result if there is one
-    rf"{_BEGINS}{_TERM}(?: [-+*/^] {_TERM})+(?: = {_TERM}(?: [-+*/^] {_TERM})*)*{_ENDS}"
-)
-_EXPRESSION_OR_NUMBER = re.compile(rf"{_EXPRESSION.pattern}|{_SIGNED}")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _REMARK = re.compile(r"(?<= )\(([^\W\d_]{2}[^()\d\\+*/^=]*)\)")
 _ONE_TERM = re.compile(r"-?(?:[\d.]+|[A-Za-z]|\\[A-Za-z]+)")
+_ARGUMENT = r"(?:\{([^{}]*)\}|(\d))"
 _Rewrite = Callable[[re.Match[str]], str]
 _LATEX: tuple[tuple[re.Pattern[str], str | _Rewrite], ...] = (
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "÷"),
-    (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), lambda match: _fraction(match)),
+    (
+        re.compile(rf"\\[dt]?frac *{_ARGUMENT} *{_ARGUMENT}"),
+        lambda match: _fraction(match),
+    ),
     (re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\\boxed\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\%"), "%"),
+    (re.compile(r"\u2212|(?<=[\d)%] )\u2013(?= [$(\d])"), "-"),
     (re.compile(r"[\xbc-\xbe\u2150-\u215e]"), lambda match: keyboard(match[0])),  # one half
     (re.compile(r"(?<=[\d)])\*\*(?=[\d(])"), "^"),
     (re.compile(r"\\[()\[\],!;$]|\*\*|`"), ""),
@@ -96,23 +77,13 @@ _ANSWER_LINE = re.compile(
 )
 
 
-def normalize_numbers(text: str) -> str:
-    """Write all numbers in one way: 350,000 -> 350000, 38.0 -> 38, .5 -> 0.5.
-
-    >>> normalize_numbers("350,000 and 38.0 * .5")
-    '350000 and 38 * 0.5'
-    """
-    text = _LEADING_POINT.sub("0.", _THOUSANDS.sub("", text))
-    return _TRAILING_ZEROS.sub(r"\1", text).translate(_SYMBOLS)
-
-
 def bare_steps(solution: str) -> str:
     """A solution with one step per line and bare equations, without bullets and blank lines.
 
     >>> bare_steps("- $57/hour * 7 hours = $399")
     '57 * 7 = 399'
     """
-    return _rewritten(solution, _EQUATION, _bare_calculation)
+    return _rewritten(solution, in_text.EQUATION, _bare_calculation)
 
 
 def _rewritten(solution: str, pattern: re.Pattern[str], rewrite: _Rewrite) -> str:
@@ -123,28 +94,29 @@ def _rewritten(solution: str, pattern: re.Pattern[str], rewrite: _Rewrite) -> st
     return "\n".join(pattern.sub(rewrite, line) for line in lines if line)
 
 
-def _plain(solution: str, answer: str | None) -> str:
-    """Words and bare equations, the answer on a line of its own."""
-    return _ended(_plain_steps(solution), solution, answer)
+def _style(of_steps: Callable[[str], str]) -> Callable[[str, str | None], str]:
+    """A style: what `of_steps` takes from the plain steps, and the answer on a line of its own."""
+    return lambda solution, answer: _ended(of_steps(_plain_steps(solution)), solution, answer)
 
 
-def _numbers(solution: str, answer: str | None) -> str:
-    """Each line's numbers and expressions, and the answer."""
-    lines = map(_EXPRESSION_OR_NUMBER.findall, _plain_steps(solution).splitlines())
-    return _ended("\n".join(" ".join(line) for line in lines if line), solution, answer)
+def _numbers(steps: str) -> str:
+    """Each line's numbers and expressions."""
+    lines = map(in_text.EXPRESSION_OR_NUMBER.findall, steps.splitlines())
+    numbers = partial(re.findall, in_text.SIGNED)
+    whole = ([p if _is_whole(p) else " ".join(numbers(p)) for p in line] for line in lines)
+    return "\n".join(" ".join(line) for line in whole if line)
 
 
-def _equations(solution: str, answer: str | None) -> str:
-    """The equations alone, one per line, and the answer; all numbers if there are no equations."""
-    found = _EXPRESSION.findall(_plain_steps(solution))
-    return _ended("\n".join(found), solution, answer) if found else _numbers(solution, answer)
+def _equations(steps: str) -> str:
+    """The equations alone, one per line; all numbers if there are no equations."""
+    return "\n".join(filter(_is_whole, in_text.EXPRESSION.findall(steps))) or _numbers(steps)
 
 
 STYLES: dict[str, Callable[[str, str | None], str]] = {
     "as written": lambda solution, answer: solution,
-    "plain": _plain,
-    "numbers": _numbers,
-    "equations": _equations,
+    "plain": _style(str),
+    "numbers": _style(_numbers),
+    "equations": _style(_equations),
 }
 """What a model reads of a solution: the text as written, the text with bare equations, its numbers
 and operators, or its equations. A number that is merely repeated from the question is in none of
@@ -153,7 +125,16 @@ the equations, so it explains nothing."""
 
 def _plain_steps(solution: str) -> str:
     text = _REMARK.sub(r"\1", _without_markup(_ANSWER_LINE.sub("", solution.strip())))
-    return re.sub(" +", " ", _rewritten(text, _CALCULATION, _understood))
+    return re.sub(" +", " ", _rewritten(text, in_text.CALCULATION, _understood))
+
+
+def _is_whole(calculation: str) -> bool:
+    """Whether its brackets close, and no power has two exponents: 2^43^4 is 2^4 * 3^4 in LaTeX."""
+    opened = sum(_DEPTHS.get(character, 0) for character in calculation)
+    calculation = calculation.removeprefix("(" * opened)  # of a remark: (3 + 4 = 7 pens)
+    depths = [*accumulate(_DEPTHS.get(character, 0) for character in calculation)]
+    inside = depths[: len(calculation.rstrip(")]"))]
+    return depths[-1] <= 0 <= min(inside, default=0) and not _TWO_EXPONENTS.search(calculation)
 
 
 def _without_markup(text: str) -> str:
@@ -165,7 +146,8 @@ def _without_markup(text: str) -> str:
 
 def _fraction(match: re.Match[str]) -> str:
     is_mixed = match.string[: match.start()][-1:].isdigit()  # 2\frac{3}{4}
-    parts = (part if _ONE_TERM.fullmatch(part) else f"({part})" for part in match.groups())
+    terms = (group for group in match.groups() if group is not None)
+    parts = (term if _ONE_TERM.fullmatch(term) else f"({term})" for term in terms)
     return f"{' ' if is_mixed else ''}{'/'.join(parts)}"
 
 
@@ -181,48 +163,38 @@ def _ended(steps: str, solution: str, answer: str | None) -> str:
 
 
 def _understood(match: re.Match[str]) -> str:
-    """As `_bare_calculation`; as written if it mixes units and is false without them."""
-    units = {unit for _, _, unit, *_ in _CALCULATION_PART.findall(match[0]) if unit}
+    """The bare calculation; as written if it is not whole.
+
+    Also if it is false without its units and these are mixed, may be variables (3m, 2ab), or
+    belong to a fraction (1/2 cup = 4 ounces).
+    """
+    calculation, after = match[0], match.string[match.end() :]
+    if not _is_whole(calculation):
+        return calculation
+    units = {unit for _, _, unit, *_ in in_text.CALCULATION_PART.findall(calculation)}
+    if attached := re.match("[A-Za-z]{1,9}", after):
+        units.add(attached[0])
+    if not any(len(u.strip(" /")) == 1 or (u[:1].isalpha() and not is_unit(u)) for u in units):
+        units.discard("")
     equation = _bare_calculation(match)
-    nodes = map(read, equation.split(" = ") if len(units) > 1 else ())  # 1 foot - 6 inches = 6
-    first, *others = [n.value for n in nodes if n and n.value is not None] or [Fraction(0)]
-    is_rounded = all(abs(value - first) * 50 <= abs(first) for value in others)
-    return equation if is_rounded else match[0]
+    if len(units) > 1 or (units and _FRACTION.match(calculation)):
+        nodes = map(read, equation.split(" = "))
+        first, *others = [n.value for n in nodes if n and n.value is not None] or [Fraction(0)]
+        if any(abs(value - first) * 50 > abs(first) for value in others):  # results are rounded
+            return calculation
+    return equation + " " * bool(attached)
 
 
 def _bare_calculation(match: re.Match[str]) -> str:
     """Without units, currency signs and the brackets that its value does not depend on."""
     text = ""
-    for opened, amount, _, closed, operator in _CALCULATION_PART.findall(match[0]):
+    for opened, amount, _, closed, operator in in_text.CALCULATION_PART.findall(match[0]):
         text += "(" * len(opened) + _CURRENCY.sub("", amount) + ")" * len(closed)
         text += f" {operator.strip() or '*'} "  # 5(4) multiplies
     text = _MIXED.sub(
         lambda m: f"({int(m[1]) * int(m[3]) + int(m[2])} / {m[3]})", text.removesuffix(" * ")
     )
-    return " = ".join(map(_with_few_brackets, text.split(" = ")))
-
-
-def _with_few_brackets(side: str) -> str:
-    """A side of an equation without the brackets that its value does not depend on."""
-
-    def smaller(group: re.Match[str]) -> str:
-        before, inside, after = group.groups()
-        outside = inside
-        while "⟨" in outside:
-            outside = re.sub("⟨[^⟨⟩]*⟩", "0", outside)
-        operators = {*re.findall(r" ([-+*/^]) ", outside)}
-        is_sum = bool(operators & {"+", "-"})
-        is_needed = (
-            (is_sum and (before in ("-", "*", "/") or after in ("*", "/")))
-            or (operators & {"*", "/"} and before == "/")
-            or ((operators or inside[:1] == "-") and "^" in (before, after))
-        )
-        space = " " if before else ""
-        return f"{before}{space}⟨{inside}⟩" if is_needed else f"{before}{space}{inside}"
-
-    while (shorter := _GROUP.sub(smaller, side)) != side:
-        side = shorter
-    return re.sub("[()]", "", side).replace("⟨", "(").replace("⟩", ")")
+    return " = ".join(map(with_few_brackets, text.split(" = ")))
 
 
 _LITERAL = r"(?:(?!\{question\}|\{solution\})[\s\S])*"

@@ -13,6 +13,7 @@ import shutil
 import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.core.files import differences, write_json
+from ledom.core.files import differences, lock_folder, write_json
 from ledom.core.reading import JsonObject, read_json
 from ledom.train.distributed import ProcessGroup
 from ledom.train.optim import OptimConfig, schedule
@@ -44,8 +45,13 @@ _FOLDER = "checkpoints"
 _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
-_DATA_FILES = {"train", "valid", "tokenizer"}  # keys of a recipe's data that may name a file
 _REPORTING = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours", "trackers"}
+_FREE = {  # keys of a recipe's groups that may change, such as the places of files
+    "train": _REPORTING,
+    "data": {"train", "valid", "tokenizer", "verify"},
+    "sources": {"path"},
+    "objective": {"negatives"},
+}
 
 # torch warns of a run with a single process, which is intended here.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -134,11 +140,9 @@ class Checkpoints:
         Raises `CheckpointError` if it is damaged or belongs to a run with other settings. If there
         is none yet, raises it if the twin in `runs/<name>` has, or trains with, other settings.
         """
-        newest, refusal = self._world.agreed(self._find() if self._world.is_first else (None, ""))
+        newest, refusal = self._world.agreed(self._start() if self._world.is_first else (None, ""))
         if refusal:
             raise CheckpointError(refusal)
-        if self._world.is_first:  # for the twin, which may start before the first checkpoint
-            write_json(self.folder.with_name(RUN), self._run)
         if newest is None:
             return 0
         contents = self._contents()
@@ -170,6 +174,19 @@ class Checkpoints:
     def _contents(self) -> dict[str, Any]:
         weights, optimizers = get_state_dict(self._model, self._optimizers)
         return {"model": weights, "optimizers": optimizers}
+
+    def _start(self) -> tuple[Path | None, str]:
+        """As `_find`; then write this run's settings, for the twin.
+
+        The twin may start before there is a checkpoint, or at the same moment: one after the other.
+        """
+        run = self.folder.parent
+        together = lock_folder(run.parent, "compares its settings", wait=True, name=".inputs.lock")
+        with together if run.name == self._run["direction"] else nullcontext():
+            newest, refusal = self._find()
+            if not refusal:
+                write_json(run / RUN, self._run)
+        return newest, refusal
 
     def _find(self) -> tuple[Path | None, str]:
         """The newest checkpoint if any, and the reason if it cannot be used, else an empty text."""
@@ -279,14 +296,20 @@ def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
 def _settings(run: JsonObject) -> JsonObject:
     """What a resumed run must keep, under the recipe's key names: no step, no place, no reports.
 
-    A file of the data may be moved: `prepare_data` compares the contents.
+    A file may be moved: `prepare_data` and `check_inputs` compare the contents.
     """
-    recipe = run.get("recipe")
-    kept = {key: value for key, value in run.items() if key not in ("recipe", "step")}
-    if not isinstance(recipe, dict):
-        return kept
-    kept |= recipe
-    for group, free in (("data", _DATA_FILES), ("train", _REPORTING)):
-        if isinstance(kept.get(group), dict):
-            kept[group] = {k: v for k, v in kept[group].items() if k not in free}
+    kept: JsonObject = _kept({key: value for key, value in run.items() if key != "step"})
+    recipe = kept.pop("recipe", None)
+    if isinstance(recipe, dict):
+        kept |= recipe
+        kept["init_from"] = recipe.get("init_from") and "a model"
     return kept
+
+
+def _kept(value: Any, group: str = "") -> Any:
+    """A group of settings without the keys that may change."""
+    if isinstance(value, list):
+        return [_kept(item, group) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {k: _kept(v, k) for k, v in value.items() if k not in _FREE.get(group, ())}

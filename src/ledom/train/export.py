@@ -231,21 +231,19 @@ def _code(text: str) -> str:
     return "`" + text.replace("|", "\\|") + "`"
 
 
-def write_dataset_card(folder: Path, name: str | None = None, license: str | None = None) -> bool:
-    """Write README.md into a folder that is or holds token stores; False if there are none.
+def write_dataset_card(folder: Path, name: str | None = None, license: str | None = None) -> None:
+    """Write README.md into a folder that is or holds token stores.
 
     >>> import tempfile
     >>> from ledom.data.store import write_store
     >>> from ledom.text.tokenizer import train_tokenizer
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     before = write_dataset_card(Path(folder))
     ...     _ = write_store(folder, ["so"], train_tokenizer([], 257))
-    ...     before, write_dataset_card(Path(folder))
-    (False, True)
+    ...     write_dataset_card(Path(folder), "so")
+    ...     "# so" in Path(folder, "README.md").read_text()
+    True
     """
     stores = read_manifests(folder)
-    if not stores:
-        return False
     files = [
         {**asdict(shard), "path": str(Path(part) / shard.file)}
         for part, store in stores.items()
@@ -261,4 +259,3 @@ def write_dataset_card(folder: Path, name: str | None = None, license: str | Non
     )
     with write_atomically(folder / "README.md") as out:
         out.write(card)
-    return True

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Literal, cast
 
 import torch
@@ -82,9 +83,10 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every weight that has a gradient."""
+        shape = attrgetter("shape")
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            for _, alike in groupby(sorted(weights, key=_shape), key=_shape):
+            for _, alike in groupby(sorted(weights, key=shape), key=shape):
                 for chunk in _chunks(list(alike)):
                     self._update(chunk, group)
 
@@ -107,10 +109,6 @@ class Muon(torch.optim.Optimizer):
         for weight, update in zip(weights, updates, strict=True):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update, alpha=-group["lr"] * scale)
-
-
-def _shape(weight: Tensor) -> tuple[int, ...]:
-    return tuple(weight.shape)
 
 
 def _chunks(weights: list[Tensor]) -> Iterator[list[Tensor]]:

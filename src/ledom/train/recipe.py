@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
@@ -25,7 +26,7 @@ from pydantic import (
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, RecipeError
-from ledom.core.files import write_atomically
+from ledom.core.files import LARGEST_SEED, write_atomically
 from ledom.core.reading import Config, JsonObject, exists, read_text
 from ledom.core.strict_yaml import parse_yaml
 from ledom.data.prepare import DataConfig
@@ -70,7 +71,7 @@ class Recipe(Config):
 
     name: str
     """Name of the run's folder."""
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = Field(default=0, le=LARGEST_SEED)
     """Seed of initial weights and data order."""
     init_from: str | None = None
     """A model folder to start from instead of random weights; `{direction}` is replaced by the
@@ -315,15 +316,17 @@ def _apply(tree: JsonObject, override: str) -> None:
     node: Any = tree
     for depth, parent in enumerate(parents, start=1):
         inner = node.get(parent)
-        if isinstance(inner, str) and parents == ["model"]:
+        if isinstance(inner, str) and parents[:depth] == ["model"]:
             inner = {"preset": inner}
         node[parent] = {} if inner is None else inner
         node = node[parent]
         if not isinstance(node, dict) or parts[depth].isdecimal():  # an item of a list
             whole = ".".join(parts[:depth])
+            remedy = f"set {whole} as a whole"
+            if whole == "model.preset":
+                remedy = f"to change one key of the preset, write model.{last}={value}"
             raise RecipeError(
-                f"override {override!r:.200}: {whole} is a value, not a group of keys; "
-                f"set {whole} as a whole"
+                f"override {override!r:.200}: {whole} is a value, not a group of keys; {remedy}"
             )
     try:
         node[last], _ = parse_yaml(value)

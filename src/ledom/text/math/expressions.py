@@ -31,14 +31,14 @@ from ledom.text.math.nodes import (
     total,
     with_parts,
 )
-from ledom.text.math.notation import MAX_CHARS, NotUnderstood, Token, plain_text, tokens
+from ledom.text.math.notation import MAX_CHARS, NotUnderstood, Token, plain_text, text_key, tokens
 from ledom.text.math.units import MONEY_SCALES, NOT_UNITS, ONE_LETTER_UNITS, is_unit, read_label
 
 __all__ = ["read"]
 
 _CHOICE = re.compile(
     r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?\(?([A-J])(?:\)|[.:](?=\s))\s?\}?"
-    r"[\s:]*(?![-+*/^_=(<>\s])(.+)"
+    r"[\s:]*(?![-+*/^_=(<>\s]|(?:and|or)\b)(.+)"
 )
 _ZERO_AND_DIGIT = re.compile("0[0-9]")
 _RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=")} | {
@@ -71,8 +71,8 @@ def read(answer: str) -> Node | None:
         return None
     text = plain_text(answer)
     if choice := _CHOICE.fullmatch(text):  # "(C) 15"
-        meaning = _read(choice[2])
-        if meaning is not None and meaning.kind != "symbol":
+        meaning = _read(choice[2]) or Node("text", text_key(choice[2]))
+        if meaning.kind != "symbol":
             return Node("choice", choice[1].lower(), (meaning,))
     return _read(text)
 

@@ -2,14 +2,25 @@ r"""Patterns of numbers and formulas inside a text, where words surround them.
 
     "The sum is x + 3, or 1,250 in all." holds the formula "x + 3" and the number "1,250"
 
-They find candidates for an answer; `expressions` reads one that stands alone.
+They find candidates for an answer, which `expressions` reads, and the calculations of a solution.
 """
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["FORMULA", "GROUP_SPACE", "NUMBER", "PART"]
+__all__ = [
+    "CALCULATION",
+    "CALCULATION_PART",
+    "EQUATION",
+    "EXPRESSION",
+    "EXPRESSION_OR_NUMBER",
+    "FORMULA",
+    "GROUP_SPACE",
+    "NUMBER",
+    "PART",
+    "SIGNED",
+]
 
 GROUP_SPACE = r"[ \xa0\u2009\u202f]"
 """A space that may group digits: 12 000."""
@@ -70,3 +81,40 @@ FORMULA = re.compile(
     rf"|(?P<sum>{_SUM})"
 )
 PART = re.compile(rf"-?[0-9]{{0,20}}{_LATEX}(?:/[0-9]+)?")
+
+# ---- calculations, for the styles of solutions ----
+
+_PRICED = r"[$€£]?\d{1,15}(?:\.\d{1,9})?%?"
+_VARIABLE = r"(?![aghlLms])[^\W\d_](?![^\W\d_])"  # one letter, unless it is a unit or "a"
+_WORD = rf"(?!{_VARIABLE})[A-Za-z][A-Za-z'/]*(?:\^\d)?"
+_UNIT = rf"(?:[ /]{_WORD}(?:[ -]{_WORD}){{0,5}}|(?<=\d){_WORD})?"
+EQUATION = re.compile(  # of bounded length, so that any text takes linear time
+    rf"(?<![\d.]){_PRICED}{_UNIT}(?: ?[-+*/] ?{_PRICED}{_UNIT}){{1,20}} ?= ?-?{_PRICED}"
+)
+# A calculation: as an equation, and with brackets, signs, powers, fractions, and sides in between.
+_AMOUNT = rf"(?:[$€£]?\d{{1,9}} (?=\d{{1,2}}/\d))?{_PRICED}"  # 2 1/2
+_QUANTITY = rf"[(\[]{{0,9}}-?{_AMOUNT}{_UNIT}(?:[)\]]{{1,9}}{_UNIT})?"
+_QUANTITIES = rf"{_QUANTITY}(?:(?: ?[-+*/^] ?|(?=[(\[])){_QUANTITY})"
+# No part of a longer expression: the 3 + 4 of x + 3 + 4, 3 + 4x, 2 * -(3 + 4), (3 + 4)^n,
+# 40 + 30 of 6:40 + 30, 3 + 4 = 5 of 3 + 4 = 5!, and 9 / 4 = 2 of 9 / 4 = 2 remainder 1.
+_BEGINS = r"(?<![\w.\\+*/^)(}{\]\[-])(?<![-+*/^(}{\[] )(?!(?<=\d:)\d\d(?!\d))"
+_NO_FACTOR_BEFORE = r"(?!(?<=[\d)!] )[(\[][^()\n=]{0,99}[)\]])"  # not 5 (3 + 4)
+_CONTINUES = (
+    r"(?: ?[+*^\\]| ?/(?![^\W\d_]{2})| - |-[^\W\d]|-[\\({\[]|-[$\d.]+ ?[-+*/^=\\]|! ?[-+*/=])"
+)
+_ENDS = rf"(?![\d_({{\[]|{_VARIABLE}|\.[\d\\]|:\d| remainder|[A-Za-z]{{0,9}}{_CONTINUES})"
+_LAST = rf"[(\[]{{0,9}}-?{_AMOUNT}[)\]]{{0,9}}"
+CALCULATION = re.compile(
+    rf"{_BEGINS}{_NO_FACTOR_BEFORE}{_QUANTITIES}{{1,20}} ?= ?(?:{_QUANTITIES}{{0,20}} ?= ?){{0,9}}"
+    rf"(?:{_QUANTITY}(?: ?[+*/^] ?| - |(?=[(\[]))){{0,20}}{_LAST}{_ENDS}"
+)
+CALCULATION_PART = re.compile(
+    rf"([(\[]*)(-?{_AMOUNT})({_UNIT})(?:([)\]]+){_UNIT})?( ?[-+*/^=] ?|(?=[(\[])|$)"
+)
+SIGNED = r"(?:(?:(?<=[-+*/^=] )|(?<=[=*/(])|(?<![^\n]))-)?\d+(?:\.\d+)?%?"  # 5 - 8 = -3
+_TERM = rf"\({{0,9}}{SIGNED}\){{0,9}}"
+EXPRESSION = re.compile(  # an expression, with its result if there is one
+    rf"{_BEGINS}{_TERM}(?: [-+*/^] {_TERM})+(?: = {_TERM}(?: [-+*/^] {_TERM})*)*"
+    rf"(?![A-Za-z]){_ENDS}"
+)
+EXPRESSION_OR_NUMBER = re.compile(rf"{EXPRESSION.pattern}|{SIGNED}")

@@ -56,10 +56,10 @@ class Node:
 
     kind: str
     """number, symbol, +, *, /, ^, pm, call; quantity, named, relation, ratio; list, set, union,
-    bracket, matrix, row, time, choice."""
+    bracket, matrix, row, time, choice, or the text of a choice."""
     name: str = ""
-    """A symbol's or function's name, a relation's signs, a bracket's two brackets, a choice's
-    letter, "and" or "or" of a list where it makes a difference."""
+    """A symbol's or function's name, a relation's signs, a bracket's two brackets, a text, a
+    choice's letter, "and" or "or" of a list where it makes a difference."""
     parts: tuple[Node, ...] = ()
     value: Fraction | None = None
     """The value of a number."""

@@ -24,9 +24,11 @@ __all__ = [
     "bare",
     "fold_case",
     "keyboard",
+    "normalize_numbers",
     "plain_text",
     "text_key",
     "tokens",
+    "with_few_brackets",
     "words",
 ]
 
@@ -119,6 +121,7 @@ _SPELLINGS = (
     (re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])"), " th"),
     (re.compile(r"(?<![A-Za-z])([aApP])\.\s?([mM])\.?(?![A-Za-z])"), r" \1\2"),
     (re.compile(r"(?<![A-Za-z\\])[Ii]nfinity(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"(?<=\d) per cent(?![A-Za-z])"), " percent"),
     (re.compile(r"\A([A-J])\)\Z"), r"\1"),  # the letter of a choice
     # a set as plain text writes it; the comma of {1,000} groups digits
     (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
@@ -132,7 +135,14 @@ _GROUPED_FRACTION = re.compile(  # 12 000/5 and 1 000 1/2; 12 345/500 may be a m
     rf"[\s-]*[1-9]\d{{0,2}}(?:(?:{GROUP_SPACE}\d{{3}})*{GROUP_SPACE}0\d\d/[1-9]\d*"
     rf"|(?:{GROUP_SPACE}\d{{3}})+ \d{{1,2}}/[1-9]\d*)\s*"
 )
-_BETWEEN_GROUPS = re.compile(rf"(?<=\d)\\?{GROUP_SPACE}(?=\d{{3}})")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# Texts that group digits by spaces, 12 500 + 500 = 13 000: no other number begins with 0.
+_HAS_SPACED_GROUPS = re.compile(r"\d(?:[\xa0\u2009\u202f]\d{3}| 0\d\d)(?!\d)")
+_SPACED_GROUPS = re.compile(rf"(?<=\d)(?<!\d{{4}})\\?{GROUP_SPACE}(?=\d{{3}}(?!\d))")
+_TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
+_LEADING_POINT = re.compile(r"(?<![\w.)])\.(?=\d)")
+_SYMBOLS = str.maketrans({"÷": "/", "•": "- "})
+_BRACKETED = re.compile(r"([-+*/^]?) ?\(([^()]*)\)(?= ?([-+*/^]?))")
 _CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
@@ -238,9 +248,9 @@ def plain_text(answer: str) -> str:
     ('1/2', '7 %')
     """
     if _GROUPED.fullmatch(answer):
-        answer = _BETWEEN_GROUPS.sub(",", answer)
+        answer = _SPACED_GROUPS.sub(",", answer)
     elif _GROUPED_FRACTION.fullmatch(answer):
-        answer = re.sub(rf"(?<=\d){GROUP_SPACE}(?=\d{{3}}(?!\d))", "", answer)
+        answer = _SPACED_GROUPS.sub("", answer)
     text = bare(keyboard(answer).translate(_CHARACTERS))
     for run, sign, plain in (
         (_SUPERSCRIPT_RUN, "^", _SUPERSCRIPTS),
@@ -266,6 +276,45 @@ def fold_case(unit: str) -> str:
     ('mW', 'MW', 'km', 'Mb', 'mb')
     """
     return unit if _CASED_UNIT.fullmatch(unit) else unit.lower()
+
+
+def normalize_numbers(text: str) -> str:
+    """Write all numbers in one way: 350,000 -> 350000, 38.0 -> 38, .5 -> 0.5.
+
+    >>> normalize_numbers("350,000 and 38.0 * .5")
+    '350000 and 38 * 0.5'
+    """
+    if _HAS_SPACED_GROUPS.search(text):
+        text = _SPACED_GROUPS.sub("", text)
+    text = _LEADING_POINT.sub("0.", _THOUSANDS.sub("", text))
+    return _TRAILING_ZEROS.sub(r"\1", text).translate(_SYMBOLS)
+
+
+def with_few_brackets(side: str) -> str:
+    """A side of an equation without the brackets that its value does not depend on.
+
+    >>> with_few_brackets("(3 * 4) - (5 + 6)")
+    '3 * 4 - (5 + 6)'
+    """
+
+    def smaller(group: re.Match[str]) -> str:
+        before, inside, after = group.groups()
+        outside = inside
+        while "⟨" in outside:
+            outside = re.sub("⟨[^⟨⟩]*⟩", "0", outside)
+        operators = {*re.findall(r" ([-+*/^]) ", outside)}
+        is_sum = bool(operators & {"+", "-"})
+        is_needed = (
+            (is_sum and (before in ("-", "*", "/") or after in ("*", "/")))
+            or (operators & {"*", "/"} and before == "/")
+            or ((operators or inside[:1] == "-") and "^" in (before, after))
+        )
+        space = " " if before else ""
+        return f"{before}{space}⟨{inside}⟩" if is_needed else f"{before}{space}{inside}"
+
+    while (shorter := _BRACKETED.sub(smaller, side)) != side:
+        side = shorter
+    return re.sub("[()]", "", side).replace("⟨", "(").replace("⟩", ")")
 
 
 def text_key(answer: str) -> str:
