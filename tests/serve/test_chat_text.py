@@ -122,9 +122,10 @@ def test_a_plain_dialog_is_split_at_the_first_empty_line() -> None:
 
 
 def test_an_empty_line_may_end_with_a_carriage_return() -> None:
-    for empty in ("\r\n\r\n", "\n\r\n", "\r\n\n"):
+    for empty in ("\r\n\r\n", "\n\r\n", "\r\n\n", "\r\r", "\r\r\n"):
         assert split_dialog(f"How many?{empty}7", "\n\n") == ("How many?", "7")
     assert split_dialog("How\r\nmany?\r\n\r\n7", "\n\n") == ("How\r\nmany?", "7")
+    assert split_dialog("How\rmany?\r\r7", "\n\n") == ("How\rmany?", "7")
 
 
 def test_a_plain_dialog_has_no_special_tokens() -> None:
