@@ -106,6 +106,17 @@ def test_without_an_upstream_the_forward_model_answers(models: Models) -> None:
         )
 
 
+def test_without_max_tokens_answers_get_the_room_that_the_question_leaves(models: Models) -> None:
+    """Chat clients send no max_tokens; the question may take more than half of the context."""
+    (forward, _), asked = models, QUESTIONS[0]
+    size = len(forward.pair_format.before_solution(asked))
+    asked = asked * (3 * forward.context // (2 * size))
+    with gateway(models, None) as client:
+        answer = chat(client, messages=[{"role": "user", "content": asked}])
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["prompt_tokens"] > forward.context - 256
+
+
 def test_without_an_upstream_candidates_end_at_the_stop(models: Models) -> None:
     with gateway(models, None) as client:
         more = {"ledom": {"n": 1}, "max_tokens": 8, "seed": 1}

@@ -20,7 +20,7 @@ from ledom.core.records import Candidate, Problem
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.weights import TunedWeights, default_weights, preferred_strategy, select
 from ledom.serve import writing
-from ledom.serve.batching import Steps
+from ledom.serve.batching import Steps, apart
 from ledom.serve.judge import Judge, Judgement, Pair
 from ledom.serve.refusals import Refusal
 from ledom.serve.service import REWARD, Service
@@ -149,8 +149,9 @@ async def _draw(
             "out",
         )
     lm = service.model("forward")
-    sampling = writing.sampling_of(body, _TEMPERATURE, _MAX_TOKENS)
     prompt = lm.pair_format.before_solution(question)
+    read = await apart(len(prompt), lambda: len(lm.prompt_ids(prompt, 1)))
+    sampling = writing.sampling_of(body, _TEMPERATURE, min(_MAX_TOKENS, lm.context - read))
     (made,) = await service.compute(lambda: writing.write(lm, [prompt], sampling, options.n))
     kept = [writing.cut_at_stops(g, body.get("stop"), lm.direction) for g in made]
     chat = path.startswith("chat")
@@ -160,7 +161,7 @@ async def _draw(
         for g in kept
         for text in [lm.pair_format.written_solution(g.text)]
     ]
-    return Drawn(choices, len(lm.prompt_ids(prompt, 1)), writing.num_written(made))
+    return Drawn(choices, read, writing.num_written(made))
 
 
 def _strategy(judge: Judge, options: Options) -> tuple[str | None, TunedWeights]:
