@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import math
 import pickle
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from ledom import rewards
 from ledom.core.errors import InputError
 from ledom.rewards import ReverseRewardManager, compute_score, copied_share, trl_reward
 from ledom.serve.judge import Judge, Pair
+from waiting import until
 
 QUESTION, ANSWERS = "Ava has 3 pens.", ["it is 12", "3 + 4 = 7", ""]
 
@@ -226,6 +229,18 @@ def test_verl_calls_are_batched(
     assert inspect.iscoroutinefunction(compute_score)
     assert sum(sizes) == 3
     assert len(sizes) < 3
+
+
+def test_a_loop_that_is_closed_leaves_no_thread_behind(models: dict[str, str]) -> None:
+    """A script may call `asyncio.run` for each of thousands of samples."""
+    for answer in ("1", "2", "3", "4"):
+        asyncio.run(compute_score("any", answer, "7", {"question": QUESTION}, **models))
+
+    def only_the_last_is_left() -> bool:
+        gc.collect()
+        return sum(t.name.startswith("ledom-batch") for t in threading.enumerate()) <= 1
+
+    until(only_the_last_is_left)
 
 
 def test_calls_that_come_while_models_are_loaded_wait_for_them(

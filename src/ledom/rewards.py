@@ -20,7 +20,6 @@ from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
-from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
@@ -255,9 +254,7 @@ class ReverseRewardManager:
         return {"reward_score": reward, "reward_extra_info": {"acc": reward, **logs}}
 
 
-_batchers: WeakKeyDictionary[
-    asyncio.AbstractEventLoop, dict[_Settings, Batcher[Pair, Judgement]]
-] = WeakKeyDictionary()
+_batchers: dict[tuple[asyncio.AbstractEventLoop, _Settings], Batcher[Pair, Judgement]] = {}
 
 
 async def _submit(
@@ -270,14 +267,17 @@ async def _submit(
     judge = await asyncio.to_thread(settings.judge)
     if (pair := _pair(judge, prompt, response)) is None:
         return 0.0, dict.fromkeys(judge.log_names, math.nan)
-    known = _batchers.setdefault(asyncio.get_running_loop(), {})
-    if settings not in known:
-        known[settings] = Batcher(
+    for loop, of in list(_batchers):
+        if loop.is_closed():  # each `asyncio.run` has a loop of its own
+            _batchers.pop((loop, of), None)
+    key = asyncio.get_running_loop(), settings
+    if key not in _batchers:
+        _batchers[key] = Batcher(
             judge.judge_in_steps,
             lambda pair: 1.0 + len(pair.question) + len(pair.answer),
             _BATCH_SECONDS,
             _WAITING,
             least=_TOGETHER,
         )
-    (judgement,) = await known[settings].submit([pair])
+    (judgement,) = await _batchers[key].submit([pair])
     return judgement.reward, judgement.logprobs
