@@ -112,12 +112,17 @@ def split_dialog(text: str, between: str) -> tuple[str, str]:
     >>> split_dialog("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello", between="|")
     ('Hi', 'Hello')
     """
+    answer = None
     turns = _turns(text)
-    answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
-    if answers:
-        questions = [said for role, said in turns[: answers[-1]] if role == "user"]
-        if questions:
-            return questions[-1], turns[answers[-1]][1]
+    for role, said in reversed(turns):
+        if role == "assistant" and answer is None:
+            answer = said
+        elif role == "user" and answer is not None:
+            return said, answer
+    if turns:
+        raise InputError(
+            "the dialog has no user's turn that an assistant's turn answers; send both"
+        )
     pattern = _LINE_END.join(map(re.escape, between.split("\n")))
     mark = re.search(pattern, text) if between else None
     if mark is None:
