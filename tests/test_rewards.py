@@ -72,7 +72,7 @@ def test_trl(models: dict[str, str], expected: list[float], asynchronous: bool) 
     assert set(log.extra) == {"log_p_yx", "log_p_xy", "log_p_y"}
     sums = zip(log.extra["log_p_yx"], log.extra["log_p_xy"], strict=True)
     assert found == pytest.approx([(a + b) / 2 for a, b in sums])  # lambda 0.5, untuned
-    assert log.metrics == {"copied_share": 0.0}
+    assert log.metrics == {"copied_share": 0.0, "truncated_share": 0.0}
     again, _ = call(pickle.loads(pickle.dumps(reward)), [QUESTION] * 3, ANSWERS)
     assert again == found
 
@@ -95,6 +95,11 @@ def test_a_question_without_room_has_no_reward(
     found, log = call(trl_reward(**models), [QUESTION, long], ANSWERS[:2])
     assert found == [pytest.approx(expected[0]), None]
     assert log.extra["log_p_xy"][1] is None
+
+
+def test_answers_that_are_not_read_to_their_end_are_counted(models: dict[str, str]) -> None:
+    _, log = call(trl_reward(**models), [QUESTION] * 4, [*ANSWERS, "3 + 4 = 7 " * 400])
+    assert log.metrics["truncated_share"] == 0.25
 
 
 def test_a_prompt_without_a_question_has_no_reward(
@@ -156,12 +161,14 @@ def test_who_restates_the_question_is_not_rewarded_for_it(models: dict[str, str]
     [
         ({"question": "asked"}, "no column 'asked' for the questions; name another"),
         ({"lam": 0.5, "weights": "w.json"}, "lambda is 0.5 and the weights are those of w.json"),
+        ({"lam": 0.3, "strategy": "reverse_only"}, "lam is 0.3, but the strategy reverse_only"),
+        ({"lam": 0.3, "reverse": "none"}, "lam is 0.3, but the strategy forward does not weigh"),
     ],
 )
 def test_settings_that_cannot_be_followed_are_refused(
     settings: dict[str, Any], message: str, models: dict[str, str]
 ) -> None:
-    reward = trl_reward(**models, **settings)
+    reward = trl_reward(**models | settings)
     with pytest.raises(InputError, match=message):
         reward(prompts=["2 + 2?"], completions=["4"], answer=["4"])
 

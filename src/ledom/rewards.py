@@ -26,6 +26,7 @@ from pydantic import Field
 from ledom.core.errors import InputError
 from ledom.core.reading import Config, JsonObject
 from ledom.lm import EMBEDDED, load
+from ledom.rerank.strategies import STRATEGIES
 from ledom.rerank.weights import choose_weights
 from ledom.serve.batching import Batcher
 from ledom.serve.chat_text import answer_of, question_of
@@ -75,7 +76,13 @@ def _load_judge(settings: _Settings) -> Judge:
     )
     names = str(settings.forward), str(settings.reverse)
     weights = choose_weights(settings.lam, settings.weights, *names)
-    return Judge(forward, reverse, settings.strategy, weights, settings.mask_copies)
+    judge = Judge(forward, reverse, settings.strategy, weights, settings.mask_copies)
+    if settings.lam is not None and not STRATEGIES[judge.strategy].interpolated:
+        raise InputError(
+            f"lam is {settings.lam:g}, but the strategy {judge.strategy} does not weigh two "
+            "models; leave it out"
+        )
+    return judge
 
 
 def trl_reward(
@@ -88,9 +95,11 @@ def trl_reward(
     and `dtype` are the options of `ledom serve`. The question is the last user message of the
     prompt, or the dataset's column that `question` names.
 
-    TRL logs the log-probabilities beside the completions (`log_p_xy` ...), and the metric
-    `copied_share`: the mean share of an answer that is copied from its question. If a prompt has no
-    question, or its question leaves no room for an answer, the reward is None.
+    TRL logs the log-probabilities beside the completions (`log_p_xy` ...), and two metrics:
+    `copied_share`, the mean share of an answer that is copied from its question, and
+    `truncated_share`, the share of answers that are longer than a model's context and were judged
+    without their end. If a prompt has no question, or its question leaves no room for an answer,
+    the reward is None.
 
     >>> reward = trl_reward(lam=0.5)  # models are loaded by the first call
     >>> reward.__name__
@@ -142,6 +151,8 @@ class _TRLReward:
                 log_extra(name, [None if j is None else j.logprobs[name] for j in judged])
         if log_metric is not None and fit:
             log_metric("copied_share", sum(map(copied_share, fit)) / len(fit))
+            truncated = [judgement.is_truncated for judgement in judged if judgement is not None]
+            log_metric("truncated_share", sum(truncated) / len(fit))
         return [None if judgement is None else judgement.reward for judgement in judged]
 
 
