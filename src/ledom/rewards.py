@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field
 
@@ -38,6 +38,7 @@ __all__ = ["ReverseRewardManager", "compute_score", "copied_share", "trl_reward"
 _BATCH_SECONDS = 0.25  # target time of a batch
 _WAITING = 1 << 20  # most calls that may wait
 _TOGETHER = 16  # calls that share a batch however long it takes
+_SETTINGS = "settings of the reward"
 _NAME = "reverse_reward"  # the reward's name in a trainer's logs
 
 
@@ -52,11 +53,6 @@ class _Settings(Config):
     mask_copies: int = Field(default=MASK_COPIES, ge=0)
     device: str | None = None
     dtype: Any = "auto"
-
-    @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Self:
-        """The settings that a user gave; raises `InputError`."""
-        return cls.of(given, "settings of the reward")
 
     def judge(self) -> Judge:
         """The judge of these settings; the first call loads its models, and others wait for it."""
@@ -105,7 +101,7 @@ def trl_reward(
     >>> reward.__name__
     'reverse_reward'
     """
-    reward = _TRLReward(_Settings.read(settings), question)
+    reward = _TRLReward(_Settings.of(settings, _SETTINGS), question)
     if not asynchronous:
         return reward
     found: Any = partial(reverse_reward, reward)  # a coroutine function to `inspect`
@@ -230,7 +226,7 @@ async def compute_score(
         )
     for key in ("reward_router_address", "reward_model_tokenizer"):  # verl adds these
         settings.pop(key, None)
-    reward, logs = await _submit(_Settings.read(settings), known["question"], solution_str)
+    reward, logs = await _submit(_Settings.of(settings, _SETTINGS), known["question"], solution_str)
     return {"score": reward, **logs}
 
 
@@ -253,7 +249,7 @@ class ReverseRewardManager:
         **settings: Any,
     ) -> None:
         self.tokenizer = tokenizer
-        self.settings = _Settings.read(settings)
+        self.settings = _Settings.of(settings, _SETTINGS)
 
     async def run_single(self, data: Any) -> JsonObject:
         """The reward of a sample's last sequence, given the last user message of the prompt."""

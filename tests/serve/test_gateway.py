@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ledom.rerank.pipeline import Job, rerank
 from ledom.rerank.strategies import STRATEGIES, Pick, Vote
 from ledom.rerank.weights import Selection, TunedWeights, select
 from ledom.serve.app import make_app
+from ledom.serve.batching import Steps
 from ledom.serve.gateway import Options
 from ledom.serve.judge import MASK_COPIES, Judge
 from ledom.serve.refusals import Refusal
@@ -78,6 +80,23 @@ def test_by_every_strategy_it_chooses_as_rerank_does_on_the_same_candidates(
 
 def _no_track(items: Any, *args: Any, **options: Any) -> Any:
     return items
+
+
+def test_a_choice_does_not_wait_for_a_long_job_of_a_model(models: Models) -> None:
+    chosen = threading.Event()
+
+    def job() -> Steps[None]:
+        assert chosen.wait(SECONDS)
+        yield
+
+    with gateway(models, honest) as client:
+        assert client.portal is not None
+        compute = client.app.state.service.compute  # type: ignore[attr-defined]
+        busy = client.portal.start_task_soon(compute, job)
+        assert chat(client).status_code == 200
+        assert not busy.done()
+        chosen.set()
+        busy.result(SECONDS)
 
 
 def test_counts_and_cost_are_of_all_that_was_drawn(models: Models) -> None:
