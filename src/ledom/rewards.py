@@ -183,9 +183,8 @@ def _pair(judge: Judge, prompt: Any, response: Any) -> Pair | None:
 
 def _is_text_or_messages(given: Any) -> bool:
     """Whether it is a text, or messages in a list, tuple or array."""
-    if isinstance(given, str):
-        return True
-    return isinstance(given, Collection) and all(isinstance(one, Mapping) for one in given)
+    is_messages = isinstance(given, Collection) and all(isinstance(m, Mapping) for m in given)
+    return isinstance(given, str) or is_messages
 
 
 def copied_share(pair: Pair) -> float:
