@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 import ledom
+from ledom.lm.language_model import LanguageModel
 from ledom.serve.judge import Judge
 from ledom.serve.server import Server
 from ledom.serve.settings import Limits
@@ -319,6 +320,21 @@ def test_a_report_is_shown_and_its_script_is_not_run(browser: Any, server: Serve
     page.get_by_text("found").wait_for()
     assert page.title() == "A report"
     page.close()
+
+
+def test_a_browser_asks_for_the_token_as_a_password(
+    browser: Any, pair: tuple[LanguageModel, LanguageModel]
+) -> None:
+    with running(Judge(*pair), Limits(), token="secret") as server:
+        for password, status in (("secret", 200), ("wrong", 401)):
+            known = {"username": "me", "password": password}
+            context = browser.new_context(http_credentials=known)
+            page = context.new_page()
+            assert page.goto(server.url).status == status
+            if status == 200:
+                page.wait_for_selector("body[data-ready]")
+                assert not page.locator("#notice").is_visible()
+            context.close()
 
 
 def test_an_example_can_be_chosen_again_after_something_else_was_done(visit: Open) -> None:
