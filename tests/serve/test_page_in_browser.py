@@ -248,6 +248,19 @@ def test_answers_are_judged_and_lambda_ranks_without_a_request(visit: Open, serv
     assert [item.split(" ")[0] for item in listed] == [text for value, text in worst if value <= -1]
 
 
+def test_a_reward_of_more_scores_than_the_page_has_is_named(
+    browser: Any, pair: tuple[LanguageModel, LanguageModel]
+) -> None:
+    with running(Judge(*pair, "worst_step"), Limits()) as server:
+        page = browser.new_page()
+        page.goto(f"{server.url}/#judge")
+        page.wait_for_selector("body[data-ready]")
+        assert not page.locator("#warning").is_visible()  # a recorded ranking, by lambda
+        page.locator("#judge-run").click()
+        page.get_by_text("reward (worst_step) weighs other scores too: worst_step").wait_for()
+        page.close()
+
+
 def test_answers_can_be_sampled(visit: Open) -> None:
     page = visit("judge")
     before = page.locator("#answers textarea").count()

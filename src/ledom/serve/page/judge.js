@@ -115,8 +115,10 @@ export class Judge {
     $("per-token").checked = perToken;
     $("lambda").value = total ? (reverse ?? 0) / total : 0.5;
     $("mix").hidden = !["forward", "reverse"].every((name) => name in found.results[0].features);
-    $("warning").textContent = found.warning ?? "";
-    $("warning").hidden = !found.warning;
+    const others = Object.keys(weights).filter((name) => !/^(forward|reverse)(_mean)?$/.test(name));
+    const note = others.length ? `The server's reward (${found.strategy}) weighs other scores too: ${others.join(", ")}.` : null;
+    $("warning").textContent = [found.warning, note].filter(Boolean).join(" ");
+    $("warning").hidden = !$("warning").textContent;
     this.cards = found.results.map((result) => new Card(answers[result.index], result, found.results));
     $("verdict").hidden = false;
     this.rank();
