@@ -346,6 +346,14 @@ def test_verls_manager_reads_the_prompt(
     assert set(without["reward_extra_info"]) == set(found[0]["reward_extra_info"])
 
 
+def test_a_batch_of_verl_without_the_prompt_says_what_to_set(tokenizer: Any) -> None:
+    item = _Item(tokenizer, "7")
+    del item.non_tensor_batch["raw_prompt"]
+    manager = ReverseRewardManager(config=None, tokenizer=_Tokenizer(tokenizer))
+    with pytest.raises(InputError, match="no raw_prompt; set data.return_raw_chat=True"):
+        asyncio.run(manager.run_single(item))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("asynchronous", [False, True])

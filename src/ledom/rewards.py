@@ -256,6 +256,8 @@ class ReverseRewardManager:
         responses = item.batch["responses"]
         length = int(item.batch["attention_mask"][-responses.shape[-1] :].sum())
         response = self.tokenizer.decode(responses[:length], skip_special_tokens=True)
+        if "raw_prompt" not in item.non_tensor_batch:
+            raise InputError("verl's batch has no raw_prompt; set data.return_raw_chat=True")
         reward, logs = await _submit(self.settings, item.non_tensor_batch["raw_prompt"], response)
         return {"reward_score": reward, "reward_extra_info": {"acc": reward, **logs}}
 
