@@ -81,6 +81,9 @@ def test_a_file_of_another_format_than_jsonl_says_what_lines_hold(
     file.write_text(text)
     with pytest.raises(InputError, match=r"p.jsonl:1: .*; write one JSON object on each line$"):
         list(read_jsonl(file))
+    file.write_text('{"a": NaN}')
+    with pytest.raises(InputError, match=r"p.jsonl:1: not JSON: NaN is not a number$"):
+        list(read_jsonl(file))
     file.write_text('{"a": 1}\n' + text)
     with pytest.raises(InputError, match=r"p.jsonl:2: (not JSON: [^;]*|expected [^;]*)$"):
         list(read_jsonl(file))

@@ -168,8 +168,8 @@ def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int
                 try:
                     data = parse_json(line)
                 except InputError as error:
-                    other = number == 1 and error.reason.startswith(("not JSON", "expected"))
-                    hint = "; write one JSON object on each line" if other else ""
+                    is_clear = number > 1 or "UTF-8" in error.reason or line.rstrip().endswith(b"}")
+                    hint = "" if is_clear else "; write one JSON object on each line"
                     raise InputError(f"{error.reason}{hint}", path=path, line=number) from None
                 yield number, data
     except OSError as error:
