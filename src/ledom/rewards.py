@@ -39,7 +39,6 @@ _BATCH_SECONDS = 0.25  # target time of a batch
 _WAITING = 1 << 20  # most calls that may wait
 _TOGETHER = 16  # calls that share a batch however long it takes
 _SETTINGS = "settings of the reward"
-_NAME = "reverse_reward"  # the reward's name in a trainer's logs
 
 
 class _Settings(Config):
@@ -105,7 +104,7 @@ def trl_reward(
     if not asynchronous:
         return reward
     found: Any = partial(reverse_reward, reward)  # a coroutine function to `inspect`
-    found.__name__ = _NAME
+    found.__name__ = reverse_reward.__name__
     return found  # type: ignore[no-any-return]
 
 
@@ -115,7 +114,7 @@ class _TRLReward:
     question: str | None
 
     def __post_init__(self) -> None:
-        self.__name__ = _NAME
+        self.__name__ = reverse_reward.__name__
 
     def __call__(
         self,

@@ -153,8 +153,7 @@ class Guard:
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if not (app.done() or watcher.done() or exchange.status):
                 raise Refusal(504, f"the request took more than {seconds:g} s; ask for less")
-            if not watcher.done():
-                await asyncio.wait({app, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({app, watcher}, return_when=asyncio.FIRST_COMPLETED)
             if not app.done():
                 raise _ClientGone
             await app
