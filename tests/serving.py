@@ -37,9 +37,11 @@ QUESTIONS = ["Ava has 3 pens and buys 4.", "Bo had 4 cats, then 3 came.", "How m
 
 
 @contextmanager
-def running(judge: Judge, limits: Limits, reports: Path | None = None) -> Iterator[Server]:
+def running(
+    judge: Judge, limits: Limits, reports: Path | None = None, token: str | None = None
+) -> Iterator[Server]:
     """A server on a free port, in a thread; it must end when it is told to."""
-    settings = Settings(port=0, limits=limits, reports=reports)
+    settings = Settings(port=0, limits=limits, reports=reports, token=token)
     server = Server(settings)
     service = Service(judge, settings)
     server.listen()  # requests wait until it runs

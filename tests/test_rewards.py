@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
+import math
 import pickle
+import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +22,7 @@ from ledom import rewards
 from ledom.core.errors import InputError
 from ledom.rewards import ReverseRewardManager, compute_score, copied_share, trl_reward
 from ledom.serve.judge import Judge, Pair
+from waiting import until
 
 QUESTION, ANSWERS = "Ava has 3 pens.", ["it is 12", "3 + 4 = 7", ""]
 
@@ -66,7 +72,7 @@ def test_trl(models: dict[str, str], expected: list[float], asynchronous: bool) 
     assert set(log.extra) == {"log_p_yx", "log_p_xy", "log_p_y"}
     sums = zip(log.extra["log_p_yx"], log.extra["log_p_xy"], strict=True)
     assert found == pytest.approx([(a + b) / 2 for a, b in sums])  # lambda 0.5, untuned
-    assert log.metrics == {"copied_share": 0.0}
+    assert log.metrics == {"copied_share": 0.0, "truncated_share": 0.0}
     again, _ = call(pickle.loads(pickle.dumps(reward)), [QUESTION] * 3, ANSWERS)
     assert again == found
 
@@ -91,6 +97,11 @@ def test_a_question_without_room_has_no_reward(
     assert log.extra["log_p_xy"][1] is None
 
 
+def test_answers_that_are_not_read_to_their_end_are_counted(models: dict[str, str]) -> None:
+    _, log = call(trl_reward(**models), [QUESTION] * 4, [*ANSWERS, "3 + 4 = 7 " * 400])
+    assert log.metrics["truncated_share"] == 0.25
+
+
 def test_a_prompt_without_a_question_has_no_reward(
     models: dict[str, str], expected: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -105,16 +116,33 @@ def test_a_prompt_without_a_question_has_no_reward(
     assert found == [pytest.approx(expected[0]), None, None]
     assert log.extra["log_p_xy"][1:] == [None, None]
     assert log.metrics["copied_share"] == 0.0
-    assert "the prompt has no user message; send one, or name the dataset's column" in caplog.text
+    assert "the prompt has no user message; send one, or give the question in a" in caplog.text
     found, log = call(trl_reward(**models), [[system]], ["4"])
     assert (found, log.metrics) == ([None], {})
+    assert log.extra == {"log_p_yx": [None], "log_p_xy": [None], "log_p_y": [None]}
     column = trl_reward(question="asked", **models)
     assert call(column, [[system]], ANSWERS[:1], asked=[QUESTION])[0] == pytest.approx(expected[:1])
 
 
-def test_messages_that_are_none_are_refused(models: dict[str, str]) -> None:
-    with pytest.raises(InputError, match=r"a question of the dataset is \['2 \+ 2\?'\], expected"):
-        call(trl_reward(**models), [["2 + 2?"]], ["4"])
+def test_messages_may_come_as_tuples_and_arrays(
+    models: dict[str, str], expected: list[float]
+) -> None:
+    """As a dataset of pyarrow or pandas gives them, parts of a message too."""
+    part = {"type": "text", "text": QUESTION}
+    asked: list[Any] = [
+        ({"role": "user", "content": QUESTION},),
+        np.array([{"role": "user", "content": np.array([part])}]),
+    ]
+    answers = ({"role": "assistant", "content": ANSWERS[0]},), np.array([{"content": ANSWERS[1]}])
+    assert call(trl_reward(**models), asked, list(answers))[0] == pytest.approx(expected[:2])
+
+
+def test_lists_of_different_lengths_are_refused(models: dict[str, str]) -> None:
+    reward = trl_reward(**models)
+    for prompts, completions in ([QUESTION], ["4", "5"]), ([QUESTION] * 3, ["4", "5"]):
+        message = f"{len(prompts)} prompts or questions for 2 completions"
+        with pytest.raises(InputError, match=message):
+            call(reward, prompts, completions)
 
 
 def test_who_restates_the_question_is_not_rewarded_for_it(models: dict[str, str]) -> None:
@@ -133,12 +161,14 @@ def test_who_restates_the_question_is_not_rewarded_for_it(models: dict[str, str]
     [
         ({"question": "asked"}, "no column 'asked' for the questions; name another"),
         ({"lam": 0.5, "weights": "w.json"}, "lambda is 0.5 and the weights are those of w.json"),
+        ({"lam": 0.3, "strategy": "reverse_only"}, "lam is 0.3, but the strategy reverse_only"),
+        ({"lam": 0.3, "reverse": "none"}, "lam is 0.3, but the strategy forward does not weigh"),
     ],
 )
 def test_settings_that_cannot_be_followed_are_refused(
     settings: dict[str, Any], message: str, models: dict[str, str]
 ) -> None:
-    reward = trl_reward(**models, **settings)
+    reward = trl_reward(**models | settings)
     with pytest.raises(InputError, match=message):
         reward(prompts=["2 + 2?"], completions=["4"], answer=["4"])
 
@@ -208,6 +238,18 @@ def test_verl_calls_are_batched(
     assert len(sizes) < 3
 
 
+def test_a_loop_that_is_closed_leaves_no_thread_behind(models: dict[str, str]) -> None:
+    """A script may call `asyncio.run` for each of thousands of samples."""
+    for answer in ("1", "2", "3", "4"):
+        asyncio.run(compute_score("any", answer, "7", {"question": QUESTION}, **models))
+
+    def only_the_last_is_left() -> bool:
+        gc.collect()
+        return sum(t.name.startswith("ledom-batch") for t in threading.enumerate()) <= 1
+
+    until(only_the_last_is_left)
+
+
 def test_calls_that_come_while_models_are_loaded_wait_for_them(
     models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,13 +271,29 @@ def test_calls_that_come_while_models_are_loaded_wait_for_them(
     assert loaded == ["forward", "reverse"]
 
 
-@pytest.mark.parametrize("question", [None, 5])
+@pytest.mark.parametrize("question", [5, ["2 + 2?"]])
 def test_a_question_that_is_no_text_is_named(models: dict[str, str], question: object) -> None:
     reward = trl_reward(question="asked", **models)
-    with pytest.raises(InputError, match=f"a question of the dataset is {question}, expected a"):
+    shown = re.escape(repr(question))
+    with pytest.raises(InputError, match=f"a question of the dataset is {shown}, expected a"):
         reward(prompts=["2 + 2?"], completions=["4"], asked=[question])
-    with pytest.raises(InputError, match=f"a completion is {question}, expected a text or mess"):
+    with pytest.raises(InputError, match=f"a completion is {shown}, expected a text or mess"):
         reward(prompts=["2 + 2?"], completions=[question], asked=["2 + 2?"])
+    with pytest.raises(InputError, match=f"a question of the dataset is {shown}, expected a"):
+        asyncio.run(compute_score("any", "4", "4", {"question": question}, **models))
+
+
+@pytest.mark.parametrize("question", [None, " ", "<|im_start|>tool", "pens " * 5000])
+def test_a_row_of_verl_without_a_question_has_a_neutral_reward(
+    models: dict[str, str], question: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """verl fills an array from the scores, and from each key of the first sample."""
+    found = asyncio.run(compute_score("any", "4", "4", {"question": question}, **models))
+    good = asyncio.run(compute_score("any", "4", "4", {"question": QUESTION}, **models))
+    assert found["score"] == 0.0
+    assert set(found) == set(good)
+    assert all(math.isnan(found[name]) for name in ("log_p_yx", "log_p_xy", "log_p_y"))
+    assert caplog.text.count("no reward for a completion: ") == 1
 
 
 def test_verl_without_a_question_says_what_to_do() -> None:
@@ -246,14 +304,14 @@ def test_verl_without_a_question_says_what_to_do() -> None:
 class _Item:
     """One sample as verl's DataProto gives it, and a slice of one."""
 
-    def __init__(self, tokenizer: Any, answer: str) -> None:
+    def __init__(self, tokenizer: Any, answer: str, asked: bool = True) -> None:
         ids = tokenizer.encode(answer).ids
         self.batch = {
             "responses": torch.tensor([*ids, 0, 0]),
             "attention_mask": torch.tensor([1, 1, *[1] * len(ids), 0, 0]),
         }
         messages = [{"role": "system", "content": "x"}, {"role": "user", "content": QUESTION}]
-        self.non_tensor_batch = {"raw_prompt": messages, "data_source": "any"}
+        self.non_tensor_batch = {"raw_prompt": messages[: 1 + asked], "data_source": "any"}
 
     def __getitem__(self, key: Any) -> _Item:
         return self
@@ -275,13 +333,25 @@ def test_verls_manager_reads_the_prompt(
         config=None, tokenizer=_Tokenizer(tokenizer), compute_score=None, **models
     )
 
-    async def both() -> list[dict[str, Any]]:
+    async def all_items() -> list[dict[str, Any]]:
         items = [_Item(tokenizer, answer) for answer in ANSWERS[:2]]
+        items.append(_Item(tokenizer, "7", asked=False))
         return await asyncio.gather(*(manager.run_single(item) for item in items))
 
-    found = asyncio.run(both())
-    assert [row["reward_score"] for row in found] == pytest.approx(expected[:2])
+    found = asyncio.run(all_items())
+    assert [row["reward_score"] for row in found] == pytest.approx([*expected[:2], 0.0])
     assert found[0]["reward_extra_info"]["acc"] == pytest.approx(expected[0])
+    without = found[2]
+    assert without["reward_extra_info"]["acc"] == 0.0
+    assert set(without["reward_extra_info"]) == set(found[0]["reward_extra_info"])
+
+
+def test_a_batch_of_verl_without_the_prompt_says_what_to_set(tokenizer: Any) -> None:
+    item = _Item(tokenizer, "7")
+    del item.non_tensor_batch["raw_prompt"]
+    manager = ReverseRewardManager(config=None, tokenizer=_Tokenizer(tokenizer))
+    with pytest.raises(InputError, match="no raw_prompt; set data.return_raw_chat=True"):
+        asyncio.run(manager.run_single(item))
 
 
 @pytest.mark.slow

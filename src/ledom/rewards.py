@@ -12,20 +12,21 @@ gives the same rewards over HTTP.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Self
-from weakref import WeakKeyDictionary
+from typing import Any
 
 from pydantic import Field
 
 from ledom.core.errors import InputError
 from ledom.core.reading import Config, JsonObject
 from ledom.lm import EMBEDDED, load
+from ledom.rerank.strategies import STRATEGIES
 from ledom.rerank.weights import choose_weights
 from ledom.serve.batching import Batcher
 from ledom.serve.chat_text import answer_of, question_of
@@ -37,7 +38,7 @@ __all__ = ["ReverseRewardManager", "compute_score", "copied_share", "trl_reward"
 _BATCH_SECONDS = 0.25  # target time of a batch
 _WAITING = 1 << 20  # most calls that may wait
 _TOGETHER = 16  # calls that share a batch however long it takes
-_NAME = "reverse_reward"  # the reward's name in a trainer's logs
+_SETTINGS = "settings of the reward"
 
 
 class _Settings(Config):
@@ -52,11 +53,6 @@ class _Settings(Config):
     device: str | None = None
     dtype: Any = "auto"
 
-    @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Self:
-        """The settings that a user gave; raises `InputError`."""
-        return cls.of(given, "settings of the reward")
-
     def judge(self) -> Judge:
         """The judge of these settings; the first call loads its models, and others wait for it."""
         with _loading:
@@ -66,7 +62,7 @@ class _Settings(Config):
 _loading = Lock()
 
 
-@functools.cache
+@cache
 def _load_judge(settings: _Settings) -> Judge:
     """The judge; equal settings share their models until the process ends."""
     forward, reverse = (
@@ -75,7 +71,13 @@ def _load_judge(settings: _Settings) -> Judge:
     )
     names = str(settings.forward), str(settings.reverse)
     weights = choose_weights(settings.lam, settings.weights, *names)
-    return Judge(forward, reverse, settings.strategy, weights, settings.mask_copies)
+    judge = Judge(forward, reverse, settings.strategy, weights, settings.mask_copies)
+    if settings.lam is not None and not STRATEGIES[judge.strategy].interpolated:
+        raise InputError(
+            f"lam is {settings.lam:g}, but the strategy {judge.strategy} does not weigh two "
+            "models; leave it out"
+        )
+    return judge
 
 
 def trl_reward(
@@ -88,19 +90,21 @@ def trl_reward(
     and `dtype` are the options of `ledom serve`. The question is the last user message of the
     prompt, or the dataset's column that `question` names.
 
-    TRL logs the log-probabilities beside the completions (`log_p_xy` ...), and the metric
-    `copied_share`: the mean share of an answer that is copied from its question. If a prompt has no
-    user message, or its question leaves no room for an answer, the reward is None.
+    TRL logs the log-probabilities beside the completions (`log_p_xy` ...), and two metrics:
+    `copied_share`, the mean share of an answer that is copied from its question, and
+    `truncated_share`, the share of answers that are longer than a model's context and were judged
+    without their end. If a prompt has no question, or its question leaves no room for an answer,
+    the reward is None.
 
     >>> reward = trl_reward(lam=0.5)  # models are loaded by the first call
     >>> reward.__name__
     'reverse_reward'
     """
-    reward = _TRLReward(_Settings.read(settings), question)
+    reward = _TRLReward(_Settings.of(settings, _SETTINGS), question)
     if not asynchronous:
         return reward
-    found: Any = functools.partial(reverse_reward, reward)  # a coroutine function to `inspect`
-    found.__name__ = _NAME
+    found: Any = partial(reverse_reward, reward)  # a coroutine function to `inspect`
+    found.__name__ = reverse_reward.__name__
     return found  # type: ignore[no-any-return]
 
 
@@ -110,7 +114,7 @@ class _TRLReward:
     question: str | None
 
     def __post_init__(self) -> None:
-        self.__name__ = _NAME
+        self.__name__ = reverse_reward.__name__
 
     def __call__(
         self,
@@ -127,21 +131,23 @@ class _TRLReward:
                 "leave question out to read the prompt"
             )
         asked = prompts if self.question is None else columns[self.question]
-        for what, given in (("question of the dataset", asked), ("completion", completions)):
-            if bad := [one for one in given if not _is_text_or_messages(one)]:
-                raise InputError(
-                    f"a {what} is {bad[0]!r:.40}, expected a text or messages; correct it, or "
-                    "leave the row out"
-                )
-        pairs = [
-            _pair(prompt, completion) for prompt, completion in zip(asked, completions, strict=True)
-        ]
-        judged = _judge(self.settings.judge(), pairs)
-        if log_extra is not None:
-            for name in next((j.logprobs for j in judged if j is not None), ()):
+        if len(asked) != len(completions):
+            raise InputError(
+                f"{len(asked)} prompts or questions for {len(completions)} completions; give each "
+                "completion its own"
+            )
+        judge = self.settings.judge()
+        pairs = list(map(partial(_pair, judge), asked, completions))
+        fit = [pair for pair in pairs if pair is not None]
+        found = iter(judge.judge(fit))
+        judged = [None if pair is None else next(found) for pair in pairs]
+        if log_extra is not None:  # always: TRL's table would keep the values of an earlier step
+            for name in judge.log_names:
                 log_extra(name, [None if j is None else j.logprobs[name] for j in judged])
-        if log_metric is not None and (shares := [copied_share(pair) for pair in pairs if pair]):
-            log_metric("copied_share", sum(shares) / len(shares))
+        if log_metric is not None and fit:
+            log_metric("copied_share", sum(map(copied_share, fit)) / len(fit))
+            truncated = [judgement.is_truncated for judgement in judged if judgement is not None]
+            log_metric("truncated_share", sum(truncated) / len(fit))
         return [None if judgement is None else judgement.reward for judgement in judged]
 
 
@@ -150,36 +156,34 @@ async def reverse_reward(reward: _TRLReward, **given: Any) -> list[float | None]
     return await asyncio.to_thread(reward, **given)
 
 
-def _is_text_or_messages(given: Any) -> bool:
-    if isinstance(given, list):
-        return all(isinstance(message, dict) for message in given)
-    return isinstance(given, str)
-
-
-def _pair(prompt: Any, completion: Any) -> Pair | None:
-    """The question and the answer; None if the prompt has no question: the run continues."""
+def _pair(judge: Judge, prompt: Any, response: Any) -> Pair | None:
+    """The question and the answer; None, with a warning, for a prompt that has no question, or one
+    that leaves no room for an answer: such a row does not end a run of days.
+    """
+    prompt = "" if prompt is None else prompt  # a missing value of a column
+    for what, given in (("question of the dataset", prompt), ("completion", response)):
+        if not _is_text_or_messages(given):
+            raise InputError(
+                f"a {what} is {given!r:.40}, expected a text or messages; correct it, or leave the "
+                "row out"
+            )
     try:
-        return Pair(question_of(prompt), answer_of(completion))
+        pair = Pair(question_of(prompt), answer_of(response))
+        judge.check([pair])
     except InputError as error:
-        _warn(f"{error}, or name the dataset's column of questions: trl_reward(question=...)")
+        logging.getLogger("ledom").warning(
+            "no reward for a completion: %s, or give the question in a column of the dataset "
+            "(trl_reward's question, compute_score)",
+            error,
+        )
         return None
+    return pair
 
 
-def _judge(judge: Judge, pairs: Sequence[Pair | None]) -> list[Judgement | None]:
-    """The judgements; None without a pair, or if a question leaves no room for an answer."""
-    fit: list[Pair] = []
-    for pair in filter(None, pairs):
-        try:
-            judge.check([pair])
-            fit.append(pair)
-        except InputError as error:
-            _warn(str(error))
-    judged = dict(zip(fit, judge.judge(fit), strict=True))
-    return [judged.get(pair) if pair else None for pair in pairs]
-
-
-def _warn(reason: str) -> None:
-    logging.getLogger("ledom").warning("no reward for a completion: %s", reason)
+def _is_text_or_messages(given: Any) -> bool:
+    """Whether it is a text, or messages in a list, tuple or array."""
+    is_messages = isinstance(given, Collection) and all(isinstance(m, Mapping) for m in given)
+    return isinstance(given, str) or is_messages
 
 
 def copied_share(pair: Pair) -> float:
@@ -205,28 +209,32 @@ async def compute_score(
 
     verl passes no prompt, so the dataset must have the question as `extra_info["question"]`.
     `ReverseRewardManager` does without. `settings` are those of `trl_reward` and come from verl's
-    `reward_kwargs`. Raises `InputError` without a question.
+    `reward_kwargs`. Raises `InputError` if the dataset has no such column. For a question that is
+    empty or leaves no room for an answer, see `ReverseRewardManager`.
 
     >>> asyncio.run(compute_score("math", "#### 4"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ledom.core.errors.InputError: extra_info has no question; add the column to the dataset, ...
     """
-    asked = (extra_info or {}).get("question")
-    if not isinstance(asked, str):
+    known = extra_info or {}
+    if "question" not in known:
         raise InputError(
             "extra_info has no question; add the column to the dataset, or use "
             "ledom.rewards.ReverseRewardManager, which reads the prompt"
         )
     for key in ("reward_router_address", "reward_model_tokenizer"):  # verl adds these
         settings.pop(key, None)
-    judgement = await _submit(_Settings.read(settings), Pair(asked, answer_of(solution_str)))
-    return {"score": judgement.reward, **judgement.logprobs}
+    reward, logs = await _submit(_Settings.of(settings, _SETTINGS), known["question"], solution_str)
+    return {"score": reward, **logs}
 
 
 class ReverseRewardManager:
     """A reward manager for verl (`reward.reward_manager.module`). It reads the prompt itself.
 
-    It takes verl's arguments, and the settings of `trl_reward`.
+    It takes verl's arguments, and the settings of `trl_reward`. If a prompt has no question, or its
+    question leaves no room for an answer, the reward is 0 and the log-probabilities are NaN: verl
+    needs a number and the same keys for each sample. All samples of a prompt have this reward, so
+    advantages relative to their group (GRPO) are 0. For others, filter the dataset.
     """
 
     def __init__(
@@ -239,7 +247,7 @@ class ReverseRewardManager:
         **settings: Any,
     ) -> None:
         self.tokenizer = tokenizer
-        self.settings = _Settings.read(settings)
+        self.settings = _Settings.of(settings, _SETTINGS)
 
     async def run_single(self, data: Any) -> JsonObject:
         """The reward of a sample's last sequence, given the last user message of the prompt."""
@@ -247,33 +255,36 @@ class ReverseRewardManager:
         responses = item.batch["responses"]
         length = int(item.batch["attention_mask"][-responses.shape[-1] :].sum())
         response = self.tokenizer.decode(responses[:length], skip_special_tokens=True)
-        question = question_of(list(item.non_tensor_batch["raw_prompt"]))
-        judgement = await _submit(self.settings, Pair(question, answer_of(response)))
-        info = {"acc": judgement.reward, **judgement.logprobs}
-        return {"reward_score": judgement.reward, "reward_extra_info": info}
+        if "raw_prompt" not in item.non_tensor_batch:
+            raise InputError("verl's batch has no raw_prompt; set data.return_raw_chat=True")
+        reward, logs = await _submit(self.settings, item.non_tensor_batch["raw_prompt"], response)
+        return {"reward_score": reward, "reward_extra_info": {"acc": reward, **logs}}
 
 
-_batchers: WeakKeyDictionary[
-    asyncio.AbstractEventLoop, dict[_Settings, Batcher[Pair, Judgement]]
-] = WeakKeyDictionary()
+_batchers: dict[tuple[asyncio.AbstractEventLoop, _Settings], Batcher[Pair, Judgement]] = {}
 
 
-def _submit(settings: _Settings, pair: Pair) -> Awaitable[Judgement]:
-    """Judge a pair, batched with other calls that wait in this event loop."""
-    known = _batchers.setdefault(asyncio.get_running_loop(), {})
-    if settings not in known:
-        known[settings] = Batcher(
-            lambda pairs: settings.judge().judge_in_steps(pairs),
+async def _submit(
+    settings: _Settings, prompt: Any, response: str
+) -> tuple[float, dict[str, float]]:
+    """A sample's reward and log-probabilities, batched with other calls in this event loop.
+
+    See `ReverseRewardManager` for a prompt that has no reward.
+    """
+    judge = await asyncio.to_thread(settings.judge)
+    if (pair := _pair(judge, prompt, response)) is None:
+        return 0.0, dict.fromkeys(judge.log_names, math.nan)
+    for loop, of in list(_batchers):
+        if loop.is_closed():  # each `asyncio.run` has a loop of its own
+            _batchers.pop((loop, of), None)
+    key = asyncio.get_running_loop(), settings
+    if key not in _batchers:
+        _batchers[key] = Batcher(
+            judge.judge_in_steps,
             lambda pair: 1.0 + len(pair.question) + len(pair.answer),
             _BATCH_SECONDS,
             _WAITING,
             least=_TOGETHER,
         )
-
-    async def one() -> Judgement:
-        judge = await asyncio.to_thread(settings.judge)
-        judge.check([pair])
-        (judgement,) = await known[settings].submit([pair])
-        return judgement
-
-    return one()
+    (judgement,) = await _batchers[key].submit([pair])
+    return judgement.reward, judgement.logprobs

@@ -1,6 +1,7 @@
 """Files and folders are written whole or not at all."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -13,7 +14,14 @@ from torch.distributed import HashStore
 from kills import in_a_child
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import check_processes, fingerprint, real_path, write_atomically, write_folder
+from ledom.core.files import (
+    check_processes,
+    fingerprint,
+    lock_folder,
+    real_path,
+    write_atomically,
+    write_folder,
+)
 from ledom.core.records import Document, write_records
 
 
@@ -193,3 +201,18 @@ def test_a_link_to_itself_leads_to_itself(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     assert real_path(tmp_path / "loop").name == "loop"
     assert real_path(tmp_path / "link") == real_path(tmp_path) / "file"
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch, code):
+    """NFS without its lock service, and file systems in user space."""
+
+    def refuse(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(OutputError, match=r"out: its file system has no file locks .*; give a fol"),
+        lock_folder(tmp_path / "out", "trains"),
+    ):
+        pass

@@ -73,6 +73,22 @@ def test_good_json_is_as_python_reads_it() -> None:
     assert parse_json(json.dumps(row, ensure_ascii=False).encode()) == row
 
 
+@pytest.mark.parametrize("text", ['[{"a": 1}]', '{\n "a": 1\n}', "a,b\n1,2"])
+def test_a_file_of_another_format_than_jsonl_says_what_lines_hold(
+    tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"p.jsonl:1: .*; write one JSON object on each line$"):
+        list(read_jsonl(file))
+    file.write_text('{"a": NaN}')
+    with pytest.raises(InputError, match=r"p.jsonl:1: not JSON: NaN is not a number$"):
+        list(read_jsonl(file))
+    file.write_text('{"a": 1}\n' + text)
+    with pytest.raises(InputError, match=r"p.jsonl:2: (not JSON: [^;]*|expected [^;]*)$"):
+        list(read_jsonl(file))
+
+
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

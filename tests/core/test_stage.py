@@ -117,6 +117,19 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         Stage(path, Document, {"seed": 1, "n": 5})
 
 
+def test_a_users_copy_of_a_part_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    stage = Stage(path, Document, {"seed": 1})
+    stage.append([document(1)])
+    copy = tmp_path / "out.jsonl.part.bak"
+    copy.write_bytes((tmp_path / "out.jsonl.part").read_bytes())
+    stage = Stage(path, Document, {"seed": 1})
+    assert ids(stage) == ["1"]
+    stage.finish(key=lambda record: record.id)
+    assert ids(Stage(path, Document, {"seed": 1})) == ["1"]
+    assert copy.exists()
+
+
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.part").write_text('{"seed": 1}\n{"id": 3}\n')
     with pytest.raises(InputError, match=r"out.jsonl.part:2: damaged .*remove it"):

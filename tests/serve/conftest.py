@@ -1,9 +1,12 @@
-"""A server on fake models, in this process."""
+"""A server on fake models in this process, and a browser."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -61,3 +64,18 @@ def models(checkpoints: dict[str, Path]) -> Models:
     return ledom.load(checkpoints["forward"], "forward"), ledom.load(
         checkpoints["reverse"], "reverse"
     )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; tests are skipped without it."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    flags = ["--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    root = ["--no-sandbox"] if os.geteuid() == 0 else []  # a container's user
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=flags + root)
+        yield browser
+        browser.close()

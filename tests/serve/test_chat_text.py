@@ -121,10 +121,18 @@ def test_a_plain_dialog_is_split_at_the_first_empty_line() -> None:
         split_dialog("How many? 7", "\n\n")
 
 
+@pytest.mark.parametrize("roles", [["user"], ["system", "assistant"], ["assistant", "user"]])
+def test_a_dialog_without_a_question_or_an_answer_is_refused(roles: list[str]) -> None:
+    text = "".join(f"<|im_start|>{role}\nOne.\n\nTwo.<|im_end|>\n" for role in roles)
+    with pytest.raises(InputError, match="the dialog has no user's turn that an assistant's"):
+        split_dialog(text, "\n\n")
+
+
 def test_an_empty_line_may_end_with_a_carriage_return() -> None:
-    for empty in ("\r\n\r\n", "\n\r\n", "\r\n\n"):
+    for empty in ("\r\n\r\n", "\n\r\n", "\r\n\n", "\r\r", "\r\r\n"):
         assert split_dialog(f"How many?{empty}7", "\n\n") == ("How many?", "7")
     assert split_dialog("How\r\nmany?\r\n\r\n7", "\n\n") == ("How\r\nmany?", "7")
+    assert split_dialog("How\rmany?\r\r7", "\n\n") == ("How\rmany?", "7")
 
 
 def test_a_plain_dialog_has_no_special_tokens() -> None:

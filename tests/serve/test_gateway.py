@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ledom.rerank.pipeline import Job, rerank
 from ledom.rerank.strategies import STRATEGIES, Pick, Vote
 from ledom.rerank.weights import Selection, TunedWeights, select
 from ledom.serve.app import make_app
+from ledom.serve.batching import Steps
 from ledom.serve.gateway import Options
 from ledom.serve.judge import MASK_COPIES, Judge
 from ledom.serve.refusals import Refusal
@@ -80,6 +82,23 @@ def _no_track(items: Any, *args: Any, **options: Any) -> Any:
     return items
 
 
+def test_a_choice_does_not_wait_for_a_long_job_of_a_model(models: Models) -> None:
+    chosen = threading.Event()
+
+    def job() -> Steps[None]:
+        assert chosen.wait(SECONDS)
+        yield
+
+    with gateway(models, honest) as client:
+        assert client.portal is not None
+        compute = client.app.state.service.compute  # type: ignore[attr-defined]
+        busy = client.portal.start_task_soon(compute, job)
+        assert chat(client).status_code == 200
+        assert not busy.done()
+        chosen.set()
+        busy.result(SECONDS)
+
+
 def test_counts_and_cost_are_of_all_that_was_drawn(models: Models) -> None:
     with gateway(models, honest) as client:
         answer = chat(client).json()
@@ -104,6 +123,17 @@ def test_without_an_upstream_the_forward_model_answers(models: Models) -> None:
                 [row["index"] for row in text["ledom"]["candidates"]].index(text["ledom"]["chosen"])
             ]["text"]
         )
+
+
+def test_without_max_tokens_answers_get_the_room_that_the_question_leaves(models: Models) -> None:
+    """Chat clients send no max_tokens; the question may take more than half of the context."""
+    (forward, _), asked = models, QUESTIONS[0]
+    size = len(forward.pair_format.before_solution(asked))
+    asked = asked * (3 * forward.context // (2 * size))
+    with gateway(models, None) as client:
+        answer = chat(client, messages=[{"role": "user", "content": asked}])
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["prompt_tokens"] > forward.context - 256
 
 
 def test_without_an_upstream_candidates_end_at_the_stop(models: Models) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,9 @@ from waiting import SECONDS
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
-]
+pytestmark = pytest.mark.slow
 
-FLAGS = ["--disable-gpu", "--no-first-run", "--disable-background-networking"]
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 EXAMPLES = Path(ledom.__file__).parent / "serve" / "page" / "examples.json"
 VIEWS = ("write", "judge", "gallery")
@@ -53,15 +47,6 @@ def server(reports: Path) -> Iterator[Server]:
     judge = Judge(ledom.load("tiny", "forward"), ledom.load("tiny", "reverse"))
     with running(judge, Limits(), reports=reports) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    root = ["--no-sandbox"] if os.geteuid() == 0 else []  # a container's user
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS + root)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -254,6 +239,39 @@ def test_answers_can_be_sampled(visit: Open) -> None:
     page.locator("#answers textarea").nth(before + 3).wait_for()
     values = [area.input_value() for area in page.locator("#answers textarea").all()]
     assert len(set(values)) == before + 4
+
+
+def test_answers_to_a_long_question_are_sampled_within_the_context(visit: Open) -> None:
+    page = visit("judge")
+    page.get_by_label("Question", exact=True).fill("Ava has 3 pens and 4 cats. " * 38)
+    before = page.locator("#answers textarea").count()
+    page.get_by_role("button", name="Sample 4 answers").click()
+    page.locator("#answers textarea").nth(before + 3).wait_for()
+
+
+def test_an_answer_beyond_the_context_is_said_to_be_read_in_part(visit: Open) -> None:
+    page = visit("judge")
+    page.get_by_label("Answer 1", exact=True).fill("3 + 4 = 7\n" * 200)
+    page.get_by_role("button", name="Judge", exact=True).click()
+    page.get_by_text("The models read only a part").wait_for()
+    (card,) = page.locator("#ranking > li", has_text="read only a part").all()
+    assert card.locator("h3").inner_text() == "Answer 1"
+
+
+def test_an_error_is_gone_once_the_model_writes_again(browser: Any, server: Server) -> None:
+    page = browser.new_page()  # its console says that a request failed
+    page.goto(server.url)
+    page.wait_for_selector("body[data-ready]")
+    page.route("**/ledom/generate", lambda route: route.abort())
+    pane = page.locator("#reverse-pane")
+    pane.locator("textarea").fill("\n\n#### 7")
+    pane.get_by_role("button", name="Write to the left").click()
+    pane.get_by_text("the server does not answer").wait_for()
+    page.unroute("**/ledom/generate")
+    pane.get_by_role("button", name="Continue").click()
+    pane.locator(".token").first.wait_for()
+    assert pane.locator("[data-part=status]").inner_text() == ""
+    page.close()
 
 
 def test_bad_input_is_said_in_the_page(visit: Open) -> None:

@@ -7,7 +7,7 @@ model order is reading order flipped. This module knows nothing of tokenizers, m
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ __all__ = ["Direction"]
 SequenceT = TypeVar("SequenceT", list[int], list[str], "np.ndarray")
 
 
-class Direction(str, Enum):
+class Direction(StrEnum):
     """Which way a model reads: `forward` predicts what follows, `reverse` what comes before.
 
     >>> Direction("reverse"), str(Direction.FORWARD)
@@ -32,9 +32,6 @@ class Direction(str, Enum):
     @classmethod
     def _missing_(cls, value: object) -> Direction:
         raise InputError(f"direction is {value!r}; give {' or '.join(cls)}")
-
-    def __str__(self) -> str:
-        return self.value
 
     def to_model_order(self, sequence: SequenceT) -> SequenceT:
         """Turn a sequence (its last axis, for arrays) from reading order into model order.

@@ -129,7 +129,6 @@ class MissingExtraError(LedomError, ImportError):
         if failure:
             problem = f"cannot be imported ({failure}); run: pip install --upgrade {package}"
         super().__init__(f"{where}{package} {problem}{instead}")
-        self.package, self.extra = package, extra
         self._arguments = (package, extra, needed_by, otherwise, failure)
 
     def __reduce__(self) -> tuple[type, tuple[str, ...]]:

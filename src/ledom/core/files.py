@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -38,6 +39,7 @@ __all__ = [
     "write_json",
 ]
 
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _LOG_AFTER = (5.0, 30.0)  # seconds of waiting before the first log line, and before each later one
 
 
@@ -190,13 +192,13 @@ def lock_folder(folder: Path, work: str, wait: bool = False, name: str = ".lock"
             except Timeout:
                 _report_holder(folder, f"{_read_holder(holder)}, which {work} there", wait)
         write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
-    except NotImplementedError:
+    except (NotImplementedError, OSError) as error:  # the first is that of older filelocks
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise _cannot_write(folder, error) from error
         raise OutputError(
             f"{folder}: its file system has no file locks (flock), without which two runs could "
             "write there at once; give a folder on another one"
         ) from None
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
     try:
         yield
     finally:

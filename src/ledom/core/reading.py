@@ -78,10 +78,7 @@ def exists(path: str | Path) -> bool:
     >>> exists("/"), exists("/no such file")
     (True, False)
     """
-    try:
-        return os.path.lexists(path)
-    except ValueError:  # a NUL
-        return False
+    return os.path.lexists(path)
 
 
 def check_regular(path: str | Path) -> None:
@@ -171,7 +168,9 @@ def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int
                 try:
                     data = parse_json(line)
                 except InputError as error:
-                    raise InputError(error.reason, path=path, line=number) from None
+                    is_clear = number > 1 or "UTF-8" in error.reason or line.rstrip().endswith(b"}")
+                    hint = "" if is_clear else "; write one JSON object on each line"
+                    raise InputError(f"{error.reason}{hint}", path=path, line=number) from None
                 yield number, data
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None

@@ -16,6 +16,7 @@ any interruption and with any number of processes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -131,17 +132,17 @@ class Stage(Generic[RecordT]):
             check_settings(made_with, self.settings | {_HASH: made_with[_HASH]}, path)
             self.records = read_finished(path, record_type, self._check)
         else:
-            self.records = self._read_parts() if parts else []
+            self.records = self._read_parts()
         processes.wait()  # all have read before one writes
         if self.complete and processes.is_first():
             for part in parts:
                 part.unlink(missing_ok=True)
 
     def _parts(self) -> list[Path]:
-        """The part files of all processes, including those of an earlier run."""
-        name = f"{self.path.name}.part"
+        """The part files of all processes, including those of an earlier run; no copies of them."""
+        name = rf"{re.escape(self.path.name)}\.part(\.\d+)?"
         found = self.path.parent.glob("*")  # none if there is no such folder
-        return sorted(p for p in found if p.name == name or p.name.startswith(f"{name}."))
+        return sorted(path for path in found if re.fullmatch(name, path.name))
 
     def _read_parts(self) -> list[RecordT]:
         records: list[RecordT] = []
@@ -256,12 +257,11 @@ class Stage(Generic[RecordT]):
             have[record.key[:length]].append(record)
         mine = self._share(work, have)
         done = sum(map(work.is_done, have.values()))
-        total = done + sum(map(len, mine))
         place = {key: i for i, key in enumerate(have)}
         file = self.path.name
         lock = lock_folder(self.path.parent, f"makes {file}", name=f".{file}.lock")
         with lock if processes.is_first() else nullcontext():
-            for _ in track(self._made(work, mine, have), name, done, total):
+            for _ in track(self._made(work, mine, have), name, done, done + sum(map(len, mine))):
                 pass
             self.finish(lambda record: (place[record.key[:length]], record.key[length:]), timed)
         return self.records

@@ -62,8 +62,7 @@ def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Nod
         root = yaml.compose(text, yaml.SafeLoader)
         if root is None:
             return None, None
-        _count_values(root, {})
-        _check_nodes(root)
+        _check_node(root, {})
         return yaml.safe_load(text), root
     except InputError as error:
         refused = error
@@ -88,14 +87,24 @@ def _check_events(text: str) -> None:
             raise _refused(f"the tag {tag} is not allowed", event.start_mark)
 
 
-def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """The values in a node with aliases expanded; `known` holds 0 while a node is counted."""
+def _check_node(node: yaml.Node, known: dict[int, int]) -> int:
+    """Check a node and all in it; the number of its values with aliases expanded.
+
+    `known` has the numbers of checked nodes, and 0 for a node that is being checked.
+    """
     if (place := id(node)) in known:
         if not known[place]:
             raise _refused("an alias (*) contains itself", node.start_mark)
         return known[place]
     known[place] = 0
-    count = 1 + sum(_count_values(part, known) for part in _parts(node))
+    if isinstance(node, yaml.MappingNode):
+        _check_keys([key for key, _ in node.value])
+    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
+        if _OTHER_BASE.fullmatch(node.value):
+            raise _refused(f"the number {node.value:.40} is not decimal", node.start_mark)
+        if len(node.value) > LONGEST_NUMBER:
+            raise _refused(f"a number of {len(node.value)} digits is too large", node.start_mark)
+    count = 1 + sum(_check_node(part, known) for part in _parts(node))
     if count > _MOST_VALUES:
         raise _refused(f"its aliases (*) expand to over {_MOST_VALUES} values", node.start_mark)
     known[place] = count
@@ -107,18 +116,6 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
-
-
-def _check_nodes(node: yaml.Node) -> None:
-    if isinstance(node, yaml.MappingNode):
-        _check_keys([key for key, _ in node.value])
-    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
-        if _OTHER_BASE.fullmatch(node.value):
-            raise _refused(f"the number {node.value:.40} is not decimal", node.start_mark)
-        if len(node.value) > LONGEST_NUMBER:
-            raise _refused(f"a number of {len(node.value)} digits is too large", node.start_mark)
-    for part in _parts(node):
-        _check_nodes(part)
 
 
 def _check_keys(keys: list[yaml.Node]) -> None:

@@ -8,13 +8,13 @@ knows nothing of requests.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from ledom.core.errors import InputError
 
 __all__ = ["answer_of", "content_of", "question_of", "response_in", "split_dialog"]
 
-Messages = Sequence[dict[str, object]]
+Messages = Collection[Mapping[str, object]]
 
 _TURN = re.compile(
     r"<\|im_start\|>(\w+)(?:<\|im_sep\|>)?"  # ChatML: Qwen, Yi ...; Phi-4
@@ -42,6 +42,7 @@ _SPECIAL = re.compile(
     r"|</?s>|<(?:eos|bos|pad|end_of_turn|turn\||seed:[be]os|BOS_TOKEN|EOS_TOKEN)>|\[e~\["
 )
 _OPENINGS = re.compile(r"(?:\s*(?:<(?:s|bos|BOS_TOKEN)>|<[|｜]begin[^<>\s|｜]{1,40}[|｜]>))*")
+_LINE_END = r"(?>\r\n|\r|\n)"  # atomic: \r\n is one line end, never two
 _SHORTEST_OVERLAP = 8  # characters of a truncated prompt that suffice to find its response
 
 
@@ -103,24 +104,30 @@ def response_in(query: str, prompt: str) -> str:
 def split_dialog(text: str, between: str) -> tuple[str, str]:
     """The question and the answer of a dialog: by its chat markup, or split at `between`.
 
-    A line end of `between` may be `\\r\\n` in the text. Raises `InputError` if the text has
-    neither.
+    A line end of `between` may be `\\r\\n` or `\\r` in the text. Raises `InputError` if the text
+    has neither.
 
     >>> split_dialog("2 + 2?|4", between="|")
     ('2 + 2?', '4')
     >>> split_dialog("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello", between="|")
     ('Hi', 'Hello')
     """
+    answer = None
     turns = _turns(text)
-    answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
-    if answers:
-        questions = [said for role, said in turns[: answers[-1]] if role == "user"]
-        if questions:
-            return questions[-1], turns[answers[-1]][1]
-    mark = re.search(r"\r?\n".join(map(re.escape, between.split("\n"))), text) if between else None
+    for role, said in reversed(turns):
+        if role == "assistant" and answer is None:
+            answer = said
+        elif role == "user" and answer is not None:
+            return said, answer
+    if turns:
+        raise InputError(
+            "the dialog has no user's turn that an assistant's turn answers; send both"
+        )
+    pattern = _LINE_END.join(map(re.escape, between.split("\n")))
+    mark = re.search(pattern, text) if between else None
     if mark is None:
         raise InputError(
-            "the input has no chat markup and no empty line; send question and answer with one "
+            f"the input has no chat markup and no {between!r}; send question and answer with this "
             "between them"
         )
     return question_of(text[: mark.start()]), answer_of(text[mark.end() :])
@@ -145,7 +152,7 @@ def _plain(text: str) -> str:
     return _SPECIAL.split(text, maxsplit=1)[0].strip()
 
 
-def content_of(message: dict[str, object]) -> str:
+def content_of(message: Mapping[str, object]) -> str:
     """The text of a message, whose content may be a list of parts.
 
     >>> content_of({"content": [{"type": "text", "text": "2 + "}, {"type": "text", "text": "2?"}]})
@@ -154,8 +161,8 @@ def content_of(message: dict[str, object]) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
-    if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, dict)]
+    if isinstance(content, Iterable):
+        texts = [part.get("text") for part in content if isinstance(part, Mapping)]
         return "".join(text for text in texts if isinstance(text, str))
     return ""
 

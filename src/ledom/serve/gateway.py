@@ -5,6 +5,7 @@ Options come in the model's name, `ledom/STRATEGY,key=value`, or in the body's k
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from ledom.core.records import Candidate, Problem
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.weights import TunedWeights, default_weights, preferred_strategy, select
 from ledom.serve import writing
-from ledom.serve.batching import Steps
+from ledom.serve.batching import apart
 from ledom.serve.judge import Judge, Judgement, Pair
 from ledom.serve.refusals import Refusal
 from ledom.serve.service import REWARD, Service
@@ -121,19 +122,17 @@ async def choose(
         raise Refusal(502, f"the {source} sent no text to choose from")
     drawn_seconds = time.perf_counter() - start
     judged = await service.judge_pairs([Pair(question, c.text) for c in candidates])
-    details = await service.compute(
-        lambda: _select(question, candidates, judged, strategy, weights)
-    )
+    details = await asyncio.to_thread(_select, question, candidates, judged, strategy, weights)
     details["seconds"] = {
         "drawing": drawn_seconds,
         "choosing": time.perf_counter() - start - drawn_seconds,
     }
     details["cost"] = service.upstream.cost(drawn) if service.upstream else None
-    prompt, written = drawn.prompt_tokens, drawn.completion_tokens
-    service.metrics.tokens("drawn_upstream" if service.upstream else "generated", written or 0)
-    counts = None if prompt is None or written is None else (prompt, written)
+    if drawn.tokens is not None:
+        what = "drawn_upstream" if service.upstream else "generated"
+        service.metrics.tokens(what, drawn.tokens[1])
     place = details["chosen"]
-    return Chosen(drawn.choices[place], drawn.texts[place], counts, details)
+    return Chosen(drawn.choices[place], drawn.texts[place], drawn.tokens, details)
 
 
 async def _draw(
@@ -149,8 +148,9 @@ async def _draw(
             "out",
         )
     lm = service.model("forward")
-    sampling = writing.sampling_of(body, _TEMPERATURE, _MAX_TOKENS)
     prompt = lm.pair_format.before_solution(question)
+    read = await apart(len(prompt), lambda: len(lm.prompt_ids(prompt, 1)))
+    sampling = writing.sampling_of(body, _TEMPERATURE, min(_MAX_TOKENS, lm.context - read))
     (made,) = await service.compute(lambda: writing.write(lm, [prompt], sampling, options.n))
     kept = [writing.cut_at_stops(g, body.get("stop"), lm.direction) for g in made]
     chat = path.startswith("chat")
@@ -160,7 +160,7 @@ async def _draw(
         for g in kept
         for text in [lm.pair_format.written_solution(g.text)]
     ]
-    return Drawn(choices, len(lm.prompt_ids(prompt, 1)), writing.num_written(made))
+    return Drawn(choices, (read, writing.num_written(made)))
 
 
 def _strategy(judge: Judge, options: Options) -> tuple[str | None, TunedWeights]:
@@ -195,7 +195,7 @@ def _select(
     judged: Sequence[Judgement],
     strategy: str | None,
     weights: TunedWeights,
-) -> Steps[JsonObject]:
+) -> JsonObject:
     """Choose as `ledom rerank` does; `Chosen.details`."""
     scores = [
         replace(score, problem_id=candidate.problem_id, index=candidate.index)
@@ -203,7 +203,6 @@ def _select(
         for score in judgement.scores.values()
     ]
     table = build_candidate_table([Problem(id="question", question=question)], candidates, scores)
-    yield
     name = strategy or preferred_strategy(table, weights)
     (selection,) = select(table, candidates, name, weights)
     return {

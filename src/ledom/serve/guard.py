@@ -92,8 +92,9 @@ class Guard:
         if path in _OPEN:
             return
         if not hmac.compare_digest(_credential(headers.get("authorization", "")), token.encode()):
-            # With Basic, a browser asks for a name and a password itself, so the page works.
-            ways = {"WWW-Authenticate": 'Bearer, Basic realm="ledom: the token is the password"'}
+            # With Basic, a browser asks for a name and a password itself, so the page works. Chrome
+            # ignores a header that names Bearer too.
+            ways = {"WWW-Authenticate": 'Basic realm="ledom: the token is the password"'}
             raise Refusal(401, "send the header Authorization: Bearer TOKEN", ways)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
@@ -152,8 +153,7 @@ class Guard:
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if not (app.done() or watcher.done() or exchange.status):
                 raise Refusal(504, f"the request took more than {seconds:g} s; ask for less")
-            if not watcher.done():
-                await asyncio.wait({app, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({app, watcher}, return_when=asyncio.FIRST_COMPLETED)
             if not app.done():
                 raise _ClientGone
             await app

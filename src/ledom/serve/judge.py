@@ -123,6 +123,7 @@ class Judge:
         for lm in self.models:
             lm.tokenizer.spell_out_special_tokens()
         self.mask_copies = mask_copies
+        self._targets = ["y|x"] * bool(forward) + ["x|y", "y"] * bool(reverse)
         alone = "reverse_only" if reverse else "forward"
         self.strategy = strategy or ("reverse_reward" if len(self.models) == 2 else alone)
         picks = {n: s for n, s in self.usable(self.weights).items() if isinstance(s, Pick)}
@@ -144,6 +145,16 @@ class Judge:
         """
         return dict(self._weights or dict.fromkeys(self._strategy.features, 1.0))
 
+    @property
+    def log_names(self) -> list[str]:
+        """The names in `Judgement.logprobs`.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> Judge(FakeLanguageModel(), None).log_names
+        ['log_p_yx']
+        """
+        return [_LOG_NAMES[target] for target in self._targets]
+
     def usable(self, weights: TunedWeights) -> dict[str, Pick | Vote]:
         """The strategies that can choose by the scores of these models and by `weights`, by id.
 
@@ -151,9 +162,7 @@ class Judge:
         >>> list(Judge(FakeLanguageModel(), None).usable(default_weights()))[:3]
         ['forward', 'forward_mean', 'majority']
         """
-        targets = {"y|x"} if self.forward else set()
-        targets |= {"x|y", "y"} if self.reverse else set()
-        known = [name for name, (target, _) in FEATURES.items() if target in targets]
+        known = [name for name, (target, _) in FEATURES.items() if target in self._targets]
         usable = weights.usable_with(known)
         return {n: s for n, s in usable.items() if isinstance(s, (Pick, Vote))}
 

@@ -15,9 +15,11 @@ _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counts of requests by route and status, of batches, tokens and waiting texts."""
+    """Counts of requests by route and status, of batches and tokens; `waiting` counts texts that
+    wait for a model, whenever the metrics are read.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Callable[[], int] = lambda: 0) -> None:
         self.registry = CollectorRegistry()
         counter = partial(Counter, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
@@ -31,9 +33,8 @@ class Metrics:
         self._batch_items = histogram("ledom_batch_items", "Texts per batch.", buckets=_ITEMS)
         self._batch_seconds = histogram("ledom_batch_seconds", "Time per batch.", buckets=_SECONDS)
         self._tokens = counter("ledom_tokens", "Tokens scored, generated, drawn.", ("what",))
-        self._waiting = Gauge(
-            "ledom_waiting_items", "Texts waiting for a model.", registry=self.registry
-        )
+        gauge = Gauge("ledom_waiting_items", "Texts waiting for a model.", registry=self.registry)
+        gauge.set_function(waiting)
 
     def request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
         """Count a request. Unknown paths share the label `other`: clients cannot add labels."""
@@ -55,10 +56,6 @@ class Metrics:
         True
         """
         self._tokens.labels(what).inc(count)
-
-    def watch_waiting(self, waiting: Callable[[], int]) -> None:
-        """Take the number of waiting texts from `waiting` whenever metrics are read."""
-        self._waiting.set_function(waiting)
 
     def text(self) -> bytes:
         """All metrics, in Prometheus' format."""

@@ -31,7 +31,7 @@ class Service:
 
     def __init__(self, judge: Judge, settings: Settings, upstream: Upstream | None = None) -> None:
         self.judge, self.settings, self.upstream = judge, settings, upstream
-        self.metrics = Metrics()
+        self.metrics = Metrics(lambda: self._batcher.waiting + self._jobs.waiting)
         self.started = int(time.time())
         limits = settings.limits
         self._batcher: Batcher[Pair, Judgement] = Batcher(
@@ -46,7 +46,6 @@ class Service:
         self._jobs: Batcher[Callable[[], Steps[Any]], Any] = Batcher(
             _one_by_one, lambda job: math.inf, limits.batch_seconds, limits.max_waiting
         )
-        self.metrics.watch_waiting(lambda: self._batcher.waiting + self._jobs.waiting)
 
     @property
     def models(self) -> dict[str, LanguageModel]:

@@ -36,20 +36,17 @@ _TOGETHER = 8  # concurrent requests to an upstream that sends one choice per re
 
 @dataclass
 class Drawn:
-    """Candidates: the choices that an upstream sent, and their token counts.
-
-    A count is None if the upstream does not report it.
-    """
+    """Candidates: the choices that an upstream sent."""
 
     choices: list[JsonObject]
-    prompt_tokens: int | None
-    completion_tokens: int | None
+    tokens: tuple[int, int] | None
+    """Tokens read and written for all of them; None if the upstream does not report them."""
 
     @property
     def texts(self) -> list[str]:
         """The text of each choice.
 
-        >>> Drawn([{"text": "4"}], prompt_tokens=3, completion_tokens=1).texts
+        >>> Drawn([{"text": "4"}], tokens=None).texts
         ['4']
         """
         return [_text(choice) for choice in self.choices]
@@ -90,20 +87,19 @@ class Upstream:
                 504, f"the upstream did not answer within {self.seconds:g} s; ask for less"
             ) from None
         choices = [choice for answer in answers for choice in answer["choices"]][:count]
-        return Drawn(choices, _sum(answers, "prompt_tokens"), _sum(answers, "completion_tokens"))
+        read, written = _sum(answers, "prompt_tokens"), _sum(answers, "completion_tokens")
+        return Drawn(choices, None if read is None or written is None else (read, written))
 
     def cost(self, drawn: Drawn) -> float | None:
         """The price of the candidates; None if prices or token counts are unknown.
 
         >>> upstream = Upstream("http://127.0.0.1:8001/v1", "m", prompt_price=1, completion_price=2)
-        >>> upstream.cost(Drawn([], prompt_tokens=1_000_000, completion_tokens=500_000))
+        >>> upstream.cost(Drawn([], tokens=(1_000_000, 500_000)))
         2.0
         """
-        read, written = drawn.prompt_tokens, drawn.completion_tokens
-        if read is None or written is None:
+        if drawn.tokens is None or self.prompt_price is None or self.completion_price is None:
             return None
-        if self.prompt_price is None or self.completion_price is None:
-            return None
+        read, written = drawn.tokens
         return (read * self.prompt_price + written * self.completion_price) / 1e6
 
     async def close(self) -> None:

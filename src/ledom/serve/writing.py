@@ -5,13 +5,14 @@ Work that takes long is in steps, between which it can be ended. It knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
+from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.serve.batching import Steps
 
@@ -29,7 +30,7 @@ __all__ = [
     "written_tokens",
 ]
 
-_STEP_TOKENS = 2**14  # most tokens to score in a step: enough for several threads
+_STEP_TOKENS = 2**14  # tokens to score in a step, on average: enough for several threads
 _CHARACTER = 4  # most tokens that share a character, which has at most so many bytes
 
 Alternatives = list[tuple[int, float]]
@@ -293,23 +294,9 @@ def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> Steps[list[T
     ending = lm.special_ids[1]
     starts = [TokenSpan([*known[:n], *ending], 0, n) for n in range(1, len(known) + 1)]
     totals = [0.0]
-    for group in _groups(starts):
+    for group in even_groups(starts, max(1, 2 * _STEP_TOKENS // (len(ids) + 1))):
         totals += [float(values.sum(dtype=float)) for values in lm.logprobs(group)]
         yield
     values = [after - before for before, after in pairwise(totals)]
     own = zip(known, values, texts[len(special) :], strict=True)
     return [*special, *(Token(i, value, text) for i, value, text in own)]
-
-
-def _groups(spans: Sequence[TokenSpan]) -> Iterator[list[TokenSpan]]:
-    """The spans in groups of at most `_STEP_TOKENS` tokens, and of at least one span."""
-    group: list[TokenSpan] = []
-    size = 0
-    for span in spans:
-        if group and size + len(span.ids) > _STEP_TOKENS:
-            yield group
-            group, size = [], 0
-        group.append(span)
-        size += len(span.ids)
-    if group:
-        yield group

@@ -4,6 +4,7 @@ import { $, api, el, fillSelect, nats } from "./lib.js";
 const WORST = -6; // nats: a word at or below this gets the strongest color
 const UNEXPLAINED = -1; // nats: a word above this is explained
 const SAMPLES = 4;
+const LONGEST = 256; // tokens of a sampled answer
 const BARS = [["forward", "answer given question"], ["reverse", "question given answer"], ["prior", "answer alone"]];
 
 export class Judge {
@@ -79,7 +80,9 @@ export class Judge {
     return this.work("Sampling …", async () => {
       this.seed = (this.seed ?? 0) + 1;
       const prompt = this.server.template.split("{solution}")[0].replace("{question}", () => question);
-      const body = { model: "forward", prompt, n: SAMPLES, max_tokens: 256, temperature: 0.8, seed: this.seed };
+      const { count, max_model_len: context } = await api("/tokenize", { model: "forward", prompt, add_special_tokens: true });
+      const room = Math.max(1, Math.min(LONGEST, context - count));
+      const body = { model: "forward", prompt, n: SAMPLES, max_tokens: room, temperature: 0.8, seed: this.seed };
       const { choices } = await api("/v1/completions", body);
       for (const area of $("answers").querySelectorAll("textarea")) if (!area.value.trim()) area.closest(".answer").remove();
       for (const choice of choices) this.add(choice.text);
@@ -112,8 +115,10 @@ export class Judge {
     $("per-token").checked = perToken;
     $("lambda").value = total ? (reverse ?? 0) / total : 0.5;
     $("mix").hidden = !["forward", "reverse"].every((name) => name in found.results[0].features);
-    $("warning").textContent = found.warning ?? "";
-    $("warning").hidden = !found.warning;
+    const others = Object.keys(weights).filter((name) => !/^(forward|reverse)(_mean)?$/.test(name));
+    const note = others.length ? `The server's reward (${found.strategy}) weighs other scores too: ${others.join(", ")}.` : null;
+    $("warning").textContent = [found.warning, note].filter(Boolean).join(" ");
+    $("warning").hidden = !$("warning").textContent;
     this.cards = found.results.map((result) => new Card(answers[result.index], result, found.results));
     $("verdict").hidden = false;
     this.rank();
@@ -136,9 +141,11 @@ class Card {
     this.features = result.features;
     this.results = results;
     const words = result.scores["x|y"]?.words ?? [];
+    const isCut = Object.values(result.scores).some((score) => score.truncated);
     this.bars = el("div", { class: "bars" });
     this.root = el("li", { class: "card" },
-      el("div", {}, el("h3", {}, `Answer ${result.index + 1}`), el("p", { class: "solution" }, answer)),
+      el("div", {}, el("h3", {}, `Answer ${result.index + 1}`), el("p", { class: "solution" }, answer),
+        isCut ? el("p", { class: "muted small" }, "The models read only a part: the answer is longer than their context.") : null),
       words.length ? el("div", {}, el("h4", {}, "The question, explained by this answer"),
         el("p", { class: "question" }, ...words.map(colored)), unexplained(words)) : null,
       this.bars);

@@ -89,6 +89,7 @@ class Pane {
   async grow(branch) {
     this.stop();
     const job = (this.job = new AbortController());
+    this.say("");
     this.render();
     try {
       let made = await this.ask(branch, [], job.signal);

@@ -144,28 +144,20 @@ def _write(
     choices = []
     for text, generations in zip(texts, made, strict=True):
         for generation in generations:
-            tokens = (
-                writing.written_tokens(lm, text, generation, body.logprobs)
-                if body.logprobs is not None
-                else None
-            )
-            choices.append(_choice(lm, body, generation, tokens))
+            choices.append(_choice(lm, body, text, generation))
             yield
     read = sum(len(lm.prompt_ids(text, 1)) for text in texts)
     return choices, (read, sum(map(writing.num_written, made)))
 
 
-def _choice(
-    lm: LanguageModel, body: CompletionBody, made: Generation, tokens: list[Token] | None
-) -> JsonObject:
-    kept = writing.cut_at_stops(made, body.stop, lm.direction)
-    if tokens is not None and kept is not made:
-        tokens = writing.tokens_of(tokens, kept.text, lm.direction)
-    return {
-        "text": kept.text,
-        "finish_reason": kept.finish_reason,
-        "logprobs": None if tokens is None else _logprobs(lm, tokens),
-    }
+def _choice(lm: LanguageModel, body: CompletionBody, prompt: str, made: Generation) -> JsonObject:
+    kept, logprobs = writing.cut_at_stops(made, body.stop, lm.direction), None
+    if body.logprobs is not None:
+        tokens = writing.written_tokens(lm, prompt, made, body.logprobs)
+        if kept is not made:
+            tokens = writing.tokens_of(tokens, kept.text, lm.direction)
+        logprobs = _logprobs(lm, tokens)
+    return {"text": kept.text, "finish_reason": kept.finish_reason, "logprobs": logprobs}
 
 
 def _echo(

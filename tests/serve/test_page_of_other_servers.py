@@ -1,0 +1,37 @@
+"""The page, in headless Chromium, of servers that were started with other settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ledom.serve.judge import Judge
+from ledom.serve.settings import Limits
+from serving import Models, running
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_reward_of_more_scores_than_the_page_has_is_named(browser: Any, pair: Models) -> None:
+    with running(Judge(*pair, "worst_step"), Limits()) as server:
+        page = browser.new_page()
+        page.goto(f"{server.url}/#judge")
+        page.wait_for_selector("body[data-ready]")
+        assert not page.locator("#warning").is_visible()  # a recorded ranking, by lambda
+        page.locator("#judge-run").click()
+        page.get_by_text("reward (worst_step) weighs other scores too: worst_step").wait_for()
+        page.close()
+
+
+def test_a_browser_asks_for_the_token_as_a_password(browser: Any, pair: Models) -> None:
+    with running(Judge(*pair), Limits(), token="secret") as server:
+        for password, status in (("secret", 200), ("wrong", 401)):
+            known = {"username": "me", "password": password}
+            context = browser.new_context(http_credentials=known)
+            page = context.new_page()
+            assert page.goto(server.url).status == status
+            if status == 200:
+                page.wait_for_selector("body[data-ready]")
+                assert not page.locator("#notice").is_visible()
+            context.close()
