@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _TOGETHER = 256  # candidates that are scored together, and lost together if the run is stopped
+_THOUGHT_END = "</think>"
 _ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
 
 
@@ -136,6 +137,8 @@ class ScoreFiles:
             )
         if self.mask_copies and self.lm.direction is Direction.REVERSE:
             made_with |= {"mask_copies": self.mask_copies, "words": fingerprint([(WORD,)])}
+        if any(_THOUGHT_END in candidate.text for candidate in self.candidates):
+            made_with["thoughts"] = "left out"
         path = self.folder / f"scores.{name}.jsonl"
         check = partial(score_check, self.problems, self.candidates, name)
         work: Work[Candidate, Score] = Work(
@@ -210,13 +213,17 @@ def read_solution(
 ) -> str:
     """A candidate's text as the model reads it: restyled, without copies (`score_candidates`).
 
+    Of a reasoning model's text it is the conclusion: what follows the last `</think>`, if any text
+    does. A thought repeats the question, and would fill the model's context.
+
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
     >>> candidate = Candidate(problem_id="p", index=0, text="Ava has 3 pens: 3 + 4 = 7")
     >>> read_solution(candidate, "Ava has 3 pens and buys 4.", lm, mask_copies=4)
     ': 3 + 4 = 7'
     """
-    text = candidate.text
+    thought, _, conclusion = candidate.text.rpartition(_THOUGHT_END)
+    text = (conclusion.lstrip() if thought else conclusion) or candidate.text
     if mask_copies and lm.direction is Direction.REVERSE:
         text = without_copies(text, question, mask_copies)
     return lm.pair_format.restyle(text)
