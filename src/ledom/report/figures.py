@@ -391,7 +391,7 @@ def reliability_figure(reliability: Reliability | None) -> str:
         axes.plot(*zip(*in_order, strict=True), color=color, linewidth=0.8, alpha=0.5)
         axes.grid(False, axis="x")
         axes.margins(x=0.05)
-        axes.set_xlabel(f"mean score in the bin: {short(reliability.score)}")
+        axes.set_xlabel(short(reliability.score))
         axes.set_title("right answers, %", pad=20)
 
     return draw_svg("reliability", (HALF, 2.9), draw)
