@@ -375,6 +375,7 @@ def _notes(
     broken_off = [c for c in candidates if c.finish_reason == "unsure"]
     truncated = sum(bool(score.extra.get("truncated")) for score in scores)
     cut = sum(candidate.finish_reason == "length" for candidate in candidates)
+    relative = "taken relative to" if table.by_model else "not relative (one wrote too few) to"
     notes = {
         f"{labeled.sum()} of {len(labeled)} labeled: only these are measured": not labeled.all(),
         **dict.fromkeys(job.notes, True),
@@ -382,8 +383,8 @@ def _notes(
             unreadable
         ),
         f"{empty} candidates are empty": empty,
-        "the candidates are of several models; scores are taken relative to the mean of the model "
-        "that wrote them": table.by_model,
+        f"the candidates are of several models; scores are {relative} the mean of the model that "
+        "wrote them": len({c.model for c in candidates if not c.greedy}) > 1,
         f"sampling stopped where the majority was decided: {drawn:,} of {planned:,} candidates "
         f"were drawn ({1 - drawn / max(planned, 1):.1%} saved); the majority's answers are those "
         "of all, the other strategies choose among what was drawn": table.num_planned,

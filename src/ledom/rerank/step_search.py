@@ -10,6 +10,7 @@ the finish reason `length`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -55,7 +56,11 @@ class SearchConfig:
             f"max_steps is {self.max_steps}; it must be at least 1": self.max_steps >= 1,
         }
         require(checks)
-        self.stepwise(0)  # raises for an invalid pattern
+        if re.search(self.stepwise(0).stop_pattern or "", ""):  # raises for an invalid pattern
+            raise InputError(
+                f"step_end {self.step_end!r} matches an empty text, so every token would end a "
+                "step; give line, sentence, or a pattern of at least one character"
+            )
 
     def stepwise(self, step: int) -> Sampling:
         """The sampling of round `step`, with its own seed and the pattern that ends a step.
