@@ -83,10 +83,9 @@ class _Command(typer.core.TyperCommand):
     """A command that refuses an option given twice, of which typer takes the last value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _, _, given = self.make_parser(ctx).parse_args(args=[*args])
+        given: list[Any] = self.make_parser(ctx).parse_args(args=[*args])[2]
         for option, times in Counter(given).items():
-            takes_one = option.nargs == 1 and not getattr(option, "multiple", False)
-            if times > 1 and takes_one and not getattr(option, "is_flag", False):
+            if times > 1 and not option.multiple and not option.is_flag:
                 ctx.fail(f"{option.opts[0]} is given {times} times, and takes one value")
         return super().parse_args(ctx, args)
 

@@ -195,7 +195,9 @@ def _measured(
     """The measurement on the labeled problems."""
     if not labeled.any():
         return Measurement(num_labeled=0)
-    costs = Costs.count(table, candidates, scores, _parameters(job), read_timings(job.out))
+    sizes = {str(lm.direction): lm.num_parameters for lm in _models(job)}
+    sizes["writer"] = 0 if job.candidates is not None else sizes["forward"]
+    costs = Costs.count(table, candidates, scores, sizes, read_timings(job.out))
     return measure(table, job.weights, folds, labeled, costs)
 
 
@@ -237,12 +239,6 @@ def _check_demonstrations(job: Job) -> None:
                 f"the demonstration {shown.id!r} solves problem {problem_id!r}, so the models "
                 "would read its answer; take it out of the demonstrations"
             )
-
-
-def _parameters(job: Job) -> dict[str, int | None]:
-    """See `Costs.parameters`."""
-    sizes = {str(lm.direction): lm.num_parameters for lm in _models(job)}
-    return sizes | {"writer": 0 if job.candidates is not None else sizes["forward"]}
 
 
 def _models(job: Job) -> list[LanguageModel]:

@@ -165,8 +165,8 @@ def fill_scores(files: ScoreFiles) -> list[Score]:
     ['x|y', 'y']
     """
     read = files.lm, files.demonstrations, files.mask_copies
-    make = partial(score_candidates, files.problems)
-    return files.fill(str(files.lm.direction), lambda some: make(some, *read), {})
+    name = str(files.lm.direction)
+    return files.fill(name, lambda some: score_candidates(files.problems, some, *read), {})
 
 
 def score_candidates(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
@@ -120,14 +121,8 @@ def search(
             yield one.problem.id, one.ranked(), one.generated
 
 
-def search_groups(problems: Sequence[Problem]) -> list[Sequence[Problem]]:
-    """The groups of problems that are searched side by side, the same when resumed.
-
-    >>> few = [Problem(id=str(i), question="How many?") for i in range(3)]
-    >>> [len(group) for group in search_groups(few)]
-    [3]
-    """
-    return even_groups(problems, _TOGETHER)
+search_groups = partial(even_groups, size=_TOGETHER)
+"""The groups of problems that are searched side by side, the same when resumed."""
 
 
 def check_models(
