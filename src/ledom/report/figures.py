@@ -212,13 +212,13 @@ def spread(
 
 
 def short(name: str) -> str:
-    """A name on one line, cut if it is too long for a figure.
+    """A name on one line; its middle is cut out if it is too long: names often differ at the end.
 
-    >>> short("two\\nlines")
-    'two lines'
+    >>> short("two\\nlines"), short(f"runs/{'x' * 80}-seed-1")
+    ('two lines', 'runs/xxxxxxxxxxxxxxxx…xxxxxxxxxxxxxxx-seed-1')
     """
-    name = " ".join(name.split())
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    name, half = " ".join(name.split()), _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 # --- the figures of a selection ---
