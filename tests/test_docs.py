@@ -52,6 +52,14 @@ def test_links_to_headings_lead_somewhere(page: Path) -> None:
         assert anchor in anchors(goal), f"{page.name} links to {target}#{anchor}"
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_lines_are_short(page: Path) -> None:
+    """Those of tables and of what is to be typed or was printed cannot be broken."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    prose = (line for line in text.splitlines() if not line.startswith("|"))
+    assert [line for line in prose if len(line) > 120] == []
+
+
 def keys_with_defaults(config: type[BaseModel], prefix: str = "") -> dict[str, str]:
     """The keys of a part of a recipe, with their defaults as they are written in YAML."""
     return {

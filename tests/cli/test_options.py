@@ -92,6 +92,13 @@ def test_an_option_that_nothing_uses_is_refused_before_any_work(
     assert not out.exists()
 
 
+def test_a_second_file_is_not_ignored(run: Run, candidate_file: Path) -> None:
+    twice = "--candidates", candidate_file, "--candidates", "others.jsonl"
+    check_refused(run("rerank", *twice), "--candidates is given 2 times, and takes one value")
+    check_refused(run("tune", "--score-field", "a", "--score-field", "b", "none"), "none/problems")
+    check_refused(run("rank", "q", "none.jsonl", "--no-prior", "--prior"), "none.jsonl: no such")
+
+
 @pytest.mark.parametrize(("command", "option", "bound"), ABSURD)
 def test_absurd_values_are_refused_with_the_bound(
     run: Run, fakes: dict[str, FakeLanguageModel], command: str, option: str, bound: str

@@ -118,7 +118,7 @@ def test_what_is_written_greedily_is_greedy_in_both() -> None:
         for _ in range(8):
             logits = theirs.model(torch.tensor([ids])).logits[0, -1]
             ids.append(int(logits.argmax()))
-    text = ours.tok_decode(ids[len(ours.tok_encode(context)) :])
+    text = ours.lm.tokenizer.decode(ids[len(ours.tok_encode(context)) :])
     assert ours.tok_encode(context + text) == ids
     asked = requests("loglikelihood", [(context, text), (context, text + " so")])
     assert [g for _, g in ours.loglikelihood(asked)] == [True, False]
@@ -242,7 +242,7 @@ def test_a_stop_string_across_tokens_stops_a_reverse_model() -> None:
     lm = LedomLM(ledom.load("tiny", "reverse", device="cpu"))
     prompt = "\n\nAva has 12 - 4 = 8 pens left.\n#### 8"
     whole = written(lm, prompt, until=[], max_gen_toks=80)
-    pieces = [lm.tok_decode([i]) for i in lm.lm.tokenizer.encode_inside(whole)]
+    pieces = [lm.lm.tokenizer.decode([i]) for i in lm.lm.tokenizer.encode_inside(whole)]
     assert "".join(pieces) == whole
     ends = [(a[-1:] + b[:2], a, b) for a, b in pairwise(pieces)]
     stop = next(end for end, a, b in ends[4:] if whole.count(end) == 1 and len(end) == 3)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ledom.report.results import AucResult, Interval, SelectionReport, StrategyResult
-from ledom.report.selection_page import summarize
+from ledom.report.selection_page import render_html, summarize
 
 
 def _strategy(name: str, mean: float, **versus: Interval) -> StrategyResult:
@@ -92,6 +92,8 @@ def test_the_sample_tells_what_it_can_show() -> None:
     assert "a true difference of about 4.3 points four times out of five" in summary.sample
     assert "rough" not in summary.sample
     assert "rough" in summarize(_report(Interval(0.07, 0.04, 0.1), num_labeled=29)).sample
+    tiny = summarize(_report(Interval(-0.2, -0.98, 0.97), num_labeled=1)).sample
+    assert tiny.endswith("A sample of 1 problem is too small to show any difference.")
 
 
 def test_the_term_that_carries_the_signal() -> None:
@@ -114,3 +116,13 @@ def test_the_term_that_carries_the_signal() -> None:
     )
     assert signal(None).startswith("Of the single terms, log P(y|x)")
     assert summarize(_made()).signal == ""
+
+
+def test_the_page_explains_the_dashed_line_only_where_there_is_one() -> None:
+    """It marks the greedy answer; texts of right-to-left scripts begin at the right."""
+    known = _report(Interval(0.1, 0.0, 0.2))
+    unknown = _made(strategies=[_strategy("random", 0.5), _strategy("majority", 0.6)])
+    for report, is_drawn in ((known, True), (unknown, False)):
+        page = render_html(report)
+        assert ("to the right of the dashed line are above" in page) is is_drawn
+        assert ".solution, .text, pre, td { unicode-bidi: plaintext; }" in page

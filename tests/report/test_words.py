@@ -23,6 +23,11 @@ def test_words_cover_the_question_exactly() -> None:
         assert "".join(word.text for word in words_of(question, [])) == question
 
 
+def test_in_scripts_without_spaces_a_character_is_a_word() -> None:
+    for text in ("漢字", "かな", "ไทย", "한글"):
+        assert [word.text for word in words_of(f"{text} ok", [])] == [*text, " ", "ok"]
+
+
 def test_words_sum_the_logprobs_of_their_tokens() -> None:
     starts = [0, *(end for end, _ in TOKENS)]
     tokens = [

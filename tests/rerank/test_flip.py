@@ -10,9 +10,11 @@ import pytest
 import ledom
 from command_line import Run
 from ledom.core.records import Candidate, Problem, Score, read_records
+from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
-from ledom.rerank.flip import FlipSettings, flip_candidates, longest_question, word_overlap
+from ledom.rerank.flip import FlipSettings, fill_flip, flip_candidates, word_overlap
+from ledom.rerank.score import ScoreFiles
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -62,13 +64,16 @@ def test_the_score_is_the_log_of_the_mean(tokenizer: Tokenizer) -> None:
     assert len({score.logprob for score in made}) > 1
 
 
-def test_it_writes_what_the_model_writes_before_the_solution(checkpoints: dict[str, Path]) -> None:
+def test_it_writes_what_the_model_writes_before_the_solution(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """A text may be 16 tokens longer than the longest question."""
     lm = ledom.load(checkpoints["reverse"])
     problem = Problem(id="p", question=QUESTION)
     candidate = Candidate(problem_id="p", index=0, text="3 + 0 = 3\n#### 3")
-    longest = longest_question([problem], lm)
-    assert longest == len(lm.tokenizer.encode(QUESTION).ids) + 16
-    ((score,),) = flip_candidates([problem], [candidate], lm, FlipSettings(2, seed=5), longest)
+    longest = len(lm.tokenizer.encode(QUESTION).ids) + 16
+    files = ScoreFiles(tmp_path, [problem], [candidate], lm, no_progress)
+    (score,) = fill_flip(files, FlipSettings(2, seed=5))
     prompt = lm.pair_format.after_question(candidate.text)
     ((_, texts),) = lm.generate([prompt], Sampling(1.0, max_tokens=longest, seed=5), 2)
     assert [one["text"] for one in score.extra["questions"]] == [one.text for one in texts]

@@ -167,6 +167,14 @@ def test_accuracy_by_number_averages_over_subsets_of_the_larger_pools() -> None:
     np.testing.assert_allclose(values, 0.25, atol=0.1)
 
 
+@pytest.mark.parametrize("texts", ["12222", "21222", "2221222"])
+def test_more_candidates_never_lower_the_bound(texts: str) -> None:
+    found = measure(unequal(texts), TunedWeights({}, 0, 0, frozenset()))
+    assert found.accuracy_by_n is not None
+    oracle = found.accuracy_by_n.strategies["oracle"]
+    assert oracle == sorted(oracle)
+
+
 def test_problems_without_a_group_form_one() -> None:
     groups: list[dict[str, object]] = [{}, {"group": None}, {"group": ""}, {"group": 3}]
     problems = [Problem(id=str(i), question="?", extra=extra) for i, extra in enumerate(groups)]

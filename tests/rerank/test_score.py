@@ -16,7 +16,7 @@ from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import TokenSpan
 from ledom.rerank.candidates import distinct_candidates, match_candidates
-from ledom.rerank.score import score_candidates
+from ledom.rerank.score import read_solution, score_candidates
 from ledom.text.tokenizer import Tokenizer
 
 PROBLEM = Problem(id="p", question="Ava has 2 pens. How many?", answer="2")
@@ -114,6 +114,27 @@ def test_a_cut_text_has_the_scores_of_its_beginning(
 def test_problems_and_candidates_must_fit(candidates: list[Candidate], message: str) -> None:
     with pytest.raises(InputError, match=message):
         match_candidates([PROBLEM], candidates)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("<think>Ava has 2 pens. How many?</think>\n\n#### 2", "#### 2"),
+        ("Hm.</think>Or 3?</think>#### 2", "#### 2"),  # the chat template has the opening tag
+        ("<think>It is 2.</think>\n", "<think>It is 2.</think>\n"),
+        (" #### 2", " #### 2"),
+    ],
+)
+def test_a_thought_is_not_scored(
+    direction: Direction, written: str, read: str, tokenizer: Tokenizer
+) -> None:
+    lm = FakeLanguageModel(direction=direction, tokenizer=tokenizer)
+    question = PROBLEM.question
+    assert read_solution(candidate(0, written), question, lm) == read
+    for score, alone in zip(scores(lm, written), scores(lm, read), strict=True):
+        assert (score.logprob, score.num_tokens) == (alone.logprob, alone.num_tokens)
+        assert score.target == "x|y" or score.solution(written) == read
 
 
 def test_problem_ids_are_unique() -> None:

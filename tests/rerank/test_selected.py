@@ -67,6 +67,22 @@ def test_empty_texts_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert "3 candidates are empty" in found
 
 
+@pytest.mark.parametrize(
+    ("count", "how"), [(20, "taken relative to"), (19, "not relative (one wrote too few) to")]
+)
+def test_a_model_that_wrote_few_candidates_is_named_in_a_note(
+    tokenizer: Tokenizer, tmp_path: Path, count: int, how: str
+) -> None:
+    problem, lm = Problem(id="p", question="1 + 1?"), FakeLanguageModel(tokenizer, "reverse")
+    candidates = [
+        Candidate(problem_id="p", index=i, text=str(i), model="one" if i < count else "other")
+        for i in range(40)
+    ]
+    rerank(Job([problem], tmp_path, None, lm, default_weights(), candidates), no_progress)
+    note = f"the candidates are of several models; scores are {how} the mean of the model that "
+    assert f"{note}wrote them" in notes(tmp_path)
+
+
 def test_a_pool_of_empty_texts_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (found,) = select(tokenizer, tmp_path, ["", ""])
     assert (found.answer, found.text, found.index, found.confidence) == (None, "", 0, 0)

@@ -161,6 +161,8 @@ def test_models_that_do_not_fit(forward: FakeLanguageModel, reverse: FakeLanguag
         ({"lam": float("nan")}, "lambda is nan"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"step_end": "("}, "stop_pattern .* is not a regular expression"),
+        ({"step_end": ""}, "step_end '' matches an empty text"),
+        ({"step_end": r"\n*"}, "matches an empty text"),
     ],
 )
 def test_bad_settings(settings: dict[str, float], message: str) -> None:

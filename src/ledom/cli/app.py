@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from ledom.cli import abilities, data, evaluate, packaged, rerank, serve, text, train
 from ledom.cli.run import DEBUG_VARIABLE, prepare_process, run
@@ -77,6 +79,17 @@ def ledom(
         )
 
 
+class _Command(typer.core.TyperCommand):
+    """A command that refuses an option given twice, of which typer takes the last value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given: list[Any] = self.make_parser(ctx).parse_args(args=[*args])[2]
+        for option, times in Counter(given).items():
+            if times > 1 and not option.multiple and not option.is_flag:
+                ctx.fail(f"{option.opts[0]} is given {times} times, and takes one value")
+        return super().parse_args(ctx, args)
+
+
 for group, commands in _GROUPS.items():
     for command in commands:
-        app.command(rich_help_panel=group)(command)
+        app.command(cls=_Command, rich_help_panel=group)(command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -155,14 +154,13 @@ def show_reversal(found: ReversalResult) -> None:
     from ledom.evaluate.reversal import ARMS
 
     table = new_table(["seen in training", "asked for"], ARMS)
-    for kind, own in groupby(found.results, lambda result: (result.seen, result.asked)):
-        results = [*own]
-        table.add_row(*kind, *(accuracy(result.accuracy) for result in results))
+    for row in found.table():
+        table.add_row(*row)
     output_console(_WIDTH).print(table, soft_wrap=True)
     log(f"{found.num_facts} facts, each asked for its name and for its description; exact matches")
     log("minus forward, over both questions of the facts seen in one order:")
-    for result in results:
-        if result.less_forward is not None:
+    for result in found.results:
+        if result.seen == "one order" and result.less_forward is not None:
             log(f"  {result.arm}: {difference(result.less_forward)} points")
 
 

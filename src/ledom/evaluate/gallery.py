@@ -8,9 +8,11 @@ the first items, so nothing is hand-picked. This module knows nothing of the pag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from ledom import __version__
@@ -59,9 +61,6 @@ class RunKind:
         there = all(exists(folder / name) for name in self.files)
         return there and not any(exists(folder / name) for name in self.without)
 
-    def section(self, file: Path, lm: LanguageModel, count: int) -> Section:
-        return Section(self.heading, self.lead, *self.read(file, lm, count), source=str(file))
-
 
 def collect(
     lm: LanguageModel,
@@ -78,7 +77,10 @@ def collect(
     """
     found = [(kind, folder / kind.files[0]) for folder in runs for kind in _kinds(folder)]
     sections = [written_backwards(lm, name, count, seed)]
-    sections += [kind.section(file, lm, count) for kind, file in found]
+    sections += [
+        Section(kind.heading, kind.lead, *kind.read(file, lm, count), source=str(file))
+        for kind, file in found
+    ]
     shown = {kind.heading for kind, _ in found}
     return Gallery(
         title="Written from the end",
@@ -111,7 +113,7 @@ def written_backwards(lm: LanguageModel, name: str, count: int, seed: int) -> Se
         rule=f"the first {count} problems of the test split with seed {seed}, one text each "
         f"(sample 0, temperature {_TEMPERATURE}, seed {seed}).",
         examples=[
-            _question(lm, problem.id, prompt, texts[place].ids)
+            example(lm, problem.id, texts[place].ids, lm.tokenizer.encode_inside(prompt))
             for place, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
         ],
     )
@@ -129,11 +131,6 @@ def example(
     pieces = lm.tokenizer.pieces([*before, *written, *after])
     start, end = len(before), len(before) + len(written)
     return Example(label, direction, pieces[:start], pieces[start:end], pieces[end:])
-
-
-def _question(lm: LanguageModel, label: str, prompt: str, written: Sequence[int]) -> Example:
-    """The example of a question written in front of a problem's solution, the prompt."""
-    return example(lm, label, written, lm.tokenizer.encode_inside(prompt))
 
 
 def _synthesized(file: Path, lm: LanguageModel, count: int) -> _Content:
@@ -157,8 +154,8 @@ def _of_seed(lm: LanguageModel, problem: Problem, text: str) -> Example:
     written = lm.pair_format.written_question(text)
     if between and between in written:  # the steps too: the seed was a bare answer
         problem = replace(problem, solution=None)
-    prompt = seed_prompt(problem, lm.pair_format)
-    return _question(lm, problem.id, prompt, lm.tokenizer.encode(written).ids)
+    prompt = lm.tokenizer.encode_inside(seed_prompt(problem, lm.pair_format))
+    return example(lm, problem.id, lm.tokenizer.encode(written).ids, prompt)
 
 
 def _benchmarks(file: Path, lm: LanguageModel, count: int) -> _Content:
@@ -177,11 +174,7 @@ def _benchmarks(file: Path, lm: LanguageModel, count: int) -> _Content:
 
 def _reversal(file: Path, lm: LanguageModel, count: int) -> _Content:
     found = as_type(read_json(file), ReversalResult, file)
-    rows = [["seen in training", "asked for", *ARMS]]
-    kinds = groupby(found.results, lambda result: (result.seen, result.asked))
-    for kind, own in kinds:
-        by_arm = {one.arm: one.accuracy for one in own}
-        rows.append([*kind, *(accuracy(by_arm.get(arm)) for arm in ARMS)])
+    rows = [["seen in training", "asked for", *ARMS], *found.table()]
     asked = [["question", "seen in training", *ARMS]]
     for question in found.questions[:count]:
         answers = [question.answers.get(arm, "") for arm in ARMS]
@@ -194,31 +187,26 @@ def _reversal(file: Path, lm: LanguageModel, count: int) -> _Content:
     return rule, [], [Table("Right answers by kind of question", rows), Table("Answers", asked)]
 
 
-def _ranked(file: Path, lm: LanguageModel, count: int) -> _Content:
-    found = read_records(file, Ranked, allow_none=True)
-    ranking = [(one.query_id, one.rank, one.passage_id, one.score) for one in found]
-    return _best("query", "passage", ranking, count)
-
-
-def _inverted(file: Path, lm: LanguageModel, count: int) -> _Content:
-    found = read_records(file, InvertedPrompt, allow_none=True)
-    ranking = [(one.output_id, one.rank, one.prompt, one.score) for one in found]
-    return _best("output", "prompt", ranking, count)
-
-
-def _best(
-    whole: str, part: str, ranking: Iterable[tuple[str, int, str, float]], count: int
+def _ranked(
+    record: type[Ranked | InvertedPrompt],
+    whole: str,
+    part: str,
+    key: str,
+    file: Path,
+    lm: LanguageModel,
+    count: int,
 ) -> _Content:
-    """The best items of the first `count` lists; `whole` and `part` are the words for these two.
+    """The best items of the first `count` lists in a file sorted by list and rank.
 
-    `ranking` has (list, rank, item, score in nats), sorted by list and rank.
+    `whole` and `part` are the words for a list and an item; `key` has the item in a `record`.
     """
-    lists = [[*own] for _, own in groupby(ranking, lambda one: one[0])][:count]
+    found = read_records(file, record, allow_none=True)
+    lists = [[*own] for _, own in groupby(found, attrgetter(f"{whole}_id"))][:count]
     rows = [[whole, "rank", part, "score, nats"]]
     rows += [
-        [of, str(rank), item, number(score, 1)]
+        [getattr(one, f"{whole}_id"), str(one.rank), getattr(one, key), number(one.score, 1)]
         for own in lists
-        for of, rank, item, score in own[:_BEST]
+        for one in own[:_BEST]
     ]
     rule = f"the best {_BEST} {part}s of each {whole}, for the first {len(lists)}."
     return rule, [], [Table(f"The best {part}s of each {whole}", rows)]
@@ -267,7 +255,7 @@ RUNS = (
         "Passages ordered by how likely they make the query in front of them.",
         "ledom rank queries.jsonl passages.jsonl --out RUN",
         ("ranking.jsonl", "scores.jsonl"),
-        _ranked,
+        partial(_ranked, Ranked, "query", "passage", "passage_id"),
         without=("proposals.jsonl",),
     ),
     RunKind(
@@ -293,7 +281,7 @@ RUNS = (
         "A reverse model proposes prompts for an output; a forward model orders them.",
         "ledom invert outputs.jsonl --out RUN",
         ("ranking.jsonl", "proposals.jsonl"),
-        _inverted,
+        partial(_ranked, InvertedPrompt, "output", "prompt", "prompt"),
     ),
 )
 """Every kind of run that has a section, in the page's order."""

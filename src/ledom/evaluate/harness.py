@@ -191,10 +191,6 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         plain = add_special_tokens is False or ids[: len(first)] == first
         return ids if plain else [*first, *ids]
 
-    def tok_decode(self, tokens: Sequence[int], **kwargs: Any) -> str:
-        """The text of ids in reading order."""
-        return self.lm.tokenizer.decode(tokens)
-
     # Log-likelihoods
 
     def loglikelihood(

@@ -75,8 +75,7 @@ class Row:
     """Paired difference from the same model's reversed-prompt control."""
     note: str = ""
     unit: Literal["share", "nats", ""] = ""
-    """Of the value and the intervals; empty for other metrics of the harness, such as perplexity.
-    """
+    """Of the value and the intervals; empty for other metrics, such as perplexity."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -50,7 +51,7 @@ from ledom.evaluate.proposals import Prompt, propose
 from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.model.presets import ModelConfig
-from ledom.report.formatting import to_json
+from ledom.report.formatting import accuracy, to_json
 from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.results import Interval
 from ledom.rerank.score import ScoreFiles, fill_scores
@@ -151,6 +152,12 @@ class ReversalResult:
     num_facts: int
     results: Sequence[ArmResult]
     questions: Sequence[Question] = field(default_factory=list)
+
+    def table(self) -> list[list[str]]:
+        """A row per kind of fact and question: what was seen and asked, and each arm's accuracy."""
+        kinds = groupby(self.results, lambda result: (result.seen, result.asked))
+        by_arm = [(kind, {one.arm: one.accuracy for one in own}) for kind, own in kinds]
+        return [[*kind, *(accuracy(own.get(arm)) for arm in ARMS)] for kind, own in by_arm]
 
 
 Watch = Callable[[str, int, int], AbstractContextManager[Callable[[Progress], None]]]

@@ -212,13 +212,13 @@ def spread(
 
 
 def short(name: str) -> str:
-    """A name on one line, cut if it is too long for a figure.
+    """A name on one line; its middle is cut out if it is too long: names often differ at the end.
 
-    >>> short("two\\nlines")
-    'two lines'
+    >>> short("two\\nlines"), short(f"runs/{'x' * 80}-seed-1")
+    ('two lines', 'runs/xxxxxxxxxxxxxxxx…xxxxxxxxxxxxxxx-seed-1')
     """
-    name = " ".join(name.split())
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    name, half = " ".join(name.split()), _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 # --- the figures of a selection ---
@@ -391,7 +391,7 @@ def reliability_figure(reliability: Reliability | None) -> str:
         axes.plot(*zip(*in_order, strict=True), color=color, linewidth=0.8, alpha=0.5)
         axes.grid(False, axis="x")
         axes.margins(x=0.05)
-        axes.set_xlabel(f"mean score in the bin: {short(reliability.score)}")
+        axes.set_xlabel(short(reliability.score))
         axes.set_title("right answers, %", pad=20)
 
     return draw_svg("reliability", (HALF, 2.9), draw)

@@ -235,6 +235,8 @@ def _sample(num_problems: int, against: Interval | None) -> str:
     points = 100 * _DETECTABLE * (against.high - against.low) / 2
     what = "1 problem" if num_problems == 1 else f"{num_problems} problems"
     rough = "Fewer than 30 problems: every interval is rough. " if num_problems < _FEW else ""
+    if points > 100:
+        return f"{rough}A sample of {what} is too small to show any difference."
     return (
         f"{rough}A sample of {what} shows a true difference of about "
         f"{number(points, 1)} points four times out of five, and usually misses a smaller one. An "

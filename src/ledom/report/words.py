@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from ledom.report.formatting import number
 from ledom.report.results import CaseCandidate, QuestionToken
+from ledom.text.copies import UNSPACED
 
 __all__ = ["Word", "compare", "question_logprob", "question_words"]
 
 WORST_LOGPROB = -6.0  # nats: a word at or below this gets the strongest color
 NOTABLE_GAP = 1.0  # nats between two answers from which a word is underlined
 # A word is a run of non-spaces; scripts written without spaces count each character as a word.
-_WORD = re.compile(r"\s+|[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+_WORD = re.compile(rf"\s+|[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 
 @dataclass(frozen=True)

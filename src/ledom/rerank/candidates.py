@@ -287,9 +287,8 @@ def labeled_problems(
     >>> labeled_problems([known, Problem(id="b", question="3 + 3?")], candidates=[])
     array([ True, False])
     """
-    labels: dict[str, list[bool]] = {problem.id: [] for problem in problems}
-    for candidate in filter(_is_choice, candidates):
-        labels[candidate.problem_id].append(candidate.correct is not None)
+    pool_of = pools([problem.id for problem in problems], candidates)
+    labels = {id_: [c.correct is not None for c in pool] for id_, pool in pool_of.items()}
     found = [p.is_labeled or (any(labels[p.id]) and all(labels[p.id])) for p in problems]
     return np.array(found, bool)
 

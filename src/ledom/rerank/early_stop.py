@@ -60,9 +60,7 @@ def sample_until_decided(
             problem_id = waiting[place].id
             yield [as_candidate(problem_id, num_samples, texts[0], lm, sampling.greedy)], False
         for before, total in pairwise([0, *rounds(num_samples)]):
-            waiting = [
-                problem for problem in together if votes[problem.id].waits(before, num_samples)
-            ]
+            waiting = [p for p in together if votes[p.id].waits(before, num_samples)]
             for place, texts in lm.generate(
                 prompts_of(waiting, lm), sampling, total - before, first_sample=before
             ):

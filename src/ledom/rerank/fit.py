@@ -68,7 +68,10 @@ def tune(
     wrong = table.mask & ~table.correct
     mixed = np.flatnonzero((table.correct & table.mask).any(axis=1) & wrong.any(axis=1))
     if len(mixed) == 0:
-        raise InputError("no problem has both right and wrong candidates; there is nothing to tune")
+        raise InputError(
+            f"none of the {len(problems)} problems to fit on has both right and wrong candidates; "
+            "give more problems, or more candidates of each, or choose without fitting"
+        )
     weights: dict[str, dict[str, float]] = {}
     sums: dict[tuple[str, ...], _Fit] = {}
     for name, strategy in strategies(table.external_scores).items():

@@ -22,7 +22,7 @@ from ledom.rerank.score import ScoreFiles, make_score, read_solution
 from ledom.rerank.score_files import FLIP
 from ledom.text.copies import WORD
 
-__all__ = ["FlipSettings", "fill_flip", "flip_candidates", "longest_question", "word_overlap"]
+__all__ = ["FlipSettings", "fill_flip", "flip_candidates", "word_overlap"]
 
 _WORD = re.compile(WORD)
 _LEAST = 0.01
@@ -70,7 +70,8 @@ def fill_flip(files: ScoreFiles, settings: FlipSettings) -> list[Score]:
     >>> score.target
     'x~|y'
     """
-    longest = longest_question(files.problems, files.lm)
+    questions = files.lm.tokenizer.encode_ids([problem.question for problem in files.problems])
+    longest = max(map(len, questions)) + _ROOM
     how = files.lm, settings, longest, files.mask_copies
     return files.fill(
         FLIP,
@@ -113,18 +114,6 @@ def flip_candidates(
     for place, written in lm.generate(texts, sampling, settings.questions):
         candidate, num_lost = candidates[place], prompts[place][1]
         yield [_record(candidate, real[candidate.problem_id], written, lm, num_lost > 0)]
-
-
-def longest_question(problems: Sequence[Problem], lm: LanguageModel) -> int:
-    """The most tokens that a written question may have, from the longest real one.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel(direction="reverse")
-    >>> longest_question([Problem(id="a", question="2 + 2?")], lm)  # 6 bytes, and some room
-    22
-    """
-    questions = lm.tokenizer.encode_ids([problem.question for problem in problems])
-    return max(map(len, questions)) + _ROOM
 
 
 def _record(

@@ -200,11 +200,12 @@ def _by_number(
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]
     if smallest < 2:
         return None
-    rng = np.random.default_rng(0)
     shown = [name for name in _SHOWN_BY_N if name in rights]
     curves: dict[str, list[float]] = {name: [] for name in shown}
     for n in numbers:
-        subsets = [table.sample(n, rng) for _ in range(_SUBSETS if n < counts.max() else 1)]
+        # Equal seeds draw a subset of each larger one, so no curve moves by chance between them.
+        seeds = range(_SUBSETS if n < counts.max() else 1)
+        subsets = [table.sample(n, np.random.default_rng(seed)) for seed in seeds]
         for name in shown:
             values = [weighing(subset, name).mean() for subset in subsets]
             curves[name].append(float(np.mean(values)))

@@ -195,7 +195,9 @@ def _measured(
     """The measurement on the labeled problems."""
     if not labeled.any():
         return Measurement(num_labeled=0)
-    costs = Costs.count(table, candidates, scores, _parameters(job), read_timings(job.out))
+    sizes = {str(lm.direction): lm.num_parameters for lm in _models(job)}
+    sizes["writer"] = 0 if job.candidates is not None else sizes["forward"]
+    costs = Costs.count(table, candidates, scores, sizes, read_timings(job.out))
     return measure(table, job.weights, folds, labeled, costs)
 
 
@@ -237,12 +239,6 @@ def _check_demonstrations(job: Job) -> None:
                 f"the demonstration {shown.id!r} solves problem {problem_id!r}, so the models "
                 "would read its answer; take it out of the demonstrations"
             )
-
-
-def _parameters(job: Job) -> dict[str, int | None]:
-    """See `Costs.parameters`."""
-    sizes = {str(lm.direction): lm.num_parameters for lm in _models(job)}
-    return sizes | {"writer": 0 if job.candidates is not None else sizes["forward"]}
 
 
 def _models(job: Job) -> list[LanguageModel]:
@@ -375,6 +371,7 @@ def _notes(
     broken_off = [c for c in candidates if c.finish_reason == "unsure"]
     truncated = sum(bool(score.extra.get("truncated")) for score in scores)
     cut = sum(candidate.finish_reason == "length" for candidate in candidates)
+    relative = "taken relative to" if table.by_model else "not relative (one wrote too few) to"
     notes = {
         f"{labeled.sum()} of {len(labeled)} labeled: only these are measured": not labeled.all(),
         **dict.fromkeys(job.notes, True),
@@ -382,8 +379,8 @@ def _notes(
             unreadable
         ),
         f"{empty} candidates are empty": empty,
-        "the candidates are of several models; scores are taken relative to the mean of the model "
-        "that wrote them": table.by_model,
+        f"the candidates are of several models; scores are {relative} the mean of the model that "
+        "wrote them": len({c.model for c in candidates if not c.greedy}) > 1,
         f"sampling stopped where the majority was decided: {drawn:,} of {planned:,} candidates "
         f"were drawn ({1 - drawn / max(planned, 1):.1%} saved); the majority's answers are those "
         "of all, the other strategies choose among what was drawn": table.num_planned,

@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _TOGETHER = 256  # candidates that are scored together, and lost together if the run is stopped
+_THOUGHT_END = "</think>"
 _ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
 
 
@@ -79,7 +80,7 @@ def check_room(
 
 
 def score_groups(
-    candidates: Sequence[Candidate], together: int | None = None
+    candidates: Sequence[Candidate], together: int = _TOGETHER
 ) -> list[list[Candidate]]:
     """The groups of at most `together` candidates that are scored together.
 
@@ -89,7 +90,6 @@ def score_groups(
     >>> [[c.key for c in group] for group in score_groups(drawn, together=4)]
     [[('a', 0), ('a', 1), ('a', 2)], [('b', 0), ('b', 1), ('b', 2)]]
     """
-    together = together or _TOGETHER
     by_problem: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_problem.setdefault(candidate.problem_id, []).append(candidate)
@@ -136,6 +136,8 @@ class ScoreFiles:
             )
         if self.mask_copies and self.lm.direction is Direction.REVERSE:
             made_with |= {"mask_copies": self.mask_copies, "words": fingerprint([(WORD,)])}
+        if any(_THOUGHT_END in candidate.text for candidate in self.candidates):
+            made_with["thoughts"] = "left out"
         path = self.folder / f"scores.{name}.jsonl"
         check = partial(score_check, self.problems, self.candidates, name)
         work: Work[Candidate, Score] = Work(
@@ -162,8 +164,8 @@ def fill_scores(files: ScoreFiles) -> list[Score]:
     ['x|y', 'y']
     """
     read = files.lm, files.demonstrations, files.mask_copies
-    make = partial(score_candidates, files.problems)
-    return files.fill(str(files.lm.direction), lambda some: make(some, *read), {})
+    name = str(files.lm.direction)
+    return files.fill(name, lambda some: score_candidates(files.problems, some, *read), {})
 
 
 def score_candidates(
@@ -210,13 +212,17 @@ def read_solution(
 ) -> str:
     """A candidate's text as the model reads it: restyled, without copies (`score_candidates`).
 
+    Of a reasoning model's text it is the conclusion: what follows the last `</think>`, if any text
+    does. A thought repeats the question, and would fill the model's context.
+
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
     >>> candidate = Candidate(problem_id="p", index=0, text="Ava has 3 pens: 3 + 4 = 7")
     >>> read_solution(candidate, "Ava has 3 pens and buys 4.", lm, mask_copies=4)
     ': 3 + 4 = 7'
     """
-    text = candidate.text
+    thought, _, conclusion = candidate.text.rpartition(_THOUGHT_END)
+    text = (conclusion.lstrip() if thought else conclusion) or candidate.text
     if mask_copies and lm.direction is Direction.REVERSE:
         text = without_copies(text, question, mask_copies)
     return lm.pair_format.restyle(text)

@@ -17,7 +17,7 @@ import numpy as np
 from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.files import fingerprint, write_json
-from ledom.core.records import NUM_TOKENS, Candidate, Problem, Score
+from ledom.core.records import NUM_TOKENS, Candidate, Problem
 from ledom.core.stage import Track, at_once
 from ledom.lm import unfamiliar_texts
 from ledom.lm.language_model import LanguageModel
@@ -218,10 +218,9 @@ def _rivals(
     """Candidates per problem at equal cost, and the accuracies [P] of ways to choose among them."""
     known = {problem.id for problem in problems}
     candidates = [candidate for candidate in drawn if candidate.problem_id in known]
-    scores: list[Score] = []
-    for model in (job.forward, job.reverse):
-        if model is not None:
-            scores += [s for c in score_candidates(problems, candidates, model) for s in c]
+    models = [lm for lm in (job.forward, job.reverse) if lm is not None]
+    scored = (score_candidates(problems, candidates, lm) for lm in models)
+    scores = [score for chunks in scored for chunk in chunks for score in chunk]
     table = build_candidate_table(problems, candidates, scores)
     if job.reverse is None:
         best = STRATEGIES["forward_mean"].accuracy(table, None)

@@ -10,8 +10,10 @@ the finish reason `length`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
@@ -55,7 +57,11 @@ class SearchConfig:
             f"max_steps is {self.max_steps}; it must be at least 1": self.max_steps >= 1,
         }
         require(checks)
-        self.stepwise(0)  # raises for an invalid pattern
+        if re.search(self.stepwise(0).stop_pattern or "", ""):  # raises for an invalid pattern
+            raise InputError(
+                f"step_end {self.step_end!r} matches an empty text, so every token would end a "
+                "step; give line, sentence, or a pattern of at least one character"
+            )
 
     def stepwise(self, step: int) -> Sampling:
         """The sampling of round `step`, with its own seed and the pattern that ends a step.
@@ -115,14 +121,8 @@ def search(
             yield one.problem.id, one.ranked(), one.generated
 
 
-def search_groups(problems: Sequence[Problem]) -> list[Sequence[Problem]]:
-    """The groups of problems that are searched side by side, the same when resumed.
-
-    >>> few = [Problem(id=str(i), question="How many?") for i in range(3)]
-    >>> [len(group) for group in search_groups(few)]
-    [3]
-    """
-    return even_groups(problems, _TOGETHER)
+search_groups = partial(even_groups, size=_TOGETHER)
+"""The groups of problems that are searched side by side, the same when resumed."""
 
 
 def check_models(
