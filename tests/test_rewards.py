@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -329,8 +330,13 @@ class _Tokenizer:
 def test_verls_manager_reads_the_prompt(
     models: dict[str, str], expected: list[float], tokenizer: Any
 ) -> None:
+    # As verl makes it: the settings are in its config only.
     manager = ReverseRewardManager(
-        config=None, tokenizer=_Tokenizer(tokenizer), compute_score=None, **models
+        config=SimpleNamespace(reward={"reward_kwargs": models}),
+        tokenizer=_Tokenizer(tokenizer),
+        compute_score=None,
+        reward_router_address=None,
+        reward_model_tokenizer=None,
     )
 
     async def all_items() -> list[dict[str, Any]]:

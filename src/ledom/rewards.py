@@ -3,7 +3,8 @@
     from ledom.rewards import trl_reward
     GRPOTrainer(model, reward_funcs=[trl_reward(forward="my-forward", reverse="my-reverse")], ...)
 
-    verl: reward.custom_reward_function.path=pkg://ledom.rewards name=compute_score
+    verl: reward.custom_reward_function.path=pkg://ledom.rewards
+          reward.custom_reward_function.name=compute_score
 
 Models are loaded on first use, once per process, so everything here can be pickled. `ledom serve`
 gives the same rewards over HTTP.
@@ -229,12 +230,13 @@ async def compute_score(
 
 
 class ReverseRewardManager:
-    """A reward manager for verl (`reward.reward_manager.module`). It reads the prompt itself.
+    """A reward manager for verl (`reward.reward_manager`). It reads the prompt itself.
 
-    It takes verl's arguments, and the settings of `trl_reward`. If a prompt has no question, or its
-    question leaves no room for an answer, the reward is 0 and the log-probabilities are NaN: verl
-    needs a number and the same keys for each sample. All samples of a prompt have this reward, so
-    advantages relative to their group (GRPO) are 0. For others, filter the dataset.
+    The settings are those of `trl_reward`. verl passes none, so they are read from
+    `reward.reward_kwargs` of its config. If a prompt has no question, or its question leaves no
+    room for an answer, the reward is 0 and the log-probabilities are NaN: verl needs a number and
+    the same keys for each sample. All samples of a prompt have this reward, so advantages relative
+    to their group (GRPO) are 0. For others, filter the dataset.
     """
 
     def __init__(
@@ -247,7 +249,8 @@ class ReverseRewardManager:
         **settings: Any,
     ) -> None:
         self.tokenizer = tokenizer
-        self.settings = _Settings.of(settings, _SETTINGS)
+        configured = getattr(config, "reward", {}).get("reward_kwargs") or {}
+        self.settings = _Settings.of({**configured, **settings}, _SETTINGS)
 
     async def run_single(self, data: Any) -> JsonObject:
         """The reward of a sample's last sequence, given the last user message of the prompt."""

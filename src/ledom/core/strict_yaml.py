@@ -97,25 +97,22 @@ def _check_node(node: yaml.Node, known: dict[int, int]) -> int:
             raise _refused("an alias (*) contains itself", node.start_mark)
         return known[place]
     known[place] = 0
+    parts: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         _check_keys([key for key, _ in node.value])
-    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    elif node.tag in _NUMBERS:
         if _OTHER_BASE.fullmatch(node.value):
             raise _refused(f"the number {node.value:.40} is not decimal", node.start_mark)
         if len(node.value) > LONGEST_NUMBER:
             raise _refused(f"a number of {len(node.value)} digits is too large", node.start_mark)
-    count = 1 + sum(_check_node(part, known) for part in _parts(node))
+    count = 1 + sum(_check_node(part, known) for part in parts)
     if count > _MOST_VALUES:
         raise _refused(f"its aliases (*) expand to over {_MOST_VALUES} values", node.start_mark)
     known[place] = count
     return count
-
-
-def _parts(node: yaml.Node) -> list[yaml.Node]:
-    """The keys and values of a mapping, the items of a sequence, nothing of a scalar."""
-    if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def _check_keys(keys: list[yaml.Node]) -> None:
