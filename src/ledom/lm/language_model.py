@@ -76,6 +76,7 @@ class LanguageModel(ABC):
         """Longest text in tokens, special ones included."""
         self.fingerprint = fingerprint
         self._use_at_load = self._use()
+        self._spelled_at_load = tokenizer.spells_out_special_tokens
         self.num_parameters = num_parameters
         """Parameters, tied ones counted once; None if unknown, as for a server's model."""
 
@@ -85,8 +86,8 @@ class LanguageModel(ABC):
 
         It changes when a caller changes the model, its tokenizer, or what it reads around a text.
         """
-        spelled = SPELLED_OUT if self.tokenizer.spells_out_special_tokens else ""
-        return self._fingerprint + self._changed() + spelled
+        spelled = self.tokenizer.spells_out_special_tokens and not self._spelled_at_load
+        return self._fingerprint + self._changed() + (SPELLED_OUT if spelled else "")
 
     @fingerprint.setter
     def fingerprint(self, fingerprint: str) -> None:
