@@ -12,7 +12,7 @@ from ledom.core.errors import InputError
 from ledom.core.reading import check_counts, require
 from ledom.lm.confidence import Confidence, ConfidenceSettings
 
-__all__ = ["FinishReason", "Generation", "Sampling", "TokenSpan"]
+__all__ = ["FinishReason", "Generation", "ModelSpan", "Sampling", "TokenSpan"]
 
 _COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
 
@@ -29,6 +29,10 @@ class TokenSpan:
     ids: Sequence[int]
     start: int
     end: int
+
+
+ModelSpan = tuple[list[int], int, int]
+"""The ids, the start and the end of a `TokenSpan`, all in model order."""
 
 
 @dataclass(frozen=True)

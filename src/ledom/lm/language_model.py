@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import check_counts, require
-from ledom.lm.generation import FinishReason, Generation, Sampling, TokenSpan
+from ledom.lm.generation import FinishReason, Generation, ModelSpan, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -76,6 +76,7 @@ class LanguageModel(ABC):
         """Longest text in tokens, special ones included."""
         self.fingerprint = fingerprint
         self._use_at_load = self._use()
+        self._spelled_at_load = tokenizer.spells_out_special_tokens
         self.num_parameters = num_parameters
         """Parameters, tied ones counted once; None if unknown, as for a server's model."""
 
@@ -85,8 +86,8 @@ class LanguageModel(ABC):
 
         It changes when a caller changes the model, its tokenizer, or what it reads around a text.
         """
-        spelled = SPELLED_OUT if self.tokenizer.spells_out_special_tokens else ""
-        return self._fingerprint + self._changed() + spelled
+        spelled = self.tokenizer.spells_out_special_tokens and not self._spelled_at_load
+        return self._fingerprint + self._changed() + (SPELLED_OUT if spelled else "")
 
     @fingerprint.setter
     def fingerprint(self, fingerprint: str) -> None:
@@ -134,14 +135,15 @@ class LanguageModel(ABC):
         before, after = self.special_ids
         return [*before, *ids, *after]
 
-    def check_target(self, target: TokenSpan) -> None:
-        """Raise `InputError` for a span outside the text or with the first token in model order,
-        for a text that is longer than the model's context, and for ids outside the vocabulary.
+    def check_target(self, target: TokenSpan) -> ModelSpan:
+        """The target in model order; its ids may be in an array of any integer type.
+
+        Raises `InputError` for a span outside the text or with the first token in model order, for
+        a text that is longer than the model's context, and for ids outside the vocabulary.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
-        >>> FakeLanguageModel().check_target(TokenSpan([5, 6], 0, 3))
-        Traceback (most recent call last):
-        ledom.core.errors.InputError: no span [0, 3) in 2 tokens
+        >>> FakeLanguageModel(direction="reverse").check_target(TokenSpan([5, 6], 0, 1))
+        ([6, 5], 1, 2)
         """
         ids, length, highest = np.asarray(target.ids), len(target.ids), self.vocab_size - 1
         bounds = np.asarray([target.start, target.end])
@@ -160,16 +162,7 @@ class LanguageModel(ABC):
             "special tokens around the text with LanguageModel.add_special_tokens"
         )
         require({first: start > 0 or end == 0})
-
-    def ids_in_model_order(self, target: TokenSpan) -> list[int]:
-        """A target's ids, which may be in an array of any integer type.
-
-        >>> from ledom.lm.backends.fake import FakeLanguageModel
-        >>> lm = FakeLanguageModel(direction="reverse")
-        >>> lm.ids_in_model_order(TokenSpan(np.array([5, 6], np.uint16), 0, 1))
-        [6, 5]
-        """
-        return self.direction.to_model_order(np.asarray(target.ids, np.int64).tolist())
+        return self.direction.to_model_order(ids.tolist()), start, end
 
     @staticmethod
     def sample_numbers(num_samples: int, first_sample: int = 0) -> range:

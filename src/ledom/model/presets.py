@@ -6,7 +6,7 @@ A recipe gives a shape in full, names a preset (`model: 7b`), or overrides parts
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
@@ -62,7 +62,7 @@ class ModelConfig(Config):
     max_position_embeddings: PositiveInt = 512
     """Longest text, in tokens."""
     tie_word_embeddings: bool = True
-    rms_norm_eps: float = Field(1e-6, gt=0, le=0.1)
+    rms_norm_eps: Annotated[float, Field(gt=0, le=0.1)] = 1e-6
     initializer_range: NonNegativeFloat = 0.02
     """Standard deviation of the initial weights."""
 

@@ -38,6 +38,7 @@ from ledom.lm.engine.decoder import Decoder, decodes_exactly
 from ledom.lm.engine.own_decoder import LoneDecoder, keeps_exactly
 from ledom.lm.engine.pattern import PatternSearch
 from ledom.lm.engine.trunk import build_trunk, longest_packed, round_weights
+from ledom.lm.generation import ModelSpan
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.architectures import num_weights
 from ledom.model.attention import turn
@@ -163,16 +164,14 @@ class HFLanguageModel(LanguageModel):
 
     def _evaluate(self, targets: Sequence[TokenSpan], read: _Reader) -> list[NDArray[np.float32]]:
         """Apply `read` to each target's logits; values in reading order along the last axis."""
-        for target in targets:
-            self.check_target(target)
+        spans = [self.check_target(target) for target in targets]
         self._refresh()
         results = [read(*_NOTHING).numpy()] * len(targets)
-        ordered = [self.ids_in_model_order(target) for target in targets]
-        asked = [place for place, target in enumerate(targets) if target.end > target.start]
+        asked = [place for place, (_, start, end) in enumerate(spans) if end > start]
         # The last token is only predicted, never read.
-        packed = [p for p in asked if len(ordered[p]) - 1 <= self._trunk.reach(self._reach)]
+        packed = [p for p in asked if len(spans[p][0]) - 1 <= self._trunk.reach(self._reach)]
         workers = 1 if self._trunk.shares_rows else self._trunk.num_workers
-        rows = [ordered[place][:-1] for place in packed]
+        rows = [spans[place][0][:-1] for place in packed]
         together = deque(batches(rows, self.tokens_per_batch, workers))
 
         def scored() -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -181,23 +180,21 @@ class HFLanguageModel(LanguageModel):
                     places = [packed[i] for i in together.popleft()]
                 except IndexError:  # another thread took the last batch
                     return
-                some = [targets[place] for place in places]
-                values = self._score(some, [ordered[place] for place in places], read)
+                values = self._score([spans[place] for place in places], read)
                 yield from zip(places, values, strict=True)
 
         with self._trunk.computing():
             for place, values in merged([scored() for _ in range(min(workers, len(together)))]):
                 results[place] = values
             for place in sorted({*asked}.difference(packed)):
-                results[place] = self._score_alone(targets[place], ordered[place], read)
+                results[place] = self._score_alone(spans[place], read)
         return results
 
     @torch.no_grad()
-    def _score_alone(self, target: TokenSpan, ids: list[int], read: _Reader) -> NDArray[np.float32]:
-        """As `_evaluate`, by the model's own forward pass over `ids`, in model order."""
+    def _score_alone(self, span: ModelSpan, read: _Reader) -> NDArray[np.float32]:
+        """As `_evaluate`, by the model's own forward pass."""
         self._warn_of_slowness()
-        device = self.model.device
-        start, end = self.direction.span_to_model_order(target.start, target.end, len(ids))
+        device, (ids, start, end) = self.model.device, span
         wanted = torch.arange(start - 1, end - 1, device=device)
         logits = self._trunk.own(torch.tensor(ids[:-1], device=device), wanted).float()
         labels = torch.tensor(ids[start:end], device=device)
@@ -227,24 +224,21 @@ class HFLanguageModel(LanguageModel):
         logging.getLogger("ledom").warning(message, self.name, which)
 
     @torch.no_grad()
-    def _score(
-        self, targets: Sequence[TokenSpan], ordered: Sequence[list[int]], read: _Reader
-    ) -> list[NDArray[np.float32]]:
-        """As `_evaluate`, for one batch; `ordered` are the targets' ids in model order, sorted."""
+    def _score(self, spans: Sequence[ModelSpan], read: _Reader) -> list[NDArray[np.float32]]:
+        """As `_evaluate`, for one batch, sorted by ids."""
         device = self.model.device
-        tree = PrefixTree.build([ids[:-1] for ids in ordered])
-        spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
+        tree = PrefixTree.build([ids[:-1] for ids, _, _ in spans])
         # The output at place i - 1 in model order predicts the token at place i.
         predicting = [
             places[start - 1 : end - 1]
-            for (start, end), places in zip(spans, tree.places, strict=True)
+            for (_, start, end), places in zip(spans, tree.places, strict=True)
         ]
         wanted, order = np.unique(np.concatenate(predicting), return_inverse=True)
         hidden = self._trunk.read(tree, wanted)
-        answers = [ids[start:end] for ids, (start, end) in zip(ordered, spans, strict=True)]
+        answers = [ids[start:end] for ids, start, end in spans]
         labels = torch.tensor([i for ids in answers for i in ids], device=device, dtype=torch.long)
         flat = self._gather(hidden[torch.from_numpy(order).to(device)], labels, read)
-        counts = np.cumsum([end - start for start, end in spans])[:-1]
+        counts = np.cumsum([end - start for _, start, end in spans])[:-1]
         return [
             np.ascontiguousarray(self.direction.to_reading_order(part))
             for part in np.split(flat, counts, axis=-1)

@@ -36,6 +36,7 @@ from ledom.core.errors import (
 from ledom.core.files import digest
 from ledom.core.reading import require
 from ledom.lm.confidence import Confidence, of_alternatives
+from ledom.lm.generation import ModelSpan
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import CheckpointInfo, bos_ids, read_checkpoint_info
 from ledom.text.pair_format import PairFormat
@@ -102,26 +103,24 @@ class OpenAILanguageModel(LanguageModel):
         self._limit = _RateLimit(requests_per_second)
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
-        for target in targets:
-            self.check_target(target)
+        spans = [self.check_target(target) for target in targets]
         found: dict[int, NDArray[np.float32]] = {}
         try:
-            for place, values in self._side_by_side(self._score, targets):
+            for place, values in self._side_by_side(self._score, spans):
                 found[place] = values
         except ServerError as error:
             raise ServerError(str(error), found) from error
         return [found[place] for place in range(len(targets))]
 
-    def _score(self, target: TokenSpan) -> NDArray[np.float32]:
-        start, end = self.direction.span_to_model_order(target.start, target.end, len(target.ids))
+    def _score(self, span: ModelSpan) -> NDArray[np.float32]:
+        ids, start, end = span
         if start == end:
             return np.empty(0, np.float32)
-        ids = self.ids_in_model_order(target)[:end]
         # One token is written in vain: not every server accepts a limit of 0.
         request = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0.0}
-        return self._ask(lambda answer: self._scores(answer, start, end), prompt=ids, **request)
+        return self._ask(partial(self._scores, start, end), prompt=ids[:end], **request)
 
-    def _scores(self, answer: Any, start: int, end: int) -> NDArray[np.float32]:
+    def _scores(self, start: int, end: int, answer: Any) -> NDArray[np.float32]:
         """The log-probabilities of the prompt's tokens [start, end) in model order, flipped."""
         logprobs = answer.choices[0].logprobs if answer.choices else None
         values = None if logprobs is None else logprobs.token_logprobs

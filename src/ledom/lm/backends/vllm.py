@@ -88,20 +88,15 @@ class VLLMLanguageModel(LanguageModel):
         self._params = vllm.SamplingParams
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
-        for target in targets:
-            self.check_target(target)
-        spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
-        ids = [
-            self.ids_in_model_order(target)[:end]
-            for target, (_, end) in zip(targets, spans, strict=True)
-        ]
-        asked = [place for place, (start, end) in enumerate(spans) if end > start]
+        spans = [self.check_target(target) for target in targets]
+        asked = [place for place, (_, start, end) in enumerate(spans) if end > start]
         params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        found = dict(zip(asked, self._run([ids[p] for p in asked], params), strict=True))
+        prompts = [ids[:end] for ids, start, end in spans if end > start]
+        found = dict(zip(asked, self._run(prompts, params), strict=True))
         results = []
-        for place, (start, end) in enumerate(spans):
+        for place, (ids, start, end) in enumerate(spans):
             rows = found[place].prompt_logprobs if place in found else []
-            values = [rows[i][ids[place][i]].logprob for i in range(start, end)]
+            values = [rows[i][ids[i]].logprob for i in range(start, end)]
             results.append(self.direction.to_reading_order(np.array(values, np.float32)))
         return results
 

@@ -39,7 +39,8 @@ class PatternSearch:
     def __call__(self, ids: list[int]) -> bool:
         forward = self._direction is Direction.FORWARD
         text = self._text(ids)
-        if text[-1 if forward else 0 :][:1] == _INCOMPLETE and self._is_open(ids):
+        newest = text[-1:] if forward else text[:1]
+        if newest == _INCOMPLETE and self._is_open(ids):
             return False
         return bool(self._pattern.search(text.lstrip() if forward else text.rstrip()))
 
