@@ -62,6 +62,7 @@ def test_plain_style(text: str, plain: str) -> None:
         ("(-2) * 3 = -6 and 5 + (-6) = -1", "-2 * 3 = -6 5 + -6 = -1\n#### -1"),
         ("180-355=-$175", "180 - 355 = -175\n#### -175"),
         ("5-8 days", "5 8\n#### 5-8"),
+        ("So x = -3, y = 2 and z = -4.\nThe answer is 7", "-3 2 -4\n#### 7"),  # also read again
         ("Of 12,000 minutes 40% is $4800. Now,\nit is so.", "12000 40% 4800\n#### 4800"),
         ("I do not know.", ""),
     ],

@@ -173,7 +173,7 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
 
 
 def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
-    """One line per setting that asks for more than the prepared data has.
+    """One line per setting that asks for more than the prepared data has, or validates on it.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -185,7 +185,9 @@ def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
     ['data.num_documents is 3; .../documents.jsonl holds 2']
     """
     if config.sources:
-        return []
+        shards = [[shard.entry.sha256 for shard in source.store.shards] for source in data.sources]
+        same = [shard.entry.sha256 for shard in data.valid.shards] in shards
+        return [f"data.valid is {config.valid}, a store that is trained on too"] if same else []
     lines = []
     found = data.sources[0].store.manifest.num_documents
     if config.valid is None:
@@ -293,26 +295,27 @@ def read_split(
     (['b', 'c'], ['a'])
     """
     records = _read_documents(config.train)[: config.num_documents]
-    if config.valid is not None:
-        return records, _read_documents(config.valid)[: config.num_valid]
-    # Every fiftieth record, so that validation covers all of a sorted file.
-    held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
-    held_ids = {record.id for record in held_out}
-    left = [record for record in records if record.id not in held_ids]
-    held_texts = {*_render(held_out, config)}
     warn = logging.getLogger("ledom").warning
-    if more := len(records) - len(left) - len(held_out):
-        reason = "have the id of one held out for validation: not trained on"
-        warn("%s: %d records %s", config.train, more, reason)
+    if config.valid is not None:
+        left, held_out = records, _read_documents(config.valid)[: config.num_valid]
+    else:
+        # Every fiftieth record, so that validation covers all of a sorted file.
+        held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
+        held_ids = {record.id for record in held_out}
+        left = [record for record in records if record.id not in held_ids]
+        if more := len(records) - len(left) - len(held_out):
+            reason = "have the id of one held out for validation: not trained on"
+            warn("%s: %d records %s", config.train, more, reason)
+        if not left:
+            raise InputError(
+                "nothing is left to train on once a part is held out for validation; add records "
+                "with other ids, or name a file as data.valid",
+                path=config.train,
+            )
+    held_texts = {*_render(held_out, config)}
     if same := sum(text in held_texts for text in _render(left, config)):
-        reason = "have the text of one held out for validation, which lowers the validation loss"
+        reason = "have the text of one to validate on, which lowers the validation loss"
         warn("%s: %d records to train on %s; remove them", config.train, same, reason)
-    if not left:
-        raise InputError(
-            "nothing is left to train on once a part is held out for validation; add records "
-            "with other ids, or name a file as data.valid",
-            path=config.train,
-        )
     return left, held_out
 
 

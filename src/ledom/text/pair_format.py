@@ -47,12 +47,12 @@ _FRACTION = re.compile(r"\d+ ?/ ?\d+ [A-Za-z]")
 _DEPTHS = {"(": 1, "[": 1, ")": -1, "]": -1}
 _TWO_EXPONENTS = re.compile(r"\^ ?\d+ ?\^")
 _MIXED = re.compile(r"(\d+) (\d+) / (\d+)")
-_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _REMARK = re.compile(r"(?<= )\(([^\W\d_]{2}[^()\d\\+*/^=]*)\)")
 _ONE_TERM = re.compile(r"-?(?:[\d.]+|[A-Za-z]|\\[A-Za-z]+)")
 _ARGUMENT = r"(?:\{([^{}]*)\}|(\d))"
 _Rewrite = Callable[[re.Match[str]], str]
-_LATEX: tuple[tuple[re.Pattern[str], str | _Rewrite], ...] = (
+_MARKUP: tuple[tuple[re.Pattern[str], str | _Rewrite], ...] = (
+    (re.compile(r"<<[^<>\n]*>>"), ""),  # of a calculator
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "÷"),
     (
@@ -138,8 +138,7 @@ def _is_whole(calculation: str) -> bool:
 
 
 def _without_markup(text: str) -> str:
-    text = _CALCULATOR.sub("", text)
-    for pattern, replacement in _LATEX:
+    for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     return text
 

@@ -125,12 +125,7 @@ class TrainingRun:
                 _stop_requests() as received,
             ):
                 while self.step < self.recipe.optim.steps:
-                    row = self._train_step()
-                    self.step += 1
-                    if self._is_due(self.recipe.train.validate_every):
-                        row |= validate(
-                            self.model, self.data, self.direction, self.recipe, self.world
-                        )
+                    row = self._next_row()
                     log(row)
                     failure = self._save()
                     notice = f"{failure}; training continues" if failure else None
@@ -161,6 +156,14 @@ class TrainingRun:
             )
         return finished
 
+    def _next_row(self) -> Row:
+        """Take a step, and validate if that is due; returns the step's row of metrics."""
+        row = self._train_step()
+        self.step += 1
+        if self._is_due(self.recipe.train.validate_every):
+            row |= validate(self.model, self.data, self.direction, self.recipe, self.world)
+        return row
+
     def _save(self) -> OutputError | None:
         """Save a checkpoint if one is due; returns the failure of an earlier one, if any."""
         failure = self.checkpoints.failure()
@@ -184,9 +187,7 @@ class TrainingRun:
         """Take one optimizer step on the next batch; returns its row of metrics."""
         started = time.perf_counter()
         self._seed_dropout()
-        scale = schedule(self.recipe.optim, self.step)
-        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = group["peak_lr"] * scale
+        self._set_learning_rates()
         batch = self.batches[self.step]
         loss = self._backward(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip)
@@ -213,6 +214,12 @@ class TrainingRun:
         """
         key = (self.recipe.seed, self.step, self.world.rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+    def _set_learning_rates(self) -> None:
+        scale = schedule(self.recipe.optim, self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * scale
 
     def _backward(self, batch: Batch) -> Tensor:
         """Accumulate the gradients of this process's part of a batch; returns that part's loss."""

@@ -111,7 +111,7 @@ CALCULATION = re.compile(
 CALCULATION_PART = re.compile(
     rf"([(\[]*)(-?{_AMOUNT})({_UNIT})(?:([)\]]+){_UNIT})?( ?[-+*/^=] ?|(?=[(\[])|$)"
 )
-SIGNED = r"(?:(?:(?<=[-+*/^=] )|(?<=[=*/(])|(?<![^\n]))-)?\d+(?:\.\d+)?%?"  # 5 - 8 = -3
+SIGNED = r"(?:(?:(?<=[-+*/^=\d%)] )|(?<=[=*/(])|(?<![^\n]))-)?\d+(?:\.\d+)?%?"  # 5 - 8 = -3
 _TERM = rf"\({{0,9}}{SIGNED}\){{0,9}}"
 EXPRESSION = re.compile(  # an expression, with its result if there is one
     rf"{_BEGINS}{_TERM}(?: [-+*/^] {_TERM})+(?: = {_TERM}(?: [-+*/^] {_TERM})*)*"

@@ -1,0 +1,43 @@
+"""Training on what is validated on is said: the loss would tell nothing of other texts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ledom.core.records import Document, write_records
+from ledom.data.prepare import DataConfig, SourceConfig, prepare_data, shortfalls
+from ledom.data.store import write_store
+from ledom.text.tokenizer import Tokenizer
+
+
+def test_a_file_to_validate_on_that_holds_texts_to_train_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of ten documents five are read for validation; the last one has the first one's text."""
+    file = tmp_path / "documents.jsonl"
+    write_records(file, [Document(id=str(i), text=f"Document {i % 9}.") for i in range(10)])
+    config = DataConfig(train=str(file), valid=str(file), num_valid=5, vocab_size=257)
+    prepare_data(config, tmp_path / "data")
+    assert caplog.messages == [
+        f"{file}: 6 records to train on have the text of one to validate on, which lowers the "
+        "validation loss; remove them"
+    ]
+
+
+def test_a_store_to_validate_on_that_is_trained_on(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for name in ("a", "b", "valid"):
+        write_store(tmp_path / name, [f"{name} {number}" for number in range(9)], tokenizer)
+        tokenizer.save(tmp_path / name)
+    shutil.copytree(tmp_path / "b", tmp_path / "copy")
+
+    def noted(valid: str) -> list[str]:
+        named = tuple(SourceConfig(path=str(tmp_path / name)) for name in ("a", "b"))
+        config = DataConfig(sources=named, valid=str(tmp_path / valid))
+        return shortfalls(config, prepare_data(config, tmp_path / "run"))
+
+    assert noted("valid") == []
+    copy = tmp_path / "copy"
+    assert noted("copy") == [f"data.valid is {copy}, a store that is trained on too"]
