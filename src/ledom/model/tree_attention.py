@@ -12,6 +12,7 @@ Shapes: T tokens in the row, Q queries, H query heads, K key-value heads, D head
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -57,7 +58,12 @@ class TreeAttention:
             return _NativePlan(self._segments, places, self._reuses)
         if has_varlen(self._device, self._dtype):
             return _VarlenPlan(self._segments, places, self._device)
-        return _Plan(self._segments, places)
+        return _Plan(self._segments, places, self._masks)
+
+    @cached_property
+    def _masks(self) -> _Masks:
+        longest = max(end - start for start, end in self._segments.spans)
+        return _Masks(longest, self._device, self._dtype)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         which = len(q), has_native(k, v)  # an architecture may have layers of several widths
@@ -116,7 +122,8 @@ class _NativePlan:
 class _Plan:
     """The CPU's kernel calls for the queries at some indices in the row."""
 
-    def __init__(self, segments: _Segments, places: NDArray[np.int64]) -> None:
+    def __init__(self, segments: _Segments, places: NDArray[np.int64], masks: _Masks) -> None:
+        self._masks = masks
         self._own: list[tuple[_Span, _Span, NDArray[np.int64]]] = []
         """(queries, keys, each query's index in its segment)"""
         self._shared: list[tuple[_Span, _Span]] = []
@@ -134,7 +141,7 @@ class _Plan:
         """[Q, H, D], [T, K, D] twice -> [Q, H, D]."""
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         own = [
-            attention(q[:, :, a:b], k[:, :, start:end], v[:, :, start:end], _mask(seen, q))
+            attention(q[:, :, a:b], k[:, :, start:end], v[:, :, start:end], self._masks(seen))
             for (a, b), (start, end), seen in self._own
         ]
         out = torch.cat([part for part, _ in own], dim=2)
@@ -149,11 +156,24 @@ class _Plan:
         return out[0].transpose(0, 1)
 
 
-def _mask(seen: NDArray[np.int64], like: Tensor) -> Tensor:
-    """The additive mask [queries, keys] of queries of one segment, number i of which sees the keys
-    0 to `seen[i]`; `seen` ascends."""
-    hidden = torch.from_numpy(np.arange(int(seen[-1]) + 1) > seen[:, None])
-    return like.new_zeros(hidden.shape).masked_fill_(hidden.to(like.device), -torch.inf)
+class _Masks:
+    """Additive masks [queries, keys] for queries of one segment: 0 where a query sees a key."""
+
+    def __init__(self, longest: int, device: torch.device, dtype: torch.dtype) -> None:
+        # Row i of the strip sees the columns up to longest + i; every causal mask is a slice of it.
+        strip = torch.full((_QUERIES, longest + _QUERIES), -torch.inf, device=device, dtype=dtype)
+        self._strip = strip.triu(longest + 1)
+        self._longest = longest
+
+    def __call__(self, seen: NDArray[np.int64]) -> Tensor:
+        """The mask of queries, of which number i sees the keys 0 to `seen[i]`; `seen` ascends."""
+        first, last = int(seen[0]), int(seen[-1])
+        if last - first + 1 == len(seen):
+            start = self._longest - first
+            return self._strip[: len(seen), start : start + last + 1]
+        hidden = np.arange(last + 1) > seen[:, None]
+        mask = self._strip.new_zeros(hidden.shape)
+        return mask.masked_fill_(torch.from_numpy(hidden).to(mask.device), -torch.inf)
 
 
 class _VarlenPlan:

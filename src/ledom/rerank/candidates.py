@@ -206,11 +206,7 @@ def choose_external_scores(
     """
     if asked is None:
         pool = list(filter(_is_choice, candidates))
-        asked = [
-            name
-            for name in _WRITTEN_SCORES
-            if all(candidate.extra.get(name) is not None for candidate in pool)
-        ]
+        asked = [n for n in _WRITTEN_SCORES if all(c.extra.get(n) is not None for c in pool)]
     names = tuple(dict.fromkeys([*asked, *needed]))
     for candidate in candidates:
         _check_external_scores(candidate, names)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
@@ -58,10 +57,7 @@ class SearchConfig:
         }
         require(checks)
         if re.search(self.stepwise(0).stop_pattern or "", ""):  # raises for an invalid pattern
-            raise InputError(
-                f"step_end {self.step_end!r} matches an empty text, so every token would end a "
-                "step; give line, sentence, or a pattern of at least one character"
-            )
+            raise InputError(f"step_end {self.step_end!r} matches an empty text; give another one")
 
     def stepwise(self, step: int) -> Sampling:
         """The sampling of round `step`, with its own seed and the pattern that ends a step.
@@ -121,8 +117,13 @@ def search(
             yield one.problem.id, one.ranked(), one.generated
 
 
-search_groups = partial(even_groups, size=_TOGETHER)
-"""The groups of problems that are searched side by side, the same when resumed."""
+def search_groups(problems: Sequence[Problem]) -> list[Sequence[Problem]]:
+    """The groups of problems that are searched side by side, the same when resumed.
+
+    >>> len(search_groups([Problem(id="p", question="How many?")]))
+    1
+    """
+    return even_groups(problems, _TOGETHER)
 
 
 def check_models(
