@@ -71,7 +71,9 @@ def read(answer: str) -> Node | None:
         return None
     text = plain_text(answer)
     if choice := _CHOICE.fullmatch(text):  # "(C) 15"
-        meaning = _read(choice[2]) or Node("text", text_key(choice[2]))
+        inside = choice[2].count("}") > choice[2].count("{")  # \text{(C) 15}
+        said = choice[2].removesuffix("}") if inside else choice[2]
+        meaning = _read(said) or Node("text", text_key(said))
         if meaning.kind != "symbol":
             return Node("choice", choice[1].lower(), (meaning,))
     return _read(text)
