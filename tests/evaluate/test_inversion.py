@@ -69,6 +69,14 @@ def test_prompts_are_ordered_by_what_the_forward_model_says(
     assert [one.rank for one in found] == [1, 2, 3]
 
 
+def test_scores_of_another_prior_are_refused_by_that_name(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    inverted(tokenizer, tmp_path, QUESTIONS, prior=True)
+    with pytest.raises(InputError, match=r"prior: True there, False now"):
+        inverted(tokenizer, tmp_path, QUESTIONS, prior=False)
+
+
 def test_each_model_reads_an_output_in_its_own_style(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The proposer reads equations alone, the verifier the words too; and the other way round."""
     words = "She has 1 + 1 = 2 pens.\n#### 2"

@@ -22,6 +22,7 @@ from typing import Literal
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
+from ledom.core.files import fingerprint
 from ledom.core.records import Record, write_records
 from ledom.core.stage import Track
 from ledom.evaluate.proposals import Prompt, Proposal, check_prompts, propose, verify
@@ -102,7 +103,7 @@ def infill(
         forward,
         middles,
         lambda some: middle_spans(forward, [(known[p.item_id], p.text) for p in some]),
-        ((gap.id, gap.beginning, gap.ending) for gap in gaps),
+        {"gaps": fingerprint((gap.id, gap.beginning, gap.ending) for gap in gaps)},
         out / "scores.jsonl",
         track,
         "choosing",

@@ -19,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ledom.core.errors import InputError
+from ledom.core.files import fingerprint
 from ledom.core.records import Problem, Record, write_records
 from ledom.core.stage import Track
 from ledom.evaluate.proposals import (
@@ -110,7 +111,7 @@ def invert(
         forward,
         proposals,
         lambda some: pair_spans(forward, [(p.text, texts[p.item_id]) for p in some], prior),
-        [*texts.items(), ("prior", str(prior))],
+        {"outputs": fingerprint(texts.items()), "prior": prior},
         out / "scores.jsonl",
         track,
         "verifying prompts",

@@ -7,7 +7,7 @@ use them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -170,16 +170,16 @@ def verify(
     lm: LanguageModel,
     proposals: Sequence[Proposal],
     spans: Callable[[Sequence[Proposal]], Iterable[TokenSpan]],
-    context: Iterable[tuple[str, ...]],
+    context: Mapping[str, object],
     path: Path,
     track: Track,
     name: str,
 ) -> list[Likelihood]:
     """The likelihood of each proposal, in the proposals' order, kept in the file `path`.
 
-    `spans` puts proposals into their contexts and marks the tokens to score. `context` identifies
-    the texts and settings that it uses, for the file's settings. A proposal that does not fit the
-    model's context is left out: its length in tokens is known only once it has been written.
+    `spans` puts proposals into their contexts and marks the tokens to score. `context` has
+    the settings that it uses and hashes of the texts, for the file's settings. A proposal that does
+    not fit the model's context is left out: its length in tokens is known only after it is written.
 
     >>> import tempfile
     >>> from ledom.core.stage import no_progress
@@ -188,7 +188,7 @@ def verify(
     >>> def spans(some):
     ...     return [TokenSpan([0, *lm.tokenizer.encode(one.text).ids], 1, 2) for one in some]
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     found = verify(lm, proposals, spans, [], Path(folder, "scores.jsonl"),
+    ...     found = verify(lm, proposals, spans, {}, Path(folder, "scores.jsonl"),
     ...                    no_progress, "")
     >>> [(one.key, one.num_tokens) for one in found]
     [(('p', 0), 1)]
@@ -196,7 +196,7 @@ def verify(
     settings = {
         "model": lm.identity,
         "proposals": fingerprint((p.item_id, str(p.index), p.text) for p in proposals),
-        "context": fingerprint(context),
+        **context,
     }
 
     def make(some: Sequence[Proposal]) -> Iterator[list[Likelihood]]:
