@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import ConfigDict, Field
 
+from ledom.core.files import LARGEST_SEED
 from ledom.core.reading import JsonObject
 from ledom.core.records import Score
 from ledom.lm import unfamiliar
@@ -113,7 +114,7 @@ class GenerateBody(WritingBody):
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
     alternatives: Annotated[int, Field(ge=1, le=50)] = 5
     """How many of the most likely tokens to show at each position."""
 
