@@ -363,4 +363,4 @@ def test_sources_that_change_too_often_are_not_kept(
     assert ids_of(store) == EXPECTED
     assert store is not None
     assert store.document_sources() == []
-    assert "the source changes over 39 times" in caplog.text
+    assert "the source changes more than 39 times" in caplog.text
