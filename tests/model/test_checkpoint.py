@@ -110,7 +110,7 @@ def test_the_direction_survives_save_pretrained(tmp_path, checkpoints):
 
 @pytest.mark.parametrize("asked", ["forward", Direction.FORWARD])
 def test_the_wrong_direction_is_refused(checkpoints, asked):
-    with pytest.raises(DirectionError, match="a reverse model, asked for as forward"):
+    with pytest.raises(DirectionError, match="a reverse model, used as forward"):
         load_checkpoint(checkpoints["reverse"], asked)
     assert load_checkpoint(checkpoints["forward"], asked).direction is Direction.FORWARD
 
@@ -289,7 +289,7 @@ def test_code_of_a_models_own_is_refused(folder):
     change_config(
         folder, model_type="other", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "c.M"}
     )
-    with pytest.raises(CheckpointError, match="needs Python code of its own"):
+    with pytest.raises(CheckpointError, match="needs its own Python code"):
         load_checkpoint(folder)
 
 

@@ -197,7 +197,7 @@ def lock_folder(folder: Path, work: str, wait: bool = False, name: str = ".lock"
             raise _cannot_write(folder, error) from error
         raise OutputError(
             f"{folder}: its file system has no file locks (flock), without which two runs could "
-            "write there at once; give a folder on another one"
+            "write there at once; give a folder on another file system"
         ) from None
     try:
         yield

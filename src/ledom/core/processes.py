@@ -150,7 +150,7 @@ def _store() -> Any:
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"RANK and WORLD_SIZE are set, but the other processes cannot be found ({error}); "
-            "start ledom by torchrun, or without these variables"
+            "start ledom with torchrun, or without these variables"
         ) from None
     return store
 

@@ -84,7 +84,7 @@ class Work(Generic[ItemT, RecordT]):
     groups: Callable[[Sequence[ItemT]], Sequence[Sequence[ItemT]]]
     """Splits the items into groups; one call of `make` gets one group."""
     together: bool
-    """Whether a result may depend on the rest of its group; if so, groups are only made whole."""
+    """Whether a result may depend on the rest of its group; if so, only whole groups are made."""
     is_done: Callable[[Sequence[RecordT]], bool] = bool
     """Whether these are all the records of an item."""
 
@@ -387,7 +387,7 @@ def read_finished(
     records = read_records(path, record_type, check() if check else None, allow_none=True)
     if file_hash(path) != expected:
         raise InputError(
-            f"was changed after it was finished (its {_HASH} is not that in "
+            f"was changed after it was finished (its {_HASH} is not the one in "
             f"{_settings_file(path).name}); restore it, or remove it to make it again",
             path=path,
         )

@@ -65,7 +65,7 @@ class FileFinder:
                 self.skip("{} hidden: not read", entry.name)
             elif entry.is_dir():
                 if entry.is_symlink() and real_path(folder).is_relative_to(real_path(path)):
-                    self.skip("{} linking to a folder around it: not followed", entry.name)
+                    self.skip("{} linking to an enclosing folder: not followed", entry.name)
                 elif self.once(path):
                     yield from self.under(path)
             elif entry.is_file():

@@ -2,7 +2,7 @@
 
 Sources are either token stores written by `ledom tokenize` (`data.sources`), or the embedded
 generator (`gsm_symbolic`) or a JSONL file of documents or of problems with solutions
-(`data.train`). For the latter, stores of the same format are written here. A problem becomes the
+(`data.train`). For the last two, stores of the same format are written here. A problem becomes the
 document that its pair format renders.
 """
 
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 _HELD_OUT_EVERY = 50
-_SOLUTIONS_PER_DOCUMENT = 3  # equations per document: about as long as a problem with its solution
+_SOLUTIONS_PER_DOCUMENT = 3  # per document of equations: about as long as a problem
 _TOKENIZER_SAMPLE = 20_000  # the number of documents that a new tokenizer is trained on
 
 

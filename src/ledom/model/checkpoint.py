@@ -345,7 +345,7 @@ def readable(folder: str | Path) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """Why transformers cannot read a folder, in one line, without advice to run foreign code."""
     if "trust_remote_code" in str(error):
-        return "the model needs Python code of its own, which ledom does not run"
+        return "the model needs its own Python code, which ledom does not run"
     if isinstance(error, KeyError):  # for example, from a table of activations
         return f"transformers does not know {error}"
     return in_one_line(error, 300)
@@ -380,7 +380,7 @@ def choose_direction(folder: Path, recorded: Any, asked: Direction | str | None)
         )
     if recorded is not None and asked is not None and str(recorded) != str(asked):
         raise DirectionError(
-            f"{folder}: this is a {recorded} model, asked for as {asked}; give a model trained in "
+            f"{folder}: this is a {recorded} model, used as {asked}; give a model trained in "
             f"the {asked} direction"
         )
     if asked is not None:

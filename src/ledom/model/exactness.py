@@ -183,7 +183,7 @@ def _alone(own: OwnForward, row: _Row) -> tuple[Tensor, float]:
     first = parts[0][:_PREFIX]
     noise = float((first - again[0][:_PREFIX]).abs().max())
     if not (close(first, prefix, limit, noise) and close(first, shorter, other_length, noise)):
-        seen = "sees later tokens, so it gives no probability of a text"
+        seen = "sees later tokens, so it defines no probability of a text"
         remedy = "give a decoder (some encoders become one with is_decoder: true in config.json)"
         raise own.refusal("other tokens after it change a text's beginning", seen, remedy)
     expected, other = (

@@ -74,7 +74,7 @@ def snapshot(folder: Path) -> Path:
     """The model folder inside a repository of the hub's cache; other folders are unchanged.
 
     If several commits are cached, the one that `refs/main` names is used. Raises `CheckpointError`
-    if it names none of them.
+    if it does not name any of them.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as cache:

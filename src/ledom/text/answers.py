@@ -1,8 +1,8 @@
 r"""Extracts the final answer of a solution and checks whether it is right.
 
 Answers are compared as plain numbers, then as text, then by their meaning (`math.equality`). Units
-and names that only one answer has are ignored; if both have them, they must agree: "5 cm" and "x =
-5" equal "5", but "5 cm" does not equal "5 m". Equality is symmetric but not transitive.
+and names that only one answer has are ignored; if both have them, they must agree. "5 cm" equals
+"5" and "x = 5" equals "5", but "5 cm" is not "5 m". Equality is symmetric but not transitive.
 
 Texts come from models, so nothing here raises an error on any string, and everything takes time
 linear in its length. This module does not know about models or files.
@@ -95,8 +95,8 @@ def extract_answer(text: str) -> str | None:
     3. the key "answer" of a JSON text, "answer is", "correct option is", "Answer:", or a last line
        "A: answer"; in a sentence, the answer is the part before "because" or "rather than", or
        else the last number; in a chain of equations, the part after the last "=";
-    4. the whole text, if it is a word or can be read as an answer; 5. the last number, or the
-    formula, pair or list of values that contains it.
+    4. the whole text, if it is a word or can be read as an answer;
+    5. the last number, or the formula, pair or list of values that contains it.
 
     Text before `</think>` counts only if no answer follows it; `<answer>` tags count as a box. An
     answer of kinds 1 to 3 takes precedence over a further question ("Q: ...") that the model wrote.

@@ -302,7 +302,7 @@ def _client(model: str, key: str | None, base_url: str | None, **options: Any) -
         client = openai.OpenAI(api_key=key, base_url=base_url, **options)
     except openai.OpenAIError as error:
         raise InputError(f"{model}: {in_one_line(error)}") from None
-    except Exception:  # of its HTTP library, which differs between versions
+    except Exception:  # the error type depends on its HTTP library
         client = None
     address = client and client.base_url
     if not address or address.scheme not in ("http", "https") or not address.host:

@@ -302,7 +302,7 @@ def round_weights(trunk: Trunk, exact: bool, name: str) -> None:
     """
     if not (isinstance(trunk, LlamaTrunk) and exact):
         raise CheckpointError(
-            f"{name}: int8 is for models of Llama's shape whose texts may share a row, which this "
+            f"{name}: int8 is for Llama-shaped models whose texts may share a row, which this "
             f"{type(trunk.model).__name__} is not; give float32"
         )
     trunk.round_weights()

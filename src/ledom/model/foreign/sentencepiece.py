@@ -102,7 +102,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
                 size = {1: 8, 5: 4}[kind]
             value, place = data[place : place + size], place + size
             if place > len(data):
-                raise ValueError("cut short")
+                raise ValueError("truncated")
         yield key >> 3, value
 
 

@@ -154,7 +154,7 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
             size = int.from_bytes(contents.read(8), "little")
             header = parse_json(contents.read(size))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cut short or damaged: {error}; fetch it again") from None
+        raise CheckpointError(f"{file}: truncated or damaged: {error}; fetch it again") from None
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -178,7 +178,7 @@ def _file_pieces(file: Path, start: int, count: int) -> Callable[[], Iterator[by
             while left:
                 piece = contents.read(min(left, _PIECE))
                 if not piece:
-                    raise CheckpointError(f"{file}: cut short while it was read")
+                    raise CheckpointError(f"{file}: truncated while being read")
                 left -= len(piece)
                 yield piece
 
@@ -231,7 +231,7 @@ def _why_not_loaded(error: Exception) -> str:
     if called:
         return f"is a pickle that calls {called[1]}; only plain tensors are read"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"cut short or damaged, or not a file of torch.save: {lines[0][:200]}"
+    return f"truncated or damaged, or not a file of torch.save: {lines[0][:200]}"
 
 
 def read_torch_file(file: Path) -> dict[str, StoredTensor]:
