@@ -150,7 +150,7 @@ def test_a_model_of_the_wrong_direction(
     check_refused(
         run("rerank", "--problems", problem_file, "--forward", checkpoints["reverse"]),
         str(checkpoints["reverse"]),
-        "this is a reverse model, asked for as forward",
+        "this is a reverse model, used as forward",
     )
 
 

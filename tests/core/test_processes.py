@@ -57,7 +57,7 @@ def test_variables_without_torchrun_are_explained(monkeypatch: pytest.MonkeyPatc
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(InputError, match="start ledom by torchrun, or without these variables"):
+    with pytest.raises(InputError, match="start ledom with torchrun, or without these variables"):
         parallel.wait()
 
 

@@ -326,7 +326,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert names(documents) == ["a.jsonl", "b.jsonl", "c.jsonl"]
     assert sorted(documents.texts()) == ["a", "b", "c"]
     assert dict(note.split(":")[::-1] for note in documents.notes) == {
-        " not followed (top, up)": "2 linking to a folder around it",
+        " not followed (top, up)": "2 linking to an enclosing folder",
         " not read (lost.jsonl, pipe.jsonl)": "2 not a regular file, or a broken link",
         " read once (a.jsonl, sub, z.jsonl)": (
             "3 found twice, through links or on the command line"

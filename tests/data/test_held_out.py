@@ -22,7 +22,7 @@ def test_a_file_to_validate_on_that_holds_texts_to_train_on(
     config = DataConfig(train=str(file), valid=str(file), num_valid=5, vocab_size=257)
     prepare_data(config, tmp_path / "data")
     assert caplog.messages == [
-        f"{file}: 6 records to train on have the text of one to validate on, which lowers the "
+        f"{file}: 6 records to train on have the text of a validation record, which lowers the "
         "validation loss; remove them"
     ]
 
@@ -40,4 +40,4 @@ def test_a_store_to_validate_on_that_is_trained_on(tmp_path: Path, tokenizer: To
 
     assert noted("valid") == []
     copy = tmp_path / "copy"
-    assert noted("copy") == [f"data.valid is {copy}, a store that is trained on too"]
+    assert noted("copy") == [f"data.valid is {copy}, a store that is also trained on"]

@@ -72,7 +72,7 @@ def test_ids_beyond_the_vocabulary_are_refused(tmp_path, words):
     store_of(tmp_path, words, [5, 6, 999], [8])
     manifest = tmp_path / "s" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"vocab_size": 1000', '"vocab_size": 999'))
-    with pytest.raises(InputError, match=r"tokens\.ds: it holds the token id 999, the vocabulary"):
+    with pytest.raises(InputError, match=r"tokens\.ds: it has the token id 999, the vocabulary"):
         TokenStore(tmp_path / "s")
 
 

@@ -18,7 +18,7 @@ from ledom.lm.backends.openai import OpenAILanguageModel
 
 def test_direction_is_read_from_the_checkpoint(checkpoints: dict[str, Path]) -> None:
     assert ledom.load(checkpoints["reverse"]).direction is ledom.Direction.REVERSE
-    with pytest.raises(DirectionError, match="asked for as forward"):
+    with pytest.raises(DirectionError, match="used as forward"):
         ledom.load(checkpoints["reverse"], direction="forward")
 
 

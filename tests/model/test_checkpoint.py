@@ -110,7 +110,7 @@ def test_the_direction_survives_save_pretrained(tmp_path, checkpoints):
 
 @pytest.mark.parametrize("asked", ["forward", Direction.FORWARD])
 def test_the_wrong_direction_is_refused(checkpoints, asked):
-    with pytest.raises(DirectionError, match="a reverse model, asked for as forward"):
+    with pytest.raises(DirectionError, match="a reverse model, used as forward"):
         load_checkpoint(checkpoints["reverse"], asked)
     assert load_checkpoint(checkpoints["forward"], asked).direction is Direction.FORWARD
 
@@ -175,7 +175,7 @@ def test_weights_of_other_uses_are_left_out_with_a_word(folder, caplog):
     save_file(load_file(file) | {n: torch.ones(3) for n in more}, file, metadata={"format": "pt"})
     load_checkpoint(folder)
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message == f"{folder}: 1 tensors are not used, the first is 'v_head.weight'"
+    assert message == f"{folder}: 1 tensors are not used; the first is 'v_head.weight'"
 
 
 def test_weights_of_another_shape_are_refused(folder):
@@ -260,7 +260,7 @@ def test_a_config_of_another_size_than_the_weights_is_refused_unbuilt(folder, ke
     change_config(folder, **{key: value})
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(folder)
-    assert f"describes at least {message}; the folder holds 0." in str(caught.value)
+    assert f"describes at least {message}; the folder has 0." in str(caught.value)
 
 
 class Opens:
@@ -289,7 +289,7 @@ def test_code_of_a_models_own_is_refused(folder):
     change_config(
         folder, model_type="other", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "c.M"}
     )
-    with pytest.raises(CheckpointError, match="needs Python code of its own"):
+    with pytest.raises(CheckpointError, match="needs its own Python code"):
         load_checkpoint(folder)
 
 

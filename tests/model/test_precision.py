@@ -206,7 +206,7 @@ def test_int8_scores_are_not_mixed_with_others(int8: HFLanguageModel, folder: Pa
 def test_what_int8_cannot_do_is_refused(int8: HFLanguageModel) -> None:
     with pytest.raises(InputError, match="int8 is for the CPU, not for cuda; give bfloat16"):
         precision.load_in("int8", torch.device("cuda"), lambda dtype: pytest.fail("loaded"))
-    message = "a: int8 is for models of Llama's shape .* this LlamaForCausalLM is not; give float32"
+    message = "a: int8 is for Llama-shaped models .* this LlamaForCausalLM is not; give float32"
     for trunk, exact in ((Trunk(int8.model), True), (LlamaTrunk(int8.model), False)):
         with pytest.raises(CheckpointError, match=message):
             round_weights(trunk, exact, "a")

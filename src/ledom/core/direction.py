@@ -1,8 +1,8 @@
-"""The two directions, and the only place where token order flips.
+"""The two directions; this is the only module that flips token order.
 
 Everything outside a model speaks *reading order* (left to right). A reverse model is an ordinary
-causal language model that is fed *model order*: for `forward` the two are the same, for `reverse`
-model order is reading order flipped. This module knows nothing of tokenizers, models or texts.
+causal language model that is fed *model order*. For `forward`, both orders are the same; for
+`reverse`, one is the other flipped. This module does not know about tokenizers or texts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SequenceT = TypeVar("SequenceT", list[int], list[str], "np.ndarray")
 
 
 class Direction(StrEnum):
-    """Which way a model reads: `forward` predicts what follows, `reverse` what comes before.
+    """A model's direction: `forward` predicts what follows, `reverse` predicts what precedes.
 
     >>> Direction("reverse"), str(Direction.FORWARD)
     (<Direction.REVERSE: 'reverse'>, 'forward')
@@ -34,7 +34,7 @@ class Direction(StrEnum):
         raise InputError(f"direction is {value!r}; give {' or '.join(cls)}")
 
     def to_model_order(self, sequence: SequenceT) -> SequenceT:
-        """Turn a sequence (its last axis, for arrays) from reading order into model order.
+        """Convert a sequence (for arrays, the last axis) from reading order to model order.
 
         >>> Direction.REVERSE.to_model_order([1, 2, 3]), Direction.FORWARD.to_model_order([1, 2, 3])
         ([3, 2, 1], [1, 2, 3])
@@ -44,7 +44,7 @@ class Direction(StrEnum):
         return sequence[..., ::-1] if isinstance(sequence, np.ndarray) else sequence[::-1]
 
     def to_reading_order(self, sequence: SequenceT) -> SequenceT:
-        """Turn a sequence (its last axis, for arrays) from model order into reading order.
+        """Convert a sequence (for arrays, the last axis) from model order to reading order.
 
         >>> Direction.REVERSE.to_reading_order(np.array([[3, 2, 1]]))
         array([[1, 2, 3]])
@@ -60,7 +60,7 @@ class Direction(StrEnum):
         return (start, end) if self is Direction.FORWARD else (length - end, length - start)
 
     def require(self, found: Direction, model: str, purpose: str) -> None:
-        """Raise `DirectionError` unless this is the direction `found` in the model of that name.
+        """Raise `DirectionError` unless this is the direction `found` in the named model.
 
         >>> Direction.FORWARD.require(Direction.REVERSE, "tiny", "to sample")
         Traceback (most recent call last):

@@ -1,8 +1,8 @@
-"""The errors ledom raises for things a user can fix.
+"""The errors that ledom raises for problems that a user can fix.
 
-Every message says what is wrong, the offending value, where it is (file and line, if any) and the
-remedy. The command line prints the message alone and exits with code 2; anything
-that is not a `LedomError` is a defect of ledom and shows its traceback.
+Every message states the problem, the offending value, its place (file and line, if any) and the
+remedy. The command line prints the message alone and exits with code 2; anything that is not a
+`LedomError` is a defect of ledom and shows its traceback.
 
     LedomError
     |- InputError        a record, a file or an argument
@@ -43,7 +43,7 @@ __all__ = [
 
 
 class LedomError(Exception):
-    """Base of every error that a user can fix.
+    """The base class of all errors that a user can fix.
 
     >>> issubclass(InputError, LedomError), issubclass(DirectionError, CheckpointError)
     (True, True)
@@ -81,7 +81,7 @@ class CheckpointError(LedomError):
 
 
 class DirectionError(CheckpointError):
-    """A checkpoint asked to run in the direction it was not trained for."""
+    """A checkpoint used in the direction that it was not trained for."""
 
 
 class OutputError(LedomError):
@@ -93,7 +93,7 @@ class TrainingError(LedomError):
 
 
 class WorkerError(TrainingError):
-    """Another process of the run was lost; the run resumes from its last checkpoint."""
+    """Another process of the run was lost; the run can resume from its last checkpoint."""
 
 
 class ServerError(LedomError):
@@ -111,7 +111,7 @@ class ServerError(LedomError):
 
 
 class MissingExtraError(LedomError, ImportError):
-    """An optional dependency that is not installed, or not usable; the message names the command.
+    """An optional dependency that is missing or unusable; the message gives the pip command.
 
     `needed_by` names the feature that needs it, `otherwise` an alternative to installing it, and
     `failure` the error of an import that failed although the package is installed.
@@ -139,7 +139,7 @@ class MissingExtraError(LedomError, ImportError):
 def needs_extra(
     package: str, extra: str, needed_by: str = "", otherwise: str = ""
 ) -> Iterator[None]:
-    """Around imports of an optional dependency: they raise `MissingExtraError`, or succeed.
+    """Within this block, a failed import of an optional dependency raises `MissingExtraError`.
 
     >>> with needs_extra("absent", "data"):
     ...     import absent
@@ -154,7 +154,7 @@ def needs_extra(
 
 
 def in_one_line(error: object, most: int = 200) -> str:
-    """The first `most` characters of another package's error, or of a text, for a message of ours.
+    """The first `most` characters of another package's error, or of a text, for ledom's messages.
 
     >>> in_one_line(ValueError("no such\\n  file")), in_one_line(KeyboardInterrupt())
     ('no such file', 'KeyboardInterrupt')

@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, locks on folders, hashes, and comparison of settings."""
+"""Writes files and folders atomically, locks folders, computes hashes, compares settings."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ __all__ = [
 ]
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_LOG_AFTER = (5.0, 30.0)  # seconds of waiting before the first log line, and before each later one
+_LOG_AFTER = (5.0, 30.0)  # seconds to wait before the first log line, and before each later one
 
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[IO[str]]:
     """Open a text file that replaces `path` only when the block ends without an error.
 
-    A link is followed, and an earlier file's permissions are kept. Raises `OutputError` when `path`
-    cannot be written or the disk is full; an earlier file there is then unchanged. What a killed
-    process of this machine left beside `path` is removed.
+    Links are followed, and an earlier file's permissions are kept. Raises `OutputError` if `path`
+    cannot be written or the disk is full; an earlier file is then unchanged. Files that a killed
+    process on this machine left next to `path` are removed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -89,10 +89,10 @@ def write_json(path: str | Path, contents: Mapping[str, Any], sort_keys: bool = 
 
 @contextmanager
 def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
-    """Make a folder to write into, which becomes `path` only when the block ends without an error.
+    """Create a folder to write into; it becomes `path` only when the block ends without an error.
 
-    With `replace`, an earlier folder at `path` is removed. Raises `OutputError` when `path` cannot
-    be written or the disk is full; the new folder is then removed.
+    With `replace`, an earlier folder at `path` is removed. Raises `OutputError` if `path` cannot be
+    written or the disk is full; the new folder is then removed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
@@ -111,16 +111,16 @@ def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
 
 
 def _prefix(path: Path, process: int | None = None) -> str:
-    """How the names of this process's temporary files for `path` begin; they are beside it."""
+    """The prefix of this process's temporary files for `path`; they are in the same folder."""
     host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
     return f".{path.name}.{host}-{os.getpid() if process is None else process}."
 
 
 @contextmanager
 def _temporary(path: Path, named: str | Path) -> Iterator[Path]:
-    """A name beside `path` for a file or folder that is about to replace it, removed on an error.
+    """A name next to `path` for a file or folder that will replace it; removed after an error.
 
-    An `OSError` in the block becomes an `OutputError` about the path as the user wrote it, `named`.
+    An `OSError` in the block becomes an `OutputError` about `named`, the path as the user wrote it.
     """
     temporary = path.parent / f"{_prefix(path)}{secrets.token_hex(4)}"
     try:
@@ -136,7 +136,7 @@ def _temporary(path: Path, named: str | Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -144,7 +144,7 @@ def _remove(path: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what processes of this machine that were killed have left beside `path`."""
+    """Remove files that killed processes on this machine have left next to `path`."""
     start, _, _ = _prefix(path, 0).rpartition("0.")
     for left in path.parent.glob(f"{glob.escape(start)}*"):
         process = left.name.removeprefix(start).partition(".")[0]
@@ -155,7 +155,7 @@ def _remove_leftovers(path: Path) -> None:
 def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)  # sends nothing
-    except PermissionError:  # another user's
+    except PermissionError:  # another user's process
         return True
     except (ProcessLookupError, OverflowError):
         return False
@@ -168,12 +168,12 @@ def _cannot_write(path: str | Path, error: OSError) -> OutputError:
 
 @contextmanager
 def lock_folder(folder: Path, work: str, wait: bool = False, name: str = ".lock") -> Iterator[None]:
-    """Make a folder and hold a lock in it, which the system releases if this process is killed.
+    """Create a folder and hold a lock in it, which the system releases if this process is killed.
 
-    `work` is a verb phrase for the messages: what the holder does there. If another process holds
+    `work` is a verb phrase for messages that says what the holder does. If another process holds
     the lock, `wait` waits for it and logs a line now and then. Raises `OutputError` if another
-    process holds it (without `wait`), if the folder cannot be written, or if its file system has
-    no locks.
+    process holds it (without `wait`), if the folder cannot be written, or if its file system has no
+    locks.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, lock_folder(Path(folder), "trains"):
@@ -192,24 +192,24 @@ def lock_folder(folder: Path, work: str, wait: bool = False, name: str = ".lock"
             except Timeout:
                 _report_holder(folder, f"{_read_holder(holder)}, which {work} there", wait)
         write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
-    except (NotImplementedError, OSError) as error:  # the first is that of older filelocks
+    except (NotImplementedError, OSError) as error:  # the first is for older versions of filelock
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise _cannot_write(folder, error) from error
         raise OutputError(
             f"{folder}: its file system has no file locks (flock), without which two runs could "
-            "write there at once; give a folder on another one"
+            "write there at once; give a folder on another file system"
         ) from None
     try:
         yield
     finally:
         holder.unlink(missing_ok=True)
-        if not wait:  # a waiting process would be left with a lock on a removed file
+        if not wait:  # a waiting process would then hold a lock on a removed file
             (folder / name).unlink(missing_ok=True)
         lock.release()
 
 
 def _report_holder(folder: Path, who: str, wait: bool) -> None:
-    """Log whom this process waits for; without `wait`, raise `OutputError` instead."""
+    """Log what this process waits for; without `wait`, raise `OutputError` instead."""
     if not wait:
         raise OutputError(f"{folder}: in use by {who}; stop it, or write to another folder")
     logging.getLogger("ledom").warning(
@@ -218,7 +218,7 @@ def _report_holder(folder: Path, who: str, wait: bool) -> None:
 
 
 def _read_holder(file: Path) -> str:
-    """The process that wrote this file, in words; the file may be gone by now."""
+    """Describe the process that wrote this file; the file may already be gone."""
     try:
         known = read_json(file)
         return f"process {known['process']} on {known['host']}"
@@ -227,7 +227,7 @@ def _read_holder(file: Path) -> str:
 
 
 def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
-    """A hash (16 hexadecimal digits) of rows of texts, each row with the same number of texts.
+    """A hash (16 hexadecimal digits) of rows of texts; all rows have the same number of texts.
 
     >>> fingerprint([("a", "b")]) == fingerprint([("ab", "")])
     False
@@ -239,7 +239,7 @@ def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
 
 
 LARGEST_SEED = 2**62
-"""Upper bound of the seeds that users give."""
+"""The upper limit of seeds that users give."""
 
 
 def digest(text: str) -> int:
@@ -252,12 +252,12 @@ def digest(text: str) -> int:
 
 
 def _escape_nul(text: str) -> str:
-    """A text without NUL, which ends each text in a fingerprint; different texts stay different."""
+    """Escape NUL, which ends each text in a fingerprint; different texts stay different."""
     return text.replace("\1", "\1\1").replace("\0", "\1\2")
 
 
 _PRECISIONS = {"", "bfloat16", "float16", "int8"}
-"""What may follow the hash of a model's weights, after a dash; nothing in fp32."""
+"""Suffixes that may follow the hash of a model's weights after a dash; fp32 has none."""
 
 
 def cache_folder() -> Path | None:
@@ -269,7 +269,7 @@ def cache_folder() -> Path | None:
 
 
 def real_path(path: str | Path) -> Path:
-    """A path with its links resolved; unlike `Path.resolve`, a link to itself is no error.
+    """Resolve a path's links; unlike `Path.resolve`, a link to itself is not an error.
 
     >>> real_path("/usr/../usr")
     PosixPath('/usr')
@@ -296,7 +296,7 @@ def check_settings(
     remedy: str = "give another output folder, or remove it",
     problem: str = "was made with other settings",
 ) -> None:
-    """Raise `InputError` if the settings that made `path` differ from the wanted ones.
+    """Raise `InputError` if the settings that `path` was made with differ from the wanted ones.
 
     The message names the first three differences.
 
@@ -309,10 +309,10 @@ def check_settings(
 
 
 def check_processes(settings: JsonObject, path: Path) -> None:
-    """Raise `InputError` if this process would make `path` with other settings than the first one.
+    """Raise `InputError` if this process would use other settings for `path` than the first one.
 
-    Machines differ: `--dtype auto` may choose another precision on each. All processes must call
-    this, before the work that they share.
+    Machines differ: `--dtype auto` may choose a different precision on each. All processes must
+    call this before they start the shared work.
 
     >>> check_processes({"seed": 1}, Path("out"))  # alone
     """
@@ -344,7 +344,7 @@ def _is_model(value: Any) -> bool:
 
 
 def _same_weights(there: JsonObject, now: JsonObject) -> str:
-    """What to do about a hash that says the same weights in another precision (`-bfloat16`)."""
+    """A remedy, if two hashes differ only in the precision of the same weights (`-bfloat16`)."""
     (weights, _, before), (same, _, after) = (m["hash"].partition("-") for m in (there, now))
     if weights != same or not {before, after} <= _PRECISIONS:
         return ""

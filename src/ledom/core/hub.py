@@ -33,7 +33,7 @@ def render_card(template: Path, **values: Any) -> str:
         autoescape=False,  # Markdown
     )
     environment.filters["commas"] = "{:,}".format
-    # Absolute paths would publish the names of folders on this machine.
+    # Absolute paths would publish the names of local folders.
     environment.filters["last_part"] = lambda path: Path(path).name if path[0] == "/" else path
     text = template.read_text(encoding="utf-8")
     return environment.from_string(text).render(version=ledom.__version__, **values)
@@ -42,7 +42,7 @@ def render_card(template: Path, **values: Any) -> str:
 def push(
     folder: Path, repo: str, private: bool = False, kind: Literal["model", "dataset"] = "model"
 ) -> str:
-    """Upload a folder to the hub as `USER/NAME`, creating it if needed; returns its URL.
+    """Upload a folder to the hub as `USER/NAME`, created if necessary; returns the URL.
 
     Raises `InputError` for a name that is not of this form, `OutputError` if the upload fails.
 
@@ -63,7 +63,7 @@ def push(
             repo_type=kind,
             commit_message=f"Upload by ledom {ledom.__version__}",
         )
-    except Exception as error:  # hub clients raise types of their own for token and network errors
+    except Exception as error:  # hub clients have their own types of token and network errors
         raise OutputError(
             f"{repo}: cannot be uploaded: {in_one_line(error)}; {folder} itself is complete. To "
             "log in: hf auth login"
@@ -86,7 +86,7 @@ def is_unreachable(error: BaseException | None) -> bool:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Make the hub's clients use only their cache; without a network they retry for half a minute.
+    """Make hub clients use only their cache; without a network they would retry for 30 seconds.
 
     >>> import huggingface_hub
     >>> with offline():

@@ -1,10 +1,10 @@
-"""This process's share of the job and of the machine, and the threads that share its work.
+"""Divides a job among processes, and a process's work among threads.
 
 torchrun starts several processes. Each runs the same command on its share of the problems and
-writes its results to its own file (`ledom.core.stage`). The first process merges the files,
-reports and prints. Processes synchronize only between stages, through torchrun's key-value store.
-Without torchrun there is one process. This module knows nothing of models, and imports torch only
-for several processes or threads.
+writes its results to its own file (`ledom.core.stage`). The first process merges the files, reports
+and prints. Processes synchronize only between stages, through torchrun's key-value store. Without
+torchrun there is one process. This module does not know about models, and imports torch only for
+several processes or threads.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_LONGEST_WAIT = timedelta(days=30)  # shares take long; torchrun itself notices dead processes
+_LONGEST_WAIT = timedelta(days=30)  # shares take long, and torchrun notices dead processes
 _barriers, _texts = count(), count()
 
 
@@ -91,7 +91,7 @@ def is_first() -> bool:
 
 
 def share(items: Sequence[_T], group: Callable[[_T], Hashable]) -> list[_T]:
-    """This process's share of the items: groups are dealt out in turn, each group whole.
+    """This process's share of the items; whole groups are dealt out in turn.
 
     >>> share(["a1", "a2", "b1"], lambda name: name[0])  # alone
     ['a1', 'a2', 'b1']
@@ -114,7 +114,7 @@ def wait() -> None:
 
 
 def from_first(text: str) -> str:
-    """The text that the first process gives, in every process; all must call this.
+    """Send the first process's text to every process; all of them must call this.
 
     >>> from_first("alone")
     'alone'
@@ -130,7 +130,7 @@ def from_first(text: str) -> str:
 
 
 def is_first_failure() -> bool:
-    """Whether this process is the first to fail: it alone prints the error, which all share.
+    """Whether this process is the first to fail; only that one prints the shared error.
 
     torchrun stops the other processes once one exits with an error.
 
@@ -150,7 +150,7 @@ def _store() -> Any:
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"RANK and WORLD_SIZE are set, but the other processes cannot be found ({error}); "
-            "start ledom by torchrun, or without these variables"
+            "start ledom with torchrun, or without these variables"
         ) from None
     return store
 
@@ -165,16 +165,16 @@ _MOST_THREADS = 1024
 
 
 def default_threads() -> int:
-    """The default number of threads: set by the environment, else this process's share of the CPUs.
+    """The default number of threads, from the environment or this process's share of the CPUs.
 
-    `OMP_NUM_THREADS` goes before `MKL_NUM_THREADS`. torchrun itself sets `OMP_NUM_THREADS=1` for
-    several processes; since no user chose this value, it is ignored.
+    `OMP_NUM_THREADS` takes precedence over `MKL_NUM_THREADS`. torchrun itself sets
+    `OMP_NUM_THREADS=1` for several processes; this value is ignored, because no user chose it.
 
     >>> default_threads() >= 1
     True
     """
     for name in _THREAD_VARIABLES:
-        value = os.environ.get(name, "").partition(",")[0].strip()  # "4,2": of two nested levels
+        value = os.environ.get(name, "").partition(",")[0].strip()  # "4,2" is for two nested levels
         by_torchrun = value == "1" and local_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ
         if value.isdecimal() and int(value) and not by_torchrun:
             return min(int(value), _MOST_THREADS)
@@ -182,7 +182,7 @@ def default_threads() -> int:
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """The number of CPUs that this process may use, by its affinity and its cgroups' quotas.
+    """The number of CPUs that this process may use, from its affinity and cgroup quotas.
 
     `root` is the folder that holds proc/ and sys/.
 
@@ -229,18 +229,16 @@ def _read(file: Path) -> str:
 
 
 _SPINS = "10000"
-"""How often an idle OpenMP thread looks for work before it sleeps: for about 0.2 ms.
-
-libgomp's own 300,000 take milliseconds from the threads that have work, where other programs use
-the CPUs too.
+"""How often an idle OpenMP thread looks for work before it sleeps, for about 0.2 ms. If other
+programs use the CPUs too, libgomp's default of 300,000 costs busy threads milliseconds.
 """
 
 
 def set_threads(threads: int | None) -> None:
-    """Set the number of threads of torch, BLAS and tokenizers, imported or not.
+    """Set the number of threads for torch, BLAS and tokenizers, imported or not.
 
-    None is `default_threads()`, and leaves `RAYON_NUM_THREADS` as it is if set. If torch is not
-    imported yet, its idle threads soon sleep, unless the environment says how they wait.
+    None means `default_threads()`, and leaves `RAYON_NUM_THREADS` as it is if set. If torch is not
+    imported yet, its idle threads will soon sleep, unless the environment says how they wait.
 
     >>> before = os.environ.copy()
     >>> set_threads(1)
@@ -269,7 +267,7 @@ def torch_threads() -> int:
 
 
 def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
-    """Yield the items of all streams as they arrive; several streams run in a thread each.
+    """Yield the items of all streams as they arrive; several streams each run in a thread.
 
     An error in one stream ends all of them. If the caller stops iterating, each stream ends at its
     next item.
@@ -316,7 +314,7 @@ def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
 
 
 class _OneThread:
-    """Sets torch's number of threads, which is global to the process, to 1 while `merged` runs."""
+    """Sets torch's process-wide number of threads to 1 while `merged` runs."""
 
     _lock = Lock()
     _running = 0

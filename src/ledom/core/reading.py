@@ -1,7 +1,7 @@
 """Strict reading of user input: regular files, JSON of bounded depth, settings with known keys.
 
-No value is silently taken for another. Every refusal is an `InputError` of one line. YAML is read
-by `ledom.core.strict_yaml`. This module knows nothing of records or recipes.
+No value is silently taken for another. Every rejection is a one-line `InputError`. YAML is read by
+`ledom.core.strict_yaml`. This module does not know about records or recipes.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ JsonObject = dict[str, Any]
 """A JSON object as read from a file or to be written to one, with any keys."""
 
 DEEPEST = 64
-"""Deepest nesting of lists and objects that is read; a recursive parser fails at about 1000."""
+"""The deepest nesting of lists and objects; a recursive parser would fail at about 1000."""
 LONGEST_NUMBER = 309
-"""Most digits of an integer that is read: those of the largest float."""
+"""The maximum number of digits in an integer: that of the largest float."""
 
-_LARGEST = 2**63 - 1  # integer in torch and numpy
+_LARGEST = 2**63 - 1  # the largest integer in torch and numpy
 _FORMATS = {
     b"\x1f\x8b": "it is compressed with gzip; unpack it first",
     b"\x28\xb5\x2f\xfd": "it is compressed with zstd; unpack it first",
@@ -68,7 +68,7 @@ _FORMATS = {
     b"\xff\xfe": "it is UTF-16; save it as UTF-8",
     b"\xfe\xff": "it is UTF-16; save it as UTF-8",
 }
-"""What a file is that begins with these bytes."""
+"""Maps a file's first bytes to a description and a remedy."""
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -82,7 +82,7 @@ def exists(path: str | Path) -> bool:
 
 
 def check_regular(path: str | Path) -> None:
-    """Raise `InputError` for anything but a regular file: a pipe may block, a device may not end.
+    """Raise `InputError` for anything but a regular file; a pipe may block, a device never end.
 
     >>> check_regular("/dev")
     Traceback (most recent call last):
@@ -103,7 +103,7 @@ def check_regular(path: str | Path) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without a byte-order mark; raises `InputError`.
+    """Read a UTF-8 file, without a byte-order mark; raises `InputError`.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -127,7 +127,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def read_json(path: str | Path, non_finite: bool = False) -> JsonObject:
-    """The JSON object in a file; raises `InputError` that names it. See `parse_json`.
+    """Read the JSON object in a file; raises an `InputError` that names it. See `parse_json`.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -144,10 +144,10 @@ def read_json(path: str | Path, non_finite: bool = False) -> JsonObject:
 
 
 def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int, JsonObject]]:
-    """The objects in a JSONL file, each with its line number from 1; blank lines are skipped.
+    """Read the objects in a JSONL file, with line numbers from 1; blank lines are skipped.
 
-    In an `unfinished` file, which a program appends to, a last line without a newline is skipped
-    (a kill or a full disk cut it short), and a blank line is an error. Raises `InputError` that
+    In an `unfinished` file, to which a program appends, a last line without a newline is skipped (a
+    kill or a full disk truncated it), and a blank line is an error. Raises an `InputError` that
     names the file and the line.
 
     >>> import tempfile
@@ -179,7 +179,7 @@ def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int
 def as_type(data: JsonObject, kind: type[T], path: str | Path | None = None) -> T:
     """Build a dataclass of type `kind` from a JSON or YAML object.
 
-    Values must have the fields' types and are not converted; unknown keys are ignored. Raises
+    Values must have the fields' types and are not converted; unknown keys are ignored. Raises an
     `InputError` that names the file, the key and the value.
 
     >>> from dataclasses import dataclass
@@ -199,7 +199,7 @@ def as_type(data: JsonObject, kind: type[T], path: str | Path | None = None) -> 
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's errors in one line: the key, what is allowed, and the value.
+    """The first of pydantic's errors in one line: the key, the rule and the value.
 
     >>> class Speed(Config):
     ...     rate: float = 1.0
@@ -220,9 +220,9 @@ def first_problem(error: ValidationError) -> str:
 
 
 def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
-    """Parse a JSON object; raises `InputError`, without file and line.
+    """Parse a JSON object; raises an `InputError` without file and line.
 
-    Also refused: NaN, infinities and numbers beyond a float's range (unless `non_finite`),
+    Also rejected: NaN, infinities and numbers outside a float's range (unless `non_finite`),
     duplicate keys, half a surrogate pair, and nesting more than 64 deep.
 
     >>> parse_json(b'{"a": 1}')
@@ -258,7 +258,7 @@ def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
 
 
 def _refuse_constant(name: str) -> Never:
-    """Refuse NaN and Infinity: Python parses them, but they are not JSON and no valid score."""
+    """Reject NaN and Infinity: Python parses them, but they are neither JSON nor valid scores."""
     raise InputError(f"not JSON: {name} is not a number")
 
 
@@ -301,7 +301,7 @@ def _check_depth(text: bytes, data: Any) -> None:
 
 
 def check_surrogates(text: str, what: str = "the text") -> str:
-    r"""The same text; raises `InputError` if it holds half a surrogate pair, which UTF-8 lacks.
+    r"""Return the text; raises `InputError` for half a surrogate pair, which UTF-8 cannot encode.
 
     `what` names the text in the message.
 
@@ -320,14 +320,14 @@ def check_surrogates(text: str, what: str = "the text") -> str:
 
 
 def read_json_object(file: Path) -> JsonObject:
-    """The object in a JSON file of a model folder; raises `CheckpointError`.
+    """Read the object in a JSON file of a model folder; raises `CheckpointError`.
 
     >>> read_json_object(Path("no-model/config.json"))
     Traceback (most recent call last):
     ledom.core.errors.CheckpointError: no-model/config.json: no such file
     """
     try:
-        return read_json(file, non_finite=True)  # some models have NaN and infinities
+        return read_json(file, non_finite=True)  # some models contain NaN and infinities
     except InputError as error:
         raise CheckpointError(str(error)) from None
 
@@ -346,7 +346,7 @@ def require(checks: Mapping[str, bool]) -> None:
 
 
 def check_counts(least: int = 0, /, **counts: Any) -> None:
-    """Raise `InputError` for a count that is no whole number, or below `least`.
+    """Raise `InputError` for a count that is not a whole number or is below `least`.
 
     >>> check_counts(1, rows=0)
     Traceback (most recent call last):
@@ -359,7 +359,7 @@ def check_counts(least: int = 0, /, **counts: Any) -> None:
 
 
 class Config(BaseModel):
-    """Base of a recipe's parts: an unknown key is an error, never silently ignored.
+    """The base class of a recipe's parts; an unknown key is an error, never silently ignored.
 
     >>> class Speed(Config):
     ...     rate: float = 1.0
@@ -381,7 +381,7 @@ class Config(BaseModel):
 
     @classmethod
     def of(cls, given: Mapping[str, Any], what: str) -> Self:
-        """The settings in a mapping; raises `InputError` that lists the known keys.
+        """Read settings from a mapping; raises an `InputError` that lists the known keys.
 
         >>> class Speed(Config):
         ...     rate: float = 1.0

@@ -2,7 +2,7 @@
 
 documents -> token shards -> checkpoint -> candidates -> scores -> report: each arrow is a file of
 these records. Unknown keys are kept in `extra` and written back; a missing or mistyped key is an
-error that names the file and the line. This module knows nothing of models or tokens.
+error that names the file and the line. This module does not know about models or tokens.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ SELF_CERTAINTY = "self_certainty"
 CONFIDENCE = ("confidence_mean", "confidence_tail", "confidence_lowest")
 """Extra keys of a sampled candidate: the confidence of its tokens (`ledom.lm.confidence`)."""
 NUM_TOKENS = "num_tokens"
-"""Extra key of a sampled candidate: the number of tokens, the end token included."""
+"""Extra key of a sampled candidate: the number of tokens, including the end token."""
 DECIMALS = 5
-"""Decimals of the log-probabilities in files."""
+"""The number of decimals of log-probabilities in files."""
 EARLY_STOP = "early_stop_of"
-"""Key in a candidate's `sampling`: how many its problem would have without an early stop."""
+"""Key in a candidate's `sampling`: the number of candidates without an early stop."""
 
-_LARGEST_SCORE = 1e100  # in magnitude: its square is still a number
+_LARGEST_SCORE = 1e100  # in magnitude; its square is still finite
 
 Key = tuple[Any, ...]
 """Identifies a record in its file: an id, then numbers or names within it."""
@@ -62,10 +62,10 @@ Target = Literal["y|x", "x|y", "y", "x'|y", "x~|y"]
 
 @dataclass(kw_only=True)
 class Record:
-    """Base of the record types; `extra` holds the keys that the type does not define."""
+    """The base class of records; `extra` holds the keys that the type does not define."""
 
     KEY: ClassVar[tuple[str, ...]] = ("id",)
-    """The fields that make up the key."""
+    """The fields that form the key."""
 
     extra: JsonObject = field(default_factory=dict)
 
@@ -80,7 +80,7 @@ class Record:
 
     @classmethod
     def from_json(cls: type[RecordT], data: JsonObject) -> RecordT:
-        """Build a record from a parsed JSON object; raises `InputError` on a missing or bad key.
+        """Build a record from a parsed JSON object; raises `InputError` for a missing or bad key.
 
         >>> Document.from_json({"id": "a", "text": "Hello.", "language": "en"}).extra
         {'language': 'en'}
@@ -122,7 +122,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 @lru_cache
 def _schema(record_type: type[Record]) -> type[BaseModel]:
-    """What pydantic checks of a record type: nothing is converted, other keys are kept."""
+    """The pydantic check of a record type; nothing is converted, and other keys are kept."""
     hints = get_type_hints(record_type)
     known: dict[str, Any] = {
         f.name: (hints[f.name], ... if f.default is MISSING else f.default)
@@ -144,7 +144,7 @@ class Document(Record):
 
 @dataclass(kw_only=True)
 class Problem(Record):
-    """A question x, with its final answer and a worked solution if known.
+    """A question x, with its final answer and a worked solution, if known.
 
     >>> Problem(id="a", question="2 + 2?", answer="4").is_labeled
     True
@@ -156,7 +156,7 @@ class Problem(Record):
     solution: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a worked solution as the answer (GSM8K's format), which no answer would equal.
+        """Reject a worked solution as the answer (GSM8K's format); no answer would ever equal it.
 
         >>> Problem(id="a", question="?", answer="2 + 2 = 4\\n#### 4")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
@@ -171,7 +171,7 @@ class Problem(Record):
 
     @property
     def is_labeled(self) -> bool:
-        """Whether the problem has an answer; a blank one does not count.
+        """Whether the problem has an answer; a blank answer does not count.
 
         >>> Problem(id="a", question="2 + 2?", answer=" ").is_labeled
         False
@@ -192,11 +192,11 @@ class Problem(Record):
 
 @dataclass(kw_only=True)
 class Candidate(Record):
-    """A solution y that some model proposes for a problem.
+    """A solution y that a model proposes for a problem.
 
-    A candidate whose sampling was stopped for low confidence (`unsure`) is never chosen; it only
-    counts as cost. `correct` is a label from the file; without one, the candidate's answer is
-    compared with the problem's.
+    A candidate that was stopped for low confidence (`unsure`) is never chosen; it only counts as
+    cost. `correct` is a label from the file; without one, the candidate's answer is compared with
+    the problem's.
 
     >>> Candidate(problem_id="a", index=0, text="#### 4").to_json()
     {'problem_id': 'a', 'index': 0, 'text': '#### 4', 'finish_reason': 'stop', 'greedy': False}
@@ -236,7 +236,7 @@ class Candidate(Record):
 
 
 class _Packed:
-    """A field that keeps its list in an array: Python objects would take ten times the memory.
+    """A field that keeps its list in an array; Python objects would take ten times the memory.
 
     Every read returns a new list. Values that fit no array are kept unchanged.
     """
@@ -259,7 +259,7 @@ class _Packed:
 
 
 def _pack_numbers(values: list[float]) -> array[Any]:
-    """Numbers of few decimals as whole numbers of the last, in half the memory; or as they are."""
+    """Store numbers with few decimals as integers, in half the memory; others unchanged."""
     with suppress(ValueError, OverflowError):  # not finite, or too large
         whole = array("i", [round(x * 10**DECIMALS) for x in values])
         if _unpack_numbers(whole) == values:
@@ -282,8 +282,8 @@ class Score(Record):
 
     `logprob` is in nats and is the sum of `token_logprobs`; these and `token_spans` are in reading
     order. `token_spans` are [start, end) character offsets into the question (`x|y`) or the
-    solution (`y|x`, `y`); the document-end or -start token, if it counts, has an empty span. `text`
-    is the solution that the model read, if it differs from the candidate's text.
+    solution (`y|x`, `y`); the token that ends or starts the document, if counted, has an empty
+    span. `text` is the solution that the model read, if it differs from the candidate's text.
 
     Two targets have no tokens. `x'|y` is the log of the mean probability of copies of the question
     with one number changed; the extra key `copies` lists them. `x~|y` is the log of the mean
@@ -333,9 +333,9 @@ def read_records(
 ) -> list[RecordT]:
     """Read a JSONL file of one record type; blank lines are skipped.
 
-    `check` is called with each record and raises `InputError` for a bad one. Raises `InputError`
+    `check` is called with each record and raises `InputError` for a bad one. Raises an `InputError`
     with file and line for such a record, for a missing or mistyped key, for a line that is not a
-    JSON object, and for a file that is missing, a directory, or without records (unless
+    JSON object, and for a file that is missing, is a directory, or has no records (unless
     `allow_none`).
 
     >>> import tempfile
@@ -360,7 +360,7 @@ def read_records(
 
 
 def unique_ids() -> Callable[[Record], None]:
-    """A check for `read_records`: raises `InputError` for an id that is empty or occurs twice.
+    """A check for `read_records` that raises `InputError` for an empty or duplicate id.
 
     >>> check = unique_ids()
     >>> check(Problem(id="a", question="?"))

@@ -1,15 +1,14 @@
 """A resumable JSONL output file: one stage of the pipeline.
 
 Finished chunks of records are appended to `<name>.part`, one line per chunk; its first line holds
-the settings. When all records are made, they are written to `<name>` in one step, and the settings,
-with a hash of that file, to `<name>.settings.json`. A later run with equal settings resumes from
-the part file, or uses the finished file. When several processes share the work, each appends to its
-own part file, `<name>.part.<rank>`; a run that resumes reads them all, whatever its number of
-processes.
+the settings. Once all records exist, they are written to `<name>` in one step, and the settings,
+with a hash of that file, to `<name>.settings.json`. A later run with the same settings resumes from
+the part file, or uses the finished file. If several processes share the work, each appends to its
+own part file, `<name>.part.<rank>`; a resumed run reads them all, with any number of processes.
 
-The input alone decides which items are computed together: `Work.groups` splits all items into
-groups. If the last bits of a model's results depend on the other items in its batch, it is given
-whole groups only, and a group's records are kept all or none. So the file has the same bytes after
+Only the input decides which items are computed together: `Work.groups` splits all items into
+groups. If the last bits of a model's results depend on the other items in a batch, the model gets
+only whole groups, and a group's records are kept all or none. So the file has the same bytes after
 any interruption and with any number of processes.
 """
 
@@ -47,7 +46,7 @@ __all__ = [
 
 
 class Keyed(Protocol):
-    """An item that a stage makes records of; its key starts with the problem's id."""
+    """An item for which a stage makes records; its key starts with the problem's id."""
 
     @property
     def key(self) -> Key: ...
@@ -61,7 +60,7 @@ Track = Callable[[Iterable[Any], str, int, int], Iterator[Any]]
 """Wraps a stage's chunks to show progress. Arguments: chunks, name, items done, items in total."""
 
 Check = Callable[[], Callable[[RecordT], object]]
-"""Returns a new check for one file: it is called with each record, and raises `InputError`."""
+"""Returns a new check for one file, which is called with each record and raises `InputError`."""
 
 Make = Callable[
     [Sequence[ItemT], Mapping[Key, Sequence[RecordT]]], Iterable[tuple[Sequence[RecordT], bool]]
@@ -69,15 +68,15 @@ Make = Callable[
 """Takes items and the existing records by item key; yields (new records of one item, whether
 these complete the item)."""
 
-_TIMINGS = "timings.json"  # seconds by file name: only these differ between two equal runs
-_HASH = "sha256"  # key in the settings file: the hash of the finished file
+_TIMINGS = "timings.json"  # seconds by file name, the only difference between two equal runs
+_HASH = "sha256"  # key in the settings file for the hash of the finished file
 
 
 @dataclass(frozen=True)
 class Work(Generic[ItemT, RecordT]):
-    """The items of a stage, and how to make their records.
+    """The items of a stage, and the functions that make their records.
 
-    A record's key starts with its item's key; the rest of it orders the records of one item.
+    A record's key starts with its item's key; the rest of the key orders the records of one item.
     """
 
     items: Sequence[ItemT]
@@ -96,15 +95,15 @@ class _Chunk:
 
     chunk: list[JsonObject]
     seconds: float = 0.0
-    """How long it took. The finished file has no times, so that its bytes do not vary."""
+    """How long it took. The finished file contains no times, so that its bytes do not vary."""
 
 
 class Stage(Generic[RecordT]):
     """A resumable file of records; `records` are those made so far.
 
-    `check` is applied to every record that is read. Raises `InputError` when the file was made with
-    other settings, is damaged or was changed later, and `OutputError` when it cannot be written;
-    chunks appended earlier are kept.
+    `check` is called with every record read. Raises `InputError` if the file was made with other
+    settings, is damaged or was changed later, and `OutputError` if it cannot be written; chunks
+    appended earlier are kept.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class Stage(Generic[RecordT]):
         self._part = path.with_name(f"{path.name}.part{own}")
         self._kept = 0  # bytes of whole lines in the part file
         self.seconds = 0.0
-        """Wall-clock time that making the records took, summed over processes."""
+        """The wall-clock time spent making the records, summed over processes."""
         self._since = monotonic()
         parts = self._parts()
         self.complete = path.is_file() and (_settings_file(path).is_file() or not parts)
@@ -133,13 +132,13 @@ class Stage(Generic[RecordT]):
             self.records = read_finished(path, record_type, self._check)
         else:
             self.records = self._read_parts()
-        processes.wait()  # all have read before one writes
+        processes.wait()  # all processes have read before one writes
         if self.complete and processes.is_first():
             for part in parts:
                 part.unlink(missing_ok=True)
 
     def _parts(self) -> list[Path]:
-        """The part files of all processes, including those of an earlier run; no copies of them."""
+        """The part files of all processes, including an earlier run's; copies do not count."""
         name = rf"{re.escape(self.path.name)}\.part(\.\d+)?"
         found = self.path.parent.glob("*")  # none if there is no such folder
         return sorted(path for path in found if re.fullmatch(name, path.name))
@@ -168,7 +167,7 @@ class Stage(Generic[RecordT]):
         return records
 
     def _chunk(self, row: JsonObject, check: Callable[[RecordT], object]) -> list[RecordT]:
-        """The records in a line of a part file; raises `InputError`, without file and line."""
+        """The records in a line of a part file; raises an `InputError` without file and line."""
         read = as_type(row, _Chunk)
         self.seconds += read.seconds
         records = [self._type.from_json(record) for record in read.chunk]
@@ -216,7 +215,7 @@ class Stage(Generic[RecordT]):
         if processes.is_first():
             if processes.size() > 1:
                 self.records = self._read_parts()
-            if timed:  # first, since a finished file has lost its seconds
+            if timed:  # first, because a finished file has no times
                 known = read_timings(self.path.parent) | {self.path.name: round(self.seconds, 2)}
                 write_json(self.path.with_name(_TIMINGS), known)
             self.records.sort(key=key)
@@ -269,7 +268,7 @@ class Stage(Generic[RecordT]):
     def _share(
         self, work: Work[ItemT, RecordT], have: Mapping[Key, Sequence[RecordT]]
     ) -> list[Sequence[ItemT]]:
-        """The groups of items that this process has to make; finished ones are left out."""
+        """The groups that this process still has to make, without finished items."""
         if not work.together:
             missing = [item for item in work.items if not work.is_done(have[item.key])]
             return [*work.groups(processes.share(missing, lambda item: item.key[0]))]
@@ -324,7 +323,7 @@ def at_once(
 
 
 def read_timings(folder: Path) -> dict[str, float]:
-    """The seconds that each file of a folder took to make; empty if unknown.
+    """The seconds that it took to make each file of a folder; empty if unknown.
 
     >>> read_timings(Path("no such folder"))
     {}
@@ -338,7 +337,7 @@ def read_timings(folder: Path) -> dict[str, float]:
 
 
 def even_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Split items into the fewest groups of at most `size` neighbors, of nearly equal size.
+    """Split items into the fewest groups of at most `size` neighbors, of nearly equal sizes.
 
     >>> even_groups("abcdefg", 3)
     ['ab', 'cd', 'efg']
@@ -382,13 +381,13 @@ def read_finished(
 ) -> list[RecordT]:
     """The records of a finished file, which may have none.
 
-    Raises `InputError` for a bad record, with its line, and for a file that was changed later.
+    Raises `InputError` for a bad record (with its line) and for a file that was changed later.
     """
     expected = read_settings(path)[_HASH]
     records = read_records(path, record_type, check() if check else None, allow_none=True)
     if file_hash(path) != expected:
         raise InputError(
-            f"was changed after it was finished (its {_HASH} is not that in "
+            f"was changed after it was finished (its {_HASH} is not the one in "
             f"{_settings_file(path).name}); restore it, or remove it to make it again",
             path=path,
         )

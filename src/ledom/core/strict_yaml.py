@@ -1,7 +1,7 @@
 """Strict reading of YAML: bounded size, no tags, no duplicate keys, no octal, binary or base-60
 numbers.
 
-Every refusal is an `InputError` of one line that names the file and the line.
+Every rejection is a one-line `InputError` that names the file and the line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OTHER_BASE = re.compile(r"[-+]?(0[\d_]+|0b.*|.*:.*)")  # YAML 1.1 reads 010 as 
 
 
 def read_yaml(path: str | Path) -> JsonObject:
-    """The YAML mapping in a file, empty for an empty file; raises `InputError` that names it.
+    """Read the YAML mapping in a file (empty for an empty file); raises `InputError`.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -40,17 +40,16 @@ def read_yaml(path: str | Path) -> JsonObject:
 
 
 def _refused(message: str, mark: Any) -> InputError:
-    """An error at a mark of PyYAML, which may be None."""
+    """An error at one of PyYAML's marks, which may be None."""
     return InputError(message, line=None if mark is None else mark.line + 1)
 
 
 def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Node | None]:
-    """Parse a YAML text; returns its value, and its tree of nodes with their line numbers.
+    """Parse a YAML text; returns its value, and its tree of nodes with line numbers.
 
-    Raises `InputError` that names `path` (the file that the text is from) and the line. Also
-    refused: tags, keys that are not text or occur twice, nesting more than 64 deep, octal,
-    binary and sexagesimal numbers, and aliases that contain themselves or expand to over 10,000
-    values.
+    Raises an `InputError` that names `path` (the text's file) and the line. Also rejected: tags,
+    keys that are not text or occur twice, nesting more than 64 deep, octal, binary and sexagesimal
+    numbers, and aliases that contain themselves or expand to more than 10,000 values.
 
     >>> parse_yaml("a: 1")[0]
     {'a': 1}
@@ -74,7 +73,7 @@ def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Nod
 
 
 def _check_events(text: str) -> None:
-    """Refuse deep nesting and tags before any node is built."""
+    """Reject deep nesting and tags before any node is built."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -88,9 +87,9 @@ def _check_events(text: str) -> None:
 
 
 def _check_node(node: yaml.Node, known: dict[int, int]) -> int:
-    """Check a node and all in it; the number of its values with aliases expanded.
+    """Check a node and everything in it; returns the number of values with aliases expanded.
 
-    `known` has the numbers of checked nodes, and 0 for a node that is being checked.
+    `known` has these numbers for checked nodes, and 0 for a node that is being checked.
     """
     if (place := id(node)) in known:
         if not known[place]:
@@ -116,7 +115,7 @@ def _check_node(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _check_keys(keys: list[yaml.Node]) -> None:
-    """Refuse keys that are not text, and duplicate keys: YAML would silently keep the last one."""
+    """Reject keys that are not text, and duplicate keys (YAML would silently keep the last)."""
     lines: dict[str, int] = {}
     for key in keys:
         if key.tag not in _KEYS:

@@ -1,9 +1,9 @@
-"""Augments worked problems: variants with other numbers, and wrong solutions.
+"""Augments worked problems with variants that have other numbers, and with wrong solutions.
 
-A solution in the `equations` style is a small program: each equation takes numbers of the question,
-constants and earlier results. `renumber` gives the question other numbers and computes the program
-again; `corrupt` puts one common mistake into it, `miscalculate` one false result, and both compute
-the wrong answer. Only the given problems are used. This module knows nothing of tokens or models.
+A solution in the `equations` style is a small program: each equation uses numbers of the question,
+constants and earlier results. `renumber` gives the question other numbers and runs the program
+again. `corrupt` makes one common mistake in it, `miscalculate` makes one result false; both compute
+the wrong answer. Only the given problems are used. This module knows neither tokens nor models.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class _Program:
 
     @classmethod
     def read(cls, problem: Problem) -> _Program | None:
-        """The program of a problem's solution; None unless its equations are true and lead to the
-        answer."""
+        """The program of a problem's solution, or None unless its equations are true and lead to
+        the answer."""
         styled = STYLES["equations"](problem.solution or "", problem.answer)
         *lines, last = styled.splitlines()
         equations = [tuple(line.split(" = ")) for line in lines]
@@ -48,7 +48,7 @@ class _Program:
         return cls(equations, answer) if answer in equations[-1] else None
 
     def given(self) -> set[str]:
-        """The numbers that it computes with, but does not compute."""
+        """The numbers that the program uses but does not compute."""
         given: set[str] = set()
         known: set[str] = set()
         for first, *_, result in self.equations:
@@ -57,7 +57,7 @@ class _Program:
         return given
 
     def wrong_text(self, equations: _Equations, rng: Random) -> str | None:
-        """A solution with these equations; None if they lead to the right answer."""
+        """Build a solution from these equations; None if they lead to the right answer."""
         answer = equations[-1][-1]
         is_right = answer == _written(value_of(self.answer), exact=False)  # 7.50 is 7.5
         return None if is_right else _Program(_rewrite(equations, rng), answer).text()
@@ -80,12 +80,12 @@ def augment(
     seed: int = 0,
     track: Callable[[Sequence[Problem]], Iterable[Problem]] = iter,
 ) -> tuple[list[Problem], list[Candidate]]:
-    """Each problem with up to `num_variants` different variants, each with up to `num_wrong` wrong
-    solutions.
+    """Return each problem with up to `num_variants` different variants, each of these with up to
+    `num_wrong` wrong solutions.
 
-    Up to `num_false` more have one false equation. Variants have other numbers; they and the wrong
-    solutions are in the `equations` style. There are fewer if a solution is not a chain of true
-    equations, or if no suitable numbers were found. Ids stay unique.
+    Up to `num_false` more solutions have one false equation. Variants have other numbers; they and
+    the wrong solutions are in the `equations` style. There are fewer if a solution is not a chain
+    of true equations, or if no suitable numbers are found. Ids stay unique.
 
     >>> text = "Ava has 3 pens and buys 4. How many has she?"
     >>> solved = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
@@ -111,7 +111,7 @@ def augment(
         for version in versions:
             varied.append(version)
             texts = {text for _ in range(num_wrong) if (text := corrupt(version, rng))}
-            own = Random(f"{seed} false {version.id}")  # else the others would change
+            own = Random(f"{seed} false {version.id}")  # otherwise the rest would change
             false = {text for _ in range(num_false) if (text := miscalculate(version, own))}
             wrong += [
                 Candidate(problem_id=version.id, index=index, text=text, correct=False)
@@ -123,9 +123,8 @@ def augment(
 def renumber(problem: Problem, rng: Random, known: Collection[str] = frozenset()) -> Problem | None:
     """The problem with other numbers in its question, and the solution computed from them.
 
-    The question is none of the `known` ones; results stay positive, and whole if they were whole.
-    None if no such numbers were found, or if the solution uses a number that nothing in the
-    question explains.
+    The question is not in `known`. Results stay positive, and whole numbers stay whole. None if no
+    such numbers are found, or if the solution uses a number that nothing in the question explains.
     """
     if (program := _Program.read(problem)) is None:
         return None
@@ -153,7 +152,7 @@ def renumber(problem: Problem, rng: Random, known: Collection[str] = frozenset()
 def corrupt(problem: Problem, rng: Random) -> str | None:
     """A solution of the problem with one mistake, and all later results computed from it.
 
-    Its answer differs from the right one. None if no such mistake was found.
+    Its answer differs from the right one. None if no such mistake is found.
     """
     if (program := _Program.read(problem)) is None:
         return None
@@ -169,7 +168,7 @@ def corrupt(problem: Problem, rng: Random) -> str | None:
 def miscalculate(problem: Problem, rng: Random) -> str | None:
     """A solution with one false equation, later results computed from it, and a wrong answer.
 
-    None if none was found.
+    None if none is found.
     """
     if (program := _Program.read(problem)) is None:
         return None
@@ -186,7 +185,7 @@ def miscalculate(problem: Problem, rng: Random) -> str | None:
 
 
 def _other_result(result: str, rng: Random) -> str | None:
-    """A wrong digit, a number close by, or a decimal point in the wrong place; None if equal."""
+    """A wrong digit, a nearby number, or a misplaced decimal point; None if equal."""
     value, how = value_of(result), rng.random()
     if how < 0.5:
         at = rng.choice([place for place, digit in enumerate(result) if digit.isdigit()])
@@ -203,7 +202,7 @@ _Changed = tuple[_Equations, dict[str, str]] | None
 
 
 def _with_part(equations: _Equations, at: int, span: tuple[int, int], part: str) -> _Changed:
-    """Equations of which one has another part in its first side."""
+    """Replace a part of one equation's first side."""
     first, *_, result = equations[at]
     changed = f"{first[: span[0]]}{part}{first[span[1] :]}"
     return [*equations[:at], (changed, result), *equations[at + 1 :]], {}
@@ -278,10 +277,10 @@ _FAULTS = (  # common ones are listed twice
 def _compute(
     equations: _Equations, values: dict[str, str], strict: bool
 ) -> tuple[_Equations, dict[str, str]] | None:
-    """Compute equations with some numbers replaced; returns them and the new value of each number.
+    """Compute equations with some numbers replaced; also returns the new value of each number.
 
     With `strict`, a number must not get two different values, and whole results must stay whole;
-    without, results are rounded. None if a result is refused by this, or by `_written`.
+    without it, results are rounded. None if this rule or `_written` rejects a result.
     """
     values = dict(values)
     done: _Equations = []
@@ -313,7 +312,7 @@ def _replace(text: str, values: dict[str, str], numbers: re.Pattern[str] = NUMBE
 
 
 def _written(value: Fraction, exact: bool) -> str | None:
-    """A number as text; None unless it is positive, below a billion and has at most two decimals.
+    """A number as text; None unless positive, below a billion and with at most two decimals.
 
     Unless `exact`, it is rounded to two decimals first.
     """
@@ -327,7 +326,7 @@ def _written(value: Fraction, exact: bool) -> str | None:
 
 
 def other_number(number: str, question: str, rng: Random) -> str:
-    """A random number like this one: as round, as many decimals, at most about twice as large.
+    """A similar random number: as round, as many decimals, at most about twice as large.
 
     >>> number = other_number("12.5", "Ava has 12.5 liters.", Random(0))
     >>> number != "12.5", len(number.partition(".")[2])  # as many decimals
@@ -345,7 +344,7 @@ def other_number(number: str, question: str, rng: Random) -> str:
 
 
 def _rewrite(equations: _Equations, rng: Random) -> _Equations:
-    """The same equations, some with a percentage in another form or with swapped operands."""
+    """The same equations, with some percentages in another form and some operands swapped."""
     done: _Equations = []
     for first, *rest in equations:
         share = _PERCENT.match(first)

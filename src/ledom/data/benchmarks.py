@@ -1,8 +1,8 @@
-"""Benchmarks of problems by name.
+"""Loads benchmark problems by name.
 
 They come from the hub, or from a local folder with the same records in JSONL files, at the paths in
-`BENCHMARKS`; the folder is given as a path or in the environment variable LEDOM_DATA. This module
-knows nothing of tokens or models.
+`BENCHMARKS`. The folder is given as a path or in the environment variable LEDOM_DATA. This module
+does not know about tokens or models.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ledom.core.records import Problem, read_records, unique_ids
 __all__ = ["BENCHMARKS", "FOLDER_VARIABLE", "Benchmark", "load_benchmark"]
 
 FOLDER_VARIABLE = "LEDOM_DATA"
-"""Environment variable that names the local folder."""
+"""The environment variable that names the local folder."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark's problems are."""
+    """Where to find a benchmark's problems."""
 
     file: str
-    """Its JSONL file in a local folder."""
+    """The JSONL file in a local folder."""
     hub: tuple[str, ...]
     """Arguments of `datasets.load_dataset`: the name, and the configuration if there is one."""
     split: str
     read: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-    """Converts a hub row to question, answer, solution, and `aliases`: other right answers."""
+    """Converts a hub row to question, answer, solution, and `aliases` (other right answers)."""
 
 
 def _gsm8k(row: Mapping[str, Any]) -> dict[str, str]:
@@ -76,7 +76,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def load_benchmark(name: str) -> list[Problem]:
-    """The problems of a benchmark; those from the hub get the ids `<name>-<number>`.
+    """Load the problems of a benchmark; those from the hub get the ids `<name>-<number>`.
 
     Raises `InputError` for an unknown name or a folder without the file, and `HubError` if the hub
     cannot be reached.
@@ -111,7 +111,7 @@ def _from_hub(name: str, benchmark: Benchmark) -> Iterable[Any]:
         from datasets import load_dataset
     try:
         rows: Iterable[Any] = load_dataset(*benchmark.hub, split=benchmark.split)
-    except Exception as error:  # the hub's client raises many types without a network
+    except Exception as error:  # without a network, the hub's client raises many error types
         raise HubError(
             f"benchmark {name!r} could not be loaded from the hub ({benchmark.hub[0]}): "
             f"{in_one_line(error)}; {otherwise}"

@@ -1,10 +1,10 @@
-"""Documents to tokenize: files of JSONL, Parquet or text, or a dataset on the hub, read in parts.
+"""Reads documents in parts, from JSONL, Parquet or text files or a dataset on the hub.
 
-Part k of n holds the documents that begin in the k-th of n equal parts of the files' bytes. So all
-parts together give every document once and in order, and no part reads another part's documents.
-Plain files are split between lines, Parquet between row groups; a compressed file cannot be split
-and belongs to one part. Bad input is an `InputError` that names the file and the line. This module
-knows nothing of tokens.
+Part k of n holds the documents that begin in the k-th of n equal parts of the files' bytes.
+Together, the parts contain every document once and in order, and no part reads another part's
+documents. Plain files are split between lines, Parquet between row groups; a compressed file cannot
+be split and belongs to one part. Bad input raises an `InputError` that names the file and the line.
+This module does not know about tokens.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _SOURCE_KEY = "source"
 _LONGEST_NAME = 200  # in characters; a longer source is a text, such as one to translate
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text"}
 _COMPRESSED = {".gz", ".zst"}
-_BLANK = " \t\n\r\v\f"  # characters of a blank line, as bytes.strip has them
+_BLANK = " \t\n\r\v\f"  # characters of a blank line, as in bytes.strip
 _BLOCK_BYTES = 1 << 20
-_SAMPLE_BYTES = 1 << 16  # hashed at a file's start, middle and end, to notice a changed file
-_ROWS = 256  # of Parquet, in memory at a time
+_SAMPLE_BYTES = 1 << 16  # bytes hashed at a file's start, middle and end, to notice changes
+_ROWS = 256  # Parquet rows in memory at a time
 
 
-Given = tuple[str, str | None]  # a document's text, and the name of its source
+Given = tuple[str, str | None]  # a document's text and the name of its source
 
 
 class Documents(Protocol):
@@ -46,7 +46,7 @@ class Documents(Protocol):
 
     @property
     def num_bytes(self) -> int | None:
-        """Size of the files that are read; None if unknown."""
+        """The size of the files to read; None if unknown."""
 
     @property
     def source(self) -> str:
@@ -54,13 +54,13 @@ class Documents(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was found but is not read, one line per reason."""
+        """Notes on what is not read, one line per reason."""
 
     def settings(self) -> JsonObject:
-        """Identifies the documents, so that a resumed run notices a change."""
+        """Identifies the documents, so that a resumed run notices changes."""
 
     def read(self, part: int = 0, num_parts: int = 1) -> Iterator[Given]:
-        """The documents of one part: each text, and its source if the key `source` names one."""
+        """The documents of one part: each text, with its source if the key `source` names one."""
 
     def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
         """The texts of one part."""
@@ -72,8 +72,8 @@ def open_documents(
 ) -> Documents:
     """The documents of some files and folders, or of one dataset `hub:NAME[,key=value...]`.
 
-    `format` is one of `FORMATS`; None takes it from each file's name. Raises `InputError` for a
-    missing file or an unknown format.
+    `format` is one of `FORMATS`; None means that each file's name decides. Raises `InputError` for
+    a missing file or an unknown format.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
@@ -105,7 +105,7 @@ def open_documents(
 
 
 def _find(path: Path, format: str | None, finder: FileFinder) -> list[Path]:
-    """The file at `path`, or the files of known formats in that folder; none is given twice."""
+    """The file at `path`, or the files of known formats in that folder, each only once."""
     if path.is_dir():
         found = [file for file in finder.under(path) if _is_of_format(file, finder)]
         if not found:
@@ -144,7 +144,7 @@ def _is_compressed(file: Path) -> bool:
 
 @dataclass(frozen=True)
 class FileDocuments(Documents):
-    """The documents of some files, each given as (file, format), in this order."""
+    """The documents of files, given as (file, format), in this order."""
 
     files: tuple[tuple[Path, str], ...]
     text_key: str = TEXT_KEY
@@ -163,7 +163,7 @@ class FileDocuments(Documents):
         return f"{folder.name or folder} ({len(files)} files)"
 
     def settings(self) -> JsonObject:
-        """A hash of the files' names, formats, sizes, times and sampled bytes; and the text key."""
+        """The text key, and a hash of the files' names, formats, sizes, times and sampled bytes."""
         digest = hashlib.sha256()
         for file, format in self.files:
             found = file.stat()
@@ -193,7 +193,7 @@ class FileDocuments(Documents):
 class HubDocuments(Documents):
     """A dataset on the hub (or a folder that `datasets` can load), streamed.
 
-    The parts share its files, or its rows if it has fewer files than there are parts.
+    Its files are divided among the parts, or its rows if there are fewer files than parts.
     """
 
     num_bytes: ClassVar[None] = None
@@ -247,7 +247,7 @@ class HubDocuments(Documents):
                 yield _given(row, self.text_key)
         except InputError as error:
             raise InputError(f"{HUB}{self.name}: row {number} of part {part}: {error}") from None
-        except Exception as error:  # the hub's client raises many types without a network
+        except Exception as error:  # without a network, the hub's client raises many error types
             reason = in_one_line(error)
             raise InputError(f"{HUB}{self.name}: cannot be read: {reason}") from error
 
@@ -309,21 +309,21 @@ FORMATS: dict[str, Callable[[Path, int, int, str], Iterator[Given]]] = {
     "lines": _read_lines,
 }
 """Readers by format. Each takes a file, a range [start, end) of its bytes and the text's key, and
-yields the documents that begin in the range: JSON objects, one per line; rows of Parquet; the whole
+yields the documents that begin in the range: JSON objects, one per line; Parquet rows; the whole
 text; or lines. Blank lines are skipped."""
 
 
 class _Lines:
     """The lines that begin in the bytes [start, end) of a file.
 
-    A compressed file is unpacked, and gives all of its lines if `start` is 0, else none.
+    A compressed file is decompressed; it yields all of its lines if `start` is 0, otherwise none.
     """
 
     def __init__(self, file: Path, start: int, end: int) -> None:
         self._file = file
         self._start, self._end = start, end
         self._count = 0
-        self._skipped = 0  # bytes before the first of these lines
+        self._skipped = 0  # the number of bytes before the first of these lines
 
     def __iter__(self) -> Iterator[bytes]:
         compressed = _is_compressed(self._file)
@@ -332,7 +332,7 @@ class _Lines:
         with _unpack(self._file) if compressed else self._file.open("rb") as source:
             if self._start > 0:
                 source.seek(self._start - 1)
-                source.readline()  # the rest of a line of the part before
+                source.readline()  # the rest of the previous part's last line
                 self._skipped = source.tell()
             place = self._skipped
             for line in source:
@@ -353,7 +353,7 @@ class _Lines:
             yield text
 
     def number(self) -> int:
-        """The last line's number in the file, from 1; counts the lines before `start` only now."""
+        """The last line's number in the file, from 1. Lines before `start` are only counted now."""
         before, rest = 0, self._skipped
         with self._file.open("rb") as source:
             while rest and (block := source.read(min(rest, _BLOCK_BYTES))):
@@ -383,4 +383,4 @@ def _given(row: Mapping[str, Any], key: str) -> Given:
 
 
 def _missing(key: str, found: Mapping[str, Any] | Sequence[str]) -> str:
-    return f"no key {key!r}, only {', '.join(found) or 'nothing'}; name the key of the text"
+    return f"no key {key!r}, only {', '.join(found) or 'nothing'}; give the key of the text"

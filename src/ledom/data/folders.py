@@ -1,8 +1,8 @@
-"""Finds the files under a folder, each once, and lists what it leaves out.
+"""Finds the files under a folder, each once, and lists what was left out.
 
 Hidden files and folders (`.git`, `.ipynb_checkpoints`, `.DS_Store`) belong to other programs and
-are skipped. Links are followed, except to a folder that contains the link; a file or folder with
-several links is read once. This module knows nothing of formats.
+are skipped. Links are followed, except to a folder that contains the link. A file or folder with
+several links is read once. This module does not know about formats.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ledom.core.files import real_path
 
 __all__ = ["FileFinder"]
 
-_SHOWN = 3  # examples in a note
+_SHOWN = 3  # examples shown in a note
 
 
 class FileFinder:
-    """Finds files; `notes` lists what was left out so far.
+    """Finds files; `notes` lists what has been left out so far.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +37,7 @@ class FileFinder:
         self._skipped: dict[str, Counter[str]] = {}
 
     def once(self, file: Path) -> bool:
-        """Whether this file or folder is found for the first time, under any name.
+        """Whether this file or folder is seen for the first time, under any name.
 
         >>> finder = FileFinder()
         >>> finder.once(Path("a.txt")), finder.once(Path("./a.txt"))
@@ -65,7 +65,7 @@ class FileFinder:
                 self.skip("{} hidden: not read", entry.name)
             elif entry.is_dir():
                 if entry.is_symlink() and real_path(folder).is_relative_to(real_path(path)):
-                    self.skip("{} linking to a folder around it: not followed", entry.name)
+                    self.skip("{} linking to an enclosing folder: not followed", entry.name)
                 elif self.once(path):
                     yield from self.under(path)
             elif entry.is_file():
@@ -74,7 +74,7 @@ class FileFinder:
                 self.skip("{} not a regular file, or a broken link: not read", entry.name)
 
     def skip(self, reason: str, example: str) -> None:
-        """Count something that is left out; `{}` in the reason becomes the count."""
+        """Count something that is left out; the count replaces `{}` in the reason."""
         self._skipped.setdefault(reason, Counter())[example] += 1
 
     @property

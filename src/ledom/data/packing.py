@@ -1,12 +1,12 @@
-"""Makes model inputs from token stores: windows, mixtures of sources, packed batches.
+"""Builds model inputs from token stores: windows, mixtures of sources, packed batches.
 
     TokenStore -> Windows (the i-th) -> Batches (those of a step) -> pack (in a direction)
 
-Everything is random access and nothing is materialized: a batch depends only on the seed and the
-step, so a run resumes by its step number, on any number of ranks. Windows are in reading order; one
-copy of the data serves both directions.
+Everything is random access and nothing is materialized. A batch depends only on the seed and the
+step, so a run resumes from its step number, on any number of ranks. Windows are in reading order;
+one copy of the data serves both directions.
 
-Shapes: L predicted tokens of a window, T tokens of a packed batch.
+Shapes: L predicted tokens in a window, T tokens in a packed batch.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ __all__ = ["Batch", "Batches", "PackedBatch", "Packing", "Windows", "pack"]
 
 Packing = Literal["documents", "fixed"]
 
-_BLOCK_DOCUMENTS = 1024  # in a block; one window count is kept per block
-_ROUNDS = 6  # of the Feistel network
+_BLOCK_DOCUMENTS = 1024  # documents per block; one window count is kept per block
+_ROUNDS = 6  # rounds of the Feistel network
 
 
 class Windows(Sequence[NDArray[np.int64]]):
     """The windows of a store, in its order. A window of L predicted tokens has L + 1 ids.
 
-    `documents`: a document with EOS on both sides, or a stretch of one that is longer than
-    `seq_len`; L is at most `seq_len`. The index is read once; 8 bytes per 1,024 documents are kept.
+    `documents`: a document with EOS on both sides, or a part of one that is longer than `seq_len`;
+    L is at most `seq_len`. The index is read once; 8 bytes per 1,024 documents are kept.
     `fixed`: consecutive stretches of `seq_len` tokens of a shard, across documents; what is
     left at a shard's end is not used. It reads no index and takes no memory.
 
     With either packing, a window begins with the id before the first predicted one, or with EOS at
-    the start of a shard; so every token is predicted once in both directions.
+    the start of a shard. So every token is predicted once in both directions.
     """
 
     def __init__(self, store: TokenStore, seq_len: int, packing: Packing = "documents") -> None:
         self.store = store
         self.seq_len = seq_len
-        self._blocks: list[NDArray[np.int64]] = []  # per shard: windows up to the end of each block
+        self._blocks: list[NDArray[np.int64]] = []  # per shard: windows up to each block's end
         if packing == "documents":
             for shard in store.shards:
                 ends, count = shard.ends, shard.entry.num_documents
@@ -78,15 +78,15 @@ class Windows(Sequence[NDArray[np.int64]]):
         return tokens if start > 0 else np.concatenate([[self.store.eos_id], tokens])
 
     def size(self, index: int) -> int:
-        """The number of tokens that a window predicts, L, without reading them."""
+        """The number L of tokens that a window predicts, without reading them."""
         _, start, end = self._span(index)
         return end - start
 
     def documents(self, index: int) -> NDArray[np.int64]:
-        """For each predicted token of a window, the number of its document in the store [L].
+        """The number of the document in the store for each predicted token of a window [L].
 
-        In reading order, and the same for both directions: backwards, a document ends with the
-        prediction of the EOS before it, and this EOS counts as part of the document.
+        They are in reading order, and the same for both directions: read backwards, a document ends
+        with the prediction of the EOS before it, which counts as part of the document.
         """
         number, start, end = self._span(index)
         ends = self.store.shards[number].ends
@@ -109,7 +109,7 @@ class Windows(Sequence[NDArray[np.int64]]):
 
 
 def _find(totals: NDArray[np.int64], index: int) -> tuple[int, int]:
-    """The group that an item belongs to, and its number there, given running totals of groups."""
+    """The group of an item and its number there, given the running totals of group sizes."""
     group = int(np.searchsorted(totals, index, side="right"))
     return group, index - (int(totals[group - 1]) if group else 0)
 
@@ -117,8 +117,8 @@ def _find(totals: NDArray[np.int64], index: int) -> tuple[int, int]:
 def _block(
     ends: NDArray[np.uint64], first: int, seq_len: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For a block of n documents: their boundaries [n + 1], and the number of the block's windows
-    up to and including each document [n]."""
+    """For a block of n documents: their boundaries [n + 1], and the number of windows up to and
+    including each document [n]."""
     before = ends[first - 1 : first] if first else np.zeros(1, np.uint64)
     boundaries = np.concatenate([before, ends[first : first + _BLOCK_DOCUMENTS]]).astype(np.int64)
     return boundaries, np.cumsum(-(np.diff(boundaries) // -seq_len))
@@ -126,15 +126,15 @@ def _block(
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on, over all ranks. A window is read only when it is indexed."""
+    """The training data of one step, over all ranks. A window is read only when indexed."""
 
     windows: Sequence[NDArray[np.int64]]
-    """Ids in reading order."""
+    """The ids, in reading order."""
     sizes: list[int]
     """The number of tokens that each window predicts."""
 
     def loss(self, losses: Tensor) -> Tensor:
-        """The contribution of some of the batch's token losses [T] to its mean loss per token.
+        """How much some of the batch's token losses [T] add to its mean loss per token.
 
         >>> import torch
         >>> Batch(windows=[], sizes=[3, 1]).loss(torch.tensor([1.0, 2.0]))  # (1 + 2) / 4
@@ -144,7 +144,7 @@ class Batch:
 
 
 class _Picked(Sequence[NDArray[np.int64]]):
-    """Windows of several sources, each read when it is indexed."""
+    """Windows of several sources, each read only when indexed."""
 
     def __init__(self, picks: Sequence[tuple[Windows, int]]) -> None:
         self._picks = picks
@@ -182,7 +182,7 @@ class Batches:
         return Batch(_Picked(picks), [source.size(window) for source, window in picks])
 
     def picks(self, step: int) -> list[tuple[int, int]]:
-        """The (source, window) of each window of a step's batch, one source after the other."""
+        """The (source, window) of each window of a step's batch, source by source."""
         first = source_counts(self._weights, step * self.batch_size)
         last = source_counts(self._weights, (step + 1) * self.batch_size)
         chosen: list[tuple[int, int]] = []
@@ -197,10 +197,10 @@ class Batches:
 
 
 def source_counts(weights: Sequence[int], count: int) -> list[int]:
-    """How many of the first `count` windows belong to each source.
+    """The number of windows from each source among the first `count`.
 
     Each source gets its rounded share of what the sources before it left. When `count` grows by
-    one, so does the number of one source.
+    one, exactly one source's number does.
     """
     rest, total = count, sum(weights)
     counts = []
@@ -240,7 +240,7 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Windows end to end in one row, in model order.
+    """Windows packed end to end in one row, in model order.
 
     >>> batch = pack([np.array([0, 5, 6, 0])], Direction.FORWARD, eos_id=0)
     >>> batch.inputs.tolist(), batch.targets.tolist(), batch.boundaries.tolist()
@@ -248,9 +248,9 @@ class PackedBatch:
     """
 
     inputs: NDArray[np.int64]
-    """[T] ids that the model reads."""
+    """The ids that the model reads [T]."""
     targets: NDArray[np.int64]
-    """[T] ids that it predicts there."""
+    """The ids that it predicts there [T]."""
     positions: NDArray[np.int64]
     """[T] position ids."""
     boundaries: NDArray[np.int64]

@@ -1,9 +1,9 @@
 """Prepares a tokenizer and token stores from a recipe's data section, once for both directions.
 
-Sources are token stores that `ledom tokenize` made (`data.sources`); or the embedded generator
-(`gsm_symbolic`), or a JSONL file of documents or of problems with solutions (`data.train`), from
-which stores of the same format are made here. A problem becomes the document that its pair format
-renders.
+Sources are either token stores written by `ledom tokenize` (`data.sources`), or the embedded
+generator (`gsm_symbolic`) or a JSONL file of documents or of problems with solutions
+(`data.train`). For the last two, stores of the same format are written here. A problem becomes the
+document that its pair format renders.
 """
 
 from __future__ import annotations
@@ -39,44 +39,44 @@ __all__ = [
 ]
 
 _HELD_OUT_EVERY = 50
-_SOLUTIONS_PER_DOCUMENT = 3  # of equations only: about as long as a problem with its solution
-_TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on
+_SOLUTIONS_PER_DOCUMENT = 3  # per document of equations: about as long as a problem
+_TOKENIZER_SAMPLE = 20_000  # the number of documents that a new tokenizer is trained on
 
 
 class SourceConfig(Config):
     """One part of a mixture."""
 
     path: str
-    """A folder that `ledom tokenize` made."""
+    """A folder written by `ledom tokenize`."""
     weight: PositiveFloat = 1.0
-    """Its share of the windows, relative to the other sources' weights."""
+    """The source's share of the windows, relative to the other sources' weights."""
 
 
 class DataConfig(Config):
-    """The data section of a recipe: what a model reads."""
+    """The data section of a recipe."""
 
     sources: tuple[SourceConfig, ...] = ()
-    """Token stores to mix, instead of `train`; `valid` is then a token store too."""
+    """Token stores to mix, instead of `train`; `valid` must then be a token store too."""
     train: str = GENERATOR
     """`gsm_symbolic` for the embedded generator, or a JSONL file of problems or documents."""
     valid: str | None = None
     """A JSONL file for validation; by default the generator's valid split, or 2% of the file."""
     packing: Packing = "documents"
-    """`documents`: a window is one document or a stretch of a long one; `fixed`: a window is the
-    next train.seq_len tokens, across documents, for pretraining at any size."""
+    """`documents`: a window is one document or a part of a long one; `fixed`: a window is the next
+    train.seq_len tokens, across documents, for pretraining at any size."""
     mask_across_documents: bool = True
     """Whether attention stops where a document starts."""
     reset_position_ids: bool = True
     """Whether positions start at 0 where a document starts."""
     verify: bool = True
-    """Whether every byte is compared with the checksums before the first step. Sizes are always
+    """Whether to compare every byte with the checksums before the first step. Sizes are always
     compared."""
     num_documents: PositiveInt | None = None
     """Number of documents to draw from the generator, or maximum to read from a file."""
     num_valid: PositiveInt = 500
     """Maximum number of documents to validate on."""
     pair_format: str = PairFormat().template
-    """How a problem's question and solution become one text."""
+    """The template that joins a problem's question and solution into one text."""
     solution_style: Style = "as written"
     """The style that a file's solutions are converted to: `as written`, `plain` (one form of
     equations and final answer), their `numbers` alone, or the `equations` among these. Candidates
@@ -84,18 +84,18 @@ class DataConfig(Config):
     tokenizer: str | None = None
     """A tokenizer.json to use; by default one is trained."""
     eos_token: str | None = None
-    """The token that ends documents, if the files beside `tokenizer` name none or another."""
+    """The token that ends documents, if the files next to `tokenizer` name none or another."""
     vocab_size: PositiveInt = 2048
-    """Size of a newly trained vocabulary."""
+    """The size of a newly trained vocabulary."""
     equation_only_fraction: NonNegativeFloat = Field(default=0.0, lt=1)
-    """Share of the generator's documents that are only equations, from the solutions of further
-    problems: arithmetic takes far more examples than reading."""
+    """The share of the generator's documents that are only equations, taken from the solutions of
+    more problems: arithmetic needs far more examples than reading."""
     seed: NonNegativeInt = Field(default=0, le=LARGEST_SEED)
-    """Seed of the generator."""
+    """The seed of the generator."""
 
     @property
     def pairs(self) -> PairFormat:
-        """How a question and its solution become one text.
+        """The format that joins a question and its solution into one text.
 
         >>> DataConfig(pair_format="{question} A: {solution}").pairs.render("2 + 2?", "4")
         '2 + 2? A: 4'
@@ -114,7 +114,7 @@ class Source:
 class PreparedData:
     """A tokenizer, the sources to train on, and the store to validate on.
 
-    Raises `InputError` for a store that is damaged, or made with another tokenizer.
+    Raises `InputError` for a store that is damaged or was made with another tokenizer.
     """
 
     def __init__(self, folder: Path, config: DataConfig) -> None:
@@ -147,10 +147,10 @@ class PreparedData:
 
 
 def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
-    """Make the tokenizer and stores under `folder`, unless an earlier call with `config` did.
+    """Create the tokenizer and stores under `folder`, unless an earlier call with `config` did.
 
-    If two processes start together, such as twins, one prepares the data, and the other waits and
-    logs a line now and then. `config.sources` are token stores already, so nothing is made.
+    If two processes start together, as twins do, one prepares the data while the other waits and
+    logs a line now and then. With `config.sources` there is nothing to prepare.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -173,7 +173,7 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
 
 
 def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
-    """One line per setting that asks for more than the prepared data has, or validates on it.
+    """One line per setting that asks for more data than there is, or validates on training data.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -187,7 +187,7 @@ def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
     if config.sources:
         shards = [[shard.entry.sha256 for shard in source.store.shards] for source in data.sources]
         same = [shard.entry.sha256 for shard in data.valid.shards] in shards
-        return [f"data.valid is {config.valid}, a store that is trained on too"] if same else []
+        return [f"data.valid is {config.valid}, a store that is also trained on"] if same else []
     lines = []
     found = data.sources[0].store.manifest.num_documents
     if config.valid is None:
@@ -229,11 +229,11 @@ def _prepare(config: DataConfig, folder: Path) -> None:
     tokenizer.save(folder)
     write_store(folder / "train", train(), tokenizer, config.train)
     write_store(folder / "valid", valid(), tokenizer, config.valid or config.train, origins)
-    write_json(marker, settings)  # last: its existence means that the data is complete
+    write_json(marker, settings)  # last, because its existence means that the data is complete
 
 
 def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """The tokenizer that the recipe names, or one trained on the first of the texts."""
+    """The tokenizer that the recipe names, or one trained on the first texts."""
     if config.tokenizer is not None:
         return Tokenizer.load(config.tokenizer, config.eos_token)
     if config.eos_token is not None:
@@ -245,7 +245,7 @@ def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokeni
 
 
 def _contents(config: DataConfig) -> dict[str, str]:
-    """Hashes that stand for the names of the files, which may be moved but not changed."""
+    """Hashes that replace the names of files, which may be moved but not changed."""
     named = {"train": config.train, "valid": config.valid}
     found = {
         key: f"SHA-256 {file_hash(Path(name))}"
@@ -261,8 +261,8 @@ def _contents(config: DataConfig) -> dict[str, str]:
 def _sources(
     config: DataConfig,
 ) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]], list[tuple[str, int]]]:
-    """Functions that return new iterators over the training and the validation texts, and the
-    origins of the validation texts for their store's manifest."""
+    """Functions that return new iterators over the training and validation texts, and the sources
+    of the validation texts for their store's manifest."""
     if config.train == GENERATOR:
         if config.num_documents is None:
             raise RecipeError("key data.num_documents is missing: the generator never ends")
@@ -284,7 +284,7 @@ def _sources(
 def read_split(
     config: DataConfig,
 ) -> tuple[Sequence[Document | Problem], Sequence[Document | Problem]]:
-    """The records of a file to train on, and those to validate on.
+    """Split a file's records into those to train on and those to validate on.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -304,17 +304,17 @@ def read_split(
         held_ids = {record.id for record in held_out}
         left = [record for record in records if record.id not in held_ids]
         if more := len(records) - len(left) - len(held_out):
-            reason = "have the id of one held out for validation: not trained on"
+            reason = "have the id of a record held out for validation and are not trained on"
             warn("%s: %d records %s", config.train, more, reason)
         if not left:
             raise InputError(
-                "nothing is left to train on once a part is held out for validation; add records "
+                "nothing is left to train on after holding out a part for validation; add records "
                 "with other ids, or name a file as data.valid",
                 path=config.train,
             )
     held_texts = {*_render(held_out, config)}
     if same := sum(text in held_texts for text in _render(left, config)):
-        reason = "have the text of one to validate on, which lowers the validation loss"
+        reason = "have the text of a validation record, which lowers the validation loss"
         warn("%s: %d records to train on %s; remove them", config.train, same, reason)
     return left, held_out
 

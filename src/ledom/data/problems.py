@@ -1,15 +1,15 @@
-"""Problem sets: the embedded generator, a benchmark by name, or a JSONL file.
+"""Loads problem sets: the embedded generator, a benchmark by name, or a JSONL file.
 
 The generator is reasoning-gym's `gsm_symbolic` (templates of grade-school problems with random
-numbers, names and things), with normalized formats. It never ends, so a hash of the question makes
-the splits: a question belongs to exactly one split, whatever seed produced it. Ten templates are
-held out of training, to measure models on unseen kinds of problem.
+numbers, names and things), with normalized formats. It never ends, so a hash of the question
+defines the splits: a question belongs to exactly one split, whatever seed produced it. Ten
+templates are held out of training, to test models on unseen kinds of problems.
 
 Its solutions write arithmetic out in small steps: `57 + 48 = 105` becomes `57 + 48 = 97 + 8 = 105`.
-Every step changes few digits, with at most one carry. A model of a few million parameters learns
+Every step changes few digits, with at most one carry. A model with a few million parameters learns
 such steps from tens of thousands of equations, but does not learn the bare results from ten times
-as many (docs/log.md). Only equations that are exactly true are written out. This module knows
-nothing of tokens or models.
+as many (docs/log.md). Only equations that are exactly true are written out. This module does not
+know about tokens or models.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ __all__ = [
 ]
 
 SPLITS: dict[str, float] = {"train": 0.90, "valid": 0.92, "tune": 0.96, "test": 1.0}
-"""Upper end of each split's share of the hash range, in order."""
+"""The upper end of each split's share of the hash range, in order."""
 
 GENERATOR = "gsm_symbolic"
-"""The name of the embedded generator, which is accepted in place of a file of problems."""
+"""The name of the embedded generator, which is accepted instead of a file of problems."""
 
 HELD_OUT_TEMPLATES = (5, 14, 22, 30, 41, 56, 67, 72, 81, 95)
-"""Templates of `gsm_symbolic` that no training document comes from."""
+"""Templates of `gsm_symbolic` that are never used for training documents."""
 
-_NUM_GENERATED = 40  # if no count is given, since the generator never ends
+_NUM_GENERATED = 40  # if no count is given, because the generator never ends
 _LONG_DECIMAL = re.compile(r"\.\d{4,}")
 _STATED = re.compile(
     r"(?<![\w.%)(])(?<![-+*/=] )(\d{1,15}(?:\.\d{1,9})?(?: [-+*/] \d{1,15}(?:\.\d{1,9})?){1,20}) = "
@@ -84,7 +84,7 @@ def generate_problems(
 ) -> Iterator[Problem]:
     """Yield `count` distinct problems of one split, deterministic in `seed`.
 
-    `held_out` draws from the templates held out of training, and from no others. Ids are
+    `held_out` draws only from the templates held out of training. Ids are
     `<split>-<seed>-<number>`, or `<split>-held-out-<seed>-<number>`; the extra key `template` is
     the template's number.
 
@@ -120,7 +120,7 @@ def generate_problems(
 
 @lru_cache(maxsize=1)
 def _generators() -> dict[int, Any]:
-    """The usable template functions of `gsm_symbolic` by number, without building its data set."""
+    """The usable template functions of `gsm_symbolic` by number, without building its dataset."""
     package = "reasoning_gym.arithmetic.gsm_symbolic"
     modules = [import_module(f"{package}.generators_{r}") for r in ("00_49", "50_99")]
     usable = import_module(f"{package}.gsm_symbolic").tasks_ok
@@ -130,9 +130,9 @@ def _generators() -> dict[int, Any]:
 def load_problems(
     source: str, count: int | None, split: str = "test", seed: int = 0, held_out: bool = False
 ) -> list[Problem]:
-    """The first `count` problems of the generator, a benchmark by name, or a JSONL file.
+    """Load the first `count` problems of the generator, a benchmark by name, or a JSONL file.
 
-    `split`, `seed` and `held_out` are for the generator: see `generate_problems`.
+    `split`, `seed` and `held_out` are for the generator; see `generate_problems`.
 
     >>> len(load_problems("gsm_symbolic", 2))
     2
@@ -146,7 +146,7 @@ def load_problems(
 
 
 def check_file(source: str) -> None:
-    """Raise `InputError` if there is no such file; the message lists the problem sets by name.
+    """Raise `InputError` if there is no such file; the message lists the named problem sets.
 
     >>> check_file("gsm9k")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -161,7 +161,7 @@ def check_file(source: str) -> None:
 
 
 def normalize_solution(solution: str) -> str:
-    """A generated solution with one step per line, and bare equations with their steps.
+    """Rewrite a generated solution with one step per line and bare equations with their steps.
 
     "$57/hour * 7 hours = $399" becomes "57 * 7 = 350 + 49 = 399". All templates then write
     arithmetic in the same way, so a small model learns it from all of them.
@@ -182,7 +182,7 @@ def equations(solution: str) -> list[str]:
 
 
 def is_true(equation: str) -> bool:
-    """Whether all sides of `a + b = c + d = e` have the same value, exactly.
+    """Whether all sides of `a + b = c + d = e` have exactly the same value.
 
     >>> is_true("2 + 3 = 5"), is_true("2 + 3 = 6")
     (True, False)
@@ -195,7 +195,7 @@ def is_true(equation: str) -> bool:
 
 
 def value_of(side: str) -> Fraction:
-    """The exact value of numbers joined by + - * /, with * and / first, from left to right.
+    """The exact value of numbers joined by + - * /; * and / come first, from left to right.
 
     Raises `ValueError` for anything else, and `ZeroDivisionError`.
 
@@ -223,9 +223,9 @@ def value_of(side: str) -> Fraction:
 
 
 def show_work(expression: str, result: str) -> str:
-    """`expression = result` with the steps in between, one operation each.
+    """Insert the steps into `expression = result`, one operation each.
 
-    A mixed expression is split: `2 * 14 - 5` into `2 * 14 = 28, 28 - 5 = 23`. The equation is
+    A mixed expression is split: `2 * 14 - 5` becomes `2 * 14 = 28, 28 - 5 = 23`. The equation is
     returned unchanged if it is false, has percentages or negative steps, or needs more than three
     decimals.
 
@@ -302,7 +302,7 @@ def _quotients(first: Fraction, second: Fraction) -> list[str]:
 
 
 def _places(number: Fraction) -> list[Fraction]:
-    """The non-zero digits of a number at their places: 1705 -> 1000, 700, 5."""
+    """The non-zero digits of a number with their place values: 1705 -> 1000, 700, 5."""
     digits, _, decimals = _text(number).partition(".")
     scale = 10 ** len(decimals)
     written = digits + decimals
@@ -319,7 +319,7 @@ def _place(part: Fraction) -> int:
 
 
 def _text(number: Fraction) -> str:
-    """A number as an exact decimal; if it needs over three decimals, nine (too many to show)."""
+    """A number as an exact decimal; if three decimals are too few, with nine (too many to show)."""
     if number.denominator == 1:
         return str(number.numerator)
     scaled = number * 1000

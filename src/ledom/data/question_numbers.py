@@ -1,7 +1,7 @@
-"""The numbers of a question: those that may be changed, and those that a solution may use.
+"""Tells which numbers of a question may be changed, and which a solution may use.
 
-A number in a solution may be one of the question's, or mean something else: a 12 may be a dozen.
-This module knows nothing of problems or solutions beyond their numbers.
+A number in a solution may be one of the question's or mean something else: a 12 may be a dozen.
+This module looks only at the numbers of problems and solutions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IN_QUESTION = re.compile(r"(?<![\w.:/^])\d+(?:\.\d+)?(?![\w:/]|\.\d)")
 """A number that stands alone: not part of 3/4, 4:3, 5th or 2.50/pound."""
 _ALONE_OR_EXPONENT = re.compile(rf"{IN_QUESTION.pattern}|\^\d+")
 
-# What a word of the question may mean, beyond the number that it spells.
+# Numbers that a word of the question may mean, besides the number that it spells.
 _MEANINGS = {
     "0.25": r"quarters?|fourths?",
     "0.5": r"half|halves",
@@ -70,7 +70,7 @@ _SPELLED_OUT = re.compile(rf"\b{_WORD}(?:(?:[ -]| and ){_WORD})*\b", re.IGNORECA
 
 
 def numbers_in_words(question: str) -> set[str]:
-    """The numbers that words of the question mean, or may mean: a dozen, twice, forty-two."""
+    """The numbers that words of the question may mean: a dozen, twice, forty-two."""
     meant = {
         number
         for number, words in _MEANINGS.items()
@@ -81,7 +81,7 @@ def numbers_in_words(question: str) -> set[str]:
 
 
 def _spelled(words: str) -> Iterator[int]:
-    """The numbers that each word spells, and the one that they spell together."""
+    """The numbers that single words spell, and the number that they spell together."""
     total = last = 0
     for word in re.findall(r"[a-z]+", words.lower()):
         word = word if word in _SPELLED or word in _SCALES else word.removesuffix("s")
@@ -96,11 +96,11 @@ def _spelled(words: str) -> Iterator[int]:
 
 
 def changeable(question: str, used: Iterable[str]) -> list[str] | None:
-    """The numbers of a question that may be changed, if a solution uses the numbers `used`.
+    """The numbers of a question that may be changed if a solution uses the numbers `used`.
 
-    `used` leaves out the solution's own results. None if one of them is neither the question's nor
-    the meaning of a word in it: the writer computed it in their head, from numbers that a change
-    would have to follow.
+    `used` does not include the solution's own results. None if one of them is neither in the
+    question nor the meaning of a word in it: then the writer computed it mentally, and it would
+    have to change along with the numbers behind it.
 
     >>> changeable("Ava has 3 pens and buys 4. How many has she?", ["3", "4"])
     ['3', '4']
@@ -125,7 +125,7 @@ def changeable(question: str, used: Iterable[str]) -> list[str] | None:
 
 
 def _forms(number: str, question: str) -> set[Fraction]:
-    """What a solution may write for a number of the question: 8.5 for 8.50; for 20%, 0.2 or 80."""
+    """A solution's possible forms of a question's number: 8.5 for 8.50; 0.2 or 80 for 20%."""
     value = Fraction(number)
     if not re.search(rf"(?<![\d.]){re.escape(number)}(?:%| ?percent)", question, re.IGNORECASE):
         return {value}

@@ -5,7 +5,7 @@
 A `.ds` file, a shard, holds documents as `t1 .. tn EOS` (little-endian uint16 or uint32). Its
 `.ds.index` holds the end of each document, in tokens (uint64). This is datatrove's format. The
 manifest lists the shards with their counts and checksums; it is written last, so its existence
-means that the store is complete. The store is in reading order and knows nothing of windows,
+means that the store is complete. The store is in reading order and does not know about windows,
 directions or models.
 """
 
@@ -43,10 +43,10 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _SINGLE_SHARD = "tokens.ds"
-_CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough for all threads, and little memory
+_CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough for all threads, little memory
 _BLOCK_BYTES = 1 << 23  # read at a time for a checksum
 _NO_SOURCE = "no source"
-_MOST_RUNS = 100_000  # in a manifest, which every reader of the store holds in memory
+_MOST_RUNS = 100_000  # per manifest, which every reader of the store holds in memory
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ShardEntry:
     num_documents: int
     num_tokens: int
     max_id: int
-    """Largest token id in the shard."""
+    """The largest token id in the shard."""
     sha256: str
     index_sha256: str
 
@@ -75,18 +75,18 @@ class Manifest:
     tokenizer: str
     shards: list[ShardEntry]
     source: str | None = None
-    """The name of what the store was made from."""
+    """The name of the data that the store was made from."""
     sources: list[tuple[str, int]] = field(default_factory=list)
-    """Where runs of documents came from: name and number of documents."""
+    """The sources of runs of documents: name and number of documents."""
     manifest_sha256: str = ""
-    """Hash of the manifest's file. The file has the shards' checksums, so the hash identifies the
-    whole store. It is not in the file."""
+    """The hash of the manifest's file, which is not in it. The file contains the shards' checksums,
+    so the hash identifies the whole store."""
 
 
 class Shard:
-    """One file of a store: `tokens`, the ids of its documents, and `ends`, where each ends.
+    """One file of a store: `tokens` are the ids of its documents, `ends` is where each ends.
 
-    Each access maps the file anew, so memory does not grow with the tokens that were read.
+    Each access maps the file again, so memory does not grow with the number of tokens read.
     """
 
     def __init__(self, folder: Path, entry: ShardEntry, dtype: np.dtype[Any]) -> None:
@@ -116,7 +116,7 @@ class Shard:
         return np.memmap(self.index_file, "<u8", mode="r")
 
     def verify(self) -> None:
-        """Read every byte; raises `InputError` that names the file whose checksum differs."""
+        """Read every byte; raises an `InputError` that names a file whose checksum differs."""
         found = finalize_shard(self.file, self._dtype)
         for file, ours, theirs in (
             (self.file, found.sha256, self.entry.sha256),
@@ -131,10 +131,10 @@ class Shard:
 
 
 class TokenStore:
-    """A finished store. `manifest` holds its counts, dtype and tokenizer, `shards` its files.
+    """A finished store: `manifest` has its counts, dtype and tokenizer, `shards` its files.
 
     Opening it compares only sizes; `verify` reads every byte. Raises `InputError` for a folder
-    without a manifest, a file whose size differs from the manifest's, or ids beyond the vocabulary.
+    without a manifest, a file whose size differs from the manifest, or ids outside the vocabulary.
 
     >>> import tempfile
     >>> from ledom.text.tokenizer import train_tokenizer
@@ -160,7 +160,7 @@ class TokenStore:
         for shard in self.shards:
             if shard.entry.max_id >= vocab_size:
                 raise InputError(
-                    f"it holds the token id {shard.entry.max_id}, the vocabulary ends at "
+                    f"it has the token id {shard.entry.max_id}, the vocabulary ends at "
                     f"{vocab_size - 1}; tokenize again with the right tokenizer",
                     path=shard.file,
                 )
@@ -171,7 +171,7 @@ class TokenStore:
         return self.manifest.eos_id
 
     def verify(self, rank: int = 0, world_size: int = 1) -> None:
-        """Compare every `world_size`-th shard with its checksum, so that ranks can share them."""
+        """Compare every `world_size`-th shard with its checksum, so that ranks share the work."""
         for shard in self.shards[rank::world_size]:
             shard.verify()
 
@@ -192,10 +192,10 @@ def write_store(
     source: str | None = None,
     sources: Iterable[tuple[str, int]] = (),
 ) -> TokenStore:
-    """Tokenize texts into a new store of one shard; `source` and `sources` go to its `Manifest`.
+    """Tokenize texts into a new one-shard store; `source` and `sources` go into its `Manifest`.
 
-    Raises `OutputError` when the folder cannot be written or the disk is full, and `InputError`
-    when there are no texts.
+    Raises `OutputError` if the folder cannot be written or the disk is full, and `InputError` if
+    there are no texts.
 
     >>> import tempfile
     >>> from ledom.text.tokenizer import train_tokenizer
@@ -224,7 +224,7 @@ def write_manifest(
     source: str | None = None,
     sources: Iterable[tuple[str, int]] = (),
 ) -> TokenStore:
-    """Finish a store whose shards are all written; shards without documents are left out.
+    """Finish a store once all shards are written; shards without documents are left out.
 
     >>> from ledom.text.tokenizer import train_tokenizer
     >>> write_manifest(Path("empty"), [], train_tokenizer([], 257))
@@ -252,7 +252,7 @@ def write_manifest(
 
 
 def finalize_shard(file: Path, dtype: np.dtype[Any]) -> ShardEntry:
-    """Read a written shard, for its counts and checksums.
+    """Read a written shard and return its counts and checksums.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -300,7 +300,7 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
 
 
 def write_shard(file: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
-    """Write the ids of each text, followed by EOS, to a shard, and the index beside it.
+    """Write the ids of each text, followed by EOS, to a shard, and its index next to it.
 
     >>> import tempfile
     >>> from ledom.text.tokenizer import train_tokenizer
@@ -321,7 +321,7 @@ def write_shard(file: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of texts with about `_CHUNK_CHARACTERS` in total: texts can have any length."""
+    """Group texts into lists of about `_CHUNK_CHARACTERS`, because texts can have any length."""
     chunk: list[str] = []
     characters = 0
     for text in texts:
@@ -335,7 +335,7 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 class SourceRuns:
-    """Counts runs of documents that have the same source, for a manifest.
+    """Counts runs of documents with the same source, for a manifest.
 
     >>> made = SourceRuns()
     >>> for source in ("web", "web", None):
@@ -348,22 +348,22 @@ class SourceRuns:
         self.runs: list[tuple[str, int]] = []
 
     def add(self, source: str | None, count: int = 1) -> None:
-        """Count more documents of one source, or without any."""
+        """Count more documents of one source, or without a source."""
         name = source or _NO_SOURCE
         if self.runs and self.runs[-1][0] == name:
             count += self.runs.pop()[1]
-        if len(self.runs) <= _MOST_RUNS:  # the others are not counted
+        if len(self.runs) <= _MOST_RUNS:  # further ones are not counted
             self.runs.append((name, count))
 
     def named(self, place: object) -> list[tuple[str, int]]:
         """The runs; empty if no document has a source, or if there are too many to keep.
 
-        Then a warning says so; `place` is what the documents are called in it.
+        In the latter case, it logs a warning in which `place` names the documents.
         """
         if len(self.runs) > _MOST_RUNS:
             logging.getLogger("ledom").warning(
-                "%s: the source changes over %d times from one document to the next, so the store "
-                "does not keep it, and a validation cannot tell the sources apart; sort by source",
+                "%s: the source changes more than %d times between documents, so the store "
+                "does not keep it, and validation cannot tell the sources apart; sort by source",
                 *(place, _MOST_RUNS),
             )
             return []

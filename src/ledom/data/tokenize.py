@@ -1,12 +1,12 @@
-"""Tokenizes documents to a token store with `datatrove`, which no other module imports.
+"""Tokenizes documents into a token store with `datatrove`, which no other module imports.
 
     Documents -> part k of n -> TokenizePart -> K_unshuffled.ds, tasks/shards/K.json
     the last task to finish -> manifest.json
 
-The work is divided into tasks, each of which makes one shard from one part of the documents, on one
-core. datatrove's executors run them: processes here, Slurm, or Ray. A shard gets its final name
+The work is divided into tasks. Each writes one shard from one part of the documents, on one core.
+datatrove's executors run the tasks: local processes, Slurm, or Ray. A shard gets its final name
 when it is complete; a finished task is never repeated. The store has the documents in the order of
-their files, whatever the number of tasks.
+their files, for any number of tasks.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ with needs_extra("datatrove", "data"):
 
 __all__ = ["EXECUTORS", "Execution", "TokenizeProgress", "tokenize"]
 
-TASKS = "tasks"  # the folder of the settings, logs and state of the tasks
+TASKS = "tasks"  # the folder for the tasks' settings, logs and state
 _SETTINGS = f"{TASKS}/settings.json"
-_BYTES_PER_TASK = 1 << 28  # a few minutes of work for a core
+_BYTES_PER_TASK = 1 << 28  # a few minutes of work on one core
 _POLL_SECONDS = 0.5
 _SECONDS_TO_STOP = 10.0  # between asking a process to stop and killing it
-# Imports take a second. On Linux, where it is safe to fork, a server imports once for all tasks.
+# Imports take a second. On Linux, where forking is safe, a server imports once for all tasks.
 _PROCESSES: Any = get_context("forkserver" if sys.platform == "linux" else "spawn")
 _PROCESSES.set_forkserver_preload([__name__])
 
@@ -69,7 +69,7 @@ class TokenizeProgress:
     tasks_done: int
     num_tasks: int
     num_tokens: int
-    """Tokens written so far, including those of unfinished tasks."""
+    """The number of tokens written so far, including unfinished tasks."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,16 @@ class Execution:
     executor: str = "local"
     """One of `EXECUTORS`."""
     workers: int | None = None
-    """Tasks at a time; None means one per core here, and no limit on a cluster."""
+    """Tasks at a time; None means one per core locally, and no limit on a cluster."""
     tasks: int | None = None
-    """The number of tasks; None takes it from the documents' size."""
+    """The number of tasks; None means that it depends on the documents' size."""
     slurm: Mapping[str, str] = field(default_factory=dict)
-    """Options of sbatch without dashes; `partition` is required, `time` defaults to 24 hours."""
+    """Options for sbatch, without dashes; `partition` is required, `time` defaults to 24 h."""
     on_progress: Callable[[TokenizeProgress], None] = lambda progress: None
 
 
 class TokenizePart(PipelineStep):  # type: ignore[misc]
-    """Makes a shard of a task's part of the documents; the last task adds the manifest."""
+    """Writes a shard from a task's part of the documents; the last task adds the manifest."""
 
     name = "ledom"
     type = "🔢 - TOKENIZER"
@@ -108,7 +108,7 @@ class TokenizePart(PipelineStep):  # type: ignore[misc]
 
     def _write(self, tokenizer: Tokenizer, rank: int, world_size: int) -> None:
         shard = self.out / f"{rank:05d}_unshuffled.ds"  # datatrove's name
-        for leftover in self.out.glob(f"{shard.name}.*.part*"):  # of a task that was killed
+        for leftover in self.out.glob(f"{shard.name}.*.part*"):  # left by a task that was killed
             leftover.unlink(missing_ok=True)
         part, sources = Path(f"{shard}.{os.getpid()}.part"), SourceRuns()
         write_shard(part, self._texts(sources, rank, world_size), tokenizer)
@@ -127,9 +127,9 @@ class TokenizePart(PipelineStep):  # type: ignore[misc]
 def tokenize(
     documents: Documents, tokenizer: Tokenizer, out: str | Path, execution: Execution = Execution()
 ) -> TokenStore | None:
-    """Tokenize documents into the store `out`, or resume; None while a cluster still works on it.
+    """Tokenize documents into the store `out`, or resume; None while a cluster is still working.
 
-    Raises `InputError` for a bad document, or a folder that was begun with other documents or
+    Raises `InputError` for a bad document, or for a folder that was started with other documents or
     another tokenizer; `OutputError` for a folder that cannot be written; `WorkerError` for a task
     that was killed. Finished tasks are kept.
     """
@@ -160,7 +160,7 @@ def _tokenize(
     finally:
         logger.enable("datatrove")
     store = finish(out, tasks, tokenizer)
-    if store is None and execution.executor != "slurm":  # on Slurm, jobs are only submitted by now
+    if store is None and execution.executor != "slurm":  # on Slurm, jobs are only queued
         raise WorkerError(
             f"{out}: not all of the {tasks} tasks have finished, see {out / TASKS / 'logs'}; "
             "run the same command again to resume"
@@ -181,7 +181,7 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
     settings = {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id, "tasks": tasks}
     settings |= documents.settings() | {"source": documents.source}
     if found is None:
-        for leftover in out.glob("*.part*"):  # of tasks with other settings
+        for leftover in out.glob("*.part*"):  # from tasks with other settings
             leftover.unlink(missing_ok=True)
         refuse_to_replace(out)
         _refuse_other_tokenizer(out, tokenizer)
@@ -209,7 +209,7 @@ def _count_tasks(documents: Documents, execution: Execution) -> int:
 
 @dataclass(frozen=True)
 class _Settings:
-    """The settings that are read; the others are only compared."""
+    """The settings that are read; the rest are only compared."""
 
     tasks: PositiveInt
     source: str
@@ -234,18 +234,18 @@ def _read_entry(out: Path, task: int) -> ShardEntry | None:
 
 @dataclass(frozen=True)
 class _ShardSources:
-    sources: list[tuple[str, int]] | None = None  # None: of a version that did not keep them
+    sources: list[tuple[str, int]] | None = None  # None: an old version did not keep them
 
 
 def _sources(out: Path, tasks: int) -> list[tuple[str, int]]:
-    """Where the documents of all shards came from, with a warning if that cannot be kept."""
+    """The sources of all shards' documents; logs a warning if they cannot be kept."""
     runs = SourceRuns()
     for task in range(tasks):
         file = _entry_file(out, task)
         found = as_type(read_json(file), _ShardSources, file).sources
         if found is None:
             logging.getLogger("ledom").warning(
-                "%s: an older version began it and kept no sources; tokenize anew", out
+                "%s: started by an older version that kept no sources; tokenize again", out
             )
             return []
         for source, count in found:
@@ -254,7 +254,7 @@ def _sources(out: Path, tasks: int) -> list[tuple[str, int]]:
 
 
 def _drop_damaged(out: Path, tasks: int, token_bytes: int) -> None:
-    """Mark tasks without a complete shard as not done, even if datatrove marked them as done."""
+    """Mark tasks without a complete shard as not done, even if datatrove marked them done."""
     for task in range(tasks):
         entry = _read_entry(out, task)
         if entry is None or not _is_whole(out / entry.file, entry, token_bytes):
@@ -337,7 +337,7 @@ class _Task:
         self.process.join()
 
     def check(self) -> None:
-        """Join the process, and raise the error that ended it, if any."""
+        """Join the process and raise the error that ended it, if any."""
         self.process.join()
         with suppress(EOFError):  # it sent nothing
             if self._errors.poll():
@@ -388,4 +388,4 @@ def _ray(steps: list[Any], execution: Execution, out: Path, options: Options) ->
 
 _Make = Callable[[list[Any], Execution, Path, Options], Any]
 EXECUTORS: dict[str, _Make] = {"local": _local, "slurm": _slurm, "ray": _ray}
-"""Makers of executors by name: processes on this machine, Slurm, or a Ray cluster."""
+"""Functions that create executors, by name: local processes, Slurm, or a Ray cluster."""

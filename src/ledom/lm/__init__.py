@@ -1,7 +1,7 @@
-"""Language models behind one interface of two methods; `load` opens one by its name and options.
+"""Language models behind one interface of two methods; `load` opens one by name and options.
 
-One pair comes with the package. `unfamiliar` and `unfamiliar_texts` warn of texts that this pair
-cannot judge.
+One pair of models comes with the package. `unfamiliar` and `unfamiliar_texts` warn about texts that
+this pair cannot judge.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ledom.model.foreign.aliases import what_to_run
 __all__ = ["EMBEDDED", "LanguageModel", "load", "unfamiliar", "unfamiliar_texts"]
 
 EMBEDDED = "tiny"
-"""The name of the pair that comes with the package."""
+"""The name of the pair of models that comes with the package."""
 
 _BACKENDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "": ("ledom.lm.backends.local", "HFLanguageModel", ("device", "dtype")),
     "vllm": ("ledom.lm.backends.vllm", "VLLMLanguageModel", ("dtype",)),
     "openai": ("ledom.lm.backends.openai", "OpenAILanguageModel", ()),
 }
-"""By the prefix of a model's name: the backend's module (imported on use), its class, and the
-arguments of `load` that it takes."""
+"""Maps the prefix of a model's name to the backend's module (imported on use), its class, and the
+arguments of `load` that it accepts."""
 
 _ELSEWHERE = {
     "direction": "the command has its own option for it",
@@ -61,20 +61,20 @@ def load(
     - `openai:NAME`: the model NAME on a server of OpenAI's completions protocol
       (`OpenAILanguageModel`)
 
-    Options of these classes are given as keywords, or as text after the name:
+    Pass the options of these classes as keywords, or as text after the name:
     `openai:NAME,base_url=...,tokenizer=FOLDER`.
 
-    `direction` is required if the checkpoint records none, as one made elsewhere. `device` (cpu,
-    cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16, int8; see `model.precision`)
-    apply to models in this process; vLLM takes only `dtype`, a server neither. Raises
-    `CheckpointError` for a folder that cannot be loaded, `DirectionError` for an unknown direction,
-    and `InputError` for an unknown option.
+    `direction` is required if the checkpoint does not record one, which is the case for models
+    trained elsewhere. `device` (cpu, cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16,
+    float16, int8; see `model.precision`) apply to models in this process; vLLM accepts only
+    `dtype`, a server neither. Raises `CheckpointError` for a folder that cannot be loaded,
+    `DirectionError` for an unknown direction, and `InputError` for an unknown option.
 
         >>> import ledom
         >>> reverse = ledom.load("tiny", direction="reverse")
     """
     prefix, name, written = _split(str(model))
-    if not name.strip():  # Python takes the empty path for the current folder
+    if not name.strip():  # Python treats the empty path as the current folder
         raise InputError(f"the model's name in {str(model)!r} is empty; . is the current folder")
     module, class_name, taken = _BACKENDS[prefix]
     backend = getattr(import_module(module), class_name)
@@ -82,7 +82,7 @@ def load(
     options = {key: defaults[key] for key in taken} | options
     if written:
         options |= read_options(backend, written, str(model))
-    if name == EMBEDDED and not prefix:  # a folder of that name is ./tiny
+    if name == EMBEDDED and not prefix:  # a folder with this name must be given as ./tiny
         name = str(embedded_folder(direction))
     if not prefix and not Path(name).is_dir() and (remedy := what_to_run(name)):
         raise CheckpointError(
@@ -95,7 +95,7 @@ def load(
 
 
 def _split(model: str) -> tuple[str, str, list[str]]:
-    """`openai:NAME,key=value` as prefix, name and options; a folder may be called anything."""
+    """Split `openai:NAME,key=value` into prefix, name and options; a folder may have any name."""
     if Path(model).is_dir():
         return "", model, []
     prefix, colon, rest = model.partition(":")
@@ -108,7 +108,7 @@ def _split(model: str) -> tuple[str, str, list[str]]:
 def read_options(backend: type[LanguageModel], written: Sequence[str], model: str) -> JsonObject:
     """Parse `key=value` strings into keyword arguments of the backend's class.
 
-    Raises `InputError` for an unknown option, or a value of the wrong type.
+    Raises `InputError` for an unknown option or a value of the wrong type.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> read_options(FakeLanguageModel, ["context=64"], "fake")
@@ -129,7 +129,7 @@ def read_options(backend: type[LanguageModel], written: Sequence[str], model: st
                 f"{', '.join(sorted(known))}"
             )
         try:
-            # Options passed on to another package have no type hints here; YAML's types will do.
+            # Options passed on to another package have no type hints here; YAML's types suffice.
             hint, value = (hints[key], value) if key in known else (Any, parse_yaml(value)[0])
             config = ConfigDict(arbitrary_types_allowed=True)
             options[key] = TypeAdapter(hint, config=config).validate_python(value)
@@ -141,7 +141,7 @@ def read_options(backend: type[LanguageModel], written: Sequence[str], model: st
 
 
 def backend_of(model: str) -> str:
-    """The backend of a model by this name: vllm, openai, or an empty string for our own.
+    """The backend for a model name: vllm, openai, or an empty string for ledom's own.
 
     >>> backend_of("vllm:FOLDER"), backend_of("FOLDER")
     ('vllm', '')
@@ -150,7 +150,7 @@ def backend_of(model: str) -> str:
 
 
 def embedded_folder(direction: Direction | str | None) -> Path:
-    """The folder of the embedded model of a direction.
+    """The folder of the embedded model for a direction.
 
     Raises `DirectionError` without a direction.
 
@@ -164,25 +164,25 @@ def embedded_folder(direction: Direction | str | None) -> Path:
     return Path(__file__).parent / "embedded" / str(Direction(direction))
 
 
-# ---- what the embedded pair knows ----
+# ---- texts that the embedded pair can judge ----
 
 FAMILIAR_LOSS = 1.0
-"""Nats per token of a question, given the best of its answers. None of 480 unseen problems from the
-embedded model's templates is above 0.49; none of 60 from other templates is below 7.8, and none of
-60 from GSM8K below 1.5."""
+"""Threshold in nats per token of a question, given the best of its answers. None of 480 unseen
+problems from the embedded model's templates is above 0.49; none of 60 from other templates is below
+7.8, and none of 60 from GSM8K is below 1.5."""
 
 _UNLIKELY_LOSS = 6.0
-"""Nats per token of a text by itself. None of 40 unseen questions from the templates is above 0.8,
-and none of their second halves above 2.8; few other texts in plain English are below 8."""
+"""Threshold in nats per token of a text by itself. None of 40 unseen questions from the templates
+is above 0.8, none of their second halves above 2.8; few other English texts are below 8."""
 _FEW_TOKENS = 8  # shorter texts are not judged: "A baker" may start anything
 
 
 def unfamiliar(lm: LanguageModel | None, scores: Iterable[Score]) -> str | None:
-    """A warning if at least half of the questions are unlike the embedded model's training texts.
+    """A warning if at least half of the questions are unlike the embedded model's training data.
 
-    The embedded pair knows only 75 templates of school problems. On other texts it still prefers
-    one answer confidently, but that means nothing. None for other models, and without scores of
-    log P(x|y).
+    The embedded pair knows only 75 templates of school problems. On other texts it still
+    confidently prefers one answer, but that means nothing. Returns None for other models, and if
+    there are no scores log P(x|y).
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -203,11 +203,11 @@ def unfamiliar(lm: LanguageModel | None, scores: Iterable[Score]) -> str | None:
 def unfamiliar_texts(
     lm: LanguageModel, texts: Sequence[str], what: str = "what it writes"
 ) -> str | None:
-    """A warning if at least half of `texts` are unlike the embedded model's training texts.
+    """A warning if at least half of `texts` are unlike the embedded model's training data.
 
-    The texts are beginnings of documents for a forward model, endings for a reverse model. None for
-    other models. Texts of a few tokens are not judged; of a text that is longer than the context,
-    the part that the model would continue is. `what` of the model means nothing then.
+    The texts are beginnings of documents for a forward model, endings for a reverse model. Texts of
+    a few tokens are not judged; of a text longer than the context, only the part that the model
+    would continue is. Returns None for other models. The warning says that `what` means nothing.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()

@@ -1,10 +1,10 @@
-"""How confident a model was while it wrote, from the few most likely tokens at each place.
+"""How confident a model was while writing, from the few most likely tokens at each position.
 
-A token's confidence is minus the mean log-probability of the k most likely tokens at its place. It
-is large if one token has nearly all of the probability, because the others then have little. A text
-has three values: the means over all tokens, over its last window, and over its least confident
-window (DeepConf: Fu et al., Deep Think with Confidence, 2025). The top k suffice, so servers that
-do not return the whole distribution work too.
+A token's confidence is the negative mean log-probability of the k most likely tokens at its
+position. It is large if one token has nearly all of the probability, because the others then have
+little. A text has three values: the means over all tokens, over its last window, and over its least
+confident window (DeepConf: Fu et al., Deep Think with Confidence, 2025). Only the top k are needed,
+so this also works with servers that do not return the whole distribution.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class ConfidenceSettings:
     """
 
     top_k: int = 20
-    """How many of the most likely tokens; servers allow 5 (OpenAI) or 20 (vLLM)."""
+    """The number of most likely tokens to use; servers allow 5 (OpenAI) or 20 (vLLM)."""
     window: int = 64
     """Tokens per window. The paper uses 2,048, for texts of tens of thousands of tokens."""
     least: float | tuple[float, ...] | None = None
-    """A text ends (`unsure`) as soon as the mean of its newest full window is below this. Either
-    one number for all prompts of a call to `generate`, or one number per prompt."""
+    """A text ends (`unsure`) as soon as the mean over its latest full window falls below this.
+    Either one number for all prompts of a call to `generate`, or one number per prompt."""
 
     def __post_init__(self) -> None:
         check_counts(1, top_k=self.top_k, window=self.window)
@@ -54,7 +54,7 @@ class ConfidenceSettings:
             )
 
     def check_number(self, prompts: int) -> None:
-        """Raise `InputError` for one `least` per prompt if this is not the number of prompts."""
+        """Raise `InputError` if `least` is a tuple whose length is not the number of prompts."""
         if isinstance(self.least, tuple) and len(self.least) != prompts:
             raise InputError(
                 f"confidence: least has {len(self.least)} numbers for {prompts} prompts; give one "
@@ -76,13 +76,13 @@ class Confidence:
 
     mean: float
     tail: float
-    """Mean over the last window."""
+    """The mean over the last window."""
     lowest: float
-    """Mean over the least confident window."""
+    """The mean over the least confident window."""
 
 
 def is_unsure(tokens: Sequence[float], window: int, least: float | None) -> bool:
-    """Whether low confidence ends a text here, given the confidences of its tokens so far.
+    """Whether low confidence ends a text here, given its tokens' confidences so far.
 
     >>> is_unsure([4.0, 0.5], 2, 1.0), is_unsure([4.0, 0.5, 1.0], 2, 1.0)
     (False, True)
@@ -111,9 +111,9 @@ def confidence_of(tokens: Sequence[float], window: int) -> Confidence | None:
 def of_alternatives(
     alternatives: Sequence[Mapping[object, float]], settings: ConfidenceSettings
 ) -> Confidence | None:
-    """The confidence of a text, from the alternatives that a server returns for each token.
+    """The confidence of a text, computed from the alternatives that a server returns per token.
 
-    Only the `top_k` most likely are used: some servers add the sampled token.
+    Only the `top_k` most likely are used, because some servers add the sampled token.
 
     >>> of_alternatives([{"a": -1.0, "b": -3.0, "drawn": -9.0}], ConfidenceSettings(top_k=2)).mean
     2.0

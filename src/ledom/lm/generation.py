@@ -1,4 +1,4 @@
-"""What a language model is asked to score and to write, and what it writes."""
+"""Requests to a language model and its output: spans to score, sampling settings, texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ledom.lm.confidence import Confidence, ConfidenceSettings
 
 __all__ = ["FinishReason", "Generation", "ModelSpan", "Sampling", "TokenSpan"]
 
-_COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
+_COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures between which fp32 logits stay finite
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,20 @@ class Sampling:
     """
 
     temperature: float = 1.0
-    """Divides the logits; 0 takes the most likely token."""
+    """Divides the logits; at 0, the most likely token is always chosen."""
     top_k: int = 0
-    """Only the k most likely tokens; 0 for all."""
+    """Sample only from the k most likely tokens; 0 means all."""
     top_p: float = 1.0
-    """Only the most likely tokens that together have this probability."""
+    """Sample only from the most likely tokens that together have this probability."""
     max_tokens: int = 256
     """Maximum number of tokens to write."""
     seed: int = 0
     """Seed; together with the prompt's text and the sample's number it determines every draw."""
     stop_pattern: str | None = None
-    """A regular expression: a text ends at its first match. White space next to the prompt is not
-    part of what is searched."""
+    """A regular expression; a text ends at its first match. White space next to the prompt is not
+    searched."""
     confidence: ConfidenceSettings | None = None
-    """How to compute the texts' confidence; None: not at all. See `ledom.lm.confidence`."""
+    """How to compute confidence (see `ledom.lm.confidence`); None means not at all."""
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p"):
@@ -81,7 +81,7 @@ class Sampling:
 
     @property
     def greedy(self) -> Sampling:
-        """The same settings, but always taking the most likely token.
+        """The same settings, but always choosing the most likely token.
 
         >>> Sampling(top_k=5, max_tokens=9).greedy == Sampling(temperature=0, max_tokens=9)
         True
@@ -94,16 +94,16 @@ FinishReason = Literal["stop", "length", "pattern", "unsure"]
 
 @dataclass(frozen=True)
 class Generation:
-    """One text that a model wrote; ids and text in reading order, without the prompt and EOS."""
+    """A text that a model wrote; ids and text in reading order, without the prompt and EOS."""
 
     text: str
     ids: list[int]
     finish_reason: FinishReason
     """`stop`: the model ended its document; `length`: it reached `max_tokens`; `unsure`: its
     confidence fell below `ConfidenceSettings.least`; `pattern`: it matched `stop_pattern`, and
-    `generate` continues it when it is given as a prompt."""
+    `generate` can continue it if it is passed as a prompt."""
     state: Any = field(default=None, compare=False, repr=False)
-    """The backend's state, with which it continues without reading the text again."""
+    """The backend's state, from which it can continue without reading the text again."""
     self_certainty: float | None = field(default=None, compare=False)
     """Mean over the sampled tokens, EOS included, of KL(uniform || P(token | context)) in nats;
     larger is more certain (Kang, Zhao and Song, Scalable Best-of-N Selection for Large Language

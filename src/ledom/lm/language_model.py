@@ -6,7 +6,7 @@
 
 Every backend (`lm/backends/`) obeys these rules: results do not depend on how requests are batched
 or ordered; equal seeds give equal samples; all inputs and outputs are in reading order; a request
-that the model cannot serve is an error before any work. (See tests/lm/test_contract.py.)
+that the model cannot serve is rejected before any work is done (tests/lm/test_contract.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ledom.text.tokenizer import Tokenizer
 __all__ = ["SPELLED_OUT", "FinishReason", "Generation", "LanguageModel", "Sampling", "TokenSpan"]
 
 SPELLED_OUT = "-spelled-out"
-"""Ends the hash of a model that reads the names of special tokens as plain text."""
+"""The suffix of a model's hash if the model reads special tokens' names as plain text."""
 
 
 class LanguageModel(ABC):
@@ -42,13 +42,13 @@ class LanguageModel(ABC):
     stops_at_patterns: ClassVar[bool] = False
     """Whether `generate` stops at `Sampling.stop_pattern` and can continue from there."""
     reports_certainty: ClassVar[bool] = False
-    """Whether its generations have `self_certainty`."""
+    """Whether the generations have `self_certainty`."""
     reports_confidence: ClassVar[bool] = False
     """Whether `generate` supports `Sampling.confidence`."""
     stops_when_unsure: ClassVar[bool] = False
     """Whether `generate` supports `ConfidenceSettings.least`."""
     reports_hits: ClassVar[bool] = False
-    """Whether it supports `logprobs_and_hits`."""
+    """Whether the model supports `logprobs_and_hits`."""
 
     def __init__(
         self,
@@ -68,23 +68,23 @@ class LanguageModel(ABC):
         self.tokenizer = tokenizer
         self.pair_format = pair_format
         self.bos_ids = bos_ids
-        """What the model reads first, in model order: its tokenizer's BOS, or the EOS of the
-        previous document; empty if it was trained without."""
+        """The tokens that the model reads first, in model order: its tokenizer's BOS, or the EOS of
+        the previous document. Empty if it was trained without any."""
         self.stop_ids = frozenset([tokenizer.eos_id, *stop_ids])
-        """The tokens that end a text: EOS, and others that the model's files name."""
+        """The tokens that end a text: EOS and any others that the model's files list."""
         self.context = context
-        """Longest text in tokens, special ones included."""
+        """The longest text, in tokens, including special tokens."""
         self.fingerprint = fingerprint
         self._use_at_load = self._use()
         self._spelled_at_load = tokenizer.spells_out_special_tokens
         self.num_parameters = num_parameters
-        """Parameters, tied ones counted once; None if unknown, as for a server's model."""
+        """The number of parameters, counting tied ones once; None if unknown (on a server)."""
 
     @property
     def fingerprint(self) -> str:
         """A hash that identifies the model; results of a model with another hash are not reused.
 
-        It changes when a caller changes the model, its tokenizer, or what it reads around a text.
+        It changes when a caller changes the model, its tokenizer, or the tokens around a text.
         """
         spelled = self.tokenizer.spells_out_special_tokens and not self._spelled_at_load
         return self._fingerprint + self._changed() + (SPELLED_OUT if spelled else "")
@@ -94,11 +94,11 @@ class LanguageModel(ABC):
         self._fingerprint = fingerprint
 
     def _changed(self) -> str:
-        """A mark of the changes since the model was loaded; empty if there are none."""
+        """A suffix that identifies changes since the model was loaded; empty if there are none."""
         return "" if (use := self._use()) == self._use_at_load else f"-used-{use}"
 
     def _use(self) -> str:
-        """A hash of what callers might replace."""
+        """A hash of the attributes that callers might replace."""
         tokenizer = self.tokenizer
         known = [
             *(str(self.direction), tokenizer.fingerprint, tokenizer.eos_id, self.bos_ids),
@@ -108,25 +108,25 @@ class LanguageModel(ABC):
 
     @property
     def vocab_size(self) -> int:
-        """How many token ids the model can read: they are 0 to `vocab_size - 1`."""
+        """The number of token ids that the model can read, 0 to `vocab_size - 1`."""
         return self.tokenizer.vocab_size
 
     @property
     def identity(self) -> dict[str, str]:
-        """Name and fingerprint, recorded in the files made with the model as it is now."""
+        """Name and current fingerprint, recorded in every file written with the model."""
         return {"name": self.name, "hash": self.fingerprint}
 
     @property
     def special_ids(self) -> tuple[list[int], list[int]]:
-        """The special tokens before and after a document, in reading order: BOS is read first,
-        EOS is predicted last."""
+        """The special tokens before and after a document, in reading order. BOS is read first; EOS
+        is predicted last."""
         eos = [self.tokenizer.eos_id]
         if self.direction is Direction.FORWARD:
             return self.bos_ids, eos
         return eos, self.direction.to_reading_order(self.bos_ids)
 
     def add_special_tokens(self, ids: Sequence[int]) -> list[int]:
-        """A document's ids as the model was trained to see them, in reading order.
+        """A document's ids with the special tokens that the model expects, in reading order.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> FakeLanguageModel().add_special_tokens([5, 6])  # EOS is 0
@@ -136,10 +136,10 @@ class LanguageModel(ABC):
         return [*before, *ids, *after]
 
     def check_target(self, target: TokenSpan) -> ModelSpan:
-        """The target in model order; its ids may be in an array of any integer type.
+        """Check a target and return it in model order; its ids may be any integer array.
 
-        Raises `InputError` for a span outside the text or with the first token in model order, for
-        a text that is longer than the model's context, and for ids outside the vocabulary.
+        Raises `InputError` for a span that lies outside the text or contains the first token in
+        model order, for a text longer than the model's context, and for ids outside the vocabulary.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> FakeLanguageModel(direction="reverse").check_target(TokenSpan([5, 6], 0, 1))
@@ -172,7 +172,7 @@ class LanguageModel(ABC):
         return range(first_sample, first_sample + num_samples)
 
     def check_request(self, prompts: Sequence[str | Generation], sampling: Sampling) -> None:
-        """Raise `InputError` for anything but a list of texts, and for an unsupported request."""
+        """Raise `InputError` if `prompts` is not a list, or if the request is not supported."""
         if isinstance(prompts, str) or not isinstance(prompts, Collection):
             raise InputError(f"prompts is {prompts!r:.60}; give a list of texts")
         for prompt in prompts:
@@ -196,14 +196,14 @@ class LanguageModel(ABC):
     def text_prompts(
         self, prompts: Sequence[str | Generation], sampling: Sampling
     ) -> tuple[list[str], list[list[int]]]:
-        """The prompts and their ids in model order, for a backend that continues no generations;
-        raises `InputError` like `check_request` and `prompt_ids`."""
+        """The prompts and their ids in model order, for a backend that cannot continue generations.
+        Raises `InputError` like `check_request` and `prompt_ids`."""
         self.check_request(prompts, sampling)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         return texts, [self.prompt_ids(text, sampling.max_tokens) for text in texts]
 
     def prompt_ids(self, prompt: str, max_tokens: int) -> list[int]:
-        """A prompt's ids in model order, as the model reads them; see `check_room`.
+        """A prompt's ids in model order, after the BOS; raises `InputError` like `check_room`.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel(direction="reverse")
@@ -215,9 +215,9 @@ class LanguageModel(ABC):
         return context
 
     def shortened_prompt(self, prompt: str, room: int) -> tuple[str, int]:
-        """The prompt cut to at most `room` tokens, not counting special ones; and the number cut.
+        """Cut the prompt to `room` tokens, not counting special ones; also returns the number cut.
 
-        It is cut at the end that is far from the text to be written.
+        The cut is made at the end that is farther from the text to be written.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> FakeLanguageModel().shortened_prompt("abcdef", room=4)  # it writes after the prompt
@@ -236,9 +236,9 @@ class LanguageModel(ABC):
         return text, num_tokens - left
 
     def written_text(self, prompt: str, ids: Sequence[int]) -> str:
-        """The text of the ids that the model wrote for a prompt, in reading order.
+        """Decode the ids that the model wrote for a prompt, in reading order.
 
-        Both are decoded together, because a token's text may depend on its neighbors.
+        Prompt and ids are decoded together, because a token's text may depend on its neighbors.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> FakeLanguageModel().written_text("2 + 2 =", [221, 20])
@@ -248,13 +248,13 @@ class LanguageModel(ABC):
         if self.direction is Direction.FORWARD:
             return self.tokenizer.decode_after(known, ids)
         together = self.tokenizer.decode([*ids, *known])
-        for end in (prompt, self.tokenizer.decode(known)):  # not equal if case is lost
+        for end in (prompt, self.tokenizer.decode(known)):  # unequal if case is lost
             if end and together.endswith(end):
                 return together.removesuffix(end)
         return self.tokenizer.decode(ids)
 
     def _ids_of(self, prompt: str) -> list[int]:
-        """A prompt's ids in reading order: a document's start, or its end for a reverse model."""
+        """Encode a prompt, in reading order: a document's start, or its end for a reverse model."""
         if self.direction is Direction.FORWARD:
             return self.tokenizer.encode(prompt).ids
         return self.tokenizer.encode_inside(prompt)
@@ -276,10 +276,10 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
-        """Log-probabilities in nats, in reading order: for each target an array [end - start].
+        """Log-probabilities in nats, in reading order: an array [end - start] for each target.
 
-        A forward model conditions each token on those before it, a reverse model on those after.
-        Raises `InputError` like `check_target`.
+        A forward model conditions each token on the tokens before it, a reverse model on those
+        after. Raises `InputError` like `check_target`.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> [values.shape for values in FakeLanguageModel().logprobs([TokenSpan([0, 5, 6], 1, 3)])]
@@ -289,14 +289,14 @@ class LanguageModel(ABC):
     def logprobs_and_hits(
         self, targets: Sequence[TokenSpan]
     ) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-        """As `logprobs`, and whether each token is the model's most likely one.
+        """Like `logprobs`, but also tells whether each token is the model's most likely one.
 
         Raises `InputError` for a backend that does not support it (`reports_hits`).
         """
         raise self._unsupported("does not report which token is the most likely")
 
     def alternatives(self, target: TokenSpan, count: int) -> list[list[tuple[int, float]]]:
-        """The `count` most likely (token id, log-probability) at each place of a span, best first.
+        """The `count` most likely (token id, log-probability) per token of a span, best first.
 
         Raises `InputError` for a backend that does not support it.
         """
@@ -310,10 +310,10 @@ class LanguageModel(ABC):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        """Write `num_samples` texts per prompt; yields (prompt's index, its texts) when complete.
+        """Write `num_samples` texts per prompt; yields (prompt index, texts) when complete.
 
-        The samples are numbered from `first_sample`. A prompt is a text, or a generation that
-        stopped at the pattern, which the model continues without computing it again. A forward
+        The samples are numbered from `first_sample`. A prompt is either a text or a generation that
+        stopped at the pattern; the model continues the latter without recomputing it. A forward
         model writes what follows the prompt; a reverse model, what precedes it. An empty prompt
         asks for a whole document. A sample depends only on the seed, the prompt's text and the
         sample's number, so a job split in two draws the same samples. Raises `InputError` for a
@@ -328,10 +328,10 @@ class LanguageModel(ABC):
     def generate_in_steps(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
     ) -> Iterator[list[tuple[int, list[Generation]]]]:
-        """As `generate`, but yields after each step the prompts that it completed, often none.
+        """Like `generate`, but yields after each step the prompts completed in it, often none.
 
-        A caller that stops iterating ends the work. A step is one token of each text, or, for a
-        backend that cannot stop inside a text, one prompt.
+        A caller that stops iterating ends the work. A step is one token of each text. For a backend
+        that cannot stop inside a text, it is one prompt.
         """
         for completed in self.generate(prompts, sampling, num_samples):
             yield [completed]
@@ -339,7 +339,7 @@ class LanguageModel(ABC):
     def generate_with_greedy(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int
     ) -> Iterator[tuple[int, list[Generation]]]:
-        """As `generate`, with the greedy text after each prompt's samples."""
+        """Like `generate`, but each prompt's samples are followed by its greedy text."""
         greedy = dict(self.generate(prompts, sampling.greedy))
         for place, texts in self.generate(prompts, sampling, num_samples):
             yield place, [*texts, *greedy[place]]

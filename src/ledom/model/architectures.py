@@ -1,4 +1,4 @@
-"""Differences between architectures: where the layers are, and how logits are post-processed."""
+"""Differences between architectures: where layers are and how logits are post-processed."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ __all__ = [
 ]
 
 COMPUTED_BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
-"""Names of buffers that older versions of transformers saved, and that newer ones compute."""
+"""Names of buffers that older versions of transformers saved and newer ones compute."""
 NO_LIMIT = 2**31 - 1
-"""The context of a model whose config names none, such as a recurrent one."""
+"""The context of a model whose config does not specify one, such as a recurrent model."""
 _LLAMA_SHAPED = ("llama", "mistral", "qwen2")
 _ACTIVATION = type(ACT2FN["silu"])
 _PADDED_POSITIONS = (
@@ -50,7 +50,7 @@ _PADDED_POSITIONS = (
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of the text decoder: the module list with the most weights; empty if none.
+    """The layers of the text decoder: the module list with the most weights, or an empty list.
 
     >>> from ledom.lm import load
     >>> len(decoder_layers(load("tiny", "forward").model))
@@ -64,14 +64,14 @@ def layer_list(model: PreTrainedModel) -> nn.ModuleList | None:
     """The list of `decoder_layers` itself; None if there is none."""
     inside = chain(model.get_decoder().modules(), model.modules())
     lists = [module for module in inside if isinstance(module, nn.ModuleList)]
-    # of equal lists the outermost, which comes first
+    # of equal lists, the outermost, which comes first
     return max(lists, key=num_weights) if lists else None
 
 
 def longest_text(config: PretrainedConfig) -> int:
-    """The context: the longest text in tokens, under whichever key the architecture has it.
+    """The context: the longest text in tokens, from whichever config key the architecture uses.
 
-    `NO_LIMIT` where it has none.
+    `NO_LIMIT` if there is no such key.
 
     >>> from transformers import RobertaConfig
     >>> longest_text(RobertaConfig(max_position_embeddings=514, pad_token_id=1))
@@ -86,13 +86,13 @@ def longest_text(config: PretrainedConfig) -> int:
 
 
 def half_precision(model: PreTrainedModel) -> str:
-    """bfloat16 or float16, if any weights of a model are in it (a few may stay in fp32); or ""."""
+    """bfloat16 or float16 if any of a model's weights have it (a few may be fp32), else ""."""
     dtypes = {str(weight.dtype).removeprefix("torch.") for weight in model.parameters()}
     return next((name for name in ("bfloat16", "float16") if name in dtypes), "")
 
 
 def layer_matrices(model: PreTrainedModel) -> set[int]:
-    """The `id()`s of the weight matrices in the layers: those of linear modules, not embeddings.
+    """The `id()`s of the layers' weight matrices: those of linear modules, not embeddings.
 
     >>> from ledom.lm import load
     >>> len(layer_matrices(load("tiny", "forward").model))  # 7 in each of 6 layers
@@ -112,10 +112,10 @@ def num_weights(module: nn.Module) -> int:
 
 
 def check_unused(folder: Path, model: PreTrainedModel, unused: Iterable[str]) -> None:
-    """Raise `CheckpointError` for weights of the decoder that were not loaded; log any others.
+    """Raise `CheckpointError` if weights of the decoder were not loaded; log any other unused ones.
 
-    An additional bias, norm or layer means that config.json describes another model. Modules for
-    other uses, such as a value head or an image encoder, are not part of the decoder.
+    An additional bias, norm or layer means that config.json describes another model. Modules with
+    another purpose, such as a value head or an image encoder, are not part of the decoder.
     """
     modules = {name for name, _ in model.named_modules()} - {model.base_model_prefix, ""}
     inside, beside = list[str](), list[str]()
@@ -131,7 +131,7 @@ def check_unused(folder: Path, model: PreTrainedModel, unused: Iterable[str]) ->
         )
     if beside:
         logging.getLogger("ledom").warning(
-            "%s: %d tensors are not used, the first is %r", folder, len(beside), beside[0]
+            "%s: %d tensors are not used; the first is %r", folder, len(beside), beside[0]
         )
 
 
@@ -141,11 +141,11 @@ _FINISH: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logits_scaling": torch.div,  # Granite
     "final_logit_softcapping": lambda logits, cap: torch.tanh(logits / cap) * cap,  # Gemma
 }
-"""Post-processing of logits, by the config key whose value it takes."""
+"""Post-processing of logits, by the config key that holds its parameter."""
 
 
 def has_plain_logits(config: PretrainedConfig) -> bool:
-    """Whether the logits are the output of the vocabulary projection, with no post-processing.
+    """Whether the logits are the output of the vocabulary projection, without post-processing.
 
     >>> has_plain_logits(PretrainedConfig())
     True
@@ -166,9 +166,9 @@ def finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
 
 
 def is_llama_shaped(model: PreTrainedModel) -> bool:
-    """Whether a model computes what Llama does: by its config, and by modules without additions.
+    """Whether a model computes what Llama does, judging by its config and its unmodified modules.
 
-    An adapter or a hook that somebody adds makes it another model.
+    An adapter or a hook added later makes it a different model.
 
     >>> from ledom.lm import load
     >>> is_llama_shaped(load("tiny", "forward").model)
@@ -189,7 +189,7 @@ def is_llama_shaped(model: PreTrainedModel) -> bool:
 
 
 def used_layers(base: Any) -> list[Any]:
-    """The layers of a model of Llama's shape that run: the config's number decides.
+    """The layers of a Llama-shaped model that run; the config gives their number.
 
     >>> from ledom.lm import load
     >>> len(used_layers(load("tiny", "forward").model.base_model))
@@ -199,7 +199,7 @@ def used_layers(base: Any) -> list[Any]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module only multiplies by its weight, a plain tensor: no adapter, without hooks.
+    """Whether a module only multiplies by its weight, a plain tensor: no adapter, no hooks.
 
     >>> is_linear(nn.Linear(2, 3)), is_linear(nn.Identity())
     (True, False)
@@ -216,7 +216,7 @@ def _is_plain_layer(layer: Any, base: nn.Module) -> bool:
 
 
 def _is_plain(module: nn.Module, base: nn.Module) -> bool:
-    """Whether it is a module of the architecture of `base`, a linear one or its activation."""
+    """Whether a module is part of `base`'s architecture, a linear layer or its activation."""
     kind = type(module)
     own = kind.__module__ == type(base).__module__ or kind is _ACTIVATION
     return is_linear(module) or (own and not does_more(module))

@@ -1,11 +1,11 @@
-"""Attention over documents packed end to end, block-diagonal without a mask.
+"""Block-diagonal attention over documents packed end to end, without a mask.
 
-Registered with transformers as the attention implementation `ledom`. The documents of a batch lie
-in one row, without padding; `cu_seq_lens_q` (flash attention's name) holds their boundaries. Each
+It is registered with transformers as the attention implementation `ledom`. The documents of a batch
+form one row, without padding; `cu_seq_lens_q` (flash attention's name) holds their boundaries. Each
 document attends only to itself, causally. A GPU takes all documents in one call. On a CPU, one call
 of the fused kernel per document is faster than any mask; neighboring documents of equal length
-share a call. torch.compile sees a single operation, whatever the number of documents. Inside
-`attending` (used by `lm.engine.trunk`) a given function computes the attention instead.
+share a call. torch.compile sees a single operation, however many documents there are. Inside
+`attending` (used by `lm.engine.trunk`), a caller's function computes the attention instead.
 
 Shapes: T tokens in the row, H query heads, K key-value heads, D head width.
 """
@@ -46,8 +46,8 @@ __all__ = [
 ]
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, queries [Q, H, D], keys [T, K, D], values [T, K, D]) -> [Q, H, D]. Q is T, except that
-the last layer may compute only the outputs that are wanted."""
+"""(layer, queries [Q, H, D], keys [T, K, D], values [T, K, D]) -> [Q, H, D]. Q is T, but the last
+layer may compute only the outputs that are wanted."""
 
 _ATTEND: ContextVar[Attend | None] = ContextVar("attend", default=None)
 
@@ -61,17 +61,17 @@ _ADDING = Lock()
 
 
 def turn(model: torch.nn.Module) -> AbstractContextManager[object]:
-    """A block in which only this thread runs the model's own modules.
+    """Within this block, only this thread runs the model's own modules.
 
-    They find their attention in the model's config, where its own pass puts another one, and scaled
-    rotary positions in buffers.
+    The modules look up their attention in the model's config, which the model's own pass changes,
+    and scaled rotary positions in buffers.
     """
     with _ADDING:
         return _TURNS.setdefault(model, RLock())
 
 
 def without_autocast(model: torch.nn.Module) -> AbstractContextManager[object]:
-    """A block in which the model computes in its own precision, wherever the caller is."""
+    """Within this block, the model computes in its own precision, even under autocast."""
     device = next(model.parameters()).device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
@@ -80,10 +80,10 @@ def without_autocast(model: torch.nn.Module) -> AbstractContextManager[object]:
 
 @contextmanager
 def attending(attend: Attend) -> Iterator[None]:
-    """Within this block, `attend` computes the attention of every pass without boundaries.
+    """Within this block, `attend` computes the attention of passes without boundaries.
 
-    It cannot be an argument of the pass: some architectures (Nemotron) do not hand arguments down
-    to their layers.
+    It cannot be an argument of the pass, because some architectures (Nemotron) do not pass
+    arguments on to their layers.
     """
     token = _ATTEND.set(attend)
     try:
@@ -93,7 +93,7 @@ def attending(attend: Attend) -> Iterator[None]:
 
 
 def is_attending() -> bool:
-    """Whether an `attending` block is active; models that build their own masks need to know.
+    """Whether an `attending` block is active; models that build their own masks check this.
 
     >>> with attending(lambda layer, queries, keys, values: queries):
     ...     is_attending()
@@ -103,10 +103,10 @@ def is_attending() -> bool:
 
 
 def without_filling(attend: Attend, count: int) -> Attend:
-    """Attention among the first `count` tokens only; for the rest, which fill the row, zeros."""
+    """Attention among the first `count` tokens only; the padding after them gets zeros."""
 
     def attend_first(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if len(q) < len(k):  # the last layer asks only for the wanted tokens, which are not filled
+        if len(q) < len(k):  # the last layer requests only the wanted tokens, without padding
             return attend(layer, q, k[:count], v[:count])
         out = attend(layer, q[:count], k[:count], v[:count])
         return pad(out, (0, 0, 0, 0, 0, len(q) - count))
@@ -128,7 +128,7 @@ def packed_attention(
     """Causal attention within each document of a packed row.
 
     Shapes: query [1, H, T, D]; key and value [1, K, T, D]; the result is [1, T, H, D].
-    `cu_seq_lens_q` holds the document boundaries, from 0 to T, on the CPU; without it each row of
+    `cu_seq_lens_q` holds the document boundaries, from 0 to T, on the CPU; without it, each row of
     the batch is a document. Raises `ValueError` for boundaries that do not end at T, and
     `CheckpointError` for an architecture that needs another kind of attention.
 
@@ -141,17 +141,17 @@ def packed_attention(
     True
     """
     _refuse_other_attention(module, attention_mask, kwargs)
-    # Not read with boundaries (in training): torch.compile cannot trace a ContextVar.
+    # Not read if there are boundaries (in training): torch.compile cannot trace a ContextVar.
     attend = _ATTEND.get() if cu_seq_lens_q is None else None
     if attend is not None:
         if scaling is not None:  # `attend` divides by the root of the head's width
             query = query * (scaling * query.shape[-1] ** 0.5)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         out = attend(module.layer_idx, q, k, v)[None]  # type: ignore[arg-type]
-        return out.contiguous(), None  # some architectures take a view of it
+        return out.contiguous(), None  # some architectures use a view of it
     if query.shape[2] != key.shape[2]:
         raise ValueError(
-            f"{query.shape[2]} queries for {key.shape[2]} keys: ledom's attention takes whole "
+            f"{query.shape[2]} queries for {key.shape[2]} keys: ledom's attention needs whole "
             "texts; to use a cache, call model.set_attn_implementation('sdpa')"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -172,15 +172,15 @@ def _refuse_other_attention(
         if arguments.get(name) is not None:
             raise CheckpointError(f"{kind}: ledom does not compute {what}; use another model")
     if mask is not None:  # ALiBi, or a selection of keys
-        raise CheckpointError(f"{kind}: ledom does not read masks; use another model")
+        raise CheckpointError(f"{kind}: ledom does not support masks; use another model")
 
 
 def _in_one_call(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float
 ) -> Tensor:
-    """All documents at once, on a GPU: [1, T, H, D]."""
+    """Attention of all documents at once, on a GPU; the result is [1, T, H, D]."""
     _check_end(boundaries, query)
-    # Under autocast rotary positions leave queries and keys in fp32.
+    # Under autocast, rotary positions leave queries and keys in fp32.
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     starts = boundaries.to(query.device, torch.int32)
     longest = int(boundaries.diff().max())
@@ -197,7 +197,7 @@ def _documents(
 ) -> Tensor:
     """Attention document by document; inputs and result are [batch, H, T, D]."""
     if boundaries is not None and query.device.type == "cpu" and not dropout:
-        dtype = value.dtype  # under autocast rotary positions leave queries and keys in fp32
+        dtype = value.dtype  # under autocast, rotary positions leave queries and keys in fp32
         found: Tensor = _packed_cpu(query.to(dtype), key.to(dtype), value, boundaries, scale)[0]
         return found
     sizes = [query.shape[2]] if boundaries is None else boundaries.diff().tolist()
@@ -232,13 +232,13 @@ def _rows(x: Tensor, start: int, end: int, documents: int) -> Tensor:
     return parts.transpose(0, 1)
 
 
-# A custom operation is opaque to the compiler, which would otherwise recompile for every number of
-# documents.
+# A custom operation is opaque to the compiler, which would otherwise recompile for every document
+# count.
 @torch.library.custom_op("ledom::packed_attention", mutates_args=(), device_types="cpu")
 def _packed_cpu(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The result [1, H, T, D] and what the backward pass needs; inputs [1, H, T, D]."""
+    """Returns the result [1, H, T, D] and the backward pass's data; inputs [1, H, T, D]."""
     _check_end(boundaries, query)
     out, kept = _outputs(query)
     for start, end, documents in _runs(boundaries):

@@ -1,7 +1,7 @@
-"""Whether a caller has changed a loaded model: its weights, modules, hooks or settings.
+"""Detects whether a caller has changed a loaded model: weights, modules, hooks or settings.
 
-Kernels compute with copies of weights, and results are kept in files under a model's name. Neither
-may outlive a change of the model.
+Kernels compute with copies of weights, and files keep results under a model's name. Neither may be
+used after the model has changed.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ __all__ = ["Changes", "does_more", "evaluating", "follows_length", "weights_stat
 _PROCESS = uuid4().hex
 _ENTERING = Lock()
 _EVALUATING: WeakKeyDictionary[nn.Module, tuple[list[None], list[nn.Module]]] = WeakKeyDictionary()
-"""For each model, an item per open block of `evaluating`, and the modules to put back."""
+"""For each model: an item per open `evaluating` block, and the modules to restore."""
 _LIBRARIES = "torch.", "transformers.", "ledom."
 _NO_SETTINGS = re.compile(
     "^(training|gradient_checkpointing|name_or_path|warnings_issued)$|max_seq_len_cached$"
 )
-"""Names of plain attributes that change nothing about a result."""
+"""Names of plain attributes that do not affect results."""
 _NO_CONFIG = "output_attentions", "output_hidden_states", "return_dict", "use_cache"
-"""Keys of a config that ask for other outputs or another way to the same ones."""
-_PIECE = 2**24  # bytes that a GPU hashes at a time
+"""Config keys that request other outputs or another way to compute the same ones."""
+_PIECE = 2**24  # bytes hashed at a time on a GPU
 _FACTOR = 0x9E3779B9
 
 
 def weights_state(weights: Sequence[Tensor], copied: bool = True) -> object:
-    """Differs from an earlier one if a weight has changed since.
+    """A value that differs from an earlier one if a weight has changed since.
 
-    It holds the weights' addresses and torch's counts of changes. torch does not count changes
-    through `data`, nor those of tensors made in inference mode. So if the weights are `copied`, it
-    holds hashes of their numbers too, which takes about as long as reading them once.
+    It holds the weights' addresses and torch's version counters. torch does not count changes made
+    through `data` or to tensors created in inference mode. So if the weights are `copied`, it also
+    holds hashes of their values, which takes about as long as reading them once.
 
     >>> weight = torch.ones(3, 5)
     >>> before = weights_state([weight])
@@ -67,7 +67,7 @@ def weights_state(weights: Sequence[Tensor], copied: bool = True) -> object:
 
 
 def does_more(module: nn.Module) -> bool:
-    """Whether a call of the module does more, or other things, than its class says.
+    """Whether calling the module does more than its class does, or something else.
 
     >>> module = nn.Linear(1, 1)
     >>> handle = module.register_forward_hook(print)
@@ -79,7 +79,7 @@ def does_more(module: nn.Module) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off until the block ends, for a model that is being trained.
+    """Within this block, dropout is off, for a model that is being trained.
 
     >>> model = nn.Dropout(0.5)
     >>> with evaluating(model):
@@ -100,13 +100,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         with _ENTERING:
             inside.pop()
-            if not inside:  # the last of several blocks, of other threads too
+            if not inside:  # the last of several blocks, including other threads' blocks
                 while in_training:
                     in_training.pop().training = True
 
 
 class Changes:
-    """Notices changes to a model since this was made, in about the time of reading it once."""
+    """Notices changes to a model since creation, in about the time it takes to read it once."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -114,9 +114,9 @@ class Changes:
         self._latest: tuple[object, str] = self._first, ""
 
     def mark(self) -> str:
-        """Empty for an unchanged model; else equal, in every process, for equal changes.
+        """Empty for an unchanged model; otherwise the same in every process for equal changes.
 
-        Hooks and replaced `forward` methods are functions, which no other process recognizes.
+        Hooks and replaced `forward` methods are the exception: no other process recognizes them.
         """
         now = self._now()
         if now == self._first:
@@ -132,10 +132,10 @@ class Changes:
         return self._structure(), _hashes(list(self._numbers().values()))
 
     def _numbers(self) -> dict[str, Tensor]:
-        """The weights and buffers by name, but not those that a pass changes."""
+        """The weights and buffers by name, except those that a pass changes."""
         found: dict[str, object] = self._model.state_dict()
         for name, buffer in self._model.named_buffers(remove_duplicate=False):
-            # Some are in no state_dict, and a pass may make two of them one.
+            # Some are not in state_dict, and a pass may merge two into one.
             owner = self._model.get_submodule(name.rpartition(".")[0])
             if "original" in name or not follows_length(owner):
                 found[name] = buffer
@@ -143,7 +143,7 @@ class Changes:
         return {f"{name} {i}": part for name, some in parts.items() for i, part in enumerate(some)}
 
     def _structure(self) -> str:
-        """The modules with what was added to them, the shapes of all numbers, and the config."""
+        """The modules and their additions, the shapes of all tensors, and the config."""
         modules = [
             f"{name} {type(module).__qualname__} {_additions(module)} {_settings(module)}"
             for name, module in self._model.named_modules()
@@ -155,7 +155,7 @@ class Changes:
 
 
 def follows_length(module: nn.Module) -> bool:
-    """Whether its buffers and settings depend on the longest text so far: LongRoPE, dynamic NTK."""
+    """Whether a module's state depends on the longest text so far (LongRoPE, dynamic NTK)."""
     kinds = getattr(module, "rope_type", None)
     names = kinds.values() if isinstance(kinds, dict) else [kinds]
     return any(
@@ -176,7 +176,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 def _function(function: Any) -> str:
-    """A function's name; one of no known library has none that another process recognizes."""
+    """A function's name; only those of known libraries are recognized in other processes."""
     name = f"{function.__module__}.{function.__qualname__}"
     return name if name.startswith(_LIBRARIES) else f"{_PROCESS} {id(function)}"
 
@@ -190,10 +190,10 @@ def _is_plain(value: object) -> bool:
 
 
 def _additions(module: nn.Module) -> list[str]:
-    """What a call of the module does besides what its class says: hooks, another `forward`."""
+    """Additions to the module's class: hooks, another `forward`."""
     own = module._forward_hooks | module._forward_pre_hooks
     hooks = own | torch_modules._global_forward_hooks | torch_modules._global_forward_pre_hooks
-    # They are numbered within a process.
+    # Their numbers are specific to a process.
     found = [str(number) for number, hook in hooks.items() if not _only_asks_for_gradients(hook)]
     if (other := vars(module).get("forward")) is not None:
         found.append(str(id(other)))
@@ -201,12 +201,12 @@ def _additions(module: nn.Module) -> list[str]:
 
 
 def _only_asks_for_gradients(hook: object) -> bool:
-    """Whether it is the hook of gradient checkpointing, which changes no number."""
+    """Whether this is the gradient checkpointing hook, which does not change results."""
     return "make_inputs_require_grad" in getattr(hook, "__qualname__", "")
 
 
 def _dense(value: object) -> list[Tensor]:
-    """The plain tensors of an entry of a state: several, for example, of a quantized weight."""
+    """The plain tensors of a state entry: a quantized weight, for example, has several."""
     if isinstance(value, Tensor) and type(value.data) is Tensor and not value.is_quantized:
         return [value]
     if hasattr(value, "__tensor_flatten__"):  # a weight of torchao
@@ -217,7 +217,7 @@ def _dense(value: object) -> list[Tensor]:
 
 
 def _hashes(weights: Sequence[Tensor]) -> list[int]:
-    """Of each weight's bytes; if one number changes, its weight's hash does."""
+    """Hashes of each weight's bytes; if one number changes, so does its weight's hash."""
     plain = [weight.detach().contiguous() for weight in weights]
     native = library_for()
     if native is None or not all(weight.is_cpu for weight in plain):
@@ -236,12 +236,12 @@ def _bytes(weight: Tensor) -> Tensor:
 
 
 def _hash(numbers: Tensor) -> int:
-    """Of bytes, without kernels; on a GPU by sums, so that the bytes need not leave it."""
+    """Hash bytes without kernels; on a GPU by sums, so that the bytes need not leave it."""
     if numbers.is_cpu:
         return zlib.crc32(numbers.numpy().data)
     total = 0
     for piece in numbers.split(_PIECE):
         factors = torch.arange(len(piece), device=piece.device) * _FACTOR
-        factors = (factors ^ factors >> 29) * _FACTOR | 1  # an odd one loses no bit
+        factors = (factors ^ factors >> 29) * _FACTOR | 1  # an odd factor loses no bits
         total = hash((total, int((piece * factors).sum())))
     return total

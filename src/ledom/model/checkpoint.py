@@ -1,9 +1,9 @@
-"""Model folders: load and save, with the direction and the pair format recorded.
+"""Loads and saves model folders, which record the direction and the pair format.
 
-A checkpoint is a plain Hugging Face folder (config.json, model.safetensors, tokenizer.json), which
+A checkpoint is a plain Hugging Face folder (config.json, model.safetensors, tokenizer.json) that
 any tool for such folders can read. ledom adds four keys to config.json: `ledom_direction`,
 `ledom_pair_format`, `ledom_solution_style` and `ledom_bos_tokens`; `save_pretrained` keeps them.
-This module knows nothing of training or scoring.
+This module does not know about training or scoring.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ __all__ = [
 
 DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
 _STYLE_KEY, BOS_KEY = "ledom_solution_style", "ledom_bos_tokens"
-_WEIGHTS_PER_BYTE = 8  # most in a file: quantized models have 2, some architectures share weights
+_WEIGHTS_PER_BYTE = 8  # maximum: quantized models have 2, and some architectures share weights
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The contents of a model folder except the weights."""
+    """The contents of a model folder, without the weights."""
 
     folder: Path
     tokenizer: Tokenizer
@@ -78,13 +78,13 @@ class CheckpointInfo:
     bos_ids: list[int]
     """The tokens that the model reads before a document, in model order."""
     context: int
-    """Longest text in tokens; see `longest_text`."""
+    """The longest text in tokens; see `longest_text`."""
     stop_ids: frozenset[int]
-    """The special tokens that end a text by the model's files, such as the end of a turn."""
+    """The special tokens that end a text according to the model's files, such as end-of-turn."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of every file that is loaded, and of direction and special tokens."""
+        """A hash of all loaded files, the direction and the special tokens."""
         use = [str(self.direction), self.tokenizer.eos_id, self.bos_ids]
         identity = f"{hash_files(loaded_files(self.folder))} {use}"
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -117,7 +117,7 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> PreTrai
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
         llama, dtype=torch.float32, attn_implementation=attention.IMPLEMENTATION
     )
-    # Not before: transformers starts the padding token's embedding at 0 and never trains it.
+    # Only now: transformers initializes the padding token's embedding to 0 and never trains it.
     model.config.pad_token_id = tokenizer.eos_id
     return model
 
@@ -131,10 +131,10 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a model folder atomically; with `dtype` the weights are converted first.
+    """Write a model folder atomically; with `dtype`, the weights are converted first.
 
     `weights`, if given, replace the model's own, which may be sharded over processes. Raises
-    `OutputError` when the folder cannot be written.
+    `OutputError` if the folder cannot be written.
     """
     folder = Path(folder)
     setattr(model.config, DIRECTION_KEY, str(direction))
@@ -154,7 +154,7 @@ def save_checkpoint(
             with quiet():
                 model.save_pretrained(temporary, state_dict=state)
             config = read_json_object(temporary / "config.json")
-            if dtype is not None:  # the model in memory may have another
+            if dtype is not None:  # the model in memory may have a different one
                 config["dtype"] = str(dtype).removeprefix("torch.")
             write_json(temporary / "config.json", config, sort_keys=True)
             tokenizer.save(temporary)
@@ -172,11 +172,11 @@ def read_checkpoint_info(
 ) -> CheckpointInfo:
     """Read a model folder without its weights.
 
-    `direction` is required if the folder records none (a checkpoint made elsewhere); `turn` ignores
-    the recorded one. `bos_token` overrides what `bos_ids` finds; the empty text means no token.
-    `config` is the folder's config.json, if it has been read already. Raises `DirectionError` when
-    the recorded and the given direction disagree or both are missing, and `CheckpointError` for a
-    folder that is missing, incomplete or damaged.
+    `direction` is required if the folder does not record one (a checkpoint trained elsewhere);
+    `turn` ignores the recorded one. `bos_token` overrides the result of `bos_ids`; the empty text
+    means no token. `config` is the folder's config.json, if it has already been read. Raises
+    `DirectionError` if the recorded and the given direction disagree or both are missing, and
+    `CheckpointError` for a folder that is missing, incomplete or damaged.
     """
     folder = Path(folder)
     config, tokenizer = config or load_config(folder), Tokenizer.load(folder, eos_token)
@@ -201,12 +201,12 @@ def bos_ids(
     asked: str | None = None,
     folder: Path | None = None,
 ) -> list[int]:
-    """The tokens that a model reads before a document: `asked`, else those in its config.json.
+    """The tokens that a model reads before a document: `asked`, or those in its config.json.
 
-    Without either, a forward model gets the tokens that its tokenizer puts before a text. A
-    tokenizer that adds none, and every reverse model, gets EOS, which separates documents in
-    training. An empty `asked` means no token. Raises `CheckpointError` for a token that the
-    tokenizer does not have.
+    Without either, a forward model reads the tokens that its tokenizer puts before a text. If the
+    tokenizer adds none, or for a reverse model, it is EOS, which separated documents in training.
+    An empty `asked` means no token. Raises `CheckpointError` for a token that the tokenizer does
+    not have.
     """
     if asked is not None:
         tokens = [asked] if asked else []
@@ -223,10 +223,10 @@ def bos_ids(
 
 
 def _check_size(folder: Path, config: PretrainedConfig, num_bytes: int) -> None:
-    """Raise `CheckpointError` for a config.json that describes a far larger model than the files.
+    """Raise `CheckpointError` if config.json describes a far larger model than the files hold.
 
     Such a model would fill the memory before the first missing weight is noticed. The estimate is
-    low on purpose: the embedding, or one square matrix per layer.
+    deliberately low: the embedding, or one square matrix per layer.
     """
     config = config.get_text_config()
     layers, width = (
@@ -236,7 +236,7 @@ def _check_size(folder: Path, config: PretrainedConfig, num_bytes: int) -> None:
     if least > _WEIGHTS_PER_BYTE * num_bytes:
         raise CheckpointError(
             f"{folder / 'config.json'}: describes at least {least:.1e} weights ({layers} layers of "
-            f"width {width}, {config.vocab_size} tokens); the folder holds {num_bytes / 1e6:.1f} MB"
+            f"width {width}, {config.vocab_size} tokens); the folder has {num_bytes / 1e6:.1f} MB"
         )
 
 
@@ -261,7 +261,7 @@ def load_config(folder: Path) -> PretrainedConfig:
     Traceback (most recent call last):
     ledom.core.errors.CheckpointError: no-folder: no config.json here; give a model folder
     """
-    read_config(folder)  # refuses sizes that transformers could not bear
+    read_config(folder)  # refuses sizes at which transformers would fail
     with readable(folder):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config.return_dict = config.get_text_config().return_dict = True  # outputs by name
@@ -278,11 +278,11 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a model folder; see `read_checkpoint_info`.
 
-    `dtype` is that of the weights in memory; `auto` keeps the file's. `turn` also accepts a model
-    of the other direction, for training in the given one.
+    `dtype` is the dtype of the weights in memory; `auto` keeps the file's. `turn` also accepts a
+    model of the other direction, to train it in the given one.
     """
     folder = Path(folder)
-    config = load_config(folder)  # once: it takes as long as loading a small model
+    config = load_config(folder)  # only once, because it takes as long as loading a small model
     info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token, config)
     # `loaded_files` refuses unreadable files and incomplete models.
     _check_size(folder, config, sum(file.stat().st_size for file in loaded_files(folder)))
@@ -302,7 +302,7 @@ def load_checkpoint(
             f"{folder}: {name!r} has the shape {list(stored)}, config.json needs "
             f"{list(described)}; correct config.json, or give the weights that belong to it"
         )
-    if report["missing_keys"]:  # transformers would initialize these at random
+    if report["missing_keys"]:  # transformers would initialize them randomly
         raise CheckpointError(
             f"{folder}: the weights lack {', '.join(sorted(report['missing_keys'])[:3])}; the "
             "file is incomplete or belongs to another config.json"
@@ -326,7 +326,7 @@ def load_checkpoint(
 
 @contextmanager
 def readable(folder: str | Path) -> Iterator[None]:
-    """Turn any error of transformers into a `CheckpointError`, and silence its output.
+    """Turn any error from transformers into a `CheckpointError`, and silence its output.
 
     >>> with readable("model"):
     ...     {}["swish"]
@@ -343,10 +343,10 @@ def readable(folder: str | Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Why transformers cannot read a folder, in one line; its advice to run foreign code is cut."""
+    """Why transformers cannot read a folder, in one line, without advice to run foreign code."""
     if "trust_remote_code" in str(error):
-        return "the model needs Python code of its own, which ledom does not run"
-    if isinstance(error, KeyError):  # of a table of activations, for one
+        return "the model needs its own Python code, which ledom does not run"
+    if isinstance(error, KeyError):  # for example, from a table of activations
         return f"transformers does not know {error}"
     return in_one_line(error, 300)
 
@@ -367,7 +367,7 @@ def quiet() -> Iterator[None]:
 
 
 def choose_direction(folder: Path, recorded: Any, asked: Direction | str | None) -> Direction:
-    """The direction of a model folder; raises `DirectionError` if unknown or other than `asked`.
+    """The direction of a model folder; raises `DirectionError` if unknown or not as `asked`.
 
     >>> str(choose_direction(Path("folder"), "reverse", None))
     'reverse'
@@ -380,7 +380,7 @@ def choose_direction(folder: Path, recorded: Any, asked: Direction | str | None)
         )
     if recorded is not None and asked is not None and str(recorded) != str(asked):
         raise DirectionError(
-            f"{folder}: this is a {recorded} model, asked for as {asked}; give a model trained in "
+            f"{folder}: this is a {recorded} model, used as {asked}; give a model trained in "
             f"the {asked} direction"
         )
     if asked is not None:

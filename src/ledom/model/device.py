@@ -1,6 +1,6 @@
-"""The device that a process computes on, and how this process uses its memory on a CPU.
+"""Chooses the device that a process computes on, and configures memory use on a CPU.
 
-torch is imported only where a device is looked at, so that commands which need none start fast.
+torch is imported only where a device is needed, so that other commands start fast.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 LARGE = 384 * 1024
-"""Bytes from which on `large_blocks_apart` counts a block as large."""
+"""The size in bytes from which `large_blocks_apart` counts a block as large."""
 
 
 def default_device() -> str:
-    """The accelerator if there is one, else the CPU.
+    """The accelerator if there is one, otherwise the CPU.
 
     >>> default_device() in ("cpu", "cuda")
     True
@@ -54,7 +54,7 @@ def torch_device(name: str) -> torch.device:
 
     try:
         device = torch.device(f"cuda:{processes.local_rank()}" if name == "cuda" else name)
-        torch.zeros(1, device=device).item()  # fails on a device without data (meta), too
+        torch.zeros(1, device=device).item()  # also fails on a device without data (meta)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
@@ -64,7 +64,7 @@ def torch_device(name: str) -> torch.device:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 on a device.
+    """Whether matmuls are faster in bf16 than in fp32 on a device.
 
     On a CPU without bf16 instructions they are about 50 times slower.
 
@@ -85,12 +85,12 @@ _CACHED_SHAPES = 256
 
 
 def configure_memory() -> None:
-    """Prepare this process to compute on a CPU: keep freed memory, and bound oneDNN's caches.
+    """Prepare this process to compute on a CPU: keep freed memory and limit oneDNN's caches.
 
-    Call it before the first product, and before threads start. oneDNN keeps the code of the last
-    1,024 shapes of products, about 0.6 MB each, and torch what it prepared for them. Batches of
-    texts rarely repeat a shape, so a process would grow by 0.6 GB. A size that the user has set in
-    the environment stays.
+    Call it before the first matmul and before threads start. oneDNN caches the code for the last
+    1,024 matmul shapes, about 0.6 MB each, and torch caches its own data for them. Batches of texts
+    rarely repeat a shape, so a process would grow by 0.6 GB. A cache size that the user has set in
+    the environment is kept.
 
     >>> before = os.environ.copy()
     >>> configure_memory()
@@ -104,8 +104,8 @@ def configure_memory() -> None:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8  # malloc.h
-_MOST_MAPPED = 2**15  # blocks; the system allows a process twice as many
-_CPUS_PER_HEAP = 8  # threads that share a heap wait for each other; one heap each takes more memory
+_MOST_MAPPED = 2**15  # blocks; the system allows twice as many per process
+_CPUS_PER_HEAP = 8  # threads that share a heap wait for each other; more heaps take more memory
 
 
 def _keep_pages() -> bool:
@@ -113,10 +113,10 @@ def _keep_pages() -> bool:
 
     A model's forward pass frees buffers of many megabytes and allocates the same again a moment
     later. In between, glibc returns this memory to the system: always for blocks over 32 MB, and
-    for others when much free space is at the end of a heap, as is common in threads' heaps. Mapping
-    a page again costs a page fault.
+    for other blocks if there is much free space at the end of a heap, which is common in threads'
+    heaps. Mapping a page again costs a page fault.
 
-    Call it before threads start. It works with glibc only, and does nothing where the user has
+    Call it before threads start. It works only with glibc, and does nothing if the user has
     configured the allocator (MALLOC_... or GLIBC_TUNABLES in the environment). Results do not
     change; resident memory stays at its peak.
 
@@ -133,12 +133,12 @@ def _keep_pages() -> bool:
 
 @contextmanager
 def large_blocks_apart() -> Iterator[None]:
-    """Map each block of `LARGE` bytes or more by itself until the block ends.
+    """Within this block, each allocation of `LARGE` bytes or more is mapped by itself.
 
-    In the heap, texts' keys and values leave gaps that their successors, which are larger, do not
-    fit: the process grows with the number of texts. But a page that is mapped costs a page fault,
-    so this is for code that keeps what it needs in each pass (`model.native.library`). It does
-    nothing where `configure_memory` does nothing to the allocator. Results do not change.
+    In the heap, texts' keys and values leave gaps that are too small for their larger successors,
+    so the process grows with the number of texts. But each mapped page costs a page fault, so this
+    is for code that keeps its buffers between passes (`model.native.library`). It does nothing if
+    `configure_memory` leaves the allocator alone. Results do not change.
 
     >>> with large_blocks_apart():
     ...     pass
@@ -156,7 +156,7 @@ def large_blocks_apart() -> Iterator[None]:
     finally:
         with _ENTERING:
             _INSIDE.pop()
-            if not _INSIDE:  # the last of several, of other threads too
+            if not _INSIDE:  # the last of several, including other threads' blocks
                 mallopt(_M_MMAP_MAX, 0)
 
 

@@ -1,10 +1,10 @@
-"""A trial at load that shows whether texts may share a row.
+"""A test at load that shows whether texts may share a row.
 
 Packing is exact if attention is the only way in which the model mixes tokens, and if it is the
 attention that ledom computes: causal, over the whole text, without biases. Convolutions,
 recurrences, custom attention classes, ALiBi, sliding windows and rotary positions scaled by the
 longest text all break this, most of them without an error. So an architecture's name proves
-nothing: each model is tried, in ten forward passes over at most 20 tokens, and compared with plain
+nothing: each model is tested in ten forward passes over at most 20 tokens and compared with plain
 transformers.
 
 Shapes: T tokens read, V vocabulary.
@@ -44,25 +44,25 @@ PackedRun = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(ids, positions, boundaries, targets) of a packed row -> log P of each target [T]. All are int64
 [T], except the boundaries [documents + 1] on the CPU. It may raise any error."""
 
-_PROBE = "ledom-probe"  # our attention, which also records the masks that a model asks for
+_PROBE = "ledom-probe"  # our attention, which also records the masks that a model requests
 _SIZES = (12, 7)  # tokens of the two texts
 _PREFIX = 6  # first tokens, whose outputs must not depend on later ones
-_NOISE = 3  # a correct row may differ by this many times the noise of rounding
+_NOISE = 3  # a correct row may differ by this many times the rounding noise
 _ROUNDING = 2**-20  # a few units in the last place of fp32
 _FAR = 2**20  # a position beyond any text, for models without a limit
 _LONG = 257  # tokens: more than the chunks of recurrent architectures
-_MOST_COPIED = 2**29  # parameters of a copy: 2 GB
+_MOST_COPIED = 2**29  # parameters of a copy, which takes 2 GB
 
 
 @dataclass(frozen=True)
 class _Row:
-    """Two texts in one row, and the token to predict at each place."""
+    """Two texts in one row, and the token to predict at each position."""
 
     ids: Tensor
     targets: Tensor
 
     def moved(self, first: int) -> Tensor:
-        """Position ids [T], which begin at `first` in the first text and at 0 in the second."""
+        """Position ids [T]; they begin at `first` in the first text and at 0 in the second."""
         a, b = (torch.arange(size, device=self.ids.device) for size in _SIZES)
         return torch.cat([a + first, b])
 
@@ -71,8 +71,8 @@ class _Row:
 def packing_reach(own: OwnForward, packed: PackedRun, eos_id: int, context: int) -> int:
     """The longest text, in tokens read, for which `packed` agrees with the model's own pass.
 
-    It is 0 if packing is never exact: such a model runs one text at a time. Otherwise the model is
-    left with ledom's attention. Raises `CheckpointError` for a model that cannot run on token ids
+    It is 0 if packing is never exact; such a model runs one text at a time. Otherwise the model
+    keeps ledom's attention. Raises `CheckpointError` for a model that cannot run on token ids
     alone, or that sees later tokens.
     """
     model, training = own.model, own.model.training
@@ -84,7 +84,7 @@ def packing_reach(own: OwnForward, packed: PackedRun, eos_id: int, context: int)
             reach = min(_mask_reach(own, row.ids[: _SIZES[0]], context), context)
             own.use(IMPLEMENTATION)
             reach = min(reach, _checked(model, packed, row, expected, noise, context))
-        except Exception:  # an architecture may fail in any way on arguments that it does not know
+        except Exception:  # an architecture may fail in any way on unknown arguments
             reach = 0
         if not reach:
             own.restore()
@@ -102,7 +102,7 @@ def _checked(
     noise: float,
     context: int,
 ) -> int:
-    """The longest text for which the packed run is right; 0 for none."""
+    """The longest text for which the packed run is right; 0 if there is none."""
     boundaries = torch.tensor([0, _SIZES[0], sum(_SIZES)])
 
     def run(row: _Row, first: int = 0) -> Tensor:
@@ -112,11 +112,11 @@ def _checked(
     if not close(found, expected, tolerance(model.dtype), noise):
         return 0
     other = _Row(row.ids.clone(), row.targets)
-    # New tokens rather than a new order of the same ones, which would hide a leak of averages.
+    # New tokens, not a new order of the same ones, which would hide a leak of averages.
     other.ids[1 : _SIZES[0]] = _random_ids(model, _SIZES[0] - 1, seed=1)
-    # A different neighbor of the same length leaves all shapes alone, so the second text's results
-    # may change only by the order of sums, whatever the precision. Experts are the exception: the
-    # shapes of their products depend on the tokens that they get.
+    # A different neighbor of the same length changes no shapes, so the second text's results may
+    # change only by the order of sums, in any precision. Experts are the exception: the shapes of
+    # their matmuls depend on the tokens that they get.
     experts = any(name.endswith("experts") for name, _ in model.named_modules())
     limit = tolerance(model.dtype if experts else torch.float32) / 10
     second = slice(_SIZES[0], None)
@@ -132,7 +132,7 @@ def _checked(
 def _random_row(model: PreTrainedModel, eos_id: int) -> _Row:
     """A row of two texts: the first begins inside a document, as windows may, the second with EOS.
 
-    The global random state is left alone.
+    The global random state does not change.
     """
     ids = _random_ids(model, sum(_SIZES) + 1)
     ids, targets = ids[:-1].clone(), ids[1:].clone()
@@ -146,17 +146,17 @@ def _random_ids(model: PreTrainedModel, count: int, seed: int = 0) -> Tensor:
 
 
 def random_text(model: PreTrainedModel, eos_id: int, size: int) -> list[int]:
-    """EOS and random ids, `size` in all; always the same for a model and a size."""
+    """EOS and random ids, `size` in total; always the same for a model and a size."""
     return [eos_id, *_random_ids(model, size - 1, seed=size).tolist()]
 
 
 def vocab_size(model: PreTrainedModel) -> int:
-    """How many ids the model can both read and predict."""
+    """The number of ids that the model can both read and predict."""
     return int(model.config.get_text_config().vocab_size)
 
 
 def _alone(own: OwnForward, row: _Row) -> tuple[Tensor, float]:
-    """log P of the targets [T] by the model's own pass over each text, and the noise of rounding.
+    """log P of the targets [T] by the model's own pass over each text, and the rounding noise.
 
     The noise is how much, in nats, rounding or another length changes the results for the same
     tokens.
@@ -165,7 +165,7 @@ def _alone(own: OwnForward, row: _Row) -> tuple[Tensor, float]:
         parts = [own(ids).float().log_softmax(-1) for ids in row.ids.split(_SIZES)]
         with rounded(own.model):
             again = [own(ids).float().log_softmax(-1) for ids in row.ids.split(_SIZES)]
-        # Of the same length: another length rounds differently, which shows in half precision.
+        # of the same length, because another length rounds differently in half precision
         other = row.ids[: _SIZES[0]].clone()
         other[_PREFIX:] = _random_ids(own.model, _SIZES[0] - _PREFIX, seed=1)
         prefix = own(other)[:_PREFIX].float().log_softmax(-1)
@@ -178,12 +178,12 @@ def _alone(own: OwnForward, row: _Row) -> tuple[Tensor, float]:
             f"too large for {str(own.model.dtype).removeprefix('torch.')}"
         )
     limit = tolerance(own.model.dtype)
-    # ProphetNet depends on how many tokens follow. Half precision needs room for rounding here.
+    # ProphetNet's results depend on the number of following tokens. Half precision needs tolerance.
     other_length = limit if own.model.dtype == torch.float32 else 4 * limit
     first = parts[0][:_PREFIX]
     noise = float((first - again[0][:_PREFIX]).abs().max())
     if not (close(first, prefix, limit, noise) and close(first, shorter, other_length, noise)):
-        seen = "sees later tokens, so it gives no probability of a text"
+        seen = "sees later tokens, so it defines no probability of a text"
         remedy = "give a decoder (some encoders become one with is_decoder: true in config.json)"
         raise own.refusal("other tokens after it change a text's beginning", seen, remedy)
     expected, other = (
@@ -194,11 +194,11 @@ def _alone(own: OwnForward, row: _Row) -> tuple[Tensor, float]:
 
 @contextmanager
 def rounded(model: PreTrainedModel) -> Iterator[None]:
-    """Change what the model reads by a few units in the last place of fp32, until the block ends.
+    """Within this block, the model's input embeddings change by a few units in the last place.
 
-    Some trained models turn such a change into a thousand times as much, at tokens to which they
-    give huge activations (SmolLM2: the first of a text without BOS). Their own results are no
-    more exact than that. In half precision the change is rounded away.
+    Some trained models amplify such a change a thousandfold at tokens with huge activations
+    (SmolLM2: the first token of a text without BOS). Their own results are no more exact than that.
+    In half precision, the change is rounded away.
 
     >>> model = torch.nn.Embedding(1, 8, _weight=torch.ones(1, 8))
     >>> model.get_input_embeddings = lambda: model
@@ -223,9 +223,9 @@ def rounded(model: PreTrainedModel) -> Iterator[None]:
 def tolerance(dtype: torch.dtype) -> float:
     """The largest difference between two log-probabilities that are both right, in nats.
 
-    In fp32 another order of sums changes about 1e-6, and a leak far more. Half precision rounds
-    each layer's output to 8 or 11 bits: the second decimal of log-probabilities near -10. A
-    smaller leak shows when the neighboring text is replaced.
+    In fp32, another order of sums changes about 1e-6, and a leak far more. Half precision rounds
+    each layer's output to 8 or 11 bits, which affects the second decimal of log-probabilities near
+    -10. A smaller leak shows up when the neighboring text is replaced.
 
     >>> tolerance(torch.float32)
     0.0001
@@ -234,10 +234,10 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def close(found: Tensor, expected: Tensor, limit: float, noise: float = 0.0) -> bool:
-    """Whether all differences are within `limit`, which grows with values over 10, or the noise.
+    """Whether all differences are within `limit` (scaled up for values over 10) or the noise.
 
     Rounding grows with the logits: a trained model gives random tokens log-probabilities of -30. A
-    right result may differ by three times the noise, since that comes from a single trial.
+    right result may differ by three times the noise, because the noise comes from a single trial.
 
     >>> close(torch.tensor([-1.0002]), torch.tensor([-1.0]), 1e-4, noise=1e-4)
     True
@@ -247,11 +247,10 @@ def close(found: Tensor, expected: Tensor, limit: float, noise: float = 0.0) -> 
 
 
 def in_float32(model: PreTrainedModel, most: int = _MOST_COPIED) -> PreTrainedModel | None:
-    """A copy in fp32 of a model in half precision: of all its layers, or of the first ones that
-    `most` parameters leave room for.
+    """Copy a half-precision model in fp32: all its layers, or as many as fit in `most` parameters.
 
-    None for a model in another precision, and if the copy would be too large or does not run: some
-    architectures need all layers.
+    Returns None for a model in another precision, and if the copy would be too large or does not
+    run (some architectures need all layers).
     """
     layers = layer_list(model)
     if not half_precision(model) or layers is None:
@@ -266,20 +265,20 @@ def in_float32(model: PreTrainedModel, most: int = _MOST_COPIED) -> PreTrainedMo
     if not kept:
         return None
     known: dict[int, Any] = {}
-    if len(kept) < len(layers):  # `deepcopy` takes what it finds here for the copy
+    if len(kept) < len(layers):  # `deepcopy` uses the entries here as the copy
         known[id(layers)] = nn.ModuleList(deepcopy(layer, known) for layer in kept)
     copy: PreTrainedModel = deepcopy(model, known).float()
     try:
         OwnForward(copy)(torch.zeros(2, dtype=torch.long, device=copy.device))
-    except Exception:  # an architecture may fail in any way with fewer layers
+    except Exception:  # with fewer layers, an architecture may fail in any way
         return None
     return copy
 
 
 @torch.no_grad()
 def check_long_text(own: OwnForward, context: int) -> None:
-    """Raise `CheckpointError` for a model in half precision that fails only on a text of more
-    than one chunk, as recurrent ones do whose kernels mix precisions."""
+    """Raise `CheckpointError` for a half-precision model that fails only on texts longer than one
+    chunk, like recurrent models whose kernels mix precisions."""
     if half_precision(own.model):
         ids = torch.zeros(min(context, _LONG), dtype=torch.long, device=own.model.device)
         try:
@@ -291,12 +290,12 @@ def check_long_text(own: OwnForward, context: int) -> None:
 def _mask_reach(own: OwnForward, ids: Tensor, context: int) -> int:
     """The longest text that every layer attends to in full, according to the model's masks.
 
-    Masks that reach no layer do not count: Qwen2-MoE also requests one with a window of 0 tokens.
+    Masks that no layer receives do not count: Qwen2-MoE also requests one for a window of 0.
     """
     try:
         masks = _Masks(context, marked=True)
         masks.record(own, ids)
-    except Exception:  # an architecture that computes with its masks fails on marked ones
+    except Exception:  # an architecture that computes with its masks fails on marked masks
         masks = _Masks(context, marked=False)
         masks.record(own, ids)
     every_layer = len(masks.layers) >= (own.model.config.get_text_config().num_hidden_layers or 0)
@@ -305,9 +304,9 @@ def _mask_reach(own: OwnForward, ids: Tensor, context: int) -> int:
 
 
 class _Masks:
-    """The masks that a model requests in a pass, and which of them its layers receive.
+    """Records the masks that a model requests in a pass, and which of them its layers receive.
 
-    When `marked`, a mask is a row filled with its index in `reaches`; otherwise it is None.
+    If `marked`, a mask is a row filled with its index in `reaches`; otherwise it is None.
     """
 
     def __init__(self, context: int, marked: bool) -> None:
@@ -352,7 +351,7 @@ class _Masks:
 
 
 def _lengths_in(model: PreTrainedModel) -> list[int]:
-    """Lengths in the config up to which rotary positions are not scaled, longest first."""
+    """The lengths in the config up to which rotary positions are unscaled, longest first."""
     found = numbers_in(model.config.to_dict())
     known = {number for key, number in found if key == "original_max_position_embeddings"}
     return sorted(map(int, known), reverse=True)

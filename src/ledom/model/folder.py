@@ -1,8 +1,8 @@
-"""A model folder: its place in the hub's cache, its config.json, the loaded files and their hash.
+"""A model folder: its place in the hub's cache, its config.json, its files and their hash.
 
 A file is hashed once. Its digest is cached in the user's cache folder (`XDG_CACHE_HOME`, else
 `~/.cache`) and used until the file's path, size, inode or times change. If the cache cannot be
-written, files are hashed each time. This module knows nothing of models.
+written, files are hashed each time. This module does not know about models.
 """
 
 from __future__ import annotations
@@ -54,27 +54,27 @@ _SMALL_FILES = (
 CONTEXT_KEYS = (  # by architecture
     *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"),
 )
-_SIZES = (  # keys of config.json, by the names that architectures use
+_SIZES = (  # keys of config.json under the names that architectures use
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
     *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
     *CONTEXT_KEYS,
 )
-_RANGES = (  # numbers outside of which no model was trained, so that every score would be wrong
+_RANGES = (  # no model was trained outside these limits, so every score would be wrong
     (re.compile(r"^n(um)?(_hidden)?_layers?$"), 0, 10_000),  # transformers makes a list of them
     (re.compile(r"(^|_)eps(ilon)?(_|$)"), 0, 0.1),  # of norms
     (re.compile(r"rope_theta$|rotary_emb_base$|rope_local_base_freq$"), 1, 1e15),
     (re.compile(r"^logits?_scal(e|ing)$|^final_logit_softcapping$|_multiplier$"), 1e-6, 1e6),
 )
 _CACHED_BYTES = 2**20  # digests of smaller files are not worth caching
-_SETTLED_SECONDS = 2.0  # a file changed twice within this time may show the same times
+_SETTLED_SECONDS = 2.0  # a file changed twice within this time may have the same timestamps
 
 
 def snapshot(folder: Path) -> Path:
-    """The model folder inside a repository's folder in the hub's cache; any other folder unchanged.
+    """The model folder inside a repository of the hub's cache; other folders are unchanged.
 
-    If several commits are cached, the one that `refs/main` names is taken. Raises `CheckpointError`
-    if it names none of them.
+    If several commits are cached, the one that `refs/main` names is used. Raises `CheckpointError`
+    if it does not name any of them.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as cache:
@@ -100,7 +100,7 @@ def snapshot(folder: Path) -> Path:
 def read_config(folder: Path) -> JsonObject:
     """A model folder's config.json.
 
-    Raises `CheckpointError` if there is none, or for an impossible number, such as 0 heads.
+    Raises `CheckpointError` if there is none, or if it has an impossible number, such as 0 heads.
 
     >>> read_config(Path("no-folder"))
     Traceback (most recent call last):
@@ -108,7 +108,7 @@ def read_config(folder: Path) -> JsonObject:
     """
     file = folder / "config.json"
     if not exists(file):
-        inner = folder / "model"  # a training run's folder has the finished model there
+        inner = folder / "model"  # where a training run's folder has the finished model
         remedy = f"give {inner}" if (inner / "config.json").is_file() else "give a model folder"
         raise CheckpointError(f"{folder}: no config.json here; {remedy}")
     config = read_json_object(file)
@@ -127,7 +127,7 @@ def read_config(folder: Path) -> JsonObject:
 
 
 def numbers_in(config: JsonObject) -> Iterator[tuple[str, float]]:
-    """The numbers in config.json by their keys, also those of its parts.
+    """The numbers in config.json by their keys, including those of nested objects.
 
     >>> list(numbers_in({"eps": 0.1, "rope": {"factor": 2, "type": "linear"}}))
     [('eps', 0.1), ('factor', 2)]
@@ -140,7 +140,7 @@ def numbers_in(config: JsonObject) -> Iterator[tuple[str, float]]:
 
 
 def weight_files(folder: Path, config: JsonObject) -> list[Path]:
-    """The files that hold a model's weights; the index of shards, if any, comes first.
+    """The files that hold a model's weights; the index of shards (if any) comes first.
 
     Raises `CheckpointError` for an adapter, and for a file that is missing or not a regular file.
 
@@ -187,9 +187,9 @@ def loaded_files(folder: Path) -> list[Path]:
 
 
 def end_ids(folder: Path, config: JsonObject) -> list[int]:
-    """The ids at which transformers ends a text of a model: one, several, or none recorded.
+    """The ids at which transformers ends a model's text: one, several, or none recorded.
 
-    Chat models have several: the end of a document, and that of a turn.
+    Chat models have several, for the end of a document and for the end of a turn.
 
     >>> end_ids(Path("no-folder"), {"eos_token_id": 2})
     [2]
@@ -201,7 +201,7 @@ def end_ids(folder: Path, config: JsonObject) -> list[int]:
 
 
 def count_parameters(folder: Path) -> int:
-    """The number of parameters in a model folder, from the tensors' shapes alone.
+    """The number of parameters in a model folder, computed from the tensors' shapes.
 
     Raises `CheckpointError` for a damaged file.
 
@@ -229,7 +229,7 @@ def count_parameters(folder: Path) -> int:
 
 
 def hash_files(files: Sequence[Path]) -> str:
-    """SHA-256 over the names and contents of files, whatever their folder.
+    """SHA-256 over the names and contents of files, independent of their folder.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -245,7 +245,7 @@ def hash_files(files: Sequence[Path]) -> str:
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of a file's bytes; raises `CheckpointError` where it cannot be read.
+    """SHA-256 of a file's bytes; raises `CheckpointError` if it cannot be read.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as empty:
@@ -290,7 +290,7 @@ def _cache_entry(place: str) -> Path | None:
 
 
 def _regular(file: Path) -> Path:
-    """The file; raises `CheckpointError` if it is missing, a folder or a pipe."""
+    """The file; raises `CheckpointError` if it is missing, or is a folder or a pipe."""
     try:
         check_regular(file)
     except InputError as error:

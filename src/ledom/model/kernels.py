@@ -1,10 +1,10 @@
-"""Fast matrix products and attention by torch's private operations, each with a public fallback.
+"""Fast matmuls and attention with torch's private operations, each with a public fallback.
 
-No other module calls a private operation of torch. The fallbacks give the same results; they run on
-other devices, in other precisions, and with a torch that lacks the operation.
+No other module calls private operations of torch. The fallbacks give the same results; they are
+used on other devices, in other precisions, and if torch lacks the operation.
 
-- torch computes fp32 products with MKL, which reaches half of the peak on AMD processors with
-  AVX-512. oneDNN reaches all of it, and also sums in fp32. Without AVX-512, MKL is faster.
+- torch computes fp32 matmuls with MKL, which reaches half of the peak on AMD processors with
+AVX-512. oneDNN reaches all of it, and also sums in fp32. Without AVX-512, MKL is faster.
 - Only the private kernel behind `scaled_dot_product_attention` returns the normalizers, which are
   needed to join attention over parts of the keys.
 
@@ -35,15 +35,15 @@ __all__ = [
     "varlen_attention",
 ]
 
-_ROWS = 32  # with fewer rows, oneDNN's calls cost more than they save
-_QUERIES = 128  # queries per block of plain products; a block skips the keys that it may not see
+_ROWS = 32  # with fewer rows, calling oneDNN costs more than it saves
+_QUERIES = 128  # queries per block of plain matmuls; a block skips the keys that it may not see
 _KEPT_KEYS = 256  # the longest document whose attention weights are kept for the backward pass
-_SCORES_BYTES = 64 * 2**20  # most memory for a matrix of attention scores
+_SCORES_BYTES = 64 * 2**20  # maximum memory for a matrix of attention scores
 _HALF = (torch.float16, torch.bfloat16)
 _WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
 
-# A linear layer as torch's compiler emits it, the kernel of scaled_dot_product_attention, its
-# backward pass, and that of softmax. Each is None if this torch lacks it.
+# A linear layer as torch's compiler emits it, the kernel of scaled_dot_product_attention and its
+# backward pass, and the backward pass of softmax. Each is None if this torch lacks it.
 _LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _FLASH_BACKWARD: Any = getattr(
@@ -53,7 +53,7 @@ _SOFTMAX_BACKWARD: Any = getattr(torch.ops.aten, "_softmax_backward_data", None)
 _INT8: Any = getattr(torch.ops.onednn, "qlinear_pointwise", None)
 _INT8_PACK: Any = getattr(torch.ops.onednn, "qlinear_prepack", None)
 
-_SHIFT = 128  # the unsigned number that stands for an input of 0
+_SHIFT = 128  # the unsigned number that represents an input of 0
 
 
 class Int8Weight:
@@ -87,10 +87,10 @@ class Int8Weight:
         if self._plain:
             out = (rounded @ self._rounded.t()).mul_(self._scales)
         else:
-            # Unsigned, since with AVX-512 oneDNN has no fast product of signed inputs.
+            # Unsigned, because with AVX-512 oneDNN has no fast matmul for signed inputs.
             shifted = rounded.add_(_SHIFT).to(torch.uint8)
             given = (shifted, 1.0, _SHIFT, self._rounded, self._scales, self._zeros)
-            out = _INT8(*given, None, 1.0, 0, torch.float32, "none", [], "")  # fp32, no more steps
+            out = _INT8(*given, None, 1.0, 0, torch.float32, "none", [], "")  # fp32, nothing fused
         out.mul_(scales)
         return out if bias is None else out.add_(bias)
 
@@ -106,7 +106,7 @@ def linear(x: Tensor, weight: Tensor | Int8Weight, bias: Tensor | None = None) -
     >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([5.0]))
     tensor([[16.]])
     """
-    rows = x.shape[0]  # faster than `len`, and called for every product
+    rows = x.shape[0]  # faster than `len`, and called for every matmul
     x = _fill(x, filled_rows(x, weight))
     if isinstance(weight, Int8Weight):
         return weight(x, bias)[:rows]
@@ -116,10 +116,10 @@ def linear(x: Tensor, weight: Tensor | Int8Weight, bias: Tensor | None = None) -
 
 
 def filled_rows(x: Tensor, weight: Tensor | Int8Weight) -> int:
-    """The rows that x [T, in] should have for a product with a weight: T, or up to 1/16 more.
+    """The number of rows that x [T, in] should have for a matmul: T, or up to 1/16 more.
 
-    For each number of rows that a product ever has, oneDNN generates code, which takes about a
-    millisecond, and keeps 0.6 MB until there are a thousand of them. So there should be few.
+    For each new number of rows, oneDNN generates code, which takes about a millisecond, and keeps
+    0.6 MB of it, for up to a thousand of them. So there should be few different numbers.
 
     >>> filled_rows(torch.ones(1, 2), torch.ones(3, 2))
     1
@@ -132,13 +132,13 @@ def filled_rows(x: Tensor, weight: Tensor | Int8Weight) -> int:
 
 
 def _fill(x: Tensor, rows: int) -> Tensor:
-    """x [T, width] with zeros after its last row, [rows, width]; x itself if it has as many."""
+    """x [T, width] padded with rows of zeros to [rows, width]; x itself if it fits already."""
     missing = rows - x.shape[0]
     return functional.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`linear` by oneDNN whatever the shape, for measurements; plain torch if it lacks oneDNN.
+    """`linear` by oneDNN for any shape, for measurements; plain torch without oneDNN.
 
     >>> onednn_linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
     tensor([[11.]])
@@ -225,10 +225,10 @@ def varlen_attention(
     causal: bool,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention within segments: the result [Q, H, D] and the log normalizers [Q, H] in fp32.
+    """Attention within segments; returns [Q, H, D] and the log normalizers [Q, H] in fp32.
 
     Segment n of the queries [Q, H, D] sees segment n of k and v [L, K, D]. With `causal`, the last
-    query sees the whole segment, the one before it one key less, and so on. `starts` are the
+    query sees the whole segment, the query before it one key fewer, and so on. `starts` are the
     boundaries of the query segments and of the key segments [segments + 1] in int32; `longest` are
     the lengths of the longest of each. Without `has_varlen`, each segment is computed by itself.
 
@@ -279,11 +279,11 @@ def _by_segment(
 
 
 def kept_numbers(dtype: torch.dtype) -> int:
-    """How many numbers `causal_attention` keeps per head and token, in the inputs' dtype.
+    """The count of numbers that `causal_attention` keeps per head and token, in the inputs' dtype.
 
     The private kernel returns log normalizers. It is slow in bf16 (its backward pass takes four
-    times as long, for heads of width 32). Plain products take half of that time. They keep the
-    attention weights of short documents, and compute those of longer ones again.
+    times as long for heads of width 32). Plain matmuls take half of that time. They keep the
+    attention weights of short documents and recompute those of longer ones.
 
     >>> kept_numbers(torch.bfloat16)
     256
@@ -298,10 +298,10 @@ def _has_fused(dtype: torch.dtype) -> bool:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, kept: Tensor) -> Tensor:
     """Causal attention within each of N documents on a CPU; inputs and result [N, H, L, D].
 
-    `kept` [N H L numbers] receives what the backward pass needs (see `kept_numbers`). In bf16,
-    scores are rounded before the softmax, as torch has no product with fp32 outputs on a CPU: the
-    result's mean error is 2 to 5 times the fused kernel's, more for larger scores (up to 5, up to
-    40).
+    `kept` [N H L numbers] receives the data for the backward pass (see `kept_numbers`). In bf16,
+    scores are rounded before the softmax, because torch has no bf16 matmul with fp32 outputs on a
+    CPU. The result's mean error is 2 (scores up to 5) to 5 times (scores up to 40) the fused
+    kernel's.
 
     >>> one = torch.ones(1, 1, 2, 4)
     >>> causal_attention(one, one, one, 0.5, torch.empty(2)).shape
@@ -324,7 +324,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, kept: Tensor
 def causal_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, kept: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, from what `causal_attention` took, returned and kept.
+    """Gradients of q, k and v, from the inputs, result and `kept` of `causal_attention`.
 
     >>> one, kept = torch.ones(1, 1, 2, 4), torch.empty(2)
     >>> out = causal_attention(one, one, one, 0.5, kept)
@@ -355,10 +355,10 @@ def causal_attention_backward(
 
 
 def _blocks(kept: Tensor, rows: int, length: int) -> Iterator[tuple[slice, slice, Tensor | None]]:
-    """Each block's queries, the keys they see, and the place of its weights [rows, block, keys].
+    """Each block's queries, its visible keys, and the place of its weights [rows, block, keys].
 
-    The last block comes first: it sees all keys, so that sums over blocks need not begin with
-    zeros. The weights of documents longer than `_KEPT_KEYS` have no place.
+    The last block comes first because it sees all keys, so sums over blocks need not begin with
+    zeros. The weights of documents longer than `_KEPT_KEYS` are not kept.
     """
     end = 0
     for start in reversed(range(0, length, _QUERIES)):
@@ -369,16 +369,16 @@ def _blocks(kept: Tensor, rows: int, length: int) -> Iterator[tuple[slice, slice
 
 
 def _weights(query: Tensor, key: Tensor, start: int, out: Tensor | None = None) -> Tensor:
-    """Causal attention weights [rows, block, keys] of scaled queries from place `start` on."""
+    """Causal attention weights [rows, block, keys] of scaled queries from index `start` on."""
     scores = torch.bmm(query, key.mT)
     block = query.shape[1]
     later = torch.full((block, block), -torch.inf, dtype=scores.dtype).triu_(1)
-    scores[:, :, start:].add_(later)  # half the time of masked_fill
+    scores[:, :, start:].add_(later)  # takes half the time of masked_fill
     return torch.softmax(scores, dim=-1, out=out)
 
 
 def _softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
-    """The gradient of the scores, from that of their softmax over the last dimension."""
+    """The gradient of the scores, from the gradient of their softmax over the last dimension."""
     if _SOFTMAX_BACKWARD is None:
         return weights * (grad - (grad * weights).sum(-1, keepdim=True))
     found: Tensor = _SOFTMAX_BACKWARD(grad, weights, -1, grad.dtype)

@@ -1,6 +1,6 @@
-"""The layers of models of Llama's shape, with weights joined, or arranged for compiled kernels.
+"""The layers of Llama-shaped models, with weights concatenated or arranged for kernels.
 
-Projections of the same input are one product. All tokens are in model order.
+Projections of the same input are one matmul. All tokens are in model order.
 
 Shapes: T tokens, H query heads, K key-value heads, D head width.
 """
@@ -26,12 +26,12 @@ from ledom.model.native.layers import (
 __all__ = ["Layer", "PackedLayer", "PackedLayers", "Weight", "norm_of"]
 
 Weight = Tensor | Int8Weight
-_PIECE = 1024  # tokens that the feed-forward part takes at a time
+_PIECE = 1024  # tokens that the feed-forward part processes at a time
 _Part = Literal["q", "kv", "qkv"]
 
 
 class Layer:
-    """One layer's weights; those that multiply the same input are concatenated."""
+    """One layer's weights; those with the same input are concatenated."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -43,7 +43,7 @@ class Layer:
         self.qkv_bias = _join(projections, "bias") if attention.q_proj.bias is not None else None
         self.head_dim: int = attention.head_dim
         self.heads = self.inner // self.head_dim, len(attention.k_proj.weight) // self.head_dim
-        """Heads of queries, and of keys or values."""
+        """The number of query heads, and of key-value heads."""
         self.out: Weight = attention.o_proj.weight
         self.out_bias: Tensor | None = attention.o_proj.bias
         self.up: Weight = _join([mlp.gate_proj, mlp.up_proj], "weight")
@@ -56,22 +56,22 @@ class Layer:
             setattr(self, name, Int8Weight(getattr(self, name)))
 
     def bias(self, part: _Part) -> Tensor | None:
-        """Of `qkv`, `q` or `kv`."""
+        """The weight `qkv`, `q` or `kv`."""
         if self.qkv_bias is None or part == "qkv":
             return self.qkv_bias
         return self.qkv_bias[: self.inner] if part == "q" else self.qkv_bias[self.inner :]
 
     def rotated(self, part: _Part) -> int:
-        """The heads at the beginning of `qkv`, `q` or `kv` to which rotary positions apply."""
+        """The number of heads, first in `qkv`, `q` or `kv`, to which rotary positions apply."""
         queries, keys = self._heads_of(part)
         return queries + keys
 
     def _heads_of(self, part: _Part) -> tuple[int, int]:
-        """The heads of queries in `qkv`, `q` or `kv`, and those of keys."""
+        """The numbers of query heads and of key heads in `qkv`, `q` or `kv`."""
         return (self.heads[0] if "q" in part else 0), (self.heads[1] if "kv" in part else 0)
 
     def split(self, part: _Part, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [T, H, D], keys and values [T, K, D] in `qkv`, `q` or `kv`; else empty ones."""
+        """Queries [T, H, D], keys and values [T, K, D] in `qkv`, `q` or `kv`; the rest empty."""
         queries, keys = self._heads_of(part)
         q, k, v = x.unflatten(-1, (-1, self.head_dim)).split([queries, keys, keys], dim=1)
         return q, k, v
@@ -79,15 +79,15 @@ class Layer:
     def project(
         self, part: _Part, hidden: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [T, H, D], keys and values [T, K, D], of which those in `part` are not empty."""
+        """Queries [T, H, D], keys and values [T, K, D]; those not in `part` are empty."""
         x = linear(rms_norm(hidden, *self.attention_norm), getattr(self, part), self.bias(part))
         heads = x.unflatten(-1, (-1, self.head_dim))
         rotate(heads[:, : self.rotated(part)], cos, sin)
         return self.split(part, x)
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The residual stream [T, width] after the layer, which may overwrite `hidden`, from
-        attention's result [T, H * D]."""
+        """The residual stream [T, width] after the layer, given the attention's result [T, H * D].
+        May overwrite `hidden`."""
         hidden = add_linear(hidden, attended, self.out, self.out_bias)
         return torch.cat([self._feed_forward(piece) for piece in hidden.split(_PIECE)])
 
@@ -97,7 +97,7 @@ class Layer:
 
 
 class PackedLayer:
-    """As `Layer`, by compiled kernels, from a copy of the layer's weights."""
+    """Like `Layer`, but with compiled kernels and a copy of the layer's weights."""
 
     def __init__(self, layer: Layer, parts: Sequence[_Part]) -> None:
         def pack(name: str, bias: Tensor | None = None) -> PackedWeight:
@@ -132,7 +132,7 @@ class PackedLayers:
 
 
 def _join(modules: Sequence[Any], name: str) -> Tensor:
-    """Concatenate the modules' parameters of this name; the modules keep views, to save memory."""
+    """Concatenate the modules' parameters of this name; the modules get views, to save memory."""
     parameters = [getattr(module, name) for module in modules]
     joined = torch.cat([parameter.data for parameter in parameters])
     for parameter, part in zip(parameters, joined.split([len(p) for p in parameters]), strict=True):

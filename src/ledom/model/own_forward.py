@@ -1,4 +1,4 @@
-"""A model's own forward pass, as plain transformers runs it: the reference for the fast ones.
+"""A model's own forward pass, as plain transformers runs it: the reference for fast passes.
 
 Shapes: T tokens read, N outputs wanted, V vocabulary.
 """
@@ -26,7 +26,7 @@ __all__ = ["OwnForward", "reset_length"]
 class OwnForward:
     """Runs a model as plain transformers does, with the attention that transformers chooses.
 
-    Unless it `follows_autocast`, as training does, the caller's autocast has no effect.
+    The caller's autocast has no effect, unless `follows_autocast` is set, as in training.
     """
 
     def __init__(self, model: PreTrainedModel, follows_autocast: bool = True) -> None:
@@ -43,7 +43,7 @@ class OwnForward:
         self._selects = "logits_to_keep" in parameters
 
     def __call__(self, ids: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """Logits [T, V] for ids [T] in model order, or [N, V] at the places `wanted` [N]."""
+        """Logits [T, V] for ids [T] in model order, or [N, V] at the indices `wanted` [N]."""
         options = dict(self._options)
         if wanted is not None and self._selects:
             options["logits_to_keep"] = wanted
@@ -57,9 +57,9 @@ class OwnForward:
 
     @contextmanager
     def attention(self, name: str | None) -> Iterator[None]:
-        """Give the model the attention registered under a name, or its own, until the block ends.
+        """Within this block, the model uses the attention registered under a name, or its own.
 
-        Only this thread runs its modules meanwhile, and they know nothing of earlier texts.
+        Only this thread runs its modules meanwhile, and they keep no state from earlier texts.
         """
         with turn(self.model), self._precision():
             before = self._current()
@@ -72,18 +72,18 @@ class OwnForward:
                 reset_length(self.model)
 
     def use(self, name: str) -> None:
-        """Let every layer run the attention registered with transformers under a name."""
+        """Make every layer run the attention registered with transformers under a name."""
         self._assign([name] * len(self._configs))
 
     def restore(self) -> None:
-        """Give the model its own attention for good."""
+        """Restore the model's own attention."""
         self._assign(self._names)
 
     def _current(self) -> list[str | None]:
         return [config._attn_implementation for config in self._configs]
 
     def _assign(self, names: list[str | None]) -> None:
-        # The public property would also change nested configs, which get their own names here.
+        # The public property would also change nested configs, which are set separately here.
         for config, name in zip(self._configs, names, strict=True):
             config._attn_implementation_internal = name
 
@@ -91,12 +91,12 @@ class OwnForward:
     def check_training(self, longest: int) -> None:
         """Raise `CheckpointError` for a model that cannot be trained on texts of every length.
 
-        Both `longest` tokens and one fewer are tried: some architectures need a multiple.
+        Both `longest` tokens and one fewer are tried, because some architectures need a multiple.
         """
         training = self.model.training
         self.model.train()
         try:
-            with torch.random.fork_rng():  # dropout draws
+            with torch.random.fork_rng():  # dropout draws random numbers
                 for length in (longest, max(longest - 1, 1)):
                     self(torch.zeros(length, dtype=torch.long, device=self.model.device))
         except Exception as error:
@@ -106,7 +106,7 @@ class OwnForward:
             self.model.train(training)
 
     def refusal(self, error: object, what: str, remedy: str) -> CheckpointError:
-        """The error for a model that cannot be used; in half precision, that may be the cause."""
+        """The error for a model that cannot be used; half precision may be the cause."""
         kind, half = type(self.model).__name__, half_precision(self.model)
         reason = in_one_line(error)
         if half:
@@ -115,7 +115,7 @@ class OwnForward:
 
 
 def reset_length(model: nn.Module) -> None:
-    """Forget earlier texts: dynamic NTK keeps the frequencies of the longest one."""
+    """Forget earlier texts, because dynamic NTK keeps the frequencies of the longest one."""
     for module in filter(follows_length, model.modules()):
         kinds: Any = module.rope_type
         prefixes = [f"{layer_type}_" for layer_type in kinds] if isinstance(kinds, dict) else [""]

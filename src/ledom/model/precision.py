@@ -1,10 +1,10 @@
-"""The precision that a model computes in, chosen at load.
+"""Chooses, at load, the precision that a model computes in.
 
-`auto` is bf16 if the device is faster in it and a trial shows that it is safe: on each of two fixed
+`auto` is bf16 if it is faster on the device and a test shows that it is safe: on each of two fixed
 texts, bf16 changes the log-probability of a token by at most `TOLERANCE` on average. The model did
-not write these texts, because errors are smallest where a model finds a text likely. Otherwise
+not write these texts, because errors are smallest on texts that a model finds likely. Otherwise
 `auto` is fp32. One exception: on a GPU, weights stored in half precision stay in it, because an
-fp32 copy may not fit its memory.
+fp32 copy may not fit into memory.
 
 Shapes: T tokens.
 """
@@ -38,7 +38,7 @@ def mean(values): return sum(values) / len(values)
 for (int i = 0; i < 64; i++) { s[i] += 0x1F * 3.14159e-2; }  // 2718281828
 """,
 )
-"""The texts of the trial: arithmetic, prose, code and speech in English; other scripts, digits and
+"""The texts of the test: English arithmetic, prose, code and speech; then other scripts, digits and
 signs, whose tokens have other weights."""
 _NAMED = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
@@ -47,7 +47,7 @@ Load = Callable[[torch.dtype | Literal["auto"]], Checkpoint]
 
 
 def load_in(dtype: str | torch.dtype, device: torch.device, load: Load) -> tuple[Checkpoint, str]:
-    """Load a checkpoint in a precision; returns it with the name of the precision in use.
+    """Load a checkpoint in a precision; also returns the name of the precision in use.
 
     `dtype` is a name, or any floating-point `torch.dtype`. Raises `InputError` for an unknown name,
     and for int8 on a device other than a CPU.
@@ -80,13 +80,13 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
     checkpoint = load(torch.float32)
     try:
         exact = [_logprobs(checkpoint, text) for text in _TEXTS]
-    except Exception:  # a model that does not run on ids alone is refused elsewhere
+    except Exception:  # models that do not run on ids alone are refused elsewhere
         return checkpoint
-    del checkpoint  # one at a time in memory
+    del checkpoint  # only one at a time in memory
     rough = load(torch.bfloat16)
     try:
         found = [_logprobs(rough, text) for text in _TEXTS]
-    except RuntimeError as problem:  # an architecture that mixes dtypes
+    except RuntimeError as problem:  # for example, an architecture that mixes dtypes
         log("float32: the model does not run in bfloat16 (%s)", problem)
         del rough
         return load(torch.float32)

@@ -1,8 +1,8 @@
-"""Batches of texts as prefix trees, so that shared prefixes are computed once.
+"""Lays out batches of texts as prefix trees, so that shared prefixes are computed once.
 
-Forward, the candidates of a question share the question; in either direction, pairs with the same
-demonstrations share these; equal texts share everything. Texts are sorted, which puts shared
-prefixes next to each other, and split into batches of at most a budget of tokens.
+For a forward model, the candidates of a question share the question. In either direction, pairs
+with the same demonstrations share these, and equal texts share everything. Texts are sorted, which
+puts shared prefixes next to each other, and split into batches of at most a budget of tokens.
 
 All ids and tokens are in model order.
 
@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 __all__ = ["PrefixTree", "batches", "shared_length"]
 
 _MIN_SHARED = 16
-"""Sharing fewer tokens than this costs more in kernel calls than it saves."""
+"""Fewer shared tokens than this cost more in kernel calls than they save."""
 _SHARED_TIMES = 8
-"""New tokens that a batch may hold per shared one; see `batches`."""
+"""New tokens that a batch may hold per shared token; see `batches`."""
 
 
 @dataclass
 class PrefixTree:
-    """Texts laid out in one row, segment after segment; a shared prefix is a segment of its own.
+    """Texts laid out in one row of segments; a shared prefix is a segment of its own.
 
-    A token sees the segments above its own, and the earlier tokens of its own.
+    A token sees the segments above its own and the earlier tokens of its own segment.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -38,15 +38,15 @@ class PrefixTree:
     positions: list[int] = field(default_factory=list)
     """Each token's position in its texts, [T]."""
     sizes: list[int] = field(default_factory=list)
-    """Tokens of each segment, in row order."""
+    """The number of tokens of each segment, in row order."""
     ancestors: list[list[int]] = field(default_factory=list)
     """For each segment, the segments above it, outermost first."""
     places: list[NDArray[np.int64]] = field(default_factory=list)
-    """For each text, in the order given, its tokens' indices in the row."""
+    """For each text, in the given order, its tokens' indices in the row."""
 
     @classmethod
     def build(cls, texts: Sequence[Sequence[int]]) -> PrefixTree:
-        """The tree of some texts, which must be sorted.
+        """Build the tree of some texts, which must be sorted.
 
         >>> tree = PrefixTree.build([[1, 2], [1, 2]])
         >>> tree.ids, tree.sizes
@@ -69,7 +69,7 @@ class _Builder:
     def __init__(self, tree: PrefixTree, texts: Sequence[Sequence[int]]) -> None:
         self.tree, self.texts = tree, texts
         self.shared = [shared_length(a, b) for a, b in pairwise(texts)]
-        """How many tokens each text shares with the next."""
+        """The number of tokens that each text shares with the next."""
         self.paths: list[list[int]] = []
         """The segments of each text added so far."""
 
@@ -95,7 +95,7 @@ class _Builder:
         return last
 
     def _extend(self, above: list[int], text: int, depth: int, end: int) -> list[int]:
-        """The path `above`, extended by a segment of the text's tokens [depth, end) if any."""
+        """Extend the path `above` by a segment of the text's tokens [depth, end), if any."""
         if depth == end:
             return above
         self.tree.ids.extend(self.texts[text][depth:end])
@@ -106,7 +106,7 @@ class _Builder:
 
 
 def _worth_sharing(shared: int, depth: int, text: Sequence[int]) -> bool:
-    """Whether sharing tokens [depth, shared) pays; the rest of a whole text always does."""
+    """Whether sharing tokens [depth, shared) pays off; up to a text's end, it always does."""
     return shared - depth >= _MIN_SHARED or shared == len(text)
 
 
@@ -126,8 +126,8 @@ def batches(texts: Sequence[Sequence[int]], budget: int, workers: int = 1) -> It
     """Split texts into batches of at most `budget` new tokens (or one text); yields their indices.
 
     The indices are in the sorted order of the texts. A group of texts with a common prefix may be
-    split over batches, each of which then computes the prefix once. To keep that a small part of
-    the work, a batch whose texts all share a long prefix may hold `_SHARED_TIMES` as many new
+    split over batches, each of which then computes the prefix once. To keep this a small part of
+    the work, a batch whose texts all share a long prefix may hold `_SHARED_TIMES` times as many new
     tokens as the prefix has. Texts that need more than one such batch are split evenly among the
     workers.
 
@@ -146,7 +146,7 @@ def batches(texts: Sequence[Sequence[int]], budget: int, workers: int = 1) -> It
             new -= known if _worth_sharing(known, 0, texts[batch[-1]]) else 0
             common = min(common, known)
         most = max(budget, _SHARED_TIMES * common)
-        if total > most:  # each of the workers computes the common prefix
+        if total > most:  # each worker computes the common prefix
             most = max(budget, min(most, -(-(total + (workers - 1) * common) // workers)))
         if batch and cost + new > most:
             yield batch

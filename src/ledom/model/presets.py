@@ -1,4 +1,4 @@
-"""The shape of a model: plain Llama, so that any tool that loads Llama loads ours.
+"""The shape of a model: plain Llama, so any tool that loads Llama can load it.
 
 A recipe gives a shape in full, names a preset (`model: 7b`), or overrides parts of a preset
 (`model: {preset: 7b, max_position_embeddings: 4096}`).
@@ -43,7 +43,7 @@ PRESETS: dict[str, _Shape] = {
 
 
 class ModelConfig(Config):
-    """Shape of a Llama model; the vocabulary comes from the tokenizer.
+    """The shape of a Llama model; the vocabulary comes from the tokenizer.
 
     >>> ModelConfig.model_validate("tiny").num_hidden_layers
     6
@@ -58,7 +58,7 @@ class ModelConfig(Config):
     num_hidden_layers: PositiveInt
     num_attention_heads: PositiveInt
     num_key_value_heads: PositiveInt
-    """Key-value heads; each is shared by a group of query heads."""
+    """Number of key-value heads; each is shared by a group of query heads."""
     max_position_embeddings: PositiveInt = 512
     """Longest text, in tokens."""
     tie_word_embeddings: bool = True

@@ -1,10 +1,10 @@
 """Attention in the row of a prefix tree.
 
 A token sees its own segment causally, and all segments above. On a CPU, the fused kernel also
-computes masked pairs, so a segment's queries go to it in small groups, with only the keys that they
-may see. A shared segment takes one call for all queries below it, without a mask; the results are
-joined by their log normalizers. On a GPU, one call takes each segment with itself, and one more
-call per level of the tree takes the shared segments.
+computes masked pairs, so it gets a segment's queries in small groups, with only the keys that they
+may see. A shared segment needs one call for all queries below it, without a mask; the results are
+combined by their log normalizers. On a GPU, one call computes each segment's attention to itself,
+and one more call per level of the tree handles the shared segments.
 
 Shapes: T tokens in the row, Q queries, H query heads, K key-value heads, D head width.
 """
@@ -27,7 +27,7 @@ from ledom.model.prefix_tree import PrefixTree
 
 __all__ = ["TreeAttention"]
 
-_QUERIES = 64  # queries of a segment per call of the CPU's kernel
+_QUERIES = 64  # queries of a segment per call to the CPU's kernel
 
 _Span = tuple[int, int]
 
@@ -35,8 +35,8 @@ _Span = tuple[int, int]
 class TreeAttention:
     """An `Attend` (`model.attention`) for the row of a tree.
 
-    Queries are either those of all tokens, or those of the `wanted` indices in the row (ascending).
-    If it `reuses` memory, each result of ledom's own kernel is overwritten by the next.
+    There is a query for every token, or only for the `wanted` indices in the row (ascending). If it
+    `reuses` memory, each result of ledom's own kernel is overwritten by the next one.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TreeAttention:
         return _Masks(longest, self._device, self._dtype)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        which = len(q), has_native(k, v)  # an architecture may have layers of several widths
+        which = len(q), has_native(k, v)  # layers may have different widths
         if which not in self._plans:
             self._plans[which] = self._plan(self._places[len(q)], which[1])
         return self._plans[which](q, k, v)
@@ -82,13 +82,13 @@ class _Segments:
         ]
         self.ancestors = tree.ancestors
         self.reaches = list(ends)
-        """For each segment, the end of the last token that sees it."""
+        """For each segment, the end of the last segment that sees it."""
         for end, above in zip(ends, tree.ancestors, strict=True):
             for segment in above:
                 self.reaches[segment] = end
 
     def queries(self, places: NDArray[np.int64], segment: int) -> tuple[int, int, int]:
-        """(first, last, below): the segment holds `places[first:last]`, those below it
+        """(first, last, below): the segment holds `places[first:last]`, the segments below it
         `places[last:below]`."""
         start, end = self.spans[segment]
         found = np.searchsorted(places, (start, end, self.reaches[segment]))
@@ -97,7 +97,7 @@ class _Segments:
 
 
 class _NativePlan:
-    """The arguments of ledom's own kernel for the queries at some indices in the row."""
+    """The arguments of ledom's own kernel for queries at some indices in the row."""
 
     def __init__(self, segments: _Segments, places: NDArray[np.int64], reuses: bool) -> None:
         tasks: list[tuple[int, int, int, int]] = []
@@ -120,7 +120,7 @@ class _NativePlan:
 
 
 class _Plan:
-    """The CPU's kernel calls for the queries at some indices in the row."""
+    """The kernel calls on a CPU for queries at some indices in the row."""
 
     def __init__(self, segments: _Segments, places: NDArray[np.int64], masks: _Masks) -> None:
         self._masks = masks
@@ -160,13 +160,13 @@ class _Masks:
     """Additive masks [queries, keys] for queries of one segment: 0 where a query sees a key."""
 
     def __init__(self, longest: int, device: torch.device, dtype: torch.dtype) -> None:
-        # Row i of the strip sees the columns up to longest + i; every causal mask is a slice of it.
+        # Row i sees the columns up to longest + i; every causal mask is a slice of this strip.
         strip = torch.full((_QUERIES, longest + _QUERIES), -torch.inf, device=device, dtype=dtype)
         self._strip = strip.triu(longest + 1)
         self._longest = longest
 
     def __call__(self, seen: NDArray[np.int64]) -> Tensor:
-        """The mask of queries, of which number i sees the keys 0 to `seen[i]`; `seen` ascends."""
+        """The mask of queries where query i sees the keys 0 to `seen[i]`; `seen` ascends."""
         first, last = int(seen[0]), int(seen[-1])
         if last - first + 1 == len(seen):
             start = self._longest - first
@@ -177,7 +177,7 @@ class _Masks:
 
 
 class _VarlenPlan:
-    """The GPU's kernel calls: each takes many pairs of a span of queries and a span of keys."""
+    """The kernel calls on a GPU; each handles many pairs of a query span and a key span."""
 
     def __init__(
         self, segments: _Segments, places: NDArray[np.int64], device: torch.device
@@ -208,12 +208,12 @@ class _VarlenPlan:
 
 
 class _SpanPairs:
-    """Pairs of a span of queries and a span of keys, for one call of `varlen_attention`."""
+    """Pairs of a query span and a key span, for one call to `varlen_attention`."""
 
     def __init__(self, pairs: Sequence[tuple[_Span, _Span]], device: torch.device) -> None:
         queries, keys = (_joined(spans) for spans in zip(*pairs, strict=True))
         self.queries, self._keys = (torch.from_numpy(x[0]).to(device) for x in (queries, keys))
-        """Their indices in the row."""
+        """The indices in the row."""
         starts, key_starts = (torch.from_numpy(x[1]).to(device) for x in (queries, keys))
         self._starts, self._longest = (starts, key_starts), (queries[2], keys[2])
 

@@ -1,11 +1,11 @@
-r"""Finds the final answer of a solution, and tells whether it is right.
+r"""Extracts the final answer of a solution and checks whether it is right.
 
-Answers are compared as plain numbers, else as text, else by their meaning (`math.equality`). Units
-and names that only one answer has are ignored; those of both must agree: "5 cm" equals "5", and so
-does "x = 5", but "5 cm" does not equal "5 m". So equality is symmetric, but not transitive.
+Answers are compared as plain numbers, then as text, then by their meaning (`math.equality`). Units
+and names that only one answer has are ignored; if both have them, they must agree. "5 cm" equals
+"5" and "x = 5" equals "5", but "5 cm" is not "5 m". Equality is symmetric but not transitive.
 
-Texts come from models: nothing here raises on any string, and everything takes time linear in its
-length. This module knows nothing of models or files.
+Texts come from models, so nothing here raises an error on any string, and everything takes time
+linear in its length. This module does not know about models or files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ANSWER_MARK = re.compile(
     r"|^[ \t*]{0,8}A:(?=\s)",
     re.MULTILINE,
 )
-# A sum of numbers alone is a step of a calculation; 5m and T-5 are no expressions.
+# A sum of numbers alone is a step of a calculation; 5m and T-5 are not expressions.
 _SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
 _TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
@@ -59,7 +59,7 @@ _CLAUSE = re.compile(
 )
 _ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
 _CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
-_VERDICT = re.compile(  # no number follows that could be the answer instead
+_VERDICT = re.compile(  # no later number could be the answer instead
     r"(?i:yes|no|true|false)(?=(?:[.,;!]|\s[-(–—])\D*\Z|\s*\Z|,?\s(?:because|since)\b)"
 )
 _CHOSEN = re.compile(r"(?<![\w'])(\([A-J]\)|[A-J]) is (?:the )?(?:correct|right|best)\b")
@@ -82,24 +82,24 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 _PROSE = re.compile(r"[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^])")
 _CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{")
 _PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")
-"""A number that is read in one way only: digits, perhaps with a decimal point between them."""
+"""A number that can be read in only one way: digits, perhaps with a decimal point in between."""
 
 
 def extract_answer(text: str) -> str | None:
     r"""The final answer that a solution text states, or None.
 
-    These are looked for in order; the last occurrence of the first kind found is the answer:
+    The following are searched in order; the last occurrence of the first kind found is the answer:
 
     1. `#### answer`, to the end of the line (a `####` heading in mid-text does not count);
     2. `\boxed{answer}`, braces nested;
     3. the key "answer" of a JSON text, "answer is", "correct option is", "Answer:", or a last line
        "A: answer"; in a sentence, the answer is the part before "because" or "rather than", or
        else the last number; in a chain of equations, the part after the last "=";
-    4. all of a text that is a word or can be read as an answer;
+    4. the whole text, if it is a word or can be read as an answer;
     5. the last number, or the formula, pair or list of values that contains it.
 
     Text before `</think>` counts only if no answer follows it; `<answer>` tags count as a box. An
-    answer of kinds 1 to 3 counts before a further question ("Q: ...") that the model wrote.
+    answer of kinds 1 to 3 takes precedence over a further question ("Q: ...") that the model wrote.
 
     >>> extract_answer("So 16 - 3 = 13, and the answer is 6 rather than 5.")
     '6'
@@ -129,10 +129,10 @@ def is_correct(candidate_text: str, answer: str) -> bool:
 
 
 def is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool | None:
-    """Whether a candidate is right; None if neither its label nor the problem's answer tells.
+    """Whether a candidate is right; None without a label and without an answer to the problem.
 
-    The candidate's label counts first. Without one, its final `answer` (`extract_answer` of its
-    text) is compared with the problem's.
+    The candidate's label takes precedence. Without one, its final `answer` (`extract_answer` of its
+    text) is compared with the problem's answer.
 
     >>> problem = Problem(id="p", question="2 + 2?", answer="4")
     >>> is_right(Candidate(problem_id="p", index=0, text="#### 5"), "5", problem)
@@ -160,7 +160,7 @@ def equal_answers(first: str | None, second: str | None) -> bool:
     >>> equal_answers(r"\sqrt{8}", r"2\sqrt{2}"), equal_answers(r"4\sqrt(2)", r"4\sqrt(3)")
     (True, False)
 
-    Never raises, whatever the texts, and takes bounded time: undecided answers are not equal. See
+    Never raises an error, and takes bounded time: answers that cannot be decided are not equal. See
     "When two answers are equal" in docs/concepts.md.
     """
     if first is None or second is None:
@@ -184,7 +184,7 @@ def has_content(answer: str) -> bool:
 
 
 class AnswerClasses:
-    """Groups the equal answers to one problem, and numbers the groups.
+    """Groups equal answers to one problem and numbers the groups.
 
     All answers of a class equal each other. Equality is not transitive ("5 cm" and "5 m" both equal
     "5"), so a new answer joins the first class whose members all equal it.
@@ -199,7 +199,7 @@ class AnswerClasses:
         self._members: list[list[str]] = []
 
     def number(self, answer: str | None) -> int:
-        """The number of the answer's class; -1 without an answer."""
+        """The number of the answer's class; -1 for None."""
         if answer is None or not has_content(answer):
             return -1
         if answer not in self._by_answer:
@@ -232,7 +232,7 @@ def _after_hashes(text: str) -> str | None:
 
 
 def _in_box(text: str) -> str | None:
-    starts: list[int | None] = []  # where each open box begins; None for an open brace without one
+    starts: list[int | None] = []  # where each open box begins; None for a plain open brace
     span = (0, 0)
     for match in _BOXED_OR_BRACE.finditer(text):
         if match[0] == "}" and starts:
@@ -281,7 +281,7 @@ def _after_mark(text: str) -> str | None:
 
 
 def _stated(line: str, *, is_last: bool) -> str | None:
-    """The answer in a line; only the last line of a text may hold one without a number."""
+    """The answer in a line; only in a text's last line may it lack a number."""
     line = _OPTION.sub("", bare(_ARROW.split(_CALCULATOR.sub("", line))[-1]), count=1)
     line = _EXCLAIMED.sub("", line)  # "The answer is 5!"
     before, _, after = line.rpartition("=")
@@ -346,7 +346,7 @@ def _listed(text: str) -> str | None:
 
 
 def _whole(text: str) -> str | None:
-    """A text that is itself the answer: a choice, a word, or what can be read completely."""
+    """A text that is itself the answer: a choice, a word, or a formula that parses completely."""
     line = bare(text)
     if "\n" in line or not has_content(line):
         return None
@@ -359,7 +359,7 @@ def _whole(text: str) -> str | None:
 
 
 def _understood(line: str) -> Node | None:
-    return None if _PROSE.match(line) else read(line)  # "so x" is no s * o * x
+    return None if _PROSE.match(line) else read(line)  # "so x" is not s * o * x
 
 
 def _last_formula(text: str) -> str | None:
@@ -379,7 +379,7 @@ def _last_formula(text: str) -> str | None:
 
 
 def _is_formula(found: re.Match[str]) -> bool:
-    """Whether a match of `FORMULA` is more than numbers, or numbers and the letter of a unit."""
+    """Whether a match of `FORMULA` is more than numbers and perhaps the letter of a unit."""
     text = found["sum"]
     if text is None or PART.search(text):
         return True

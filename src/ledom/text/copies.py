@@ -1,8 +1,8 @@
-"""Passages that a solution copies from its question.
+"""Finds passages that a solution copies from its question.
 
 A solution that repeats the question explains it by copying: log P(question | solution) is then near
-0, whatever was solved. Without the copied passages, a reverse model must explain the question from
-the rest. This module knows nothing of models or scores.
+0, whatever else it says. Without the copied passages, a reverse model must explain the question
+from the rest. This module does not know about models or scores.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ UNSPACED = (
     "\u0e00-\u0e4f\u0e5a-\u0e7f"
     "\u3005\u3007\u3040-\u30fa\u30fc-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 )
-"""Characters of scripts that write words without spaces, or numbers without a space after them:
-Thai without its digits, Japanese, Chinese and Korean."""
+"""Characters of scripts without spaces between words, or after numbers: Thai (except its digits),
+Japanese, Chinese and Korean."""
 
 WORD = rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+"
 """A word; in these scripts, a character."""
@@ -27,8 +27,8 @@ _WORD = re.compile(WORD)
 def copied_passages(solution: str, question: str, num_words: int) -> list[tuple[int, int]]:
     """The [start, end) character spans of the passages that occur in the question word for word.
 
-    A passage has at least `num_words` words (`WORD`); letter case and what separates words are
-    ignored.
+    A passage has at least `num_words` words (`WORD`); letter case and the characters between words
+    are ignored.
 
     >>> copied_passages("Ava has 3 red pens, so 3.", "AVA HAS 3 red pens and a cat", 4)
     [(0, 18)]

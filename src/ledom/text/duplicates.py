@@ -1,9 +1,9 @@
-"""Near duplicates among short texts, by their word n-grams.
+"""Finds near duplicates among short texts by their word n-grams.
 
 Two texts are near duplicates if the sets of their 5-word n-grams have a Jaccard similarity of 0.8
 or more, as in Lee et al., Deduplicating Training Data Makes Language Models Better (ACL 2022).
-MinHash signatures in a locality-sensitive index (datasketch) find which texts to compare; the
-comparison itself is exact. This module knows nothing of models or records.
+MinHash signatures in a locality-sensitive index (datasketch) select the texts to compare; the
+comparison itself is exact. This module does not know about models or records.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ledom.text.copies import WORD
 
 __all__ = ["NearDuplicates"]
 
-_WORDS = 5  # in an n-gram
-_PERMUTATIONS = 128  # of a signature
+_WORDS = 5  # per n-gram
+_PERMUTATIONS = 128  # per signature
 _WORD = re.compile(rf"{WORD}(?:\.\d+)?")
-_MAX_THRESHOLD = 0.9  # with a higher one the index would miss pairs
-_MISS_WEIGHT = 0.9  # cost of a missed pair; the rest is the cost of a needless comparison
+_MAX_THRESHOLD = 0.9  # with a higher one, the index would miss pairs
+_MISS_WEIGHT = 0.9  # the cost of a missed pair; the rest is the cost of a needless comparison
 
 
 class NearDuplicates:
     """An index of texts that finds near duplicates; letter case and punctuation are ignored.
 
-    Raises `MissingExtraError` without datasketch, and `InputError` for a similarity out of (0, 1].
+    Raises `MissingExtraError` without datasketch, and `InputError` for a similarity outside (0, 1].
 
     >>> seen = NearDuplicates()
     >>> seen.add("Ava has 3 red pens and buys 4 more. How many has she?")
@@ -49,16 +49,16 @@ class NearDuplicates:
         self._n_grams: list[frozenset[str]] = []
 
     def add(self, text: str) -> None:
-        """Add a text that later ones are compared with."""
+        """Add a text to compare later ones with."""
         n_grams = _n_grams(text)
         self._index.insert(len(self._texts), self._signature(n_grams))
         self._texts.append(text)
         self._n_grams.append(n_grams)
 
     def find(self, text: str) -> str | None:
-        """The most similar near duplicate among the texts added, the first on a tie; or None."""
+        """The most similar near duplicate among the added texts (the first if tied), or None."""
         n_grams = _n_grams(text)
-        near: dict[int, float] = {}  # Jaccard similarities: the share of all n-grams that both have
+        near: dict[int, float] = {}  # Jaccard similarities, the share of common n-grams
         for number in sorted(self._index.query(self._signature(n_grams))):
             other = self._n_grams[number]
             near[number] = len(n_grams & other) / len(n_grams | other)
@@ -66,7 +66,7 @@ class NearDuplicates:
         return self._texts[found] if found is not None and near[found] >= self._similarity else None
 
     def _signature(self, n_grams: frozenset[str]) -> Any:
-        signature = self._empty.copy()  # with its permutations
+        signature = self._empty.copy()  # including its permutations
         signature.update_batch([n_gram.encode() for n_gram in sorted(n_grams)])
         return signature
 

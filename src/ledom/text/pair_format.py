@@ -1,11 +1,11 @@
-r"""How a question x and a solution y become one text, and which tokens belong to which.
+r"""Renders a question x and a solution y as one text, and says which tokens belong to which.
 
-A pair is rendered to one text and encoded once, in reading order; character offsets then say which
+A pair is rendered as one text and encoded once, in reading order. Character offsets then say which
 tokens are x and which are y. A token that straddles a boundary belongs to the later field. The
-literals of the template belong to neither: both directions condition on them.
+template's literals belong to neither field; both directions condition on them.
 
 A step may be written in many ways: "$57/hour * 7 hours = $399", "57 x 7 = $<<57*7=399>>399",
-"\(57 \times 7 = 399\)". A small model should see only one of them: there are styles of solutions.
+"\(57 \times 7 = 399\)". A small model should see only one of them, so there are solution styles.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _ONE_TERM = re.compile(r"-?(?:[\d.]+|[A-Za-z]|\\[A-Za-z]+)")
 _ARGUMENT = r"(?:\{([^{}]*)\}|(\d))"
 _Rewrite = Callable[[re.Match[str]], str]
 _MARKUP: tuple[tuple[re.Pattern[str], str | _Rewrite], ...] = (
-    (re.compile(r"<<[^<>\n]*>>"), ""),  # of a calculator
+    (re.compile(r"<<[^<>\n]*>>"), ""),  # calculator annotations
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "÷"),
     (
@@ -78,7 +78,7 @@ _ANSWER_LINE = re.compile(
 
 
 def bare_steps(solution: str) -> str:
-    """A solution with one step per line and bare equations, without bullets and blank lines.
+    """Rewrite a solution with one step per line and bare equations, without bullets.
 
     >>> bare_steps("- $57/hour * 7 hours = $399")
     '57 * 7 = 399'
@@ -87,7 +87,7 @@ def bare_steps(solution: str) -> str:
 
 
 def _rewritten(solution: str, pattern: re.Pattern[str], rewrite: _Rewrite) -> str:
-    """A solution with one step per line, in which `rewrite` replaces what the pattern matches."""
+    """Put one step per line, and replace each match of the pattern by `rewrite`."""
     solution = _DIVIDED_BY_FRACTION.sub(r"*\2/\1", solution)  # 12÷2/3 is 12 divided by 2/3
     text = re.sub(r" +", " ", _TIMES.sub(" * ", normalize_numbers(solution)))
     lines = (re.sub(r"^ ?(?:- |\d+\. )", "", line).strip() for line in text.splitlines())
@@ -95,7 +95,7 @@ def _rewritten(solution: str, pattern: re.Pattern[str], rewrite: _Rewrite) -> st
 
 
 def _style(of_steps: Callable[[str], str]) -> Callable[[str, str | None], str]:
-    """A style: what `of_steps` takes from the plain steps, and the answer on a line of its own."""
+    """A style: `of_steps` of the plain steps, then the answer on its own line."""
     return lambda solution, answer: _ended(of_steps(_plain_steps(solution)), solution, answer)
 
 
@@ -108,7 +108,7 @@ def _numbers(steps: str) -> str:
 
 
 def _equations(steps: str) -> str:
-    """The equations alone, one per line; all numbers if there are no equations."""
+    """Only the equations, one per line; all numbers if there are no equations."""
     return "\n".join(filter(_is_whole, in_text.EXPRESSION.findall(steps))) or _numbers(steps)
 
 
@@ -118,9 +118,9 @@ STYLES: dict[str, Callable[[str, str | None], str]] = {
     "numbers": _style(_numbers),
     "equations": _style(_equations),
 }
-"""What a model reads of a solution: the text as written, the text with bare equations, its numbers
-and operators, or its equations. A number that is merely repeated from the question is in none of
-the equations, so it explains nothing."""
+"""The solution styles: the text as written, the text with bare equations, only its numbers and
+operators, or only its equations. A number that is merely repeated from the question is not in the
+equations, so it explains nothing."""
 
 
 def _plain_steps(solution: str) -> str:
@@ -129,9 +129,9 @@ def _plain_steps(solution: str) -> str:
 
 
 def _is_whole(calculation: str) -> bool:
-    """Whether its brackets close, and no power has two exponents: 2^43^4 is 2^4 * 3^4 in LaTeX."""
+    """Whether brackets close and no power has two exponents (2^43^4 is 2^4 * 3^4 in LaTeX)."""
     opened = sum(_DEPTHS.get(character, 0) for character in calculation)
-    calculation = calculation.removeprefix("(" * opened)  # of a remark: (3 + 4 = 7 pens)
+    calculation = calculation.removeprefix("(" * opened)  # from a remark: (3 + 4 = 7 pens)
     depths = [*accumulate(_DEPTHS.get(character, 0) for character in calculation)]
     inside = depths[: len(calculation.rstrip(")]"))]
     return depths[-1] <= 0 <= min(inside, default=0) and not _TWO_EXPONENTS.search(calculation)
@@ -162,10 +162,10 @@ def _ended(steps: str, solution: str, answer: str | None) -> str:
 
 
 def _understood(match: re.Match[str]) -> str:
-    """The bare calculation; as written if it is not whole.
+    """The bare calculation, or the text as written if it is not complete.
 
-    Also if it is false without its units and these are mixed, may be variables (3m, 2ab), or
-    belong to a fraction (1/2 cup = 4 ounces).
+    It also stays as written if it is false without its units and these are mixed, may be variables
+    (3m, 2ab), or belong to a fraction (1/2 cup = 4 ounces).
     """
     calculation, after = match[0], match.string[match.end() :]
     if not _is_whole(calculation):
@@ -185,7 +185,7 @@ def _understood(match: re.Match[str]) -> str:
 
 
 def _bare_calculation(match: re.Match[str]) -> str:
-    """Without units, currency signs and the brackets that its value does not depend on."""
+    """Drop units, currency signs and brackets that do not affect the value."""
     text = ""
     for opened, amount, _, closed, operator in in_text.CALCULATION_PART.findall(match[0]):
         text += "(" * len(opened) + _CURRENCY.sub("", amount) + ")" * len(closed)
@@ -202,7 +202,7 @@ _TEMPLATE = rf"{_LITERAL}\{{question\}}{_LITERAL}\{{solution\}}{_LITERAL}"
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """Token ids of a rendered pair and the special ones around it, in reading order.
+    """Token ids of a rendered pair and the special tokens around it, in reading order.
 
     `question` and `solution` are the [start, end) token spans of the fields; `offsets` are each
     token's characters within its own field (empty for special tokens and literals).
@@ -244,7 +244,7 @@ class PairFormat:
         return before, between, after
 
     def restyle(self, solution: str, answer: str | None = None) -> str:
-        """A solution in the style that the model reads; `answer` replaces the one it states.
+        """Convert a solution to the style that the model reads; `answer` replaces its own answer.
 
         >>> print(PairFormat(style="equations").restyle("She has 3 + 4 = 7 pens."))
         3 + 4 = 7
@@ -253,22 +253,22 @@ class PairFormat:
         return STYLES[self.style](solution, answer)
 
     def render(self, question: str, solution: str) -> str:
-        """The pair as one text."""
+        """Render the pair as one text."""
         before, between, after = self.literals
         return f"{before}{question}{between}{solution}{after}"
 
     def before_solution(self, question: str) -> str:
-        """What a forward model reads before it writes a solution."""
+        """The text that a forward model reads before it writes a solution."""
         before, between, _ = self.literals
         return f"{before}{question}{between}"
 
     def after_question(self, solution: str) -> str:
-        """What a reverse model reads before it writes, backwards, a question."""
+        """The text that a reverse model reads before it writes a question backwards."""
         _, between, after = self.literals
         return f"{between}{solution}{after}"
 
     def written_solution(self, text: str) -> str:
-        """The solution in a text that a forward model wrote after `before_solution`.
+        """Extract the solution from a text that a forward model wrote after `before_solution`.
 
         >>> PairFormat("Q: {question} A: {solution}.").written_solution("4.")
         '4'
@@ -276,7 +276,7 @@ class PairFormat:
         return text.removesuffix(self.literals[2])
 
     def written_question(self, text: str) -> str:
-        """The question in a text that a reverse model wrote before `after_question`.
+        """Extract the question from a text that a reverse model wrote before `after_question`.
 
         >>> PairFormat("Q: {question} A: {solution}.").written_question("Q: 2 + 2?")
         '2 + 2?'
@@ -290,7 +290,7 @@ class PairFormat:
         before: Sequence[int],
         after: Sequence[int],
     ) -> list[EncodedPair]:
-        """Encode pairs, each with the special tokens `before` and `after` around it.
+        """Encode pairs, each between the special tokens `before` and `after`.
 
         >>> from ledom.text.tokenizer import train_tokenizer
         >>> tokenizer = train_tokenizer(["2 + 2?"], 257)  # a token per byte, and EOS
@@ -314,11 +314,11 @@ class PairFormat:
         *,
         room: int,
     ) -> list[tuple[EncodedPair, str]]:
-        """As `encode`, but a solution loses the end that does not fit.
+        """Like `encode`, but the end of a solution that does not fit is cut off.
 
-        A pair fits if a model reads at most `room` tokens of it, which are all but the last.
-        Returns each pair with the beginning of its solution that it holds, as if that text had been
-        given. Raises `InputError` for a question that leaves no room.
+        A pair fits if a model reads at most `room` tokens of it, which are all except the last.
+        Returns each pair with the part of its solution that was kept; the pair is encoded as if
+        that were the whole solution. Raises `InputError` for a question that leaves no room.
 
         >>> from ledom.text.tokenizer import train_tokenizer
         >>> tokenizer = train_tokenizer(["2 + 2?"], 257)  # a token per byte, and EOS
@@ -328,7 +328,7 @@ class PairFormat:
         """
 
         def fitted(pair: EncodedPair, question: str, solution: str) -> tuple[EncodedPair, str]:
-            # A beginning may be encoded to more tokens than were kept of the whole.
+            # A cut text may be encoded to more tokens than were kept.
             while (excess := len(pair.ids) - 1 - room) > 0:
                 start, end = pair.solution
                 if end - excess <= start:
@@ -337,8 +337,8 @@ class PairFormat:
                         f"{pair.question[1] - pair.question[0]} tokens, which leave no room for a "
                         f"solution in the {room} tokens of the model's context; remove it"
                     )
-                # Cut where the last kept token ends: the offsets of some tokenizers leave out the
-                # space before a token, so the next one may start later.
+                # Cut at the end of the last kept token: some tokenizers' offsets leave out the
+                # space before a token, so the next token may start later.
                 (_, kept_end), (cut_start, _) = pair.offsets[end - excess - 1 : end - excess + 1]
                 solution = solution[: min(kept_end, cut_start, len(solution) - 1)]
                 (pair,) = self.encode(tokenizer, [(question, solution)], before, after)
@@ -356,7 +356,7 @@ class PairFormat:
         after_question = len(opening) + len(question) + len(between)
         for start, field in ((len(opening), question), (after_question, solution)):
             end = start + len(field)
-            # A token belongs to the field of its last character: a straddling one to the later.
+            # A token belongs to the field of its last character, so a straddling one to the later.
             first, last = (sum(done <= at for _, done in encoding.offsets) for at in (start, end))
             for i in range(first, last):
                 token_start, token_end = encoding.offsets[i]

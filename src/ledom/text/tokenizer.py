@@ -2,8 +2,7 @@
 
 A `Tokenizer` wraps a Hugging Face `tokenizers.Tokenizer` (the file tokenizer.json). It has two
 kinds of special tokens: EOS, which ends every document, and BOS tokens, which its post-processor
-puts before a text. It knows nothing of directions: a reverse model uses its forward twin's
-tokenizer.
+puts before a text. It has no direction: a reverse model uses its forward twin's tokenizer.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ EOS_TOKEN = "<|end|>"
 _FEWEST, _MOST = 257, 1_000_000  # tokens in a vocabulary; the trainer allocates room for all
 
 _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's
-# One digit per token (with the space before it, if any): arithmetic needs digits to be visible.
+# One digit per token (with the space before it, if any), so that models can see the digits.
 _PIECES_OF_DIGITS = _PIECES.replace(r"\p{N}+", r"\p{N}", 1)
 
 
@@ -68,21 +67,21 @@ class Tokenizer:
         backend: RustTokenizer,
         eos_token: str = EOS_TOKEN,
     ) -> None:
-        # Some files turn these on; each would silently change the ids of a text.
+        # Some files enable these; each would silently change a text's ids.
         backend.no_padding()
         backend.no_truncation()
         if isinstance(backend.model, models.BPE):
-            backend.model.dropout = None  # random merges
+            backend.model.dropout = None  # random merges (BPE dropout)
         self._backend = backend
         self._fingerprint: str | None = None
-        """The last `fingerprint`, unless somebody else holds the backend and may change it."""
+        """The last `fingerprint`, unless a caller holds the backend and may change it."""
         self._is_shared = True
         self.eos_token = eos_token
         first = backend.encode("a")
         self.bos_tokens = list(first.tokens[: [*first.special_tokens_mask, 0].index(0)])
-        """The special tokens that its post-processor puts before a text, such as `<s>`; empty for
-        GPT-2's tokenizer and ours. As in transformers 5, `add_bos_token` in tokenizer_config.json
-        has no effect on a tokenizer.json."""
+        """The special tokens that the post-processor puts before a text, such as `<s>`; empty for
+        GPT-2's tokenizer and ledom's own. As in transformers 5, `add_bos_token` in
+        tokenizer_config.json has no effect on a tokenizer.json."""
         eos_id = backend.token_to_id(eos_token)
         if eos_id is None:
             raise CheckpointError(
@@ -96,7 +95,7 @@ class Tokenizer:
     def load(cls, path: str | Path, eos_token: str | None = None) -> Tokenizer:
         """Load tokenizer.json from a file or a checkpoint folder.
 
-        `eos_token` defaults to the one that the files beside it record, else to `<|end|>`.
+        `eos_token` defaults to the one recorded in the files next to it, or to `<|end|>`.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +120,7 @@ class Tokenizer:
 
     @property
     def backend(self) -> RustTokenizer:
-        """The tokenizer of the package tokenizers; the caller may change it."""
+        """The underlying `tokenizers.Tokenizer`; the caller may change it."""
         self._is_shared = True
         return self._backend
 
@@ -140,13 +139,13 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """The largest id + 1, added tokens included; more than the number of tokens if ids have
+        """The largest id + 1, including added tokens; more than the number of tokens if ids have
         gaps."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def special_ids(self) -> set[int]:
-        """The ids of its special tokens.
+        """The ids of the special tokens.
 
         >>> train_tokenizer([], 257).special_ids == {train_tokenizer([], 257).eos_id}
         True
@@ -156,7 +155,7 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the vocabulary and merges: equal for equal tokenizers.
+        """SHA-256 of the vocabulary and merges; equal for equal tokenizers.
 
         >>> train_tokenizer([], 257).fingerprint == train_tokenizer(["so"], 257).fingerprint
         True
@@ -166,9 +165,9 @@ class Tokenizer:
         return self._fingerprint
 
     def spell_out_special_tokens(self) -> None:
-        """From now on, encode the name of a special token in a text as plain text.
+        """From now on, encode the names of special tokens in texts as plain text.
 
-        For untrusted texts: `<|end|>` in one would otherwise end the document.
+        Use this for untrusted texts; otherwise `<|end|>` in a text would end the document.
 
         >>> tokenizer = train_tokenizer([], 257)
         >>> len(tokenizer.encode("<|end|>").ids)
@@ -188,7 +187,7 @@ class Tokenizer:
     def encode(self, text: str) -> Encoding:
         """Encode a text without special tokens; offsets count characters.
 
-        Raises `InputError` for half a surrogate pair, which stands for no character.
+        Raises `InputError` for half a surrogate pair, which represents no character.
 
         >>> train_tokenizer([], 257).encode("né").offsets  # a token per byte: é takes two
         [(0, 1), (1, 2), (1, 2)]
@@ -230,7 +229,7 @@ class Tokenizer:
 
     @cached_property
     def _without_prefix(self) -> RustTokenizer:
-        """The backend without a dummy prefix; the backend itself if it has none."""
+        """The backend without its dummy prefix; the backend itself if it has none."""
         settings = json.loads(self._backend.to_str())  # no file
         inside = settings | {
             part: _inside(settings[part]) for part in ("normalizer", "pre_tokenizer")
@@ -244,7 +243,7 @@ class Tokenizer:
         return [e.ids for e in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids that are in reading order; special tokens are left out.
+        """Decode ids in reading order; special tokens are left out.
 
         >>> tokenizer = train_tokenizer([], 257)
         >>> tokenizer.decode([*tokenizer.encode("so").ids, tokenizer.eos_id])
@@ -253,7 +252,7 @@ class Tokenizer:
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, in reading order; joined, they are the whole text.
+        """The text of each token, in reading order; joined, they give the whole text.
 
         If tokens share a character, the last one gets it and the others are empty.
 
@@ -264,11 +263,11 @@ class Tokenizer:
         found, whole, special = [""] * len(ids), self.decode(ids), self.special_ids
         places = [place for place, number in enumerate(ids) if number not in special]
         kept = [ids[place] for place in places]
-        before = start = num_chars = 0  # decoded with the piece before, which keeps a space
+        before = start = num_chars = 0  # decoded with the piece before it, which keeps a space
         for end in range(1, len(kept)):
             text = self.decode(kept[before:end])
             piece = text[len(self.decode(kept[before:start])) :]
-            # U+FFFD stands for itself, unless one of the next bytes completes a character.
+            # U+FFFD represents itself, unless one of the next bytes completes a character.
             is_open = text.endswith("\ufffd") and any(
                 len(self.decode(kept[before:later])) <= len(text)
                 for later in range(end + 1, min(end + 3, len(kept)) + 1)
@@ -283,9 +282,9 @@ class Tokenizer:
         return found
 
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
-        """The text that `ids` add to the ids `before` them.
+        """The text that `ids` add after the ids `before`.
 
-        Both are decoded together, since `ids` alone could lose a leading space.
+        Both are decoded together, because `ids` alone could lose a leading space.
 
         >>> tokenizer = train_tokenizer(["so so"], 260)
         >>> first, second = tokenizer.encode("so so").ids
@@ -301,7 +300,7 @@ class Tokenizer:
 
 
 def refuse_to_replace(folder: Path) -> None:
-    """Raise `InputError` for a folder whose tokenizer.json a model or a token store depends on.
+    """Raise `InputError` if a model or a token store depends on the folder's tokenizer.json.
 
     >>> refuse_to_replace(Path("no-such-folder"))  # nothing there depends on a tokenizer
     """
@@ -314,9 +313,9 @@ def refuse_to_replace(folder: Path) -> None:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = True) -> Tokenizer:
-    """Train a byte-level BPE tokenizer; with `split_digits` every digit is a token of its own.
+    """Train a byte-level BPE tokenizer; with `split_digits`, every digit is a separate token.
 
-    Every byte is in its vocabulary, so any text round-trips. Raises `InputError` for a `vocab_size`
+    Every byte is in the vocabulary, so any text round-trips. Raises `InputError` for a `vocab_size`
     below 257 or above a million, and for half a surrogate pair in a text.
 
     >>> tokenizer = train_tokenizer(["one two"], 260)
@@ -347,7 +346,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
 
 @contextmanager
 def _surrogates_refused(texts: Sequence[str]) -> Iterator[None]:
-    """Raise `InputError` for a text that the backend refuses: one with half a surrogate pair."""
+    """Raise `InputError` for a text that the backend rejects: one with half a surrogate pair."""
     try:
         yield
     except (TypeError, UnicodeEncodeError):
@@ -376,9 +375,9 @@ def _inside(part: Any) -> Any:
 def recorded_eos(
     folder: Path, backend: RustTokenizer, config: JsonObject | None = None
 ) -> str | None:
-    """The EOS token that a folder's files name: as text, in an object, or by its id in config.json.
+    """The EOS token in a folder's files: as text, in an object, or by its id in config.json.
 
-    `config` is a config.json from elsewhere. Raises `CheckpointError` for a name that is no text.
+    `config` replaces the folder's config.json. Raises `CheckpointError` if the name is not text.
 
     >>> recorded_eos(Path("no-folder"), train_tokenizer([], 257).backend, {"eos_token_id": [0]})
     '<|end|>'

@@ -249,7 +249,7 @@ def test_a_model_folder_says_how_its_model_reads(
 ) -> None:
     lm = load(None, tokenizer=checkpoints["reverse"])
     assert (lm.direction, lm.bos_ids, lm.context) == (ledom.Direction.REVERSE, [0], 512)
-    with pytest.raises(DirectionError, match="asked for as forward"):
+    with pytest.raises(DirectionError, match="used as forward"):
         load("forward", tokenizer=checkpoints["reverse"])
     assert load("forward").bos_ids == [0]  # a tokenizer alone, which puts nothing in front itself
 

@@ -161,7 +161,7 @@ def test_without_a_network_the_hubs_cache_is_asked(
     given = ("import", "me/twin", "--direction", "reverse", "--no-check", "--out", tmp_path / "out")
     code, text = run(*given)
     assert code == 0, text
-    assert f"the hub cannot be reached; taking commit {commit} from its cache" in caplog.text
+    assert f"the hub cannot be reached; using commit {commit} from the cache" in caplog.text
     record = json.loads((tmp_path / "out/ledom_import.json").read_text())
     assert (record["source"], record["commit"]) == ("me/twin", commit)
     shutil.rmtree(tmp_path / "out")

@@ -187,7 +187,7 @@ def test_weights_with_other_names_in_files_are_refused_with_a_remedy(
 ) -> None:
     tiny("mixtral", tokenizer).save_pretrained(tmp_path / "in")
     tokenizer.save(tmp_path / "in")
-    with pytest.raises(CheckpointError, match=r"not part of a mixtral .*without an import"):
+    with pytest.raises(CheckpointError, match=r"not part of a mixtral .*without importing it"):
         import_model(str(tmp_path / "in"), tmp_path / "out", ImportOptions("forward"))
     assert ledom.load(tmp_path / "in", "forward").num_parameters > 0
 
@@ -309,7 +309,7 @@ class Touches:
 @pytest.mark.parametrize(
     ("what", "parts"),
     [
-        ("cut", ["model.safetensors: cut short or damaged"]),
+        ("cut", ["model.safetensors: truncated or damaged"]),
         ("shape", ["'model.norm.weight' has the shape [7], config.json needs [192]"]),
         ("missing", ["lack 1 tensors", "'model.norm.weight'"]),
         ("unknown", ["'model.extra' is not part of a llama model"]),
@@ -317,10 +317,10 @@ class Touches:
         ("pipe", ["model.safetensors: this is a pipe"]),
         ("shard", ["names the shard 'pytorch_model-00002.bin', which is missing"]),
         ("elsewhere", ["names the shard 'inside/model.safetensors', which is missing"]),
-        ("cut bin", ["pytorch_model-00001.bin: cut short or damaged"]),
+        ("cut bin", ["pytorch_model-00001.bin: truncated or damaged"]),
         ("pickle", ["pytorch_model-00001.bin: is a pickle that calls"]),
         ("zipped pickle", ["pytorch_model-00001.bin: is a pickle that calls"]),
-        ("code", ["needs Python code of its own, which ledom does not run"]),
+        ("code", ["needs its own Python code, which ledom does not run"]),
         ("quantized", ["quantized"]),
         ("no config", ["no config.json here"]),
         ("no type", ["model_type is None"]),

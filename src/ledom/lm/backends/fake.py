@@ -1,7 +1,7 @@
 """A deterministic language model without weights, for tests, docs and experiments.
 
 A token's log-probability is a fixed function of the token and its predecessor in model order, so
-results can be worked out by hand; generated texts are seeded draws from a list.
+results can be worked out by hand. Generated texts are seeded draws from a list.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["FakeLanguageModel"]
 class FakeLanguageModel(LanguageModel):
     """A model whose log P(token | neighbor) is -log(1 + (token + neighbor) mod 7).
 
-    Generated texts are drawn from `answers`, by the prompt, the seed and the sample's number. The
-    default tokenizer has a token for each byte, and EOS.
+    Generated texts are drawn from `answers`; prompt, seed and sample number determine the draw. The
+    default tokenizer has one token per byte, and EOS.
 
     >>> lm = FakeLanguageModel()
     >>> lm.logprobs([TokenSpan([3, 1, 2], 1, 3)])  # -log(1 + 4), -log(1 + 3)
@@ -58,7 +58,7 @@ class FakeLanguageModel(LanguageModel):
         )
         self.answers = list(answers)
         self.num_scored = 0
-        """Targets scored so far, by which tests check that nothing is scored twice."""
+        """The number of targets scored so far; tests check that nothing is scored twice."""
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         spans = [self.check_target(target) for target in targets]
@@ -82,7 +82,7 @@ class FakeLanguageModel(LanguageModel):
             yield place, [self._draw(prompt, sampling, number) for number in numbers]
 
     def _draw(self, prompt: str | Generation, sampling: Sampling, sample: int) -> Generation:
-        """One of the answers, or the rest of one that stopped at the pattern."""
+        """One of the answers, or the rest of an answer that stopped at the pattern."""
         if isinstance(prompt, Generation):
             text = str(prompt.state)
         else:

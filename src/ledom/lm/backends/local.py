@@ -1,8 +1,8 @@
-"""A model folder run in this process: plain torch on transformers' modules.
+"""Runs a model folder in this process: plain torch on transformers' modules.
 
 Texts are packed end to end into rows of bounded size, without padding; shared prefixes are computed
 once (`model.prefix_tree`). The vocabulary projection is computed only for the tokens whose
-log-probabilities are wanted, in chunks. Sampling is in `decoder`. If a trial at load shows that
+log-probabilities are wanted, in chunks. Sampling is in `decoder`. If a test at load shows that
 packing is not exact for a model (`longest_packed`), each text runs alone through the model's own
 forward pass.
 """
@@ -52,19 +52,19 @@ from ledom.model.prefix_tree import PrefixTree, batches
 
 __all__ = ["HFLanguageModel"]
 
-_LOGITS_BYTES = 64 * 2**20  # most memory for a chunk of logits
-_LOGITS_ROWS = 512  # most rows in a chunk, so that it stays in cache if the vocabulary is small
-_FEWEST_JOBS = 16  # per thread: fewer are no faster, because each step reads all weights
+_LOGITS_BYTES = 64 * 2**20  # maximum memory for a chunk of logits
+_LOGITS_ROWS = 512  # maximum rows in a chunk, so that it stays in cache if the vocabulary is small
+_FEWEST_JOBS = 16  # per thread; fewer are no faster, because each step reads all weights
 _Reader = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps logits [T, V] and the labels [T] that they predict to values [..., T]."""
-_NOTHING = torch.empty(0, 1), torch.empty(0, dtype=torch.long)  # logits and labels of no token
+_NOTHING = torch.empty(0, 1), torch.empty(0, dtype=torch.long)  # logits and labels of zero tokens
 
 
 class HFLanguageModel(LanguageModel):
     """A causal language model from a Hugging Face folder; see `ledom.load`.
 
-    `dtype` is auto (see `model.precision`), float32, bfloat16, float16, or on a CPU int8. Raises
-    `InputError` for any other, and for a device that is not available.
+    `dtype` is auto (see `model.precision`), float32, bfloat16, float16 or, on a CPU, int8. Raises
+    `InputError` for any other dtype and for a device that is not available.
     """
 
     stops_at_patterns = True
@@ -124,7 +124,7 @@ class HFLanguageModel(LanguageModel):
     def model(self) -> PreTrainedModel:
         """The transformers model; its weights and modules may be changed in place.
 
-        Raises `InputError` for another in its place, which nothing here would use.
+        Assigning another model raises `InputError`, because nothing here would use it.
         """
         return self._model
 
@@ -143,7 +143,7 @@ class HFLanguageModel(LanguageModel):
         return vocab_size(self.model)
 
     def _refresh(self) -> None:
-        """Take note of changes to the model; with other modules it is tried again as at load."""
+        """Notice changes to the model; if its modules changed, repeat the test made at load."""
         self._trunk.refresh()
         kinds = [*map(type, self.model.modules()), self.model.dtype]
         if kinds != self._kinds:
@@ -163,7 +163,7 @@ class HFLanguageModel(LanguageModel):
         return [(values[0], values[1] > 0) for values in both]
 
     def _evaluate(self, targets: Sequence[TokenSpan], read: _Reader) -> list[NDArray[np.float32]]:
-        """Apply `read` to each target's logits; values in reading order along the last axis."""
+        """Apply `read` to each target's logits; values are in reading order along the last axis."""
         spans = [self.check_target(target) for target in targets]
         self._refresh()
         results = [read(*_NOTHING).numpy()] * len(targets)
@@ -192,7 +192,7 @@ class HFLanguageModel(LanguageModel):
 
     @torch.no_grad()
     def _score_alone(self, span: ModelSpan, read: _Reader) -> NDArray[np.float32]:
-        """As `_evaluate`, by the model's own forward pass."""
+        """Like `_evaluate`, but by the model's own forward pass."""
         self._warn_of_slowness()
         device, (ids, start, end) = self.model.device, span
         wanted = torch.arange(start - 1, end - 1, device=device)
@@ -220,15 +220,15 @@ class HFLanguageModel(LanguageModel):
         self._warned = True
         reach = self._trunk.reach(self._reach)
         which = f"texts of more than {reach} tokens" if reach else "texts"
-        message = "%s: %s run one by one, by the model's own pass, as ledom's is not exact for them"
+        message = "%s: %s run one by one in the model's own pass; ledom's is not exact for them"
         logging.getLogger("ledom").warning(message, self.name, which)
 
     @torch.no_grad()
     def _score(self, spans: Sequence[ModelSpan], read: _Reader) -> list[NDArray[np.float32]]:
-        """As `_evaluate`, for one batch, sorted by ids."""
+        """Like `_evaluate`, for one batch, sorted by ids."""
         device = self.model.device
         tree = PrefixTree.build([ids[:-1] for ids, _, _ in spans])
-        # The output at place i - 1 in model order predicts the token at place i.
+        # The output at index i - 1 in model order predicts the token at index i.
         predicting = [
             places[start - 1 : end - 1]
             for (_, start, end), places in zip(spans, tree.places, strict=True)
@@ -274,7 +274,7 @@ class HFLanguageModel(LanguageModel):
     def generate_with_greedy(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int
     ) -> Iterator[tuple[int, list[Generation]]]:
-        # In one batch: greedy texts alone would leave it nearly empty while the longest is written.
+        # In one batch, because greedy texts alone would leave it nearly empty toward the end.
         numbers = self.sample_numbers(num_samples)
         return chain.from_iterable(self._generate(prompts, sampling, numbers, with_greedy=True))
 
@@ -285,7 +285,7 @@ class HFLanguageModel(LanguageModel):
         numbers: range,
         with_greedy: bool = False,
     ) -> Iterator[list[tuple[int, list[Generation]]]]:
-        """Each prompt's samples with these numbers, followed by its greedy text if asked for.
+        """Write each prompt's samples with these numbers, then its greedy text if requested.
 
         Yields after each step; see `generate_in_steps`.
         """
@@ -330,7 +330,7 @@ class HFLanguageModel(LanguageModel):
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
         workers = max(1, min(self._trunk.num_workers, len(together) // _FEWEST_JOBS))
-        # Step by step: `merged` can end a stream only where it yields.
+        # Stepwise, because `merged` can end a stream only where it yields.
         streams = [
             Decoder(self._trunk, self.stop_ids, sampling, self.rows).steps(share)
             for share in even_groups(together, max(1, math.ceil(len(together) / workers)))
@@ -351,7 +351,7 @@ class HFLanguageModel(LanguageModel):
         return keeps_exactly(self._trunk, self.tokenizer.eos_id)
 
     def _start(self, prompt: str | Generation, sampling: Sampling) -> GenerationState:
-        """The state in which the model begins to write for a prompt."""
+        """The state from which the model begins to write for a prompt."""
         if isinstance(prompt, Generation):
             if not isinstance(prompt.state, GenerationState) or prompt.state.model != self._key:
                 raise InputError(

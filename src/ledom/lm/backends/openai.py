@@ -1,11 +1,11 @@
-"""A model on a server that speaks OpenAI's completions protocol, such as vLLM's.
+"""Uses a model on a server that speaks OpenAI's completions protocol, such as vLLM's.
 
 Scoring sends token ids in model order and reads back the log-probabilities of the prompt (`echo`),
-so a server with a reverse model scores in reverse. This needs vLLM to run without prefix caching.
+so a server with a reverse model scores in reverse. For this, vLLM must run without prefix caching.
 Sampling sends text if the server's tokenizer encodes it to the same ids, special tokens included,
 and ids otherwise. A reverse model must also return the ids that it wrote (`return_token_ids` of
-vLLM). The client retries transient errors (429, 5xx, a broken connection) with growing pauses;
-other errors raise `ServerError`, and the calling stage keeps the results so far.
+vLLM). The client retries transient errors (429, 5xx, a broken connection) with increasing delays.
+Other errors raise `ServerError`, and the calling stage keeps its results so far.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["OpenAILanguageModel"]
 
-_CONTEXT = 4096  # tokens, unless given
-_ENDED = ("stop", "eos", "eos_token")  # finish reasons of a text's end; Together and TGI differ
-_ROUNDING = 1e-3  # nats by which a log-probability may be above 0
+_CONTEXT = 4096  # tokens, if not specified
+_ENDED = ("stop", "eos", "eos_token")  # finish reasons of a complete text (OpenAI, Together, TGI)
+_ROUNDING = 1e-3  # nats by which a log-probability may exceed 0
 _T = TypeVar("_T")
 
 
 class OpenAILanguageModel(LanguageModel):
     """The model that the server at `base_url` calls `model`; see `ledom.load`.
 
-    `tokenizer` is the model's own: its folder, or its tokenizer.json. A whole model folder also
-    gives direction, pair format and context. `requests_per_second` limits how many requests start
-    per second; `concurrency`, how many run at once. The key is read from the environment variable
-    `OPENAI_API_KEY`; your own server (`base_url`) may not need one.
+    `tokenizer` is the model's own: its folder or its tokenizer.json. A whole model folder also
+    provides the direction, pair format and context. `requests_per_second` limits how many requests
+    start per second; `concurrency` limits how many run at once. The key is read from the
+    environment variable `OPENAI_API_KEY`; your own server (`base_url`) may not need one.
     """
 
     batches_requests = False
@@ -116,12 +116,12 @@ class OpenAILanguageModel(LanguageModel):
         ids, start, end = span
         if start == end:
             return np.empty(0, np.float32)
-        # One token is written in vain: not every server accepts a limit of 0.
+        # One token is written and ignored, because not every server accepts a limit of 0.
         request = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0.0}
         return self._ask(partial(self._scores, start, end), prompt=ids[:end], **request)
 
     def _scores(self, start: int, end: int, answer: Any) -> NDArray[np.float32]:
-        """The log-probabilities of the prompt's tokens [start, end) in model order, flipped."""
+        """Read the log-probabilities of the prompt's tokens [start, end), and flip them."""
         logprobs = answer.choices[0].logprobs if answer.choices else None
         values = None if logprobs is None else logprobs.token_logprobs
         if values is None or len(values) < end or None in values[start:end]:
@@ -130,12 +130,12 @@ class OpenAILanguageModel(LanguageModel):
                 "can generate, but not score (it must accept echo with logprobs)"
             )
         read = getattr(getattr(answer, "usage", None), "prompt_tokens", None)
-        read = read if type(read) is int and read > 0 else None  # it may say nothing
+        read = read if type(read) is int and read > 0 else None  # a server may not report it
         if len(values) > end + 1 or read not in (None, end):  # one token is written after the end
             raise ServerError(
                 f"{self.name}: the server read {read or len(values) - 1} tokens where {end} were "
-                "sent, so its log-probabilities are of another text; it must neither add tokens, "
-                "such as BOS, nor leave any out"
+                "sent, so its log-probabilities belong to another text; it must neither add "
+                "tokens, such as BOS, nor leave any out"
             )
         return self.direction.to_reading_order(_numbers(values[start:end]))
 
@@ -148,7 +148,7 @@ class OpenAILanguageModel(LanguageModel):
     ) -> Iterator[tuple[int, list[Generation]]]:
         texts, contexts = self.text_prompts(prompts, sampling)
         self.sample_numbers(num_samples, first_sample)
-        # Given text, a server adds its tokenizer's own special tokens, and cannot flip the ids.
+        # From a text, a server adds its tokenizer's own special tokens, and it cannot flip the ids.
         own = [self.tokenizer.token_id(token) for token in self.tokenizer.bos_tokens]
         reads_ids = self.bos_ids != own or self.direction is Direction.REVERSE
         extra = {"top_k": sampling.top_k} if sampling.top_k else {}
@@ -161,15 +161,15 @@ class OpenAILanguageModel(LanguageModel):
             **({} if sampling.confidence is None else {"logprobs": sampling.confidence.top_k}),
             **({"extra_body": extra} if extra else {}),
         }
-        # All greedy texts of a prompt are the same one, and vLLM refuses to write it twice.
+        # All greedy texts of a prompt are equal, and vLLM refuses to write the same one twice.
         count = 1 if sampling.temperature == 0 else num_samples
 
         def draw(place: int) -> list[Generation]:
             text = texts[place]
-            # vLLM adds the sample's number: plain seeds would share samples between them.
+            # vLLM adds the sample's number to the seed, so nearby seeds would share samples.
             seed = (digest(f"{sampling.seed} {text}") >> 33) + first_sample
             drawn: list[Generation] = []
-            while len(drawn) < count:  # some servers write one text, however many are asked for
+            while len(drawn) < count:  # some servers write one text, however many are requested
                 drawn += self._ask(
                     partial(self._texts, text, count - len(drawn), sampling),
                     prompt=contexts[place] if reads_ids else text,
@@ -205,7 +205,7 @@ class OpenAILanguageModel(LanguageModel):
                 "and a reverse model's tokens must be flipped before they are decoded; give the "
                 "model's folder"
             )
-        # The server may not know every token that ends a text, and write on.
+        # The server may not know every token that ends a text, and may continue past it.
         kept = [*takewhile(lambda i: i not in self.stop_ids, written)]
         if len(kept) < len(written):
             reason = "stop"
@@ -230,10 +230,10 @@ class OpenAILanguageModel(LanguageModel):
     def _side_by_side(
         self, work: Callable[[Any], _T], items: Sequence[Any]
     ) -> Iterator[tuple[int, _T]]:
-        """Yield (index, result) as the calls of `work` end.
+        """Call `work` on all items concurrently; yield (index, result) as the calls end.
 
-        After a failure no new request starts. The running ones are awaited, so that no answer is
-        lost; then the failure is raised.
+        After a failure, no new request starts. Requests in progress are awaited, so that no answer
+        is lost; then the failure is raised.
         """
         failures: list[ServerError] = []
         ended = Event()
@@ -290,7 +290,7 @@ class OpenAILanguageModel(LanguageModel):
 
 
 def _client(model: str, key: str | None, base_url: str | None, **options: Any) -> Any:
-    """OpenAI's client; raises `InputError` for a key or an address that cannot be used."""
+    """OpenAI's client; raises `InputError` for an unusable key or address."""
     with needs_extra("openai", "openai"):
         import openai
     if key is not None and not re.fullmatch(r"[!-~]+", key):
@@ -302,7 +302,7 @@ def _client(model: str, key: str | None, base_url: str | None, **options: Any) -
         client = openai.OpenAI(api_key=key, base_url=base_url, **options)
     except openai.OpenAIError as error:
         raise InputError(f"{model}: {in_one_line(error)}") from None
-    except Exception:  # the type of its HTTP library, which is not always the same
+    except Exception:  # the error type depends on its HTTP library
         client = None
     address = client and client.base_url
     if not address or address.scheme not in ("http", "https") or not address.host:
@@ -319,7 +319,7 @@ def _model_info(
     eos_token: str | None,
     bos_token: str | None,
 ) -> CheckpointInfo:
-    """The info of a model folder, or defaults around a tokenizer alone."""
+    """The info of a model folder, or defaults if only a tokenizer is given."""
     if source is None:
         raise InputError(
             f"{model}: a server does not report its model's tokenizer; give the model's folder or "
@@ -353,7 +353,7 @@ def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:
 
 
 class _RateLimit:
-    """Spaces the starts of requests evenly."""
+    """Starts requests at even intervals."""
 
     def __init__(self, per_second: float | None) -> None:
         if per_second is not None and not per_second > 0:
@@ -363,7 +363,7 @@ class _RateLimit:
         self._lock = Lock()
 
     def wait(self) -> None:
-        """Wait for this request's turn."""
+        """Wait until the next request may start."""
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next)

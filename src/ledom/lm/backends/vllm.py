@@ -1,9 +1,9 @@
-"""A model folder run by vLLM, on GPUs, in this process.
+"""Runs a model folder with vLLM, on GPUs, in this process.
 
-Prompts and outputs are token ids in model order, so both directions are scored and sampled. Scoring
-requests the log-probabilities of the prompt (`prompt_logprobs`); prefix caching is off, because
-cached tokens have none. vLLM does not load its own tokenizer. This is written for vLLM's documented
-offline interface and tested against a stand-in that computes with transformers, not on a GPU.
+Prompts and outputs are token ids in model order, so both directions can be scored and sampled.
+Scoring requests the log-probabilities of the prompt (`prompt_logprobs`); prefix caching is off,
+because cached tokens have none. vLLM does not load its own tokenizer. This uses vLLM's documented
+offline interface; it was tested with a mock, not on a GPU.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _RESOURCES = {  # options that affect speed and placement, not results
     "swap_space",
     "tensor_parallel_size",
 }
-_TOGETHER = 4096  # requests per call of vLLM; results are yielded between calls
+_TOGETHER = 4096  # requests per call to vLLM; results are yielded between calls
 
 
 class VLLMLanguageModel(LanguageModel):
     """A causal language model from a Hugging Face folder; see `ledom.load`.
 
-    Further options go to `vllm.LLM` (`tensor_parallel_size`, `gpu_memory_utilization`,
+    Further options are passed to `vllm.LLM` (`tensor_parallel_size`, `gpu_memory_utilization`,
     `max_model_len` ...). Raises `CheckpointError` for a model that vLLM cannot load.
     """
 
@@ -62,7 +62,7 @@ class VLLMLanguageModel(LanguageModel):
             import vllm
         if processes.size() > 1:
             raise InputError(
-                f"{path}: vLLM spreads a model over GPUs by itself; start ledom without torchrun "
+                f"{path}: vLLM itself distributes a model over GPUs; start ledom without torchrun "
                 f"and give vllm:{path},tensor_parallel_size=N"
             )
         if dtype == "int8":
@@ -78,7 +78,7 @@ class VLLMLanguageModel(LanguageModel):
             tokenizer=info.tokenizer,
             pair_format=info.pair_format,
             bos_ids=info.bos_ids,
-            # A scored text is all prompt, and vLLM needs room to write one more token.
+            # A scored text is entirely prompt, and vLLM needs room to write one more token.
             context=longest - 2,
             fingerprint=f"{info.fingerprint}-vllm-{dtype}-{digest(repr(decisive)):x}",
             num_parameters=count_parameters(info.folder),
@@ -132,7 +132,7 @@ class VLLMLanguageModel(LanguageModel):
             max_tokens=sampling.max_tokens,
             seed=digest(f"{sampling.seed} {sample} {prompt}") >> 1,
             logprobs=None if sampling.confidence is None else sampling.confidence.top_k,
-            stop_token_ids=sorted(self.stop_ids),  # vLLM, without a tokenizer, has no default
+            stop_token_ids=sorted(self.stop_ids),  # without a tokenizer, vLLM has no default
             detokenize=False,
         )
 
@@ -143,7 +143,7 @@ class VLLMLanguageModel(LanguageModel):
         requests = [{"prompt_token_ids": ids} for ids in prompts]
         try:
             return self._llm.generate(requests, params, use_tqdm=False)
-        except ValueError as error:  # more alternatives than `max_logprobs`, for example
+        except ValueError as error:  # for example, more alternatives than `max_logprobs`
             raise InputError(f"{self.name}: vLLM refuses this: {in_one_line(error)}") from error
 
     def _generation(self, prompt: str, output: Any, sampling: Sampling) -> Generation:

@@ -1,12 +1,12 @@
-"""A block: texts that are written in lockstep, and share their prompts' keys and values.
+"""A block: texts that are written in lockstep and share their prompts' keys and values.
 
 The texts of a block are admitted together, so all have read their prompt and the same number of
 tokens after it. A step attends to two caches: the prompts' keys, read once for all samples of a
 prompt, and the texts' own keys, which have equal length and so need neither padding nor a mask.
-Ledom's own kernel finds those of each text by their addresses, so it takes all blocks in one call.
+Ledom's own kernel addresses each text's keys directly, so one call handles all blocks.
 
-Shapes: A texts, P prompts, n the most texts of any prompt, K key-value heads, G query heads per
-key-value head, H = K * G, D head width, C tokens of the longest prompt, V vocabulary.
+Shapes: A texts, P prompts, n the maximum number of texts per prompt, K key-value heads, G query
+heads per key-value head, H = K * G, D head width, C tokens of the longest prompt, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ledom.model.native.attention import LANES, cache_attention, has_native
 __all__ = ["Block", "GenerationState", "Job", "Prefilled", "attend_to"]
 
 _COLUMN_STEP = 32  # tokens by which the cache of the texts' own keys grows
-_DROP_AT = 3 / 4  # stacked prompts are copied when at most this share of them is still in use
+_DROP_AT = 3 / 4  # stacked prompts are compacted when at most this share of them is still in use
 
 Prefilled = tuple[Tensor | None, Tensor, Tensor]
 """A prompt's next-token logits [V], and its keys and values [layers, K, T, D]. The logits are None
-for a job that brings a cache, whose last token is still to be read."""
+for a job that comes with a cache, because its last token has not been read yet."""
 
 
 @dataclass
@@ -44,48 +44,48 @@ class Job:
     place: int
     sample: int
     key: tuple[int, ...]
-    """Seed of its draws."""
+    """The seed of its draws."""
     greedy: bool = False
-    """Whether it always takes the most likely token, whatever the batch's sampling settings."""
+    """Whether to always choose the most likely token, regardless of the sampling settings."""
     ids: list[int] = field(default_factory=list)
     """The tokens written so far, without EOS."""
     uniforms: NDArray[np.float64] | None = None
-    """A number in [0, 1) for each draw; None if it is greedy."""
+    """A number in [0, 1) for each draw; None for a greedy text."""
     kv_cache: tuple[Tensor, Tensor] | None = None
-    """Keys and values [layers, K, T, D] of all of the prompt but its last token, if known. After
-    the job has stopped at the pattern: of the prompt and all written tokens but the last."""
+    """Keys and values [layers, K, T, D] of the prompt except its last token, if known. After the
+    job has stopped at the pattern: of the prompt and all written tokens except the last."""
     search: Callable[[list[int]], bool] | None = None
-    """Tells after each token whether the text ends at the pattern; see `lm.engine.pattern`."""
+    """Checks after each token whether the text ends at the pattern; see `lm.engine.pattern`."""
     finish_reason: FinishReason | None = None
     """Why it is complete; None while it is being written."""
     least: float | None = None
-    """The confidence below which it ends; see `lm.confidence`."""
+    """The confidence below which the text ends; see `lm.confidence`."""
     certainty: float = 0.0
-    """Sum of `_divergence_from_uniform` over the sampled tokens."""
+    """The sum of `_divergence_from_uniform` over the sampled tokens."""
     confidences: list[float] = field(default_factory=list)
-    """Confidences of the sampled tokens, if requested; see `lm.confidence`."""
+    """The confidences of the sampled tokens, if requested; see `lm.confidence`."""
 
 
 @dataclass(frozen=True)
 class GenerationState:
-    """The state from which a model writes, or continues, a text."""
+    """The state from which a model starts or continues a text."""
 
     model: str
-    """A key of the model that wrote it: no other can use its keys and values."""
+    """Identifies the model that wrote it, the only one that can use its keys and values."""
     context: list[int]
     """The ids that the model has read, in model order."""
     key: int
-    """A hash of that text, for seeds."""
+    """A hash of the context's text, for seeds."""
     prompt: str
     """The prompt of the first part."""
     written: Sequence[int] = ()
     """The ids written after the prompt, in model order."""
     text: str = ""
-    """Their text."""
+    """The text of `written`."""
     kv_cache: tuple[Tensor, Tensor] | None = None
-    """Keys and values of all of `context` but its last token, if known; see `Job`."""
+    """Keys and values of `context` except its last token, if known; see `Job`."""
     version: int = 0
-    """That of the model which computed them; see `Trunk`."""
+    """The version of the model that computed them; see `Trunk`."""
 
 
 class Block:
@@ -95,7 +95,7 @@ class Block:
         self.jobs = jobs
         self.age = 0
         self.prompt_of = np.array(prompt_of)
-        """Index of each text's prompt [A]."""
+        """The index of each text's prompt [A]."""
         self._device = prompts[0][1].device
         layers, heads, _, width = prompts[0][1].shape
         known = [(keys, values) for _, keys, values in prompts]
@@ -103,11 +103,11 @@ class Block:
         self.prompts = _Apart(known) if has_native(*known[0]) else _Stacked(known)
         empty = known[0][0].new_empty(len(jobs), heads, 0, width)
         self.own: list[_Pair] = [(empty.mT, empty)] * layers
-        """The texts' own keys [rows, K, D, room] and values [rows, K, room, D] by layer: a layer at
-        a time can grow. One tensor of all layers would be held twice meanwhile, and would leave a
-        gap in memory that is too small for its successor."""
+        """The texts' own keys [rows, K, D, room] and values [rows, K, room, D] by layer, so that
+        one layer can grow at a time. A tensor of all layers would be held twice while it grows, and
+        would leave a gap in memory that is too small for its successor."""
         self._rows = np.arange(len(jobs))
-        """The row of each text [A]; plain products need them in order, without gaps."""
+        """The row of each text [A]; plain matmuls need them in order, without gaps."""
 
     def positions(self) -> Tensor:
         """Position ids [A] of the tokens to be read next."""
@@ -129,12 +129,12 @@ class Block:
         self._rows, self._addresses = np.arange(len(kept)), None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `attend_to`; by plain products."""
+        """Attention by plain matmuls; see `attend_to`."""
         assert isinstance(self.prompts, _Stacked)
         return self.prompts.attend(q, k, v, layer, self.own[layer], self.age, self.prompt_of)
 
     def addresses(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The arguments `own`, for all layers, and `about` of `cache_attention`."""
+        """The arguments `own` (for all layers) and `about` of `cache_attention`."""
         if self._addresses is None:
             self._addresses = self._find()
         own, about = self._addresses
@@ -183,7 +183,7 @@ class Block:
         self._addresses = None
 
     def _move(self, kept: NDArray[np.int64]) -> None:
-        """Move texts to the first rows: plain products take no gaps."""
+        """Move the texts to the first rows, because plain matmuls do not allow gaps."""
         new = np.flatnonzero(kept != np.arange(len(kept)))
         into, old = (torch.from_numpy(x).to(self._device) for x in (new, kept[new]))
         for pair in self.own if len(new) else ():
@@ -194,9 +194,9 @@ class Block:
 
 
 def attend_to(blocks: Sequence[Block]) -> Attend:
-    """Attention of one token per text of these blocks: q [A, H, D], k and v [A, K, D], in order.
+    """The attention of one token per text of these blocks: q [A, H, D], k and v [A, K, D].
 
-    Each token's key and value are added to its text's own. For one step: at the blocks' age.
+    Each token's key and value are added to its text's own. Valid for one step, at the blocks' age.
     """
     if all(isinstance(block.prompts, _Apart) for block in blocks):
         own, about = zip(*(block.addresses() for block in blocks), strict=True)
@@ -216,10 +216,10 @@ _Places = NDArray[np.int64]
 
 
 class _Apart:
-    """Prompts' keys [layers, K, D, C] and values [layers, K, C, D], each in tensors of their own.
+    """Prompts' keys [layers, K, D, C] and values [layers, K, C, D], in separate tensors.
 
-    For ledom's own kernel, which reads them by their addresses. Nothing is read past a prompt's
-    end, so more of them fit the processor's cache than if they were stacked.
+    Used by ledom's own kernel, which reads them by address. It reads nothing past a prompt's end,
+    so more of them fit into the processor's cache than if they were stacked.
     """
 
     def __init__(self, prompts: Sequence[_Pair]) -> None:
@@ -237,7 +237,7 @@ class _Apart:
         return keys[..., : self.lengths[prompt]].mT, values
 
     def only(self, kept: _Places) -> _Apart:
-        """The prompts at the places `kept`, which may share memory with these."""
+        """The prompts at the indices `kept`, which may share memory with these."""
         found = copy(self)
         found.lengths = self.lengths[kept]
         found._prompts = [self._prompts[place] for place in kept]
@@ -246,16 +246,16 @@ class _Apart:
 
 
 def _padded(keys: Tensor) -> Tensor:
-    """Keys [layers, K, T, D] as [layers, K, D, C], in which C is T up to a multiple of `LANES`."""
+    """Keys [layers, K, T, D] as [layers, K, D, C]; C is T rounded up to a multiple of `LANES`."""
     padded = functional.pad(keys.mT, (0, -keys.shape[2] % LANES))
     return padded.contiguous()
 
 
 class _Stacked:
-    """Prompts' keys [layers, P, K, D, C] and values [layers, P, K, C, D], for plain products.
+    """Prompts' keys [layers, P, K, D, C] and values [layers, P, K, C, D], for plain matmuls.
 
-    They are padded with zeros. Uninitialized padding would not do: masked keys still enter the
-    products, and NaN * 0 is NaN.
+    They are padded with zeros. The padding must be initialized, because masked keys still enter the
+    matmuls, and NaN * 0 is NaN.
     """
 
     def __init__(self, prompts: Sequence[_Pair]) -> None:
@@ -271,11 +271,11 @@ class _Stacked:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layer: int, own: _Pair, age: int, prompt_of: _Places
     ) -> Tensor:
-        """See `attend_to`; text a has prompt `prompt_of[a]`, and `age` tokens of its own.
+        """See `attend_to`; text a has prompt `prompt_of[a]` and `age` tokens of its own.
 
         Query heads that share a key-value head form one group of queries, so no key is repeated.
-        For so few queries, plain products take half the time of torch's fused kernel on a CPU. In
-        bf16 they round the scores before the softmax: see `kernels.causal_attention`.
+        For so few queries, plain matmuls take half the time of torch's fused kernel on a CPU. In
+        bf16 they round the scores before the softmax; see `kernels.causal_attention`.
         """
         end = age + 1
         keys, values = own
@@ -305,16 +305,16 @@ class _Stacked:
 
     @cached_property
     def _mask(self) -> Tensor:
-        """Zeros [P, 1, 1, C], and -inf after a prompt's end."""
+        """A mask [P, 1, 1, C]: zeros, and -inf after a prompt's end."""
         lengths = torch.from_numpy(self.lengths).to(self._keys.device)[:, None, None, None]
         unseen = torch.arange(self._keys.shape[-1], device=lengths.device) >= lengths
         return torch.where(unseen, -torch.inf, 0.0).to(self._keys.dtype)
 
     def _cells(self, prompt_of: _Places) -> tuple[Tensor, Tensor]:
-        """How the texts' heads [A, K] map to cells [P, K, n], in which they are grouped by prompt.
+        """Map the texts' heads [A, K] to cells [P, K, n], which are grouped by prompt.
 
-        For each cell [P * K * n], its index among the texts' heads; for each of the texts' heads
-        [A * K], its cell. A prompt with fewer than n texts has unused cells.
+        Returns each cell's index among the texts' heads [P * K * n] and each head's cell [A * K]. A
+        prompt with fewer than n texts has unused cells.
         """
         if self._grouped is None or self._grouped[0] is not prompt_of:
             self._grouped = (prompt_of, *self._group(prompt_of))

@@ -1,9 +1,9 @@
 """Sampling with continuous batching on one device.
 
 Texts are admitted in blocks (`block`) whenever a quarter of the batch's rows is free. A step
-attends block by block; the layers' matrix products take the rows of all blocks together. The row of
-a text that has ended is taken by the last text of its block, so nothing more is computed for it.
-All ids are in model order; the caller flips them.
+attends block by block; the layers' matmuls process the rows of all blocks together. When a text
+ends, the last text of its block takes over its row, so no computation is wasted on it. All ids are
+in model order; the caller flips them.
 
 Shapes: H query heads, K key-value heads, D head width, V vocabulary.
 """
@@ -30,12 +30,12 @@ from ledom.model.prefix_tree import PrefixTree, batches
 
 __all__ = ["Decoder", "Writer", "decodes_exactly"]
 
-_READ_TOGETHER = 4096  # tokens of prompts; more at once would take more memory and gain no time
-_ADMIT_AT = 1 / 4  # share of rows that must be free before a new block is admitted
+_READ_TOGETHER = 4096  # prompt tokens; more at once would take more memory and save no time
+_ADMIT_AT = 1 / 4  # the share of rows that must be free before a new block is admitted
 
 
 class Writer:
-    """Base of the decoders: draws tokens, and decides when a text ends."""
+    """The base class of decoders: draws tokens and decides when a text ends."""
 
     def __init__(self, stop_ids: Collection[int], sampling: Sampling) -> None:
         self.stop_ids = stop_ids
@@ -46,7 +46,7 @@ class Writer:
             job.uniforms = np.random.default_rng(job.key).random(self.sampling.max_tokens)
 
     def _take(self, logits: Tensor, jobs: Sequence[Job]) -> None:
-        """Draw a token for each job from its logits [jobs, V], and end the jobs that are complete.
+        """Draw a token for each job from its logits [jobs, V]; mark jobs that are complete.
 
         Raises `InputError` for logits that are not finite.
         """
@@ -81,7 +81,7 @@ class Writer:
     def _draw(
         self, logits: Tensor, jobs: Sequence[Job]
     ) -> tuple[list[int], list[float], list[float]]:
-        """What `native.draws.draw` returns, for logits [jobs, V].
+        """Draw tokens from logits [jobs, V]; returns the same as `native.draws.draw`.
 
         Each draw uses one uniform number, fixed by the job's key, so it does not depend on the
         batch.
@@ -119,10 +119,10 @@ class Decoder(Writer):
     @torch.no_grad()
     def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """Yield the list of jobs that ended in each step. Equal prompts are read once."""
-        waiting = [*reversed(jobs)]  # popped from the end
+        waiting = [*reversed(jobs)]  # jobs are popped from the end
         if not self.trunk.shares_rows:
-            # Prompts of similar length are stacked with little padding: the longest first. The
-            # compiled kernels pad nothing; with all long prompts together, caches would be larger.
+            # Longest first, so that prompts of similar length are stacked with little padding. The
+            # compiled kernels do not pad; with all long prompts together, caches would be larger.
             waiting.sort(key=lambda job: len(job.prompt))
         blocks: list[Block] = []
         while waiting or blocks:
@@ -134,13 +134,13 @@ class Decoder(Writer):
                 self._prefilled = {p: kept for p, kept in self._prefilled.items() if p == following}
             if blocks:
                 yield [*self._advance(blocks)]
-            # Before the next block is made: an empty one would keep its cache meanwhile.
+            # Before the next block is built, because an empty block still holds its cache.
             blocks = [block for block in blocks if block.jobs]
 
     def _admit(self, jobs: list[Job], blocks: list[Block]) -> Iterator[Job]:
-        """Make jobs a new block, and draw the first token of those without a cache.
+        """Admit jobs as a new block, and draw the first token of those without a cache.
 
-        A job with a cache has yet to read its last token, in the next step.
+        A job with a cache reads its last token in the next step.
         """
         for job in jobs:
             self._seed(job)
@@ -177,14 +177,14 @@ class Decoder(Writer):
         return prompts, prompt_of
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[Prefilled]:
-        """Read sorted prompts in one packed row, and return what `Prefilled` describes for each."""
+        """Read sorted prompts in one packed row; returns a `Prefilled` for each."""
         device = self.model.device
         tree = PrefixTree.build(prompts)
         ends = np.array([places[-1] for places in tree.places])
         wanted, row = np.unique(ends, return_inverse=True)
         attention = self.trunk.attention(tree, wanted)
         layers: int = self.model.config.get_text_config().num_hidden_layers
-        kept: list[Tensor] = []  # all layers' keys [layers, K, T, D], and their values
+        kept: list[Tensor] = []  # keys [layers, K, T, D] and values of all layers
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if not kept:
@@ -218,11 +218,11 @@ class Decoder(Writer):
             yield from self._release(block)
 
     def _release(self, block: Block) -> Iterator[Job]:
-        """Yield the jobs of a block that have ended, then drop them from it."""
+        """Yield the ended jobs of a block, then drop them from it."""
         ended = [place for place, job in enumerate(block.jobs) if job.finish_reason]
         for place in ended:
             job = block.jobs[place]
-            # Without the last token, which has not been fed yet.
+            # without the last token, which has not been fed yet
             job.kv_cache = block.copy(place) if job.finish_reason == "pattern" else None
             yield job
         if ended:
@@ -240,7 +240,7 @@ def _decodes(trunk: Trunk, eos_id: int) -> bool:
     jobs = [Job(random_text(own.model, eos_id, size), size, 0, ()) for size in (9, 5)]
     try:
         done = [*chain(*Decoder(trunk, [eos_id], sampling, len(jobs)).steps(jobs))]
-    except Exception:  # for example, keys of different shapes in different layers
+    except Exception:  # for example, different layers have keys of different shapes
         return False
     for job in done:
         ids = [*job.prompt, *job.ids]
@@ -266,7 +266,7 @@ def _divergence_from_uniform(logits: Tensor) -> Tensor:
 
 
 def _confidences(logits: Tensor, top_k: int) -> Tensor:
-    """Minus the mean log-probability of the k most likely tokens, for each row [rows, V]."""
+    """The negative mean log-probability of the k most likely tokens, for each row [rows, V]."""
     top = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values
     return logits.logsumexp(-1) - top.mean(-1)
 
@@ -275,8 +275,8 @@ def _at_level(weights: Tensor, levels: Tensor) -> Tensor:
     """For each row of weights [rows, V] and each level in [0, 1), the token at that level.
 
     That is the first one at which the cumulative sum exceeds level * total; the weights need not
-    sum to 1. The search has two steps, over sums of parts and then inside one part: a cumulative
-    sum over whole rows takes longer than the rest of a draw.
+    sum to 1. The search has two steps: over the sums of parts, then inside one part. A cumulative
+    sum over whole rows would take longer than the rest of a draw.
     """
     width = math.isqrt(weights.shape[-1])
     weights = functional.pad(weights, (0, -weights.shape[-1] % width)).unflatten(-1, (-1, width))
@@ -286,13 +286,13 @@ def _at_level(weights: Tensor, levels: Tensor) -> Tensor:
     part = torch.searchsorted(cumulative, wanted, right=True).clamp_(max=sums.shape[-1] - 1)
     inside = weights.take_along_dim(part[..., None], dim=1)[:, 0].double().cumsum(-1)
     wanted -= cumulative.gather(-1, part) - sums.gather(-1, part)
-    # The two ways to sum a part may differ in the last digit: stay inside the part.
+    # The two ways to sum a part may differ in the last digit, so clamp to the part.
     wanted = torch.minimum(wanted.clamp_(min=0), inside[:, -1:] * (1 - 1e-12))
     return (part * width + torch.searchsorted(inside, wanted, right=True))[:, 0]
 
 
 def _truncate(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Zero the tokens that top-k and then top-p exclude; the rows are not normalized again."""
+    """Zero the tokens that top-k and then top-p exclude; rows are not renormalized."""
     if top_k and top_k < probabilities.shape[-1]:
         smallest = probabilities.topk(top_k, dim=-1).values[:, -1:]
         probabilities = probabilities * (probabilities >= smallest)
@@ -300,7 +300,7 @@ def _truncate(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         before = ordered.cumsum(-1) - ordered
         left = before < top_p * ordered.sum(-1, keepdim=True)
-        left[:, 0] = True  # keep the likeliest token even if top_p rounds to 0
+        left[:, 0] = True  # keep the most likely token even if top_p rounds to 0
         ordered = ordered * left
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     return probabilities

@@ -1,8 +1,8 @@
-"""Sampling by a model's own forward pass, one text at a time.
+"""Sampling with a model's own forward pass, one text at a time.
 
 This is for architectures that `decoder` does not compute exactly. The model's own cache (keys and
-values, or a recurrent state) is used if a trial shows that it changes nothing (`keeps_exactly`);
-otherwise the whole text is read again for each token. All ids are in model order.
+values, or a recurrent state) is used if a test shows that it is exact (`keeps_exactly`); otherwise
+the whole text is read again for each token. All ids are in model order.
 
 Shapes: V vocabulary.
 """
@@ -27,12 +27,12 @@ from ledom.model.own_forward import OwnForward
 __all__ = ["LoneDecoder", "Reader", "keeps_exactly"]
 
 _STATES = ("cache", "past_key_values", "cache_params", "state")
-"""Names under which architectures return their cache, and accept it again, the newest first: in
-transformers 5.24 the others still work, and warn."""
+"""Names under which architectures return and accept their cache, newest first. In transformers 5.24
+the others still work, with a warning."""
 
 
 class LoneDecoder(Writer):
-    """Runs jobs one after the other; `keeps` says whether to use the model's own cache."""
+    """Runs jobs one after another; `keeps` says whether to use the model's own cache."""
 
     def __init__(
         self, own: OwnForward, keeps: bool, stop_ids: Collection[int], sampling: Sampling
@@ -42,7 +42,7 @@ class LoneDecoder(Writer):
 
     @torch.no_grad()
     def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-        """Yield after each token the job that it ended, if any.
+        """Yield, after each token, the job that it ended, if any.
 
         Consecutive jobs with equal prompts read the prompt once.
         """
@@ -74,7 +74,7 @@ class Reader:
         self.state: dict[str, Any] = {}
 
     def copy(self) -> Reader:
-        """Another one, with a cache of its own."""
+        """A copy with its own cache."""
         other = copy(self)
         other.state = deepcopy(self.state)
         return other
@@ -101,7 +101,7 @@ def keeps_exactly(trunk: Trunk, eos_id: int) -> bool:
 
 @torch.no_grad()
 def _keeps(own: OwnForward, eos_id: int) -> bool:
-    if any(map(follows_length, own.model.modules())):  # as a text grows, earlier keys change
+    if any(map(follows_length, own.model.modules())):  # earlier keys change as a text grows
         return False
     ids = random_text(own.model, eos_id, 12)
     try:

@@ -1,4 +1,4 @@
-"""Whether a text that is being written matches the pattern at which it ends."""
+"""Tells whether a text that is being written has reached its stop pattern."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["PatternSearch"]
 
-_NEW_TOKENS = 12  # decoded anew for each token before their text is kept
+_NEW_TOKENS = 12  # decoded again for each token before their text is kept
 _MOST_OVERLAP = 4  # kept tokens that are decoded with new ones; a character has at most 4 bytes
-_INCOMPLETE = "\ufffd"  # the text of bytes that are part of a character
-_RARE = "\u07ff\uefff\U0007ffff\U000c0000"  # no vocabulary joins their bytes
+_INCOMPLETE = "\ufffd"  # the text of an incomplete character's bytes
+_RARE = "\u07ff\uefff\U0007ffff\U000c0000"  # no vocabulary merges their bytes
 
 
 class PatternSearch:
     """Searches a growing text; call it after every new token with all ids so far, in model order.
 
-    White space next to the prompt is ignored. The text of older tokens is kept, so the time per
-    token does not grow with the text, apart from the search itself.
+    White space next to the prompt is ignored. The text of older tokens is kept, so only the time of
+    the search itself grows with the text.
 
     >>> from ledom.text.tokenizer import train_tokenizer
     >>> tokenizer = train_tokenizer([], 257)
@@ -32,8 +32,8 @@ class PatternSearch:
     def __init__(self, pattern: str, tokenizer: Tokenizer, direction: Direction) -> None:
         self._pattern, self._tokenizer, self._direction = re.compile(pattern), tokenizer, direction
         self._kept = self._overlap = ""
-        """The text of the first `_num_kept` tokens, and that of its newest ones from `_begin` on,
-        alone: with them, new tokens are decoded as inside a text."""
+        """The text of the first `_num_kept` tokens, and of the newest of them, from `_begin` on,
+        decoded alone. New tokens are decoded together with these, as inside a text."""
         self._num_kept = self._begin = 0
 
     def __call__(self, ids: list[int]) -> bool:
@@ -45,23 +45,23 @@ class PatternSearch:
         return bool(self._pattern.search(text.lstrip() if forward else text.rstrip()))
 
     def _is_open(self, ids: list[int]) -> bool:
-        """Whether more bytes would complete the newest character: else it is U+FFFD for good."""
+        """Whether more bytes would complete the newest character; if not, it stays U+FFFD."""
         newest = ids[self._begin :]
         longer = ([*newest, *[byte] * count] for byte in self._bytes for count in (1, 2, 3))
         return any(len(self._decode(more)) <= len(self._decode(newest)) for more in longer)
 
     @cached_property
     def _bytes(self) -> list[int]:
-        """Tokens of one byte that begins a character, for a text that grows in front, or ends it.
+        """One-byte tokens that end a character or, for a text that grows in front, begin one.
 
-        Whatever bytes an incomplete character lacks, one to three times one of these complete it.
+        Repeating one of these one to three times completes any incomplete character.
         """
         encoded = map(self._direction.to_model_order, map(self._tokenizer.encode_inside, _RARE))
         ends = {token for ids in encoded for token in ids[-1:]}
         return [token for token in ends if self._tokenizer.decode([token]) == _INCOMPLETE]
 
     def _text(self, ids: list[int]) -> str:
-        """The text of all tokens."""
+        """Decode all tokens."""
         forward, known = self._direction is Direction.FORWARD, len(self._overlap)
         text = self._decode(ids[self._begin :])
         if forward and text.startswith(self._overlap):

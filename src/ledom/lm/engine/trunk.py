@@ -1,9 +1,9 @@
-"""Runs a decoder's layers on one row of tokens, for inference; the caller supplies the attention.
+"""Runs a model's layers on one row of tokens, for inference; the caller supplies the attention.
 
-Models of Llama's shape have a faster loop of their own: projections of the same input are one
-product, and the last layer computes only the tokens whose outputs are wanted. In fp32 on a CPU,
-compiled kernels run everything but attention from a copy of the weights (`model.native`). Every
-other architecture runs its own transformers modules. All tokens are in model order.
+Llama-shaped models have a faster loop of their own: projections of the same input are one matmul,
+and the last layer computes only the tokens whose outputs are wanted. In fp32 on a CPU, compiled
+kernels run everything except attention from a copy of the weights (`model.native`). Every other
+architecture runs its own transformers modules. All tokens are in model order.
 
 Shapes: T tokens, Q queries, H query heads, K key-value heads, D head width.
 """
@@ -53,9 +53,9 @@ from ledom.model.tree_attention import TreeAttention
 
 __all__ = ["LlamaTrunk", "Trunk", "build_trunk", "longest_packed", "round_weights", "trials"]
 
-_MOST_PACKED = 2**28  # weights; a copy of them takes up to 1 GB
-_NARROW = 512  # widest model whose products one thread does as fast as several
-_READING = Lock()  # so that of several threads that see a change, one reads the weights
+_MOST_PACKED = 2**28  # the most weights to copy, which takes up to 1 GB
+_NARROW = 512  # the widest model whose matmuls one thread computes as fast as several
+_READING = Lock()  # so that only one of several threads that see a change reads the weights
 
 
 class Trunk:
@@ -65,7 +65,7 @@ class Trunk:
         self.model = model
         self.own = OwnForward(model, follows_autocast=False)
         self.version = 0
-        """How many changes to the model `refresh` has seen."""
+        """The number of changes to the model that `refresh` has seen."""
         self._known: object = None
         self._read()
 
@@ -74,7 +74,7 @@ class Trunk:
     ) -> Tensor:
         """Normalized outputs [T, width] of the tokens `ids` [T] at `positions` [T].
 
-        With `wanted`, ascending indices in the row, only their outputs: [len(wanted), width].
+        With `wanted` (ascending indices in the row), only their outputs: [len(wanted), width].
         """
         with without_autocast(self.model):
             return self._run(ids, positions, attend, wanted)
@@ -91,7 +91,7 @@ class Trunk:
     ) -> Tensor:
         """Outputs of a tree's row at the `wanted` indices: [len(wanted), width].
 
-        `attend` is `attention(tree, wanted)`, or calls it.
+        `attend` defaults to `attention(tree, wanted)`; any other must call it.
         """
         device = self.model.device
         ids, positions = (torch.tensor(x, device=device) for x in (tree.ids, tree.positions))
@@ -104,20 +104,20 @@ class Trunk:
 
     @property
     def runs_modules(self) -> bool:
-        """Whether the model's own modules run, which may keep state from one pass to the next."""
+        """Whether the model's own modules run; these may keep state from one pass to the next."""
         return True
 
     @property
     def shares_rows(self) -> bool:
-        """Whether torch's threads share a row of tokens at little cost: by compiled kernels."""
+        """Whether torch's threads can share a row of tokens at little cost (compiled kernels)."""
         return False
 
     @property
     def num_workers(self) -> int:
-        """The number of threads to split the work over, each with texts of its own.
+        """The number of threads to split the work over, each with its own texts.
 
-        A product of a narrow model takes microseconds; splitting it over threads costs as much as
-        it saves.
+        A matmul of a narrow model takes microseconds; splitting it over threads costs as much as it
+        saves.
         """
         if self.runs_modules or self.model.device.type != "cpu":
             return 1
@@ -125,28 +125,28 @@ class Trunk:
         return processes.torch_threads() if narrow else 1
 
     def reach(self, longest: int) -> int:
-        """The longest text to run here: `longest`, but none while a hook changes the whole model.
+        """The longest text to run here: `longest`, or 0 while a hook changes the whole model.
 
-        A trunk runs a model's parts, so such a model has to make its own pass.
+        A trunk runs the parts of a model, so such a model must run its own forward pass.
         """
         return 0 if does_more(self.model) else longest
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Prepare the model and the process's memory for many passes, until the block ends."""
+        """Within this block, the model and the process's memory are prepared for many passes."""
         reuses = self.shares_rows  # the compiled kernels keep the large buffers of a pass
         with evaluating(self.model), large_blocks_apart() if reuses else nullcontext():
             yield
 
     def refresh(self) -> None:
-        """Take note of changes to the model; call it before the first of many passes."""
+        """Notice changes to the model; call this before the first of many passes."""
         with _READING:
             if self._state() != self._known:
                 self._read()
                 self.version += 1
 
     def _state(self) -> object:
-        """Differs from an earlier one if the model has changed since."""
+        """A value that differs from an earlier one if the model has changed since."""
         return weights_state(list(self.model.parameters()), copied=False)
 
     def _read(self) -> None:
@@ -156,7 +156,7 @@ class Trunk:
     def logits(self, hidden: Tensor) -> Tensor:
         """The model's logits [T, vocabulary] from normalized outputs [T, width].
 
-        They are valid until the thread's next call: their memory may then be used again.
+        They are valid until this thread's next call, which may reuse their memory.
         """
         with without_autocast(self.model):
             return finish_logits(self._projected(hidden), self.model.config.get_text_config())
@@ -177,10 +177,10 @@ class Trunk:
 
 
 class LlamaTrunk(Trunk):
-    """Runs models of Llama's shape. The model's weights become views of concatenated ones.
+    """Runs Llama-shaped models. The model's weights become views of concatenated weights.
 
-    As long as a model has adapters that are not merged, hooks, or other modules than its
-    architecture's, its own modules run.
+    As long as a model has unmerged adapters, hooks, or modules that are not its architecture's, its
+    own modules run.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -211,13 +211,13 @@ class LlamaTrunk(Trunk):
         return weights, [norm.variance_epsilon for pair in norms for norm in pair]
 
     def round_weights(self) -> None:
-        """Use int8 products from now on, as long as the model's own weights, kept too, are fp32."""
+        """Use int8 matmuls from now on, as long as the model's own weights (also kept) are fp32."""
         self._rounded = True
         self._read()
 
     def _read(self) -> None:
-        """Join the model's weights, and copy them as fits the way to compute with them."""
-        self._packed = None  # frees an earlier copy, so that there is one at a time
+        """Concatenate the model's weights, and copy them for int8 or the compiled kernels."""
+        self._packed = None  # frees an earlier copy, so that there is only one at a time
         if not is_llama_shaped(self.model):
             self.layers, self._known = [], self._state()
             return
@@ -250,7 +250,7 @@ class LlamaTrunk(Trunk):
         hidden: Tensor = self.base.embed_tokens(ids)
         layers: Sequence[Layer | PackedLayer] = packed.layers if packed else own
         missing = 0 if packed else filled_rows(hidden, own[0].qkv) - count
-        if missing:  # once here, instead of in every product
+        if missing:  # once here, instead of in every matmul
             hidden = pad(hidden, (0, 0, 0, missing))
             positions = pad(positions, (0, missing))
             attend = without_filling(attend, count)
@@ -277,7 +277,7 @@ def build_trunk(model: PreTrainedModel) -> Trunk:
 def longest_packed(trunk: Trunk, eos_id: int, context: int) -> int:
     """The longest text, in tokens read, that may share a row; see `packing_reach`.
 
-    The model keeps its own attention, so that callers can use it as any model of transformers.
+    The model keeps its own attention, so that callers can use it like any transformers model.
     """
     reach = context
     for each in trials(trunk):
@@ -289,20 +289,20 @@ def longest_packed(trunk: Trunk, eos_id: int, context: int) -> int:
 
 
 def trials(trunk: Trunk) -> Iterator[Trunk]:
-    """The trunk; in half precision, which hides small faults, also that of a copy in fp32."""
+    """The trunk; in half precision, which hides small errors, also the trunk of a copy in fp32."""
     yield trunk
     if (copy := in_float32(trunk.model)) is not None:
         yield build_trunk(copy)
 
 
 def round_weights(trunk: Trunk, exact: bool, name: str) -> None:
-    """Quantize a model of Llama's shape to int8, if its trunk is `exact` for texts of any length.
+    """Quantize a Llama-shaped model to int8, if its trunk is `exact` for texts of any length.
 
-    Raises `CheckpointError` for any other model: parts of its work would stay in fp32.
+    Raises `CheckpointError` for any other model, because parts of it would stay in fp32.
     """
     if not (isinstance(trunk, LlamaTrunk) and exact):
         raise CheckpointError(
-            f"{name}: int8 is for models of Llama's shape whose texts may share a row, which this "
+            f"{name}: int8 is for Llama-shaped models whose texts may share a row, which this "
             f"{type(trunk.model).__name__} is not; give float32"
         )
     trunk.round_weights()

@@ -1,4 +1,4 @@
-"""Published reverse checkpoints by short name; imports nothing heavy."""
+"""Short names of published reverse checkpoints; this module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Published:
     repo: str
     direction: Direction
     added_tokens: tuple[str, ...] = ()
-    """Tokens that its tokenizer class adds after those of tokenizer.model and that no file of the
+    """Tokens that its tokenizer class adds after those of tokenizer.model, and that no file in the
     repository lists."""
 
 

@@ -1,7 +1,7 @@
-"""The self-check after an import: which direction a model reads better, and which token is EOS.
+"""The self-check after an import: which direction fits a model, and which token is its EOS.
 
 The model reads a few short texts in both directions, in one pass over the weights, one layer at a
-time, so a model larger than the memory can be checked too. A few architectures need to be in memory
+time. So even a model larger than the memory can be checked. A few architectures must be in memory
 as a whole.
 """
 
@@ -42,19 +42,19 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What the self-check found."""
+    """The result of the self-check."""
 
     forward_loss: float
-    """Nats per token, over all tokens of the texts but the first one read of each."""
+    """Nats per token, over all tokens except the first one read in each text."""
     reverse_loss: float
     eos_token: str
-    """The likeliest special token at the end of a text in model order: after its last word for a
-    forward model, before its first word for a reverse one."""
+    """The most likely special token at the end of a text in model order: after its last word for a
+    forward model, before its first word for a reverse model."""
     eos_probability: float
-    """Geometric mean of its probability there."""
+    """The geometric mean of its probability there."""
 
     def require(self, direction: Direction) -> None:
-        """Raise `CheckpointError` if the model does not read better in this direction."""
+        """Raise `CheckpointError` if the model reads better in the other direction."""
         losses = {Direction.FORWARD: self.forward_loss, Direction.REVERSE: self.reverse_loss}
         claimed = losses.pop(direction)
         ((other, loss),) = losses.items()
@@ -76,7 +76,7 @@ def check_model(
     rows = [d.to_model_order(row) for d in Direction for row in ids]
     batch = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for place, row in enumerate(rows):
-        batch[place, : len(row)] = torch.tensor(row)  # no text sees the padding behind it
+        batch[place, : len(row)] = torch.tensor(row)  # no text sees the padding after it
     logits = _logits(folder, skeleton, batch)
     losses, ends = [], []
     for row, values in zip(rows, logits, strict=True):
@@ -95,7 +95,7 @@ def _logits(folder: Path, skeleton: PreTrainedModel, batch: torch.Tensor) -> tor
     try:
         with streamed(skeleton, folder):
             found: torch.Tensor = skeleton(input_ids=batch, use_cache=False).logits.float()
-    except Exception:  # an architecture may need weights that are not in memory then
+    except Exception:  # an architecture may need weights that are not in memory at that point
         found = read_whole(skeleton.config, folder)(input_ids=batch, use_cache=False).logits
     return found
 

@@ -1,7 +1,7 @@
-"""GGUF files (llama.cpp's format), read and dequantized by transformers with the package `gguf`.
+"""Reads GGUF files (llama.cpp's format); transformers and the package `gguf` dequantize them.
 
-transformers skips tensors and settings that it does not know, without a word, and draws missing
-weights at random. What it skips is added to the config here, or the file is refused. The whole
+transformers silently skips tensors and settings that it does not know, and initializes missing
+weights randomly. This module adds what was skipped to the config, or refuses the file. The whole
 model is in memory at once, in fp32.
 """
 
@@ -31,9 +31,9 @@ GGUF = tuple[JsonObject, dict[str, StoredTensor], RustTokenizer, str | None]
 def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
     """The config, the tensors, the tokenizer and the EOS token of a GGUF file.
 
-    With `other_tokenizer`, the file's own will not be used, so it need not be right.
-    Raises `CheckpointError` if transformers cannot read all of it, and `MissingExtraError` without
-    the package `gguf`.
+    With `other_tokenizer`, the file's own tokenizer is not used, so it need not be correct. Raises
+    `CheckpointError` if transformers cannot read all of it, and `MissingExtraError` without the
+    package `gguf`.
     """
     with needs_extra("gguf", "gguf"):
         from gguf import GGUFReader
@@ -64,7 +64,7 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
 
 
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-_LLAMA3_CONTEXT = 8192  # before scaling, of every Llama 3
+_LLAMA3_CONTEXT = 8192  # before scaling, for every Llama 3
 _DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 _LIKE_GPT2 = {"gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion"}
 _LARGEST_GEMMAS = {("gemma2", 46), ("gemma3", 62)}  # architecture, layers: the 27B models
@@ -79,7 +79,7 @@ def _complete(file: Path, model: Any, missing: Any, reader: Any) -> None:
     if config.tie_word_embeddings:
         tensors.pop("output.weight", None)
     beyond = range(config.num_hidden_layers, fields[f"{kind}.block_count"].contents())
-    if f"{kind}.nextn_predict_layers" in fields:  # layers that predict several tokens: not used
+    if f"{kind}.nextn_predict_layers" in fields:  # layers for multi-token prediction are not used
         unused = tuple(f"blk.{layer}." for layer in beyond)
         tensors = {name: t for name, t in tensors.items() if not name.startswith(unused)}
     stored = sum(int(tensor.n_elements) for tensor in tensors.values())
@@ -114,12 +114,12 @@ def _complete(file: Path, model: Any, missing: Any, reader: Any) -> None:
 
 
 def _own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustTokenizer:
-    """The tokenizer without what transformers adds to it, splitting a text as llama.cpp does."""
+    """The tokenizer without transformers' additions; it splits a text as llama.cpp does."""
     try:
         from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
     except ImportError:
         raise CheckpointError(
-            f"{file}: this version of transformers may split a text in another way than the model; "
+            f"{file}: this version of transformers may split a text differently than the model; "
             "upgrade transformers, or name the model's tokenizer.json with --tokenizer"
         ) from None
     written = json.loads(tokenizer.to_str())  # no file
@@ -143,7 +143,7 @@ def _own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustTok
 
 
 def _set_rotation(file: Path, rope: JsonObject, found: JsonObject, config: Any) -> None:
-    """Set the rotary settings of llama.cpp in those of transformers."""
+    """Copy llama.cpp's rotary settings into transformers' settings."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     share = found.get("rope.dimension_count", width) / width
     if share != rope.get("partial_rotary_factor", 1.0):
@@ -153,7 +153,7 @@ def _set_rotation(file: Path, rope: JsonObject, found: JsonObject, config: Any) 
     factor = scaling.pop("factor", 0) or found.get("rope.scale_linear", 0)
     kind = scaling.pop("type", "linear" if factor else "none")
     context = scaling.pop("original_context_length", None)
-    scaling.pop("finetuned", None)  # a note
+    scaling.pop("finetuned", None)  # only a note
     if kind == "none" or (kind == "linear" and factor in (0, 1)):
         return
     if scaling or kind not in ("linear", "yarn") or not factor or (kind == "yarn" and not context):
@@ -167,7 +167,7 @@ def _set_rotation(file: Path, rope: JsonObject, found: JsonObject, config: Any) 
 
 
 def _set_factors(file: Path, rope: JsonObject, factors: Any, config: Any) -> None:
-    """Set the settings that give the divisors of the rotary frequencies [D / 2]: Llama 3's."""
+    """Set Llama 3's rotary settings, which yield these divisors of the frequencies [D / 2]."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     plain = rope["rope_theta"] ** (-np.arange(len(factors)) / len(factors))

@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub: the only place in ledom that fetches weights."""
+"""Downloads from the Hugging Face hub; nothing else in ledom fetches weights."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", 
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A repository's files on this machine."""
+    """A repository's local files."""
 
     folder: Path
     commit: str
     sha256: dict[str, str] = field(default_factory=dict)
-    """SHA-256 by file name, for the files whose hash the hub records."""
+    """SHA-256 by file name, for files whose hash the hub records."""
 
 
 def download(repo: str, revision: str | None = None) -> Downloaded:
@@ -39,7 +39,7 @@ def download(repo: str, revision: str | None = None) -> Downloaded:
 
     A branch or tag is resolved to its commit first. Files go to the hub's cache; an interrupted
     download resumes. Without a network, the files in the cache are used. Raises `CheckpointError`
-    if the files can be had from neither.
+    if the files are available from neither.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -55,7 +55,7 @@ def download(repo: str, revision: str | None = None) -> Downloaded:
     except Exception as error:  # the types differ by failure and by version of the client
         answered = isinstance(error, HfHubHTTPError)  # so the network is up
         if not answered and (kept := _cached(repo, revision)) is not None:
-            note = "%s: the hub cannot be reached; taking commit %s from its cache"
+            note = "%s: the hub cannot be reached; using commit %s from the cache"
             logging.getLogger("ledom").warning(note, repo, kept.commit)
             return kept
         at = f" at {revision}" if revision else ""
@@ -82,17 +82,17 @@ def _cached(repo: str, revision: str | None) -> Downloaded | None:
 
 
 def one_gguf(place: str, names: list[str]) -> None:
-    """Raise `CheckpointError` for several GGUF files: each is a model, or a part of one."""
+    """Raise `CheckpointError` for several GGUF files, each of which is a model or part of one."""
     found = sorted(name for name in names if name.endswith(".gguf"))
     if len(found) > 1:
         raise CheckpointError(
-            f"{place}: has {len(found)} GGUF files; give the path of one, which holds all of a "
+            f"{place}: has {len(found)} GGUF files; give the path of one that holds a whole "
             f"model: {', '.join(found[:20])}"
         )
 
 
 def _wanted(names: list[str]) -> list[str]:
-    """The files that an import reads; of weights in several formats, only the safest."""
+    """The files that an import reads; if weights have several formats, only the safest."""
     kinds = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "model_*.pt", "*.gguf")
     weights = next((found for kind in kinds if (found := _matching(names, (kind,)))), [])
     if weights and weights[0].endswith(".pt"):

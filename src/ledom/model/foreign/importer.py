@@ -1,7 +1,7 @@
-"""`ledom import`: turns a published checkpoint or a foreign file into an ordinary model folder.
+"""`ledom import`: converts a published checkpoint or a foreign file to a model folder.
 
-Only this package downloads weights or reads formats other than safetensors and JSON. It runs no
-code that comes with a model, and unpickles only plain data. The folder is written atomically and
+Only this package downloads weights or reads formats other than safetensors and JSON. It never runs
+code that comes with a model, and unpickles only plain data. The folder is written atomically,
 tensor by tensor, so a model of any size needs little memory.
 """
 
@@ -50,17 +50,17 @@ from ledom.text.tokenizer import Tokenizer
 __all__ = ["RECORD", "ImportOptions", "Imported", "import_model"]
 
 RECORD = "ledom_import.json"
-"""File in an imported folder: the model's source, its hashes, notes and the self-check."""
-_WEIGHTS_KEY = "transformers_weights"  # of config.json: a file with another name than usual
+"""The file in an imported folder with the source, hashes, notes and self-check results."""
+_WEIGHTS_KEY = "transformers_weights"  # key in config.json for a file with an unusual name
 _NOT_KEPT = ("auto_map", "_name_or_path", "transformers_version", _WEIGHTS_KEY)
 
 Progress = Callable[..., Iterable[str]]
-"""Shows a progress bar over names; has the signature of `ledom.cli.progress.track`."""
+"""Shows a progress bar over names; same signature as `ledom.cli.progress.track`."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Settings that a source does not record, or that override what it records."""
+    """Settings that a source does not record, or that override its own."""
 
     direction: Direction | str | None = None
     tokenizer: Path | None = None
@@ -70,7 +70,7 @@ class ImportOptions:
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     softcap: float | None = None
-    """The cap of a nanochat model's logits, if its files do not show it."""
+    """The cap on a nanochat model's logits, if its files do not show it."""
     check: bool = True
     """Whether to run the self-check."""
     progress: Progress = lambda names, name, done, total: names
@@ -109,16 +109,16 @@ class _Model:
     eos_token: str | None
     files: list[Path]
     vocab_rows: int | None = None
-    """The vocabulary's size, if the embedding and the head may be padded beyond it."""
+    """The vocabulary size, if the embedding and the head may be padded beyond it."""
     notes: list[str] = field(default_factory=list)
 
 
 def import_model(source: str, out: Path, options: ImportOptions | None = None) -> Imported:
-    """Write the model `source` (an alias, USER/NAME on the hub, a folder, a GGUF file) to `out`.
+    """Import a model from `source` (alias, USER/NAME on the hub, folder, GGUF file) to `out`.
 
     Raises `InputError` for any other name, `CheckpointError` for files that are missing, damaged or
-    of a kind that ledom does not compute, `DirectionError` if the direction is unknown, and
-    `OutputError` if `out` exists or cannot be written. After an error nothing is left behind.
+    of an unsupported kind, `DirectionError` if the direction is unknown, and `OutputError` if `out`
+    exists or cannot be written. After an error, nothing is left behind.
 
     >>> import_model("no-such", Path("model"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -154,7 +154,7 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
 
 
 def _untied(source: _Source, model: _Model) -> PreTrainedModel:
-    """The skeleton with the embedding and the head apart, as transformers reads them."""
+    """The skeleton with separate embedding and head, as transformers reads them."""
     model.config["tie_word_embeddings"] = False
     skeleton = _skeleton(model.config, source.path)
     if left := differing_ties(model.tensors, skeleton):
@@ -181,7 +181,7 @@ def _record(
 
 
 def _find(source: str, revision: str | None) -> _Source:
-    """Find the source on this machine; one on the hub is downloaded first."""
+    """Find the source on this machine; if it is on the hub, download it first."""
     path = Path(source)
     if path.exists():
         if revision is not None:
@@ -253,11 +253,11 @@ def _direction(source: _Source, model: _Model, options: ImportOptions) -> Direct
 
 
 def _skeleton(config: JsonObject, path: Path) -> PreTrainedModel:
-    """The model that a config describes, without its weights; its own code is never run."""
+    """The model that a config describes, without weights; its own code is never run."""
     if config.get("quantization_config"):
         raise CheckpointError(f"{path}: the weights are quantized; give plain ones, or a GGUF file")
     kind = config.get("model_type")
-    if not isinstance(kind, str):  # transformers would guess it from the folder's name
+    if not isinstance(kind, str):  # otherwise transformers would guess it from the folder's name
         raise CheckpointError(f"{path}: config.json: model_type is {kind!r}; name an architecture")
     with (
         readable(path),
@@ -284,7 +284,7 @@ def _check_vocabulary(source: _Source, config: PretrainedConfig, tokenizer: Rust
 def _hash(
     source: _Source, model: _Model, tensors: dict[str, StoredTensor], progress: Progress
 ) -> dict[str, str]:
-    """SHA-256 of every file that was read, by name; an error if one differs from the hub's."""
+    """SHA-256 of every file read, by name; raises an error if one differs from the hub's."""
     files = {str(file): file for file in [*model.files, *(t.file for t in tensors.values())]}
     hashes = {}
     for name in progress(sorted(files), "checksums", 0, len(files)):
@@ -310,7 +310,7 @@ def _check(
             check = check_model(folder, skeleton, model.tokenizer, direction)
     except LedomError:
         raise
-    except Exception as error:  # an architecture may fail in any way on token ids alone
+    except Exception as error:  # with token ids alone, an architecture may fail in any way
         reason = in_one_line(error)
         raise CheckpointError(
             f"the self-check failed ({reason}); give --no-check to import the model as it is"
@@ -320,7 +320,7 @@ def _check(
 
 
 def _eos(model: _Model, check: SelfCheck | None, options: ImportOptions, source: _Source) -> str:
-    """The document-end token: the user's choice, else the measured one, else the recorded one."""
+    """The document-end token: the user's choice, or the measured one, or the recorded one."""
     measured = check.eos_token if check else None
     chosen = options.eos_token or measured or model.eos_token
     if chosen is None:
@@ -333,7 +333,7 @@ def _eos(model: _Model, check: SelfCheck | None, options: ImportOptions, source:
 
 
 def _end_ids(source: _Source, model: _Model, eos: str) -> int | list[int]:
-    """The id of the document-end token, before those of other special tokens that end a text."""
+    """The id of the document-end token, then the ids of other tokens that end a text."""
     kept = Tokenizer(model.tokenizer, eos)
     others = kept.special_ids.intersection(end_ids(source.path, model.config)) - {kept.eos_id}
     return [kept.eos_id, *sorted(others)] if others else kept.eos_id

@@ -1,10 +1,10 @@
 """A nanochat model (karpathy/nanochat, October 2025 to March 2026) as a transformers model.
 
-One class computes every version that `nanochat_import` recognizes; the config selects the version.
-Unlike Llama it normalizes the embedding, rotates by -theta, normalizes queries and keys after the
+One class covers every version that `nanochat_import` recognizes; the config selects the version.
+Unlike Llama, it normalizes the embedding, rotates by -theta, normalizes queries and keys after the
 rotation, has norms without weights, and caps its logits. transformers' own NanoChat model is not
 used: it covers only the first versions, and keeps its rotary tables in fp32 (nanochat: bfloat16),
-which changes logits by 0.01. This module knows nothing of files.
+which changes logits by 0.01. This module does not read files.
 
 Shapes: B texts, T tokens, C width, H query heads, K key-value heads, D head width.
 """
@@ -47,10 +47,10 @@ class NanochatConfig(PretrainedConfig):  # type: ignore[misc]
     max_position_embeddings: int = 2048
     layer_types: list[str] | None = None
     sliding_window: int | None = None
-    """Keys that a token of a sliding layer sees, itself included: nanochat's window + 1."""
+    """Keys visible to a token in a sliding layer, including itself: nanochat's window + 1."""
     residual_lambdas: bool = False
     value_gate_channels: int = 0
-    """Inputs of the gate of value embeddings; 0 for a version without them."""
+    """The number of inputs of the value embeddings' gate; 0 in versions without them."""
     value_gate_scale: float = 0.0
     query_key_scale: float = 1.0
     rope_theta: float = 10000.0
@@ -66,7 +66,7 @@ class NanochatConfig(PretrainedConfig):  # type: ignore[misc]
         super().__init__(**{"tie_word_embeddings": False} | kwargs)
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Whether a layer has a value embedding: every second one from the last, if any has."""
+        """Whether a layer has a value embedding: every second layer from the last, if any."""
         alternate = layer % 2 == (self.num_hidden_layers - 1) % 2
         return bool(self.value_gate_channels) and alternate
 
@@ -167,7 +167,7 @@ class _Pretrained(PreTrainedModel):  # type: ignore[misc]
 
 
 class NanochatModel(_Pretrained):
-    """The model up to and including the last norm. Parameters have nanochat's names."""
+    """The model up to and including the last norm; parameters have nanochat's names."""
 
     def __init__(self, config: NanochatConfig) -> None:
         super().__init__(config)
@@ -235,7 +235,7 @@ class NanochatModel(_Pretrained):
     def _window(
         self, length: int, device: torch.device, boundaries: Tensor | None
     ) -> Tensor | None:
-        """A sliding layer's mask [T, T], True where a key is seen; None if it hides nothing."""
+        """A sliding layer's mask [T, T], True where a key is visible; None if it hides nothing."""
         window = self.config.sliding_window
         longest = length if boundaries is None else int(boundaries.diff().max())
         if window is None or longest <= window:

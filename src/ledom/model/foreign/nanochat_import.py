@@ -1,4 +1,4 @@
-"""Recognizes the version of nanochat that made a checkpoint, by its tensors' names and shapes.
+"""Recognizes a checkpoint's version of nanochat by the names and shapes of its tensors.
 
 | since | sign | what it computes |
 |---|---|---|
@@ -33,7 +33,7 @@ _CAPS = (15.0, 20.0)
 
 
 def is_nanochat(tensors: Mapping[str, Any]) -> bool:
-    """Whether the tensors are a nanochat model's, by their names.
+    """Whether the tensors belong to a nanochat model, judging by their names.
 
     >>> is_nanochat({"model.embed_tokens.weight": None})
     False
@@ -42,7 +42,7 @@ def is_nanochat(tensors: Mapping[str, Any]) -> bool:
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, Path] | None:
-    """The weights and the meta file of the last step in or below a folder; None without weights.
+    """The weights and meta file of the last step in or below a folder; None without weights.
 
     Raises `CheckpointError` if several folders hold weights, or if the meta file is missing.
     """
@@ -76,7 +76,7 @@ class _Shape:
 
 
 def read_model_config(meta: Path) -> JsonObject:
-    """The shape in a meta file (`model_config`), or in a config.json with nanochat's own keys.
+    """Read the shape from a meta file (`model_config`) or a config.json with nanochat's keys.
 
     Raises `CheckpointError` for missing keys and impossible values.
     """
@@ -99,9 +99,8 @@ def infer_config(
 ) -> tuple[NanochatConfig, list[str]]:
     """The config of a nanochat model, and notes on what was inferred.
 
-    `softcap` is the cap of the logits, if the files do not show it (15 by default). Raises
-    `CheckpointError` for a version that ledom does not compute, and `InputError` for a `softcap`
-    that cannot be right.
+    `softcap` is the cap on the logits, if the files do not show it (15 by default). Raises
+    `CheckpointError` for an unsupported version, and `InputError` for an impossible `softcap`.
     """
     names = [name.removeprefix("_orig_mod.") for name in tensors]
     _check_version(tensors)
@@ -135,7 +134,7 @@ def infer_config(
 
 
 def _gate_inputs(tensors: Mapping[str, StoredTensor]) -> int:
-    """Number of inputs of the value embeddings' gate; 0 in versions without value embeddings."""
+    """The number of inputs of the value embeddings' gate; 0 in versions without them."""
     gates = {t.shape[-1] for name, t in tensors.items() if name.endswith(".attn.ve_gate.weight")}
     if gates - {12, 32} or len(gates) > 1:
         raise CheckpointError(
@@ -145,7 +144,7 @@ def _gate_inputs(tensors: Mapping[str, StoredTensor]) -> int:
 
 
 def _check_version(tensors: Mapping[str, StoredTensor]) -> None:
-    """Raise `CheckpointError` for tensors of versions that ledom does not compute."""
+    """Raise `CheckpointError` for tensors of unsupported versions."""
     for name, tensor in tensors.items():
         if re.search(r"(^|\.)(smear_gate|smear_lambda|backout_lambda)", name):
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Reads a sentencepiece model (tokenizer.model) as a `tokenizers` tokenizer.
+"""Converts a sentencepiece model (tokenizer.model) to a `tokenizers` tokenizer.
 
 The package sentencepiece is not needed. The file is a protobuf (sentencepiece_model.proto). These
 fields are read: 1, the pieces (text, score, type); of 2, the trainer's settings, the kind of model
@@ -25,10 +25,10 @@ _SPACE = "▁"
 
 
 def read_sentencepiece(file: Path) -> Tokenizer:
-    """The tokenizer in a BPE model's file, with the file's ids.
+    """Load the tokenizer from a BPE model's file, with the file's ids.
 
-    It differs from sentencepiece only for a text that begins with a user-defined piece: there is no
-    dummy prefix before it. Raises `CheckpointError` for a damaged file, another kind of model, or a
+    It differs from sentencepiece only for a text that begins with a user-defined piece, which gets
+    no dummy prefix. Raises `CheckpointError` for a damaged file, another kind of model, or a
     normalizer that changes more than spaces.
     """
     try:
@@ -49,7 +49,7 @@ def read_sentencepiece(file: Path) -> Tokenizer:
     )
     prefix = bool(normalizer.get(3, 1))
     backend.normalizer = normalizers.Replace(" ", _SPACE)
-    if prefix:  # the first of these puts it at the start of a text, even if a blank is there
+    if prefix:  # the first of these puts a prefix at the start of a text, even before a space
         schemes = ((" ", "first"), (_SPACE, "never"))
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Metaspace(*scheme, split=False) for scheme in schemes]
@@ -59,7 +59,7 @@ def read_sentencepiece(file: Path) -> Tokenizer:
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     backend.add_special_tokens([t for t, _, kind in pieces if kind in (_UNKNOWN, _CONTROL)])
-    # One with a space of its own matches nothing: spaces are escaped first.
+    # A piece with a literal space matches nothing, because spaces are escaped first.
     matched = [text for text, _, kind in pieces if kind == _USER_DEFINED and " " not in text]
     backend.add_tokens([AddedToken(text, normalized=True) for text in matched])
     return backend
@@ -87,7 +87,7 @@ def _read(data: bytes) -> tuple[list[Piece], dict[int, Any], dict[int, Any]]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of a message's fields: an int for a varint, else bytes."""
+    """Yield (number, value) of a message's fields: an int for a varint, otherwise bytes."""
     place = 0
     while place < len(data):
         key, place = _varint(data, place)
@@ -102,7 +102,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
                 size = {1: 8, 5: 4}[kind]
             value, place = data[place : place + size], place + size
             if place > len(data):
-                raise ValueError("cut short")
+                raise ValueError("truncated")
         yield key >> 3, value
 
 

@@ -70,8 +70,8 @@ def _parameter(wanted: str, expected: Mapping[str, Any]) -> str:
 def differing_ties(tensors: Mapping[str, StoredTensor], model: PreTrainedModel) -> list[str]:
     """Names of weights that a model ties to others, although the files hold different ones.
 
-    A config may claim that the head is the embedding, of a model trained with two: transformers
-    then takes both from the files.
+    A config may claim that the head is the embedding although the model was trained with two.
+    transformers then takes both from the files.
     """
     owners = _owners(model)
     stored = {}
@@ -86,7 +86,7 @@ def differing_ties(tensors: Mapping[str, StoredTensor], model: PreTrainedModel) 
 
 
 def _owners(model: PreTrainedModel) -> dict[str, str]:
-    """For each weight and stored buffer, its own name, or that of the one that it is tied to.
+    """For each weight and stored buffer, its own name or the name of the one that it is tied to.
 
     A file may hold a tied weight under either name.
     """
@@ -104,9 +104,9 @@ def _owners(model: PreTrainedModel) -> dict[str, str]:
 def fit_tensors(
     tensors: Mapping[str, StoredTensor], model: PreTrainedModel, rows: int | None, source: str
 ) -> dict[str, StoredTensor]:
-    """The tensors of `source` that a model needs, under its files' names; tied ones once.
+    """The tensors of `source` that a model needs, under the files' names; tied ones once.
 
-    With `rows`, the vocabulary's size, a padded embedding or head is cut to that many rows. Raises
+    With `rows` (the vocabulary size), a padded embedding or head is cut to that many rows. Raises
     `CheckpointError` for tensors that are missing, unknown or of the wrong shape.
     """
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -118,8 +118,8 @@ def fit_tensors(
         if own not in expected:
             if COMPUTED_BUFFERS.search(stored):
                 continue
-            remedy = (  # transformers renames the tensors of some architectures while it reads them
-                "; if transformers reads the folder, give it as a model as it is, without an import"
+            remedy = (  # transformers renames the tensors of some architectures while reading them
+                "; if transformers can read the folder, use it as it is, without importing it"
                 if tensor.file.suffix == ".safetensors"
                 else ""
             )
@@ -158,10 +158,10 @@ def _without_padding(name: str, tensor: StoredTensor, rows: int) -> StoredTensor
 
 @contextmanager
 def streamed(model: PreTrainedModel, folder: Path) -> Iterator[None]:
-    """Within this block a skeleton computes in fp32, with weights read from a folder as needed.
+    """Within this block, a skeleton computes in fp32; weights are read from a folder as needed.
 
-    Raises `RuntimeError` if parts were never called: where a part reads their weights instead,
-    PyTorch may compute with whatever was in memory, without an error.
+    Raises `RuntimeError` if some parts were never called: if another part reads their weights
+    instead, PyTorch may silently compute with whatever was in memory.
     """
     owners = _owners(model)
     places = _places(folder, owners)
@@ -186,11 +186,11 @@ def streamed(model: PreTrainedModel, folder: Path) -> Iterator[None]:
 
 
 def _parts(model: PreTrainedModel) -> Iterator[tuple[nn.Module, dict[str, tuple[nn.Module, str]]]]:
-    """The parts of a model that are in memory one at a time, and the weights of each by name: its
+    """The parts of a model that are in memory one at a time, each with its weights by name, as
     (module, attribute).
 
-    A layer is one part, because its modules may read each other's weights. Every other module with
-    weights of its own is a part, too.
+    A layer is one part, because its modules may read each other's weights. Every other module that
+    has weights of its own is also a part.
     """
     names = {module: name for name, module in model.named_modules()}
     layers = decoder_layers(model)
@@ -206,7 +206,7 @@ def _parts(model: PreTrainedModel) -> Iterator[tuple[nn.Module, dict[str, tuple[
 
 
 def _places(folder: Path, owners: Mapping[str, str]) -> dict[str, tuple[Path, str]]:
-    """For each tensor, by its owner's name: its file, and its name in the file."""
+    """Map each tensor, by its owner's name, to its file and its name in the file."""
     places = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
@@ -224,7 +224,7 @@ def _read(file: Path, name: str) -> torch.Tensor:
 def _hooks(
     slots: list[tuple[nn.Module, str, tuple[Path, str]]], waiting: set[nn.Module]
 ) -> tuple[Any, Any]:
-    """Hooks that load the weights of a part, given as (module, attribute, place), and drop them."""
+    """Hooks that load a part's weights, given as (module, attribute, place), and drop them."""
     empty = [module._parameters[attribute] for module, attribute, _ in slots]
 
     def load(part: nn.Module, arguments: Any) -> None:

@@ -1,8 +1,8 @@
 """Reads weights in several formats and writes them as safetensors, piece by piece.
 
-A `StoredTensor` has a dtype and a shape; its bytes are read on demand, so a checkpoint of any size
-is copied in little memory. PyTorch's files are read by `torch.load(weights_only=True)`, which runs
-no pickled code. This module knows nothing of architectures.
+A `StoredTensor` has a dtype and a shape; its bytes are read on demand, so copying a checkpoint of
+any size needs little memory. PyTorch's files are read by `torch.load(weights_only=True)`, which
+runs no pickled code. This module does not know about architectures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["StoredTensor", "from_torch", "read_folder", "read_torch_file", "writ
 
 _PIECE = 2**24  # bytes in memory at a time
 _MAPPED = 2**30  # bytes of a PyTorch file mapped at a time
-_SHARD = 2**32  # most bytes per written file, unless one tensor is larger
+_SHARD = 2**32  # maximum bytes per written file, unless one tensor is larger
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -49,7 +49,7 @@ class StoredTensor:
     """A tensor in a file."""
 
     dtype: str
-    """safetensors' name: F32, BF16 ..."""
+    """The name in safetensors: F32, BF16 ..."""
     shape: tuple[int, ...]
     file: Path
     pieces: Callable[[], Iterator[bytes]]
@@ -60,7 +60,7 @@ class StoredTensor:
         return math.prod(self.shape) * _SIZES[self.dtype]
 
     def equals(self, other: StoredTensor) -> bool:
-        """Whether both have the same dtype, shape and bytes."""
+        """Whether two tensors have the same dtype, shape and bytes."""
         if (self.dtype, self.shape) != (other.dtype, other.shape):
             return False
         return all(a == b for a, b in zip(self.pieces(), other.pieces(), strict=True))
@@ -82,12 +82,12 @@ def _first_bytes(pieces: Iterator[bytes], count: int) -> Iterator[bytes]:
 
 
 def read_folder(folder: Path, named: str | None = None) -> dict[str, StoredTensor]:
-    """All tensors of a model folder by name, from the file `named`, if any.
+    """All tensors of a model folder by name; only from the file `named`, if given.
 
     safetensors are preferred to PyTorch's files. Raises `CheckpointError` for a folder without
     weights, an adapter, an index that names missing files or tensors, and damaged files.
     """
-    if (folder / "adapter_config.json").exists():  # transformers would add it to the weights
+    if (folder / "adapter_config.json").exists():  # transformers would merge it into the weights
         raise CheckpointError(
             f"{folder}: has an adapter (adapter_config.json); merge it into its base model with "
             "peft's merge_and_unload() and import the result, or remove its files"
@@ -154,7 +154,7 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
             size = int.from_bytes(contents.read(8), "little")
             header = parse_json(contents.read(size))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cut short or damaged: {error}; fetch it again") from None
+        raise CheckpointError(f"{file}: truncated or damaged: {error}; fetch it again") from None
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -178,7 +178,7 @@ def _file_pieces(file: Path, start: int, count: int) -> Callable[[], Iterator[by
             while left:
                 piece = contents.read(min(left, _PIECE))
                 if not piece:
-                    raise CheckpointError(f"{file}: cut short while it was read")
+                    raise CheckpointError(f"{file}: truncated while being read")
                 left -= len(piece)
                 yield piece
 
@@ -186,10 +186,10 @@ def _file_pieces(file: Path, start: int, count: int) -> Callable[[], Iterator[by
 
 
 class _TorchFile:
-    """A file of `torch.save`, memory-mapped.
+    """A memory-mapped file written by `torch.save`.
 
-    It is mapped anew after every `_MAPPED` bytes: pages that were read count toward the memory of
-    the process.
+    It is remapped after every `_MAPPED` bytes, because pages that were read count toward the memory
+    of the process.
     """
 
     def __init__(self, file: Path) -> None:
@@ -215,7 +215,7 @@ class _TorchFile:
             loaded = torch.load(
                 self.file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.file)
             )
-        except Exception as error:  # torch raises many types for damaged files
+        except Exception as error:  # torch raises many error types for damaged files
             raise CheckpointError(f"{self.file}: {_why_not_loaded(error)}") from None
         if not isinstance(loaded, Mapping):
             raise CheckpointError(
@@ -231,11 +231,11 @@ def _why_not_loaded(error: Exception) -> str:
     if called:
         return f"is a pickle that calls {called[1]}; only plain tensors are read"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"cut short or damaged, or not a file of torch.save: {lines[0][:200]}"
+    return f"truncated or damaged, or not a file of torch.save: {lines[0][:200]}"
 
 
 def read_torch_file(file: Path) -> dict[str, StoredTensor]:
-    """The tensors by name in a file of torch.save; raises `CheckpointError` if it is damaged."""
+    """The tensors in a torch.save file by name; raises `CheckpointError` if it is damaged."""
     source = _TorchFile(file)
     return {
         name: _stored(tensor, file, source.pieces(name))
@@ -244,7 +244,7 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
 
 
 def from_torch(tensor: torch.Tensor, file: Path) -> StoredTensor:
-    """A tensor that is in memory already; `file` is where it came from."""
+    """A tensor that is already in memory; `file` is where it came from."""
     return _stored(tensor, file, lambda: _tensor_pieces(tensor))
 
 
@@ -294,7 +294,7 @@ def _write_shards(
 
 
 def _write_shard(out: IO[bytes], tensors: dict[str, StoredTensor]) -> Iterator[str]:
-    # Tensors with the largest elements come first, so that every tensor is aligned.
+    # Tensors with the largest element size come first, so that every tensor is aligned.
     order = sorted(tensors, key=lambda name: (-_SIZES[tensors[name].dtype], name))
     header: JsonObject = {"__metadata__": {"format": "pt"}}
     end = 0

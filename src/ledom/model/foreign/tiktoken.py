@@ -1,7 +1,7 @@
-"""Reads a pickled `tiktoken.Encoding` (tokenizer.pkl) as a `tokenizers` tokenizer, safely.
+"""Safely converts a pickled `tiktoken.Encoding` (tokenizer.pkl) to a `tokenizers` tokenizer.
 
-The only global that the pickle may name is `tiktoken.core.Encoding`, and an empty class stands for
-it. So nothing is imported or called, whatever the file contains.
+The only global that the pickle may name is `tiktoken.core.Encoding`, which is replaced by an empty
+class. So nothing is imported or called, whatever the file contains.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["read_tiktoken_pickle"]
 
 
 class _Encoding:
-    """Stands for tiktoken's class: it only takes the state."""
+    """A stand-in for tiktoken's class that only stores the state."""
 
 
 class _Reader(pickle.Unpickler):
-    """Builds plain data and `_Encoding`s; a pickle can import and call nothing else."""
+    """Unpickles only plain data and `_Encoding`s; a pickle cannot import or call anything else."""
 
     def find_class(self, module: str, name: str) -> type[_Encoding]:
         if (module, name) != ("tiktoken.core", "Encoding"):
@@ -35,7 +35,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_tiktoken_pickle(file: Path) -> RustTokenizer:
-    """The tokenizer in a tokenizer.pkl, with the file's ids.
+    """Load the tokenizer from a tokenizer.pkl, with the file's ids.
 
     Raises `CheckpointError` for a pickle that is damaged, or that does more than describe an
     encoding.
@@ -43,7 +43,7 @@ def read_tiktoken_pickle(file: Path) -> RustTokenizer:
     try:
         read = _Reader(BytesIO(file.read_bytes())).load()
         if not isinstance(read, _Encoding):
-            raise CheckpointError("the pickle is not of an encoding")
+            raise CheckpointError("the pickle does not contain an encoding")
         state = vars(read)
         pattern, ranks, special = (
             state[k] for k in ("pat_str", "mergeable_ranks", "special_tokens")
@@ -86,13 +86,13 @@ def _build(pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> Ru
 
 
 def _parts(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens whose merge is this token: its bytes merged by all lower ranks."""
+    """The two tokens that merge into this token: its bytes, merged by all lower ranks."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         pairs = [a + b for a, b in pairwise(parts)]
         best = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], math.inf))
         if ranks.get(pairs[best], math.inf) >= ranks[token]:
-            raise CheckpointError(f"the token {token!r} is not made of two others")
+            raise CheckpointError(f"the token {token!r} is not a merge of two others")
         parts[best : best + 2] = [pairs[best]]
     left, right = parts
     return left, right

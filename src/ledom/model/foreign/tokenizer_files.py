@@ -18,11 +18,11 @@ from ledom.text.tokenizer import recorded_eos
 __all__ = ["known_eos", "read_tokenizer"]
 
 _BEGIN_WITH_BOS = ("Llama", "CodeLlama", "Gemma")
-"""Tokenizer classes of transformers that put BOS before a text unless told otherwise."""
+"""transformers' tokenizer classes that put BOS before a text by default."""
 
 
 def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokenizer, list[Path]]:
-    """The tokenizer in a folder or a file, and the files that it was read from.
+    """Load the tokenizer in a folder or a file; also returns the files that it was read from.
 
     A folder is searched for tokenizer.json, tokenizer.model, vocab.json with merges.txt, and
     tokenizer.pkl (also in tokenizer/), in this order. `added` are tokens to append to those of
@@ -66,12 +66,12 @@ def _read_file(file: Path) -> RustTokenizer:
         return RustTokenizer.from_file(str(file))
     except LedomError:
         raise
-    except Exception as error:  # the binding raises bare Exception, transformers many types
+    except Exception as error:  # the binding raises bare Exception, transformers many error types
         raise CheckpointError(f"{file}: not a tokenizer: {in_one_line(error)}") from None
 
 
 def _names_its_kind(folder: Path) -> bool:
-    """Whether the files beside vocab.json say how it splits a text: not all do it as GPT-2."""
+    """Whether files next to vocab.json say how it splits a text, which may not be GPT-2's way."""
     named = _read_json(folder / "tokenizer_config.json").get("tokenizer_class")
     return bool(named or _read_json(folder / "config.json").get("model_type"))
 
@@ -85,14 +85,14 @@ def _by_transformers(folder: Path) -> RustTokenizer:
     backend: RustTokenizer | None = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise CheckpointError(
-            f"{folder}: a {type(loaded).__name__} has no form in tokenizer.json, which ledom "
+            f"{folder}: a {type(loaded).__name__} cannot be saved as tokenizer.json, which ledom "
             "needs; name another tokenizer with --tokenizer"
         )
     return backend
 
 
 def _read_byte_level(file: Path) -> RustTokenizer:
-    """vocab.json and merges.txt, read as GPT-2's."""
+    """Read vocab.json and merges.txt as GPT-2's."""
     merges = file.with_name("merges.txt")
     check_regular(merges)
     backend = RustTokenizer(models.BPE.from_file(str(file), str(merges)))
@@ -104,7 +104,7 @@ def _read_byte_level(file: Path) -> RustTokenizer:
 
 
 def _add_tokens(backend: RustTokenizer, folder: Path, added: tuple[str, ...]) -> None:
-    """Add the tokens that the folder lists, under their ids; if it lists none, add `added`."""
+    """Add the tokens that the folder lists, under their ids; if there are none, add `added`."""
     first = backend.get_vocab_size(with_added_tokens=True)
     listed: JsonObject = _read_json(folder / "tokenizer_config.json").get(
         "added_tokens_decoder", {}
@@ -129,7 +129,7 @@ def _add_tokens(backend: RustTokenizer, folder: Path, added: tuple[str, ...]) ->
 
 
 def _put_bos_in_front(backend: RustTokenizer, folder: Path) -> None:
-    """Let the tokenizer begin a text with BOS, if the files say so or name a class that does it."""
+    """Make the tokenizer begin a text with BOS, if the files or their tokenizer class say so."""
     settings = _read_json(folder / "tokenizer_config.json")
     kind = str(settings.get("tokenizer_class", ""))
     bos = settings.get("bos_token", "<s>")
@@ -144,12 +144,12 @@ def _put_bos_in_front(backend: RustTokenizer, folder: Path) -> None:
 def known_eos(folder: Path, backend: RustTokenizer, config: JsonObject) -> str | None:
     """The document-end token that a folder or a config records, if the tokenizer has it.
 
-    Otherwise a usual one that the tokenizer has, or None.
+    Otherwise, one of the usual tokens if the tokenizer has it, or None.
     """
     names = (recorded_eos(folder, backend, config), "<|endoftext|>", "<|bos|>")
     return next((n for n in names if n is not None and backend.token_to_id(n) is not None), None)
 
 
 def _read_json(file: Path) -> JsonObject:
-    """The object in a JSON file; empty if the file is missing."""
+    """Read the object in a JSON file; empty if the file is missing."""
     return read_json_object(file) if file.exists() else {}

@@ -1,4 +1,4 @@
-"""Attention by compiled kernels: one call computes all texts of a batch.
+"""Attention with compiled kernels; one call computes all texts of a batch.
 
 Shapes: T tokens, Q queries, H query heads, K key-value heads, D head width, A texts.
 """
@@ -15,12 +15,12 @@ from ledom.model.native.library import library_for, workspace
 __all__ = ["LANES", "cache_attention", "has_native", "tree_attention"]
 
 LANES = 16
-"""Numbers in the widest vector; `cache_attention` reads rows of keys in multiples of it."""
+"""Numbers per widest vector; `cache_attention` reads rows of keys in multiples of it."""
 _WIDEST_HEAD = 256  # MOST_WIDTH in attention.c
 
 
 def has_native(keys: Tensor, values: Tensor) -> bool:
-    """Whether the compiled kernels compute attention over such keys and values, [..., D] both.
+    """Whether the compiled kernels support attention over these keys and values, both [..., D].
 
     >>> has_native(torch.ones(2, 64), torch.ones(2, 128))  # not with two widths
     False
@@ -31,7 +31,7 @@ def has_native(keys: Tensor, values: Tensor) -> bool:
 
 
 def _with_whole_heads(x: Tensor) -> Tensor:
-    """x [T, heads, D], copied if the heads of a row lie apart; the rows themselves may."""
+    """x [T, heads, D], copied if the heads of a row are not contiguous; the rows may be apart."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
@@ -44,7 +44,7 @@ def tree_attention(
     limits: NDArray[np.int64],
     out: Tensor,
 ) -> None:
-    """Write attention of queries [Q, H, D] over spans of keys and values [T, K, D] to `out`.
+    """Write the attention of queries [Q, H, D] over spans of keys and values [T, K, D] to `out`.
 
     Each of `tasks` [tasks, 4] is (first, last, begin, end): the queries [first, last) see the
     `spans` [begin, end) of keys, each a row (start, end) of [spans, 2]. Query i sees no key from
@@ -55,8 +55,8 @@ def tree_attention(
     q, k, v = _with_whole_heads(q), _with_whole_heads(k), _with_whole_heads(v)
     heads, width = q.shape[1:]
     columns = k.shape[1] * width
-    # At least one vector more than the keys fill, as a span's last vector may reach past its end.
-    # An odd number of vectors, as rows at powers of two would share cache lines.
+    # At least one vector more than the keys fill, because a span's last vector may reach past its
+    # end. An odd number of vectors, because rows at powers of two would share cache lines.
     vectors = -(-len(k) // LANES)
     stride = LANES * (vectors + 1 + vectors % 2)
     keys = workspace("keys", columns * stride)
@@ -83,9 +83,9 @@ def cache_attention(
 
     Each text sees the tokens of its prompt, then `age` tokens of its own, and then itself: k and v
     are first added to its own keys [K, D, room] and values [K, room, D], whose addresses are in
-    `own` [2, A]. `about` [5, A] is for each text: its room, its age, the addresses of its prompt's
-    keys [layers, K, D, C] and values [layers, K, T, D], and their length T; C is T up to a multiple
-    of `LANES`, as is the room. Needs `has_native`.
+    `own` [2, A]. `about` [5, A] holds for each text its room, its age, the addresses of its
+    prompt's keys [layers, K, D, C] and values [layers, K, T, D], and their length T. C is T rounded
+    up to a multiple of `LANES`; so is the room. Needs `has_native`.
     """
     native = library_for(q, k, v)
     assert native is not None

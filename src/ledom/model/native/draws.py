@@ -1,4 +1,4 @@
-"""Draws of tokens and log-probabilities of labels, by compiled kernels that copy no logits."""
+"""Draws tokens and computes labels' log-probabilities in kernels that do not copy logits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["draw", "label_logprobs"]
 def draw(
     logits: Tensor, temperature: float, levels: Sequence[float]
 ) -> tuple[list[int], list[float], list[float]] | None:
-    """A token for each row of logits [rows, V], by inverting the cumulative distribution.
+    """Draw a token for each row of logits [rows, V] by inverting the cumulative distribution.
 
     It is the first token at which the sum of the probabilities at this temperature exceeds the
-    row's level in [0, 1), or the likeliest token if the level is negative. Also returns, for each
-    row, KL(uniform || p) in nats at temperature 1, and the highest logit over the temperature;
-    neither is finite if a logit is not. None without the compiled kernels.
+    row's level in [0, 1), or the most likely token if the level is negative. Also returns, for each
+    row, KL(uniform || p) in nats at temperature 1, and the highest logit divided by the
+    temperature; neither is finite if a logit is not. Returns None without the compiled kernels.
 
     >>> logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
     >>> found = draw(logits, 1.0, [0.6, -1.0])
@@ -44,7 +44,7 @@ def draw(
 
 
 def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
-    """log P [T] in nats of the labels [T], from logits [T, V]; by plain torch without the kernels.
+    """log P [T] in nats of the labels [T], from logits [T, V]; plain torch without the kernels.
 
     >>> label_logprobs(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
     tensor([-0.6931])

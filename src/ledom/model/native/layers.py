@@ -1,7 +1,7 @@
-"""What a decoder's layer computes apart from attention: norms, products, rotary positions, gates.
+"""The computations of a decoder layer except attention: norms, matmuls, rotary positions, gates.
 
-`PackedWeight` arranges a weight for a product that reads it in order, which on two processors is
-faster than oneDNN's and MKL's, the more so for few rows. `PackedWeight`, `project` and
+`PackedWeight` arranges a weight for a matmul that reads it sequentially. This was faster than
+oneDNN and MKL on two processors, especially for few rows. `PackedWeight`, `project` and
 `finish_layer` need compiled kernels; the other functions fall back to plain torch.
 
 Shapes: T tokens, D head width.
@@ -25,13 +25,13 @@ __all__ = [
 ]
 
 _TILE_ROWS = 6  # ROWS in vectors.h
-_BLOCK = 192  # rows that go through a layer's steps while they are in the processor's cache
+_BLOCK = 192  # rows that go through a layer's steps while in the processor's cache
 _Norm = tuple[Tensor, float]
-"""A norm's weight [width], and what is added to the mean square."""
+"""A norm's weight [width], and its epsilon, which is added to the mean square."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """x [T, width] over the root of its mean square, times the weight [width].
+    """Divide x [T, width] by the root of its mean square; multiply by the weight [width].
 
     >>> rms_norm(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0, 2.0]), 0.0)
     tensor([[ 1., -2.]])
@@ -90,7 +90,7 @@ class PackedWeight:
     """A weight [out, in] and its bias [out], arranged for `project` and `finish_layer`.
 
     The copy is in panels [out / P, in, P], where P columns fill the processor's vectors; the last
-    panel is filled up with zeros. Needs compiled kernels.
+    panel is padded with zeros. Needs compiled kernels.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -111,9 +111,9 @@ def project(
     rotary: tuple[Tensor, Tensor, int] | None = None,
     name: str = "product",
 ) -> Tensor:
-    """The product [T, out] of x [T, in], normalized by `rms_norm` if `norm` is given, and a weight.
+    """Matmul of x [T, in], normalized by `rms_norm` if `norm` is given, and a weight: [T, out].
 
-    With `rotary`, cosines [T, D], sines [T, D] and a number of heads, these many heads at the
+    `rotary` holds cosines [T, D], sines [T, D] and a number of heads: that many heads at the
     beginning of each row get rotary positions; see `rotate`. The result is in the `workspace` of
     this `name`.
     """
@@ -142,10 +142,10 @@ def finish_layer(
     up: PackedWeight,
     down: PackedWeight,
 ) -> None:
-    """Add a layer's attention and its feed-forward part to the residual stream, in place.
+    """Add a layer's attention and feed-forward part to the residual stream, in place.
 
-    `hidden` is [T, width], attention's result `attended` [T, H * D]; `out` multiplies the latter.
-    `up` [2 * inner, width] are the gates' weights, then the others; see `silu_product`.
+    `hidden` is [T, width]; the attention's result `attended` [T, H * D] is multiplied by `out`.
+    `up` [2 * inner, width] holds the gates' weights, then the other ones; see `silu_product`.
     """
     native = library_for(hidden, attended)
     assert native is not None
@@ -165,5 +165,5 @@ def _address(x: Tensor | None) -> int | None:
 
 
 def _threads(rows: int) -> int:
-    """Threads for these many rows: each should fill a register tile at least."""
+    """The number of threads for this many rows; each should fill at least a register tile."""
     return max(1, min(torch.get_num_threads(), rows // _TILE_ROWS))

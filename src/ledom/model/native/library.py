@@ -1,13 +1,13 @@
-"""Compiles and loads kernels of ledom's own, which are for inference in fp32 on a CPU.
+"""Compiles and loads ledom's own kernels, for inference in fp32 on a CPU.
 
-They fuse what torch computes in several passes over memory. The C files of this folder are compiled
-by the system's C compiler, or the one that the environment variable `CC` names, into the user's
-cache folder; this takes two seconds. If nothing can be written there, each process compiles them
-again. Without a compiler, on other devices, in other precisions and where gradients are wanted,
-plain torch computes the same, up to rounding.
+They fuse operations for which torch makes several passes over memory. The C files in this folder
+are compiled by the system's C compiler, or the one named by the environment variable `CC`, into the
+user's cache folder; this takes two seconds. If that folder is not writable, each process compiles
+them again. Without a compiler, on other devices, in other precisions and for gradients, plain torch
+computes the same, up to rounding.
 
-The large buffers of a pass are kept for the next one (`workspace`): each would cost page faults if
-it were allocated anew in `model.device.large_blocks_apart`.
+The large buffers of a pass are kept for the next one (`workspace`), because allocating each again
+in `model.device.large_blocks_apart` would cost page faults.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MARCH = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
 _FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _OPENMP = re.compile(r"/lib(g|i)?omp[^/]*\.so[^/]*$")  # libiomp and libomp have GNU's functions too
 _FAILURES = OSError, ValueError
-"""What files raise: `ctypes` raises the second one if the path in a message is not in UTF-8."""
+"""Errors of file access; `ctypes` raises the second if a path in a message is not UTF-8."""
 
 _P, _N, _F, _T = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _SIGNATURES = {
@@ -65,7 +65,7 @@ def _library() -> ctypes.CDLL | None:
     try:
         library = _loaded()
     except (*_FAILURES, subprocess.SubprocessError) as error:
-        logging.getLogger("ledom").info("plain torch, as there are no compiled kernels: %s", error)
+        logging.getLogger("ledom").info("using plain torch, no compiled kernels: %s", error)
         return None
     for name, signature in _SIGNATURES.items():
         function = getattr(library, name)
@@ -75,7 +75,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _loaded() -> ctypes.CDLL:
-    """The library in the cache folder; compiled now if it is not there, or damaged."""
+    """The library in the cache folder; compiled now if it is missing or damaged."""
     flags = [*_FLAGS, *_MARCH.get(torch.backends.cpu.get_cpu_capability(), "").split()]
     openmp = _openmp()
     known = [
@@ -88,14 +88,14 @@ def _loaded() -> ctypes.CDLL:
         file = folder / name
         with suppress(*_FAILURES):
             return ctypes.CDLL(str(file))
-        with suppress(*_FAILURES):  # nothing can be written there, or no code there may run
+        with suppress(*_FAILURES):  # the folder is not writable, or code in it may not run
             folder.mkdir(parents=True, exist_ok=True)
             return _compiled(flags, openmp, file)
     return _compiled(flags, openmp, None)
 
 
 def _compiled(flags: list[str], openmp: str, file: Path | None) -> ctypes.CDLL:
-    """The library, compiled now and kept as this file, or in memory only."""
+    """Compile the library and keep it as this file, or only in memory."""
     with tempfile.TemporaryDirectory(dir=file and file.parent) as scratch:
         built = _build(Path(scratch), flags, openmp)
         library = ctypes.CDLL(str(built))
@@ -130,15 +130,15 @@ def _compiler() -> list[str]:
 
 
 def _openmp() -> str:
-    """The OpenMP library that torch has loaded: a second one would start threads of its own.
+    """The OpenMP library that torch has loaded; a second one would start its own threads.
 
-    Without one (on macOS), the kernels would run on one thread, and be slower than torch.
+    Without one (on macOS), the kernels would run on one thread and be slower than torch.
     """
     loaded: list[str] = []
     with suppress(OSError):
         lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
         loaded = [line.split(maxsplit=5)[-1] for line in lines if _OPENMP.search(line)]
-    # Other packages bring one too; torch's is in its folder, or everybody's.
+    # Other packages include one too; torch's is in its own folder, or it is the system's.
     loaded.sort(key=lambda file: not file.startswith(str(Path(torch.__file__).parent)))
     if not loaded:
         raise FileNotFoundError("torch has loaded no OpenMP library that kernels could use")
@@ -146,7 +146,7 @@ def _openmp() -> str:
 
 
 def library_for(*tensors: Tensor) -> ctypes.CDLL | None:
-    """The compiled kernels, if they can compute with these tensors: in fp32, without gradients."""
+    """The compiled kernels, if they support these tensors: in fp32, without gradients."""
     for x in tensors:
         if not x.is_cpu or x.dtype != torch.float32:
             return None
@@ -172,7 +172,7 @@ def workspace(name: str, *shape: int) -> Tensor:
     memory: dict[str, Tensor] = vars(_KEPT)
     kept = memory.get(name)
     if kept is None or len(kept) < size:
-        memory.pop(name, None)  # frees it first
+        memory.pop(name, None)  # frees the old one first
         with torch.inference_mode(False):
             kept = memory[name] = torch.empty(size, dtype=torch.float32)
     return kept[:size].view(shape)

@@ -1,7 +1,7 @@
-"""Compares expressions with sympy: equal ones have a difference that is proved to be zero.
+"""Compares expressions with sympy; they are equal if their difference is proved to be zero.
 
-Only the worker of `process` imports this module, since a comparison may take too long. Expressions
-are different if their numeric values are; they are equal only if simplification proves it.
+Only the worker of `process` imports this module, because a comparison may take too long. Different
+numeric values prove a difference; only simplification proves equality.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Sympy"]
 
 _DIGITS = 40
 _POINTS = ((3, 7), (-5, 11), (17, 13))
-"""Values (numerator, denominator) of the first variable; each further one gets another value."""
+"""Values (numerator, denominator) of the first variable; each further one has other values."""
 _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "oo": sympy.oo}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
@@ -44,14 +44,14 @@ class Sympy(Exact):
     """Compares any scalars."""
 
     def same(self, first: Node, second: Node) -> bool:
-        """Whether two scalars have the same value, at all points.
+        """Whether two scalars have the same value at all points.
 
         >>> from ledom.text.math.expressions import read
         >>> Sympy().same(read("(x + 1)^2"), read("x^2 + 2x + 1"))
         True
         """
         one, other = _expression(first), _expression(second)
-        if one.has(sympy.nan):  # in sympy nan equals nan, whatever they came from
+        if one.has(sympy.nan):  # in sympy, nan equals nan, whatever it came from
             return False
         return bool(one == other) or _is_zero(one - other)
 
@@ -83,7 +83,7 @@ def _expression(node: Node) -> Any:
 
 
 def _call(name: str, parts: list[Any]) -> Any:
-    if name == "log":  # the base may be 10 or e if not given: use a symbol that equals neither
+    if name == "log":  # an unstated base may be 10 or e, so use a symbol that equals neither
         base = sympy.log(parts[1]) if len(parts) > 1 else sympy.Symbol("log base", positive=True)
         return sympy.log(parts[0]) / base
     if name == "root":
@@ -105,7 +105,7 @@ def _is_zero(difference: Any) -> bool:
 
 
 def _differs(difference: Any) -> bool:
-    """Whether a difference is not zero at one of the points."""
+    """Whether a difference is non-zero at one of the points."""
     symbols = sorted(difference.free_symbols, key=str)
     for over, under in _POINTS if symbols else _POINTS[:1]:
         values = {s: sympy.Rational(over + 2 * i, under) for i, s in enumerate(symbols)}

@@ -15,7 +15,7 @@ from ledom.text.math.units import NOT_UNITS, is_unit
 __all__ = ["Atoms"]
 
 MAX_DEPTH = 30
-"""Deepest nesting of brackets that is parsed."""
+"""The deepest nesting of brackets that is parsed."""
 
 _CONSTANTS = {r"\pi": "pi", r"\infty": "oo", r"\imath": "i", r"\mathbb": "reals"}
 _BRACKETS = {"(": ")", "[": "]"}
@@ -38,7 +38,7 @@ _MATRICES = {"pmatrix": "()", "bmatrix": "()", "matrix": "()", "vmatrix": "||", 
 
 
 class Atoms(ABC):
-    """A parser's place among the tokens, and the methods that parse atoms there."""
+    """A parser's position in the tokens, with the methods that parse atoms."""
 
     def __init__(self, found: list[Token]) -> None:
         self.tokens = found
@@ -62,7 +62,7 @@ class Atoms(ABC):
         """An atom with its exponent."""
 
     def peek(self, ahead: int = 0) -> Token:
-        """The token at `ahead` places after the next one; an empty one outside the text."""
+        """The token `ahead` positions after the next one; an empty token outside the text."""
         place = self.place + ahead
         return self.tokens[place] if 0 <= place < len(self.tokens) else _NO_TOKEN
 
@@ -75,7 +75,7 @@ class Atoms(ABC):
         return token
 
     def expect(self, text: str) -> None:
-        """Consume the next token, whose text must be this."""
+        """Consume the next token, which must have this text."""
         if self.take().text != text:
             raise NotUnderstood(f"no {text}")
 
@@ -103,7 +103,7 @@ class Atoms(ABC):
         if len(parts) == 1:
             return parts[0]
         if not all(part.kind in ("bracket", "set") for part in parts):
-            raise NotUnderstood("a union of things that are not sets")
+            raise NotUnderstood("a union of values that are not sets")
         return Node("union", parts=tuple(parts))
 
     def _bracket(self, opening: str) -> Node:
@@ -229,7 +229,7 @@ class Atoms(ABC):
         return total(node, fraction) if fraction else node
 
     def _is_argument(self) -> bool:
-        r"""Whether the number just taken belongs to what is before it: x^2\frac{1}{2}."""
+        r"""Whether the number just consumed belongs to the preceding text: x^2\frac{1}{2}."""
         signed = self.peek(-2).text in ("+", "-")
         return self.peek(-2 - signed).text in ("^", r"\sqrt", "sqrt")
 
@@ -254,7 +254,7 @@ class Atoms(ABC):
         return quotient(number(int(digits[0])), number(int(digits[1])))
 
     def _digit_text(self) -> str:
-        """The digits of an argument that is a plain number; "" for another argument."""
+        """The digits of an argument that is a plain number; "" for other arguments."""
         try:
             if self.peek().text != "{":
                 return self._digit().text
@@ -265,7 +265,7 @@ class Atoms(ABC):
             return ""
 
     def _digit(self) -> Token:
-        r"""The first digit of the next number, the rest of which stays: \frac12 is 1/2."""
+        r"""Consume only the first digit of the next number: \frac12 is 1/2."""
         token = self.take()
         if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
             self.place -= 1
@@ -302,7 +302,7 @@ class Atoms(ABC):
         return "".join(texts)
 
     def _letters(self, token: Token) -> Node:
-        """A product of adjacent variables, as in 2xy; a word is not understood."""
+        """A product of adjacent variables, as in 2xy; words are not understood."""
         word = token.text
         is_short = len(word) <= 3 and word.isalpha() and word.isascii()
         is_alone = {self.peek(-2).text, self.peek().text} <= _BETWEEN_ITEMS
@@ -357,11 +357,11 @@ class Atoms(ABC):
 
 
 def _degrees(angle: Node) -> Node:
-    """An angle in degrees, in radians."""
+    """Convert an angle from degrees to radians."""
     return quotient(product(angle, Node("symbol", "pi")), number(180))
 
 
 def _radians(argument: Node) -> Node:
-    """An argument in radians, if its unit is the degree; others are unchanged."""
+    """Convert an argument to radians if its unit is the degree; others are unchanged."""
     in_degrees = argument.kind == "quantity" and argument.label.units == {("degree", 1)}
     return _degrees(argument.parts[0]) if in_degrees else argument

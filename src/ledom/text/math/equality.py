@@ -1,9 +1,9 @@
-r"""Whether two answers mean the same: both are parsed completely, or else they are not equal.
+r"""Tells whether two answers mean the same; they are unequal unless both parse completely.
 
     "6!" --read--> 720 = 720 <--read-- "\$720"
 
 Numbers are compared here, exactly. If algebra is needed, a process with a time limit compares the
-two answers by the same rules (see `process`).
+answers by the same rules (see `process`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def is_number(answer: str) -> bool:
 
 
 class NeedsAlgebra(Exception):  # noqa: N818  (not an error: the comparison continues elsewhere)
-    """Expressions that are not plain numbers."""
+    """Raised for expressions that are not plain numbers."""
 
 
 class Exact:
@@ -110,7 +110,7 @@ class Comparison:
         return all(map(self.same, first.parts, second.parts))
 
     def _same_choice(self, first: Node, second: Node) -> bool:
-        """The answer "(C) 15" equals the choice "C", and also "15"."""
+        """The answer "(C) 15" equals both the choice "C" and "15"."""
         if second.kind == "choice":
             return first.name == second.name and self._same_parts(first, second)
         if second.kind == "symbol":
@@ -129,7 +129,7 @@ class Comparison:
         return self._same_members(first.parts, second.parts)
 
     def _same_named(self, first: Node, second: Node) -> bool:
-        """x = 5 equals 5, and also x - 5 = 0, by comparing equations."""
+        """x = 5 equals 5 and also, by comparing equations, x - 5 = 0."""
         if second.kind == "named" and first.name == second.name:
             return self.same(first.parts[0], second.parts[0])
         if second.kind == "named" or (second.kind == "relation" and second.name == "="):
@@ -164,7 +164,7 @@ class Comparison:
         return self.same(value, second) or (first.label.is_percent and self.same(hundredth, second))
 
     def _members(self, node: Node) -> list[Node]:
-        """The parts; those of a set without repeats."""
+        """The parts; for a set, without repeats."""
         members: list[Node] = []
         for part in node.parts:
             if node.kind != "set" or not any(self.same(part, member) for member in members):
@@ -203,7 +203,7 @@ def _exact_side(node: Node) -> Node:
 
 
 def _difference(equation: Node) -> Node | None:
-    """The left side minus the right side, of an equation between scalars."""
+    """The left side minus the right side of an equation between scalars."""
     sides = equation.parts
     if equation.kind == "named":
         sides = (Node("symbol", equation.name), *sides)
@@ -231,9 +231,9 @@ def _is_variable(node: Node) -> bool:
 
 
 def _interval(node: Node) -> Node | None:
-    """The interval that inequalities of one variable describe; other kinds of node unchanged.
+    """The interval that inequalities in one variable describe; other nodes are unchanged.
 
-    None for relations that describe no interval.
+    None for relations that do not describe an interval.
     """
     if node.kind != "relation":
         return node

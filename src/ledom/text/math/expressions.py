@@ -1,4 +1,4 @@
-r"""Parses an answer: the whole text to a tree, or to None.
+r"""Parses an answer: the whole text becomes a tree, or None.
 
     "x = 3 \text{ or } x = -3" --read--> list(named x: 3, named x: -3)
 
@@ -11,7 +11,7 @@ r"""Parses an answer: the whole text to a tree, or to None.
     factor    [-] atom [!] [^ factor]
     atom      number, 2 1/2, name, ( ... ), \{ ... \}, ... (see `atoms`)
 
-Parsing takes time linear in the text's length, and numbers are of bounded size (see `nodes`).
+Parsing takes time linear in the text's length, and the size of numbers is bounded (see `nodes`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _OVER = frozenset(["/", r"\div"])
 
 @lru_cache(maxsize=2**16)
 def read(answer: str) -> Node | None:
-    """Parse an answer to a tree; None unless all of it can be parsed.
+    """Parse an answer into a tree; None unless all of it can be parsed.
 
     >>> read("1/2").value, read("1/")
     (Fraction(1, 2), None)
@@ -92,7 +92,7 @@ class _Reader(Atoms):
     """Parses tokens from left to right; each method consumes the tokens that it parses."""
 
     def listing(self, *, splits: bool = True) -> Node:
-        r"""Items and their separators. A single item is no list; with `splits`, \pm makes two."""
+        r"""Items and their separators. One item is not a list; with `splits`, \pm makes two."""
         items, links = [self._item()], set()
         while (separator := self.peek().text) in _SEPARATORS:
             self.take()
@@ -218,7 +218,7 @@ class _Reader(Atoms):
                 self.take()
                 node, divided = quotient(node, self.factor()), True
             elif self.starts_atom() and not self._starts_label():
-                if divided:  # 1/2x is read in two ways
+                if divided:  # 1/2x can be read in two ways
                     raise NotUnderstood("a product after a division")
                 spaced = text == "(" and self.tokens[self.place].spaced
                 following = self.power()
@@ -312,7 +312,7 @@ def _with_sign(sign: str, node: Node) -> Node:
 
 
 def _both_signs(node: Node) -> list[Node]:
-    r"""The two values of a tree with \pm: + in all places, and - in all places."""
+    r"""The two values of a tree with \pm: with + everywhere, and with - everywhere."""
     has_both = any(part.kind == "pm" for part in node.walk())
     return [_signed(node, sign) for sign in (1, -1)] if has_both else [node]
 
@@ -325,7 +325,7 @@ def _signed(node: Node, sign: int) -> Node:
 
 
 def _relation(signs: list[str], parts: list[Node]) -> Node:
-    """A chain of relations, written from the smaller to the larger; "5 = x" names x."""
+    """A chain of relations, ordered from smaller to larger; "5 = x" names x."""
     if signs == ["="] and parts[1].kind == "symbol" and parts[0].kind != "symbol":
         return Node("named", parts[1].name, (parts[0],))
     if signs == ["="] and parts[0].kind == "symbol":
@@ -345,13 +345,13 @@ def _is_point(node: Node) -> bool:
 
 
 def _hour(time: Node) -> Node:
-    """The hour of "3:00 p.m.", which is 3 p.m."""
+    """Shorten "3:00 p.m." to its hour, 3 p.m."""
     is_full = time.kind == "ratio" and all(part.value == 0 for part in time.parts[1:])
     return time.parts[0] if is_full else time
 
 
 def _refuse_dashes(item: list[Token]) -> None:
-    """Refuse whole numbers joined by dashes: a range, a date or a telephone number."""
+    """Reject whole numbers joined by dashes: a range, a date or a phone number."""
     is_chain = all(token.kind == "number" or token.text == "-" for token in item)
     is_close = not any(token.spaced for token in item[1:])
     if len(item) > 2 and item[0].kind == "number" and is_chain and is_close:

@@ -1,8 +1,8 @@
-r"""Patterns of numbers and formulas inside a text, where words surround them.
+r"""Patterns for numbers and formulas inside a text, surrounded by words.
 
     "The sum is x + 3, or 1,250 in all." holds the formula "x + 3" and the number "1,250"
 
-They find candidates for an answer, which `expressions` reads, and the calculations of a solution.
+They find candidate answers, which `expressions` parses, and the calculations of a solution.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ EQUATION = re.compile(  # of bounded length, so that any text takes linear time
 _AMOUNT = rf"(?:[$€£]?\d{{1,9}} (?=\d{{1,2}}/\d))?{_PRICED}"  # 2 1/2
 _QUANTITY = rf"[(\[]{{0,9}}-?{_AMOUNT}{_UNIT}(?:[)\]]{{1,9}}{_UNIT})?"
 _QUANTITIES = rf"{_QUANTITY}(?:(?: ?[-+*/^] ?|(?=[(\[])){_QUANTITY})"
-# No part of a longer expression: the 3 + 4 of x + 3 + 4, 3 + 4x, 2 * -(3 + 4), (3 + 4)^n,
+# Not part of a longer expression: the 3 + 4 of x + 3 + 4, 3 + 4x, 2 * -(3 + 4), (3 + 4)^n,
 # 40 + 30 of 6:40 + 30, 3 + 4 = 5 of 3 + 4 = 5!, and 9 / 4 = 2 of 9 / 4 = 2 remainder 1.
 _BEGINS = r"(?<![\w.\\+*/^)(}{\]\[-])(?<![-+*/^(}{\[] )(?!(?<=\d:)\d\d(?!\d))"
 _NO_FACTOR_BEFORE = r"(?!(?<=[\d)!] )[(\[][^()\n=]{0,99}[)\]])"  # not 5 (3 + 4)

@@ -1,7 +1,7 @@
 r"""The tree of a parsed answer, with exact numbers.
 
-Nodes are built by the functions below, which compute at once: an expression of numbers alone is a
-number. They raise `NotUnderstood` for a value that is too large to write out or undefined (1/0).
+Nodes are built by the functions below, which evaluate immediately: an expression of only numbers is
+a number. They raise `NotUnderstood` for a value that is too large to write out or undefined (1/0).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = [
 ]
 
 MAX_BITS = 20_000
-"""A larger numerator or denominator is not computed."""
+"""Numerators and denominators beyond this limit are not computed."""
 
 MAX_FACTORIAL = 1_000
-"""The factorial of a larger number is not computed."""
+"""Factorials of numbers beyond this limit are not computed."""
 
 _NUMERAL = re.compile(
     r"(?P<whole>[0-9,‚]*)(?:\.(?P<decimals>[0-9]*))?"
@@ -41,7 +41,7 @@ _NUMERAL = re.compile(
 )
 
 _MAYBE_E = re.compile(r"(?!1e)[0-9]+e[+-][0-9]+")
-"""2e-1 may be 0.2, or twice the number e less 1."""
+"""2e-1 may be 0.2, or 2 times e minus 1."""
 
 NO_LABEL = Label()
 
@@ -67,7 +67,7 @@ class Node:
     """The label of a quantity."""
 
     def walk(self) -> Iterator[Node]:
-        """This node and all below it.
+        """This node and all nodes below it.
 
         >>> [node.kind for node in total(number(2), Node("symbol", "x")).walk()]
         ['+', 'number', 'symbol']
@@ -78,7 +78,7 @@ class Node:
 
     @property
     def is_scalar(self) -> bool:
-        """Whether it is a number or an expression.
+        """Whether the node is a number or an expression.
 
         >>> number(2).is_scalar, Node("set", parts=(number(2),)).is_scalar
         (True, False)
@@ -124,7 +124,7 @@ def numeral(text: str) -> Node:
 
 
 def _operands(parts: tuple[Node, ...]) -> list[Fraction] | None:
-    """The values of parts if all are numbers, else None; raises for a part that is not a scalar."""
+    """The values of parts if all are numbers, else None; raises an error for a non-scalar."""
     for part in parts:
         if not part.is_scalar:
             raise NotUnderstood(part.kind)
@@ -177,7 +177,7 @@ def _begins_with_d(node: Node) -> bool:
 
 
 def power(base: Node, exponent: Node) -> Node:
-    """A power; that of a number is computed if the exponent is whole.
+    """A power; a number's power is computed if the exponent is whole.
 
     >>> power(number(2), number(10)).value
     Fraction(1024, 1)
@@ -197,7 +197,7 @@ def power(base: Node, exponent: Node) -> Node:
 
 
 def with_parts(node: Node, parts: tuple[Node, ...]) -> Node:
-    """Rebuild a node with other parts.
+    """Rebuild a node with different parts.
 
     >>> with_parts(total(Node("symbol", "x"), number(1)), (number(2), number(1))).value
     Fraction(3, 1)
@@ -222,7 +222,7 @@ _EXACT: dict[str, Callable[[Fraction], Fraction | int]] = {
 
 
 def call(name: str, *parts: Node) -> Node:
-    """A function of its arguments; computed for numbers where the value is an exact number.
+    """A function of its arguments; computed for numbers if the value is an exact number.
 
     >>> call("sqrt", number(9)).value
     Fraction(3, 1)

@@ -1,4 +1,4 @@
-r"""Writes an answer in one notation, with one spelling for each sign, and splits it into tokens.
+r"""Converts an answer to one notation, with one spelling per sign, and splits it into tokens.
 
     "$\dfrac{3}{4}$" --plain_text--> "\frac{3}{4}" --tokens--> \frac { 3 } { 4 }
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 MAX_CHARS = 400
-"""A longer answer is not parsed, so that parsing and exact arithmetic stay cheap."""
+"""Longer answers are not parsed, so that parsing and exact arithmetic stay cheap."""
 
 _QUOTES = "\u2018\u2019\u201c\u201d\u201e\u201f\xab\xbb\u2039\u203a\u300c\u300d\u300e\u300f"
 MARKUP = " \t\r\n*_`\"'" + _QUOTES
@@ -41,7 +41,7 @@ MARKUP = " \t\r\n*_`\"'" + _QUOTES
 
 
 class NotUnderstood(Exception):  # noqa: N818  (no error: such a text is compared as text)
-    """Part of a text cannot be parsed, or has no value."""
+    """Raised if part of a text cannot be parsed or has no value."""
 
 
 def words(text: str) -> frozenset[str]:
@@ -73,7 +73,7 @@ class Token:
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _INVISIBLE = [0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F)]
-_INVISIBLE += [*range(0x2060, 0x2070), 0xFEFF]  # zero width, marks of writing direction
+_INVISIBLE += [*range(0x2060, 0x2070), 0xFEFF]  # zero-width characters and writing direction marks
 _KEYBOARD = str.maketrans(
     {
         **dict.fromkeys(map(chr, _INVISIBLE)),
@@ -123,10 +123,10 @@ _SPELLINGS = (
     (re.compile(r"(?<![A-Za-z\\])[Ii]nfinity(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"(?<=\d) per cent(?![A-Za-z])"), " percent"),
     (re.compile(r"\A([A-J])\)\Z"), r"\1"),  # the letter of a choice
-    # a set as plain text writes it; the comma of {1,000} groups digits
+    # a set in plain text; the comma of {1,000} groups digits
     (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
 )
-# An answer that is one number, its digits grouped by spaces: 12 000; not 1 100/200, nor two lines.
+# An answer that is one number with digits grouped by spaces: 12 000; not 1 100/200 or two lines.
 _GROUPED = re.compile(
     rf"(?:[\s*_`$€£¥+-]|\\[($])*[1-9]\d{{0,2}}(?:\\?{GROUP_SPACE}\d{{3}})+(?:\.\d+)?"
     r"(?:[^\d/\\^_=+({\[-]|\\\))*"
@@ -136,7 +136,7 @@ _GROUPED_FRACTION = re.compile(  # 12 000/5 and 1 000 1/2; 12 345/500 may be a m
     rf"|(?:{GROUP_SPACE}\d{{3}})+ \d{{1,2}}/[1-9]\d*)\s*"
 )
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-# Texts that group digits by spaces, 12 500 + 500 = 13 000: no other number begins with 0.
+# Texts that group digits by spaces (12 500 + 500 = 13 000); no other number begins with 0.
 _HAS_SPACED_GROUPS = re.compile(r"\d(?:[\xa0\u2009\u202f]\d{3}| 0\d\d)(?!\d)")
 _SPACED_GROUPS = re.compile(rf"(?<=\d)(?<!\d{{4}})\\?{GROUP_SPACE}(?=\d{{3}}(?!\d))")
 _TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
@@ -146,7 +146,7 @@ _BRACKETED = re.compile(r"([-+*/^]?) ?\(([^()]*)\)(?= ?([-+*/^]?))")
 _CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
-# 5', f'', z*: no quotes
+# 5', f'', z* are not quotes
 _PRIMED = re.compile(r"[^'\"\u2018\u2019*]+(['\"\u2019\u2032\u2033]{1,3}|\*)")
 _PRIMES = str.maketrans({"\u2019": "'", "\u2032": "'", "\u2033": "''", '"': "''"})
 _BOX = re.compile(r"\\boxed\s?\{(.*)\}")
@@ -161,7 +161,7 @@ _IDLE_SPACE = re.compile(
 )
 _CASED = r"[mM](?:[WVAJN]|Hz|Pa|eV|Wh)|M[gmsLl]|[KMGT]b(?:ps)?|[MGSH]"  # mega is not milli
 _CASED_UNIT = re.compile(_CASED)
-# Letters whose case does not matter: not those of a command (\Delta is not \delta) or such a unit.
+# Letters whose case is irrelevant: not in a command (\Delta is not \delta) or such a unit.
 _LETTERS = re.compile(rf"(?<![A-Za-z\\])(?!(?:(?<=\d)|(?<=\d ))(?:{_CASED})(?![^\W\d_]))[^\W\d_]+")
 
 # ---- tokens ----
@@ -202,7 +202,7 @@ _LETTER_NAMES = {"π": r"\pi", "pi": r"\pi"}
 
 
 def bare(answer: str) -> str:
-    """An answer without the quotes, emphasis, math delimiters and period around it.
+    """Strip the quotes, emphasis, math delimiters and period around an answer.
 
     >>> bare("**$5$**.")
     '5'
@@ -217,7 +217,7 @@ def bare(answer: str) -> str:
 
 
 def keyboard(text: str) -> str:
-    """A text in keyboard characters: digits and full-width signs in ASCII, nothing invisible.
+    """Convert a text to keyboard characters: ASCII digits and signs, nothing invisible.
 
     >>> keyboard("５０％ of 3½"), keyboard("\\u202b٥\\u202c")
     ('50% of 3 1/2', '5')
@@ -230,7 +230,7 @@ def keyboard(text: str) -> str:
 
 
 def _raised(sign: str, plain: dict[str, str], run: re.Match[str]) -> str:
-    """Superscript or subscript digits in LaTeX."""
+    """Convert superscript or subscript digits to LaTeX."""
     return f"{sign}{{{''.join(plain[character] for character in run[0])}}}"
 
 
@@ -242,7 +242,7 @@ def _greek_name(letter: re.Match[str]) -> str:
 
 
 def plain_text(answer: str) -> str:
-    """An answer in one spelling: ASCII signs, one command each, no math delimiters.
+    """Convert an answer to one spelling: ASCII signs, one command each, no math delimiters.
 
     >>> plain_text("$½$"), plain_text("７ %")
     ('1/2', '7 %')
@@ -270,7 +270,7 @@ def plain_text(answer: str) -> str:
 
 
 def fold_case(unit: str) -> str:
-    """A word after a number, in lower case unless its case distinguishes units.
+    """Convert a word after a number to lower case, unless its case distinguishes units.
 
     >>> fold_case("mW"), fold_case("MW"), fold_case("KM"), fold_case("Mb"), fold_case("MB")
     ('mW', 'MW', 'km', 'Mb', 'mb')
@@ -279,7 +279,7 @@ def fold_case(unit: str) -> str:
 
 
 def normalize_numbers(text: str) -> str:
-    """Write all numbers in one way: 350,000 -> 350000, 38.0 -> 38, .5 -> 0.5.
+    """Write all numbers the same way: 350,000 -> 350000, 38.0 -> 38, .5 -> 0.5.
 
     >>> normalize_numbers("350,000 and 38.0 * .5")
     '350000 and 38 * 0.5'
@@ -291,7 +291,7 @@ def normalize_numbers(text: str) -> str:
 
 
 def with_few_brackets(side: str) -> str:
-    """A side of an equation without the brackets that its value does not depend on.
+    """Drop the brackets in a side of an equation that do not affect its value.
 
     >>> with_few_brackets("(3 * 4) - (5 + 6)")
     '3 * 4 - (5 + 6)'
@@ -318,7 +318,7 @@ def with_few_brackets(side: str) -> str:
 
 
 def text_key(answer: str) -> str:
-    """A key to compare texts: case, white space and LaTeX's fonts make no difference.
+    """A key for comparing texts; case, white space and LaTeX fonts make no difference.
 
     >>> text_key("Twelve  Apples")
     'twelve apples'
@@ -360,7 +360,7 @@ def tokens(text: str) -> list[Token]:
 
 
 def _piece(text: str, place: int, *, grouped: bool) -> tuple[str, str, int]:
-    """The kind and the text of the token at a place, and where it ends."""
+    """The kind, text and end of the token at a position."""
     if match := _BASED.match(text, place):
         return "number", match[0], match.end()
     if match := _NUMBER.match(text, place):

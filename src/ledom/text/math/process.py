@@ -1,9 +1,9 @@
-"""Compares answers that need algebra: with sympy, in a separate process with a time limit.
+"""Compares answers that need algebra, with sympy, in a separate process with a time limit.
 
-Answers come from models: simplifying an expression can take forever, or fill the memory. A worker
-that exceeds the limit for a pair dies, and another is started for the next pair, so no answer can
-hold up a run. Answers that cannot be decided count as different. The limit counts the worker's own
-CPU time, so that a verdict does not depend on what else runs on the machine.
+Answers come from models, so simplifying one can take forever or fill the memory. A worker that
+exceeds the limit for a pair dies, and another is started for the next pair, so no answer can hold
+up a run. Answers that cannot be decided count as different. The limit counts the worker's own CPU
+time, so a verdict does not depend on the load of the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import IO
 __all__ = ["MathChecker", "same_value"]
 
 SECONDS_PER_PAIR = 5.0
-"""CPU time limit of one comparison."""
+"""The CPU time limit for one comparison."""
 
 _PATIENCE = 24  # wall-clock seconds per CPU second of the limit; then the worker counts as stuck
 _START_SECONDS = 60.0  # limit for importing sympy on a busy machine
@@ -31,7 +31,7 @@ _READY = "ready"
 
 
 class MathChecker:
-    """Compares answers in a worker process, which the first comparison starts.
+    """Compares answers in a worker process, which is started by the first comparison.
 
     Threads may share it; a forked process needs its own.
     """
@@ -39,10 +39,10 @@ class MathChecker:
     def __init__(self, seconds: float = SECONDS_PER_PAIR) -> None:
         self.seconds = seconds
         self._worker: subprocess.Popen[str] | None = None
-        self._lock = Lock()  # one pair at a time, so that a verdict belongs to its pair
+        self._lock = Lock()  # one pair at a time, so that each verdict belongs to its pair
 
     def equal(self, first: str, second: str) -> bool:
-        """Whether both have the same value; False if this is not decided in time."""
+        """Whether both answers have the same value; False if this cannot be decided in time."""
         with self._lock:
             worker = self._worker or self._start()
             try:
@@ -56,7 +56,7 @@ class MathChecker:
             return verdict == "true"
 
     def _start(self) -> subprocess.Popen[str]:
-        # The worker finds the modules that this process finds, not others in the current folder.
+        # The worker imports the same modules as this process, not others in the current folder.
         program = (
             f"import sys; sys.path = {sys.path!r}; "
             f"from ledom.text.math.process import serve; serve({self.seconds})"
@@ -90,12 +90,12 @@ class MathChecker:
 
 
 def _pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None  # Popen was given PIPE
+    assert stream is not None  # because Popen gets PIPE
     return stream
 
 
 def serve(seconds: float) -> None:
-    """Run the worker: reads a JSON pair per line, writes `true` or `false` per line.
+    """Run the worker, which reads a JSON pair per line and writes `true` or `false` per line.
 
     It exits on a pair that takes more than `seconds` of CPU time, even if no one waits for it.
     """
@@ -135,5 +135,5 @@ def _shared(process: int) -> MathChecker:
 
 @lru_cache(maxsize=2**16)
 def same_value(first: str, second: str) -> bool:
-    """Whether two answers have the same value, by algebra; cached, as candidates repeat answers."""
+    """Whether two answers are equal by algebra; cached, because candidates repeat answers."""
     return _shared(os.getpid()).equal(first, second)

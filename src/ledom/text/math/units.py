@@ -1,8 +1,8 @@
-"""The words after a number: "12 eggs", "$3 million", "60 km/h", "3 p.m.", "50 %".
+"""Parses the words after a number: "12 eggs", "$3 million", "60 km/h", "3 p.m.", "50 %".
 
 A label consists of units, which this module lists, and other words. Two labels agree unless both
-have units and these differ, or they count different things. A word that would change the value ("5
-thirds", "5 or so") is not a label: it raises `NotUnderstood`.
+have units that differ, or they count different things. A word that would change the value ("5
+thirds", "5 or so") is not a label and raises `NotUnderstood`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ledom.text.math.notation import NotUnderstood, fold_case, words
 __all__ = ["MONEY_SCALES", "NOT_UNITS", "ONE_LETTER_UNITS", "Label", "is_unit", "read_label"]
 
 ONE_LETTER_UNITS = frozenset("ghlLms")
-"""Any other single letter is a variable: 4 x, 2 n."""
+"""All other single letters are variables: 4 x, 2 n."""
 
-NOT_UNITS = words(  # a number with one of these after it is not the whole value
+NOT_UNITS = words(  # a number followed by one of these is not the whole value
     "am pm pi sqrt sin cos tan log ln exp mod and or to plus minus times over squared cubed "
     "factorial inverse reciprocal repeating recurring modulo choose base than least score gross "
     "tens half halves third thirds fourths fifths sixths sevenths eighths ninths tenths "
@@ -37,7 +37,7 @@ _SCALES = {
     "trillion": 10**12,
 }
 MONEY_SCALES = {"k": 10**3, "m": 10**6, "b": 10**9}
-"""Factors of the letters after an amount of money: $5k."""
+"""The factors of letters after an amount of money: $5k."""
 _STOP_WORDS = words(
     "of the a an in on at by for from with is are was total altogether left remaining "
     "each every per his her their its all"
@@ -127,7 +127,7 @@ class Label:
     """
 
     units: frozenset[tuple[str, int]] = frozenset()
-    """Each with its power: km/h is kilometer 1, hour -1."""
+    """Units with their powers: km/h is kilometer 1, hour -1."""
     words: frozenset[str] = frozenset()
     head: str = ""
     """The word that names what is counted: 5 red *bags* of apples."""
@@ -181,7 +181,7 @@ def _scale(word: str) -> int | None:
 
 
 def read_label(pieces: Sequence[str], currency: str = "") -> tuple[int, Label]:
-    """The factor and the label given by the words after a number and the currency before it.
+    """Read the factor and the label from the words after a number and the currency before it.
 
     Raises `NotUnderstood` for words that are not a label.
 
@@ -240,7 +240,7 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
 
 
 def _plain_word(word: str) -> str:
-    """A word that is not a unit, without a plural s; raises `NotUnderstood` for NOT_UNITS."""
+    """Strip the plural s from a word that is not a unit; raises `NotUnderstood` for NOT_UNITS."""
     if word in NOT_UNITS or not word[:1].isalpha():
         raise NotUnderstood(word)
     if len(word) == 1 and word not in ONE_LETTER_UNITS:
