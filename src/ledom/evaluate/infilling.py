@@ -1,4 +1,4 @@
-"""Infilling: the text between a beginning and an ending. One model proposes, a forward one chooses.
+"""Infills the text between a beginning and an ending: one model proposes, a forward one chooses.
 
     out/gaps.jsonl         the texts around each gap
     out/proposals.jsonl    the texts that were written
