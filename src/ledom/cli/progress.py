@@ -123,8 +123,8 @@ def track_training(
 ) -> Iterator[Callable[[TrainingProgress], None]]:
     """Show steps, loss and tokens per second; yields the callback for `ledom.train.loop`.
 
-    `done` is the number of steps that an earlier run took. SIGTERM ends a training with
-    `SystemExit` after the current step; a line then says how to resume.
+    `done` is the number of steps that an earlier run took. SIGTERM ends training with `SystemExit`
+    after the current step; a line then says how to resume.
     """
     valid = ""
     try:
