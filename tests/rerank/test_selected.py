@@ -79,7 +79,7 @@ def test_a_model_that_wrote_few_candidates_is_named_in_a_note(
         for i in range(40)
     ]
     rerank(Job([problem], tmp_path, None, lm, default_weights(), candidates), no_progress)
-    note = f"the candidates are by several models; scores are {how} the mean of the model that "
+    note = f"the candidates come from several models; scores are {how} the mean of the model that "
     assert f"{note}wrote them" in notes(tmp_path)
 
 

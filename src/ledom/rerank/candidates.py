@@ -290,7 +290,7 @@ def labeled_problems(
 
 
 class SharedScores:
-    """Finds a candidate's scores: those of the first candidate with its text.
+    """Finds a candidate's scores, which belong to the first candidate with its text.
 
     >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="x|y",

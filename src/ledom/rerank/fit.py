@@ -309,7 +309,7 @@ def _relative(features: tuple[str, ...], table: CandidateTable) -> FloatArray:
 def _spread(features: tuple[str, ...], table: CandidateTable) -> FloatArray:
     """[F]: the standard deviation of each feature within a problem; 1 if it is 0 everywhere.
 
-    The spread of a constant is a billionth of its size, because rounding errors are not spread.
+    The spread of a constant is a billionth of its size, so that rounding does not count as spread.
     """
     largest = np.array([np.abs(table.features[name][table.mask]).max() for name in features])
     size = np.where(largest > 0, largest, 1e9)  # before the squares, in which 1e-200 is lost

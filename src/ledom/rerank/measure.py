@@ -72,14 +72,14 @@ _CLAIMS = (
     *_MAIN_CLAIMS,
     ("Reverse Reward beats the greedy answer", "reverse_reward", "greedy"),
     ("Reverse Reward beats a random candidate", "reverse_reward", "random"),
-    ("Picking: the reverse scores add to the forward ones", "all_terms", "forward_tuned"),
+    ("Picking: adding reverse scores to the forward ones helps", "all_terms", "forward_tuned"),
     (
-        "Voting: the reverse scores add to the forward ones",
+        "Voting: adding reverse scores to the forward ones helps",
         "vote_all_terms",
         "vote_forward_tuned",
     ),
     (
-        "Voting: the external scores add to every score",
+        "Voting: adding external scores to all others helps",
         "vote_all_external",
         "vote_all_terms",
     ),
@@ -146,7 +146,7 @@ def _only_labeled(
 
 
 def _accuracies(table: CandidateTable, weighing: Weighing) -> dict[str, FloatArray]:
-    """Accuracies [P] by strategy, of those that can choose for every problem."""
+    """Accuracies [P] of the strategies that can choose for every problem, by id."""
     able = weighing.tuned.usable_with(table.features, table.external_scores)
     rights = {name: weighing(table, name) for name in able}
     return {name: right for name, right in rights.items() if not np.isnan(right).any()}

@@ -90,8 +90,8 @@ class Job:
     early_stop: bool = False
     """Stop drawing candidates of a problem once its majority vote is decided."""
     stop_unsure: float = 0.0
-    """Break off samples whose confidence falls below a threshold: the confidence that this share of
-    the problem's first samples (a quarter) keeps. 0: never. Needs `sampling.confidence`."""
+    """Break off samples whose confidence falls below a threshold that this share of the problem's
+    first quarter of samples never falls below. 0: never. Needs `sampling.confidence`."""
     external_scores: Sequence[str] | None = None
     """Extra score fields of the candidates; see `choose_external_scores`."""
     demonstrations: Sequence[Problem] = ()
@@ -379,8 +379,8 @@ def _notes(
         **dict.fromkeys(job.notes, True),
         f"{unreadable} candidates ({unreadable / drawn:.1%}) have no readable answer": unreadable,
         f"{empty} candidates are empty": empty,
-        f"the candidates are by several models; scores are {relative} the mean of the model that "
-        "wrote them": len({c.model for c in candidates if not c.greedy}) > 1,
+        f"the candidates come from several models; scores are {relative} the mean of the model "
+        "that wrote them": len({c.model for c in candidates if not c.greedy}) > 1,
         f"sampling stopped once the majority was decided: {drawn:,} of {planned:,} candidates were "
         f"drawn ({1 - drawn / max(planned, 1):.1%} saved); this does not change the majority's "
         "answers, but the other strategies had fewer candidates": table.num_planned,

@@ -305,7 +305,7 @@ def _vote(pick: Pick) -> Vote:
 
 STRATEGIES: dict[str, Strategy] = {
     "greedy": Greedy("greedy", "the forward model's most likely token at each step"),
-    "random": Random("random", "a candidate at random: the expectation"),
+    "random": Random("random", "a random candidate: its expected accuracy"),
     **_PICKS,
     "majority": Vote("majority", "the most frequent answer"),
     "majority_stopped": EarlyVote("majority, stopped", "drawing stops when the lead cannot change"),

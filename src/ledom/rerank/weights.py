@@ -85,7 +85,7 @@ class TunedWeights:
     `LanguageModel.identity`. Empty if unknown."""
 
     def save(self, path: str | Path) -> None:
-        """Write the file: the fields above as JSON."""
+        """Write the fields above to a JSON file."""
         hashes = sorted(self.problem_hashes)
         about = {"format": _FORMAT, "ledom": version("ledom")}
         write_json(path, about | vars(self) | {"problem_hashes": hashes})
