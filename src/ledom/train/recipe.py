@@ -93,7 +93,7 @@ class Recipe(Config):
         if not _NAME.fullmatch(name):
             raise ValueError(
                 "it names the run's folder: give 1 to 60 letters, digits, dots, dashes and "
-                "underscores, a letter or digit first"
+                "underscores, starting with a letter or digit"
             )
         return name
 
@@ -107,7 +107,7 @@ class Recipe(Config):
             raise ValueError("objective.target and objective.contrastive need a file as data.train")
         if self.objective.contrastive and self.objective.negatives is None:
             raise ValueError(
-                "objective.contrastive needs wrong solutions: a file as objective.negatives"
+                "objective.contrastive needs wrong solutions: give a file as objective.negatives"
             )
         return self
 

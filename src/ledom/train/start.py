@@ -72,7 +72,7 @@ def check_lengths(recipe: Recipe, direction: Direction) -> None:
 def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
     """A model with random weights, or with those of `init_from`; the same in every process.
 
-    `init_from` may be a model of the other direction, and of any architecture. Raises `RecipeError`
+    `init_from` may have the other direction, and may be of any architecture. Raises `RecipeError`
     if it does not have the recipe's shape or tokenizer.
     """
     if recipe.init_from is None:
@@ -92,7 +92,7 @@ def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> P
 def check_tokenizers(recipe: Recipe, directions: Sequence[Direction]) -> None:
     """Raise `RecipeError` if a model of `init_from` does not have the tokenizer of the data.
 
-    Both directions read the same data, so the second would be refused after the first has finished.
+    Both directions read the same data, so the second would be refused only when the first is done.
     """
     if recipe.init_from is not None:
         data = recipe.data_of(directions[0])
