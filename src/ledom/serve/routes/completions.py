@@ -165,8 +165,8 @@ def _echo(
 ) -> Steps[Choices]:
     """The tokens of the prompts with their log-probabilities; see `writing.score_ids`.
 
-    With `max_tokens` 1 one token is appended, because clients then drop the last one: the most
-    likely token of a forward model, EOS for a reverse model, which reads it first.
+    If `max_tokens` is 1, one token is appended, because clients then drop the last one. It is a
+    forward model's most likely token, or EOS for a reverse model, which reads it first.
     """
     if (body.max_tokens or 0) > 1 or (body.n or 1) > 1:
         raise Refusal(400, "echo scores the prompt: ask for max_tokens of 0 or 1, and n of 1")
