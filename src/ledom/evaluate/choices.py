@@ -142,7 +142,7 @@ def problem_questions(place: Place, count: int, seed: int = 0) -> list[ChoiceQue
 def _question(
     name: str, given: str, right: str, wrong: Sequence[str], place: Place, rng: Random
 ) -> Iterator[ChoiceQuestion]:
-    """The question with its choices in random order; None if two choices are equal."""
+    """Yield the question with its choices in random order, unless two choices are equal."""
     choices = [right, *wrong]
     rng.shuffle(choices)
     if len({*choices}) == len(choices):

@@ -230,7 +230,7 @@ def _note(direction: Direction, metric: str, kinds: set[str], scoring: str) -> s
     if metric == greedy:
         return "not applicable: a reverse model does not write the continuation"
     if metric in ("acc_norm", "acc_bytes") and scoring == "Bayes":
-        return "approximate: log P(context) is that of the context as a whole document"
+        return "approximate: log P(context) treats the context as a whole document"
     return ""
 
 

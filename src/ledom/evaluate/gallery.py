@@ -261,7 +261,7 @@ RUNS = (
     RunKind(
         "Synthesized problems",
         "A reverse model wrote a question for a solution, or question and steps for a bare answer; "
-        "it was kept because a forward model gives it the same answer. The tokens are those of "
+        "it was kept because a forward model gave it the same answer. The tokens come from "
         "this page's model.",
         "ledom synthesize solutions.jsonl --out RUN",
         ("problems.jsonl", "removed.jsonl", "proposals.jsonl"),
@@ -270,8 +270,8 @@ RUNS = (
     RunKind(
         "Between a beginning and an ending",
         "A reverse model wrote texts in front of an ending without seeing the beginning; the "
-        "forward model chose where to cut them, and the best. The tokens are those of this page's "
-        "model.",
+        "forward model chose where to cut them, and which is best. The tokens come from this "
+        "page's model.",
         'ledom generate --before "..." --after "..." --out RUN',
         ("middles.jsonl", "gaps.jsonl"),
         _infilled,

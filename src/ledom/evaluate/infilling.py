@@ -45,7 +45,7 @@ class Gap(Record):
 class Middle(Record):
     """A text for a gap, its rank from 1, and its score in nats per token.
 
-    `direction` is that of the model that wrote it.
+    `direction` is the direction of the model that wrote it.
     """
 
     KEY = ("gap_id", "rank")

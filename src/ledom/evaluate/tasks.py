@@ -247,7 +247,7 @@ def _choice_task(
     if len(places) > 1:
         raise InputError(f"task {name!r} mixes questions with place after and before; split it")
     before = places == {"before"}
-    if before:  # text that follows a choice stays as it is: nothing is asked at its end
+    if before:  # text that follows a choice is unchanged, as nothing is asked at its end
         text = "{}"
     rows = [
         {
