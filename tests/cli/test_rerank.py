@@ -330,7 +330,7 @@ def test_only_labeled_problems_count(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["num_labeled"], report["num_problems"]) == (2, 5)
     assert {row["accuracy"]["mean"] for row in report["strategies"]} == {1.0}
-    assert "2 of 5 labeled" in report["notes"][0]
+    assert "2 of 5 problems are labeled" in report["notes"][0]
     first = next(line for line in text.splitlines() if " is right on " in line)
     assert first.startswith("Voting weighted by Reverse Reward is right on 100.0%")
     assert len((tmp_path / "out" / "selected.jsonl").read_text().splitlines()) == 5

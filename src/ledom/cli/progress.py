@@ -1,7 +1,7 @@
 """The progress of a long stage: a bar on a terminal, otherwise a line every 30 seconds.
 
 Progress is printed on standard error while the stage runs. If several processes share a stage, only
-the first shows progress: that of its own share.
+the first shows progress, and only on its own share.
 """
 
 from __future__ import annotations

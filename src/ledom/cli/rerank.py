@@ -218,7 +218,7 @@ def _run(job: Job) -> None:
 
 
 def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candidate] | None:
-    """The candidates in a file. If the job has only some of the problems, those of the rest go."""
+    """The candidates in a file, limited to the job's problems if it has only some of them."""
     from ledom.rerank.candidates import candidate_check, read_candidates
     from ledom.rerank.strategies import check_score_names
 
