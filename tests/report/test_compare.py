@@ -222,9 +222,7 @@ def test_twins_that_were_never_validated_after_the_same_step(tmp_path):
     reverse = [row_of(1, valid=[3] * 3), row_of(2)]
     report = compare([write_run(tmp_path / "r", forward=forward, reverse=reverse)])
     assert report.runs[0].final_gap is None
-    assert report.notes == [
-        "r: there is no gap, as no step has a validation of both directions"
-    ]
+    assert report.notes == ["r: there is no gap, as no step has a validation of both directions"]
 
 
 def test_a_forward_loss_of_zero(tmp_path):
