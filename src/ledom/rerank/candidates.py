@@ -90,7 +90,7 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
         if problem_id not in known:
             raise InputError(
                 f"a candidate belongs to the problem {problem_id!r}, which is not among "
-                f"the {len(known)} problems; give the problems file that it was made from"
+                f"the {len(known)} problems; give the problems file that it belongs to"
             )
         if not 0 <= index < _MAX_INDEX:
             raise InputError(

@@ -317,7 +317,7 @@ def _checked(
     if (values > _ROUNDING).any():
         raise InputError(
             f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
-            f"log-probability of {values.max():.4g}; none is above 0, so the model cannot be used"
+            f"log-probability of {values.max():.4g}, but none may be above 0; try another model"
         )
     return np.minimum(values, np.float32(0))
 

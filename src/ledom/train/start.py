@@ -106,7 +106,7 @@ def _check_tokenizer(tokenizer: Tokenizer, of_data: Tokenizer, folder: str) -> N
     if tokenizer.fingerprint != of_data.fingerprint:
         raise RecipeError(
             f"key init_from: the tokenizer of {folder} is not the data's; set data.tokenizer to "
-            "its tokenizer.json or leave it out; models with different tokenizers need a run each"
+            "its tokenizer.json or leave it out; models with other tokenizers need separate runs"
         )
 
 
