@@ -64,7 +64,7 @@ def question_of(prompt: str | Messages) -> str:
     mark = None if question else _SPECIAL.search(prompt)
     if mark is not None and not said:
         raise InputError(
-            f"no question was found in the chat markup of the prompt, which has {mark[0]!r}; send "
+            f"the prompt has chat markup ({mark[0]!r}), but no question was found in it; send "
             "plain text, or messages where the protocol has them"
         )
     return question

@@ -105,7 +105,7 @@ def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
     text = lm.tokenizer.decode(known)
     if lm.tokenizer.encode(text).ids != known:
         raise InputError(
-            "the tokenizer encodes the text of the prompt's ids to other ids; send the text"
+            "the tokenizer encodes the text of the prompt's ids differently; send the text"
         )
     return text
 
