@@ -38,7 +38,7 @@ __all__ = ["ReverseRewardManager", "compute_score", "copied_share", "trl_reward"
 
 _BATCH_SECONDS = 0.25  # target time of a batch
 _WAITING = 1 << 20  # most calls that may wait
-_TOGETHER = 16  # calls that share a batch however long it takes
+_TOGETHER = 16  # calls that share a batch, no matter how long it takes
 _SETTINGS = "settings of the reward"
 
 
@@ -55,7 +55,7 @@ class _Settings(Config):
     dtype: Any = "auto"
 
     def judge(self) -> Judge:
-        """The judge of these settings; the first call loads its models, and others wait for it."""
+        """The judge for these settings; the first call loads its models, and others wait for it."""
         with _loading:
             return _load_judge(self)
 
@@ -91,7 +91,7 @@ def trl_reward(
     and `dtype` are the options of `ledom serve`. The question is the last user message of the
     prompt, or the dataset's column that `question` names.
 
-    TRL logs the log-probabilities beside the completions (`log_p_xy` ...), and two metrics:
+    TRL logs the log-probabilities next to the completions (`log_p_xy` ...), and two metrics:
     `copied_share`, the mean share of an answer that is copied from its question, and
     `truncated_share`, the share of answers that are longer than a model's context and were judged
     without their end. If a prompt has no question, or its question leaves no room for an answer,
@@ -158,8 +158,8 @@ async def reverse_reward(reward: _TRLReward, **given: Any) -> list[float | None]
 
 
 def _pair(judge: Judge, prompt: Any, response: Any) -> Pair | None:
-    """The question and the answer; None, with a warning, for a prompt that has no question, or one
-    that leaves no room for an answer: such a row does not end a run of days.
+    """The question and the answer; None, with a warning, for a prompt that has no question or
+    leaves no room for an answer, because one such row must not end a run that takes days.
     """
     prompt = "" if prompt is None else prompt  # a missing value of a column
     for what, given in (("question of the dataset", prompt), ("completion", response)):
@@ -209,9 +209,9 @@ async def compute_score(
     """The reward of an answer, for verl's `reward.custom_reward_function`; batched across calls.
 
     verl passes no prompt, so the dataset must have the question as `extra_info["question"]`.
-    `ReverseRewardManager` does without. `settings` are those of `trl_reward` and come from verl's
-    `reward_kwargs`. Raises `InputError` if the dataset has no such column. For a question that is
-    empty or leaves no room for an answer, see `ReverseRewardManager`.
+    `ReverseRewardManager` does not need that. `settings` are those of `trl_reward` and come from
+    verl's `reward_kwargs`. Raises `InputError` if the dataset has no such column. For a question
+    that is empty or leaves no room for an answer, see `ReverseRewardManager`.
 
     >>> asyncio.run(compute_score("math", "#### 4"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -234,9 +234,9 @@ class ReverseRewardManager:
 
     The settings are those of `trl_reward`. verl passes none, so they are read from
     `reward.reward_kwargs` of its config. If a prompt has no question, or its question leaves no
-    room for an answer, the reward is 0 and the log-probabilities are NaN: verl needs a number and
-    the same keys for each sample. All samples of a prompt have this reward, so advantages relative
-    to their group (GRPO) are 0. For others, filter the dataset.
+    room for an answer, the reward is 0 and the log-probabilities are NaN, since verl needs a number
+    and the same keys for each sample. All samples of a prompt have this reward, so advantages
+    relative to their group (GRPO) are 0. For other advantages, filter the dataset.
     """
 
     def __init__(
@@ -278,7 +278,7 @@ async def _submit(
     if (pair := _pair(judge, prompt, response)) is None:
         return 0.0, dict.fromkeys(judge.log_names, math.nan)
     for loop, of in list(_batchers):
-        if loop.is_closed():  # each `asyncio.run` has a loop of its own
+        if loop.is_closed():  # each `asyncio.run` has its own loop
             _batchers.pop((loop, of), None)
     key = asyncio.get_running_loop(), settings
     if key not in _batchers:

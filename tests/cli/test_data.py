@@ -196,7 +196,7 @@ def test_ctrl_c_keeps_finished_shards(run: Run, tokenizer_folder: Path, tmp_path
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process gets it
         assert process.wait() == 130
     said = process.said()
-    assert "interrupted; what was saved is kept" in said
+    assert "interrupted; saved work is kept" in said
     assert "Traceback" not in said
     finished = {
         shard: shard.stat().st_mtime_ns
@@ -255,7 +255,7 @@ def test_less_than_asked_for_is_said(run: Run, tmp_path: Path) -> None:
     given = ("train-tokenizer", tmp_path / "d.jsonl", "--out", tmp_path / "t")
     code, text = run(*given, "--num-documents", 3)
     assert code == 0
-    assert "note: --num-documents is 3, there are 2" in text
+    assert "note: --num-documents is 3, but there are only 2" in text
     assert "note: --vocab-size is 2048; these documents have no more pairs to merge" in text
     assert "note" not in run(*given, "--num-documents", 2, "--vocab-size", 257)[1]
 

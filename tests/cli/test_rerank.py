@@ -290,7 +290,7 @@ def test_answers_no_one_can_parse_are_counted_not_fatal(
     rows.append(Candidate(problem_id="p0", index=len(texts), text="1 + x" * 30_000))
     write_records(path, rows)
     notes = notes_of(run, problem_file, path, tmp_path / "out")
-    assert any("give no answer that could be read" in note for note in notes)
+    assert any("have no readable answer" in note for note in notes)
     kept = (tmp_path / "out" / "report.html").read_text()
     assert "\x1b" not in kept
     assert len(kept) < 500_000
@@ -330,7 +330,7 @@ def test_only_labeled_problems_count(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["num_labeled"], report["num_problems"]) == (2, 5)
     assert {row["accuracy"]["mean"] for row in report["strategies"]} == {1.0}
-    assert "2 of 5 labeled" in report["notes"][0]
+    assert "2 of 5 problems are labeled" in report["notes"][0]
     first = next(line for line in text.splitlines() if " is right on " in line)
     assert first.startswith("Voting weighted by Reverse Reward is right on 100.0%")
     assert len((tmp_path / "out" / "selected.jsonl").read_text().splitlines()) == 5

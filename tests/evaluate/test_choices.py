@@ -42,7 +42,7 @@ def test_the_right_sentence_stands_anywhere_among_the_choices() -> None:
 def test_sentences_that_are_cut_by_a_short_one_are_no_neighbors() -> None:
     long = "This sentence has more than forty characters, as it must."
     documents = [Document(id=str(i), text=f"{long} Short. {long[:-1]} {i}.") for i in range(8)]
-    with pytest.raises(InputError, match="0 of 8 documents have two sentences side by side"):
+    with pytest.raises(InputError, match="0 of 8 documents have two adjacent sentences"):
         neighbor_questions(documents, "after")
 
 

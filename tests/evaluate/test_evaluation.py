@@ -177,7 +177,7 @@ metric_list: [{{metric: exact_match}}]
     )
     found = evaluate(find_source(str(file), Options()), tmp_path / "out", *models.values())
     (note,) = found["tasks"][0]["notes"]
-    assert note.startswith("reverse: the harness's prompt asks for text behind it")
+    assert note.startswith("reverse: the harness's prompt asks for text after it")
     assert found["tasks"][0]["num_documents"] == 1
 
 
@@ -256,7 +256,7 @@ def test_a_suite_without_a_network_does_what_it_can(
         "gone is left out",
     ]
     assert all("could not be loaded (division by zero)" in note for note in found.notes)
-    assert all("with no network give --data FOLDER" in note for note in found.notes)
+    assert all("without a network, give --data FOLDER" in note for note in found.notes)
     with pytest.raises(HubError, match="'lost' could not be loaded"):
         evaluate_models(Job(some, [models[REVERSE]], out), no_progress)
     none = [fails("lost"), fails("gone")]

@@ -39,7 +39,7 @@ def test_a_suite_runs_from_local_files_and_says_what_it_leaves_out(tmp_path: Pat
     assert sources[1].notes == ()
     assert any("winogrande is left out" in note for note in notes)
     (tmp_path / "arc_easy.jsonl").unlink()
-    with pytest.raises(InputError, match="holds no task of the suite 'r2l'; logiqa is left out"):
+    with pytest.raises(InputError, match="has no task of the suite 'r2l'; logiqa is left out"):
         find_suite("r2l", Options(data=tmp_path))
 
 
@@ -184,7 +184,7 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ledom.evaluate.harness_tasks.build_tasks", unreachable)
     message = refused("arc_easy")
     assert "Couldn't reach the hub" in message
-    assert "with no network give --data FOLDER" in message
+    assert "without a network, give --data FOLDER" in message
     with pytest.raises(InputError, match="unknown suite 'apple'; the suites are ledom, r2l"):
         find_suite("apple", Options())
     assert tasks.CODE_TASKS == ("humaneval",)

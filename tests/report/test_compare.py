@@ -208,7 +208,7 @@ def test_directions_that_were_trained_otherwise_are_no_twins(tmp_path):
     report = compare([folder])
     assert report.runs[0].differing == ["optim.steps: 4, 8"]
     (line,) = claims(report)
-    assert line.endswith("not twins, they differ in more than direction: optim.steps: 4, 8")
+    assert line.endswith("not twins, as they differ in more than direction: optim.steps: 4, 8")
 
 
 def test_directions_that_read_other_numbers_of_tokens_are_no_twins(tmp_path):
@@ -222,9 +222,7 @@ def test_twins_that_were_never_validated_after_the_same_step(tmp_path):
     reverse = [row_of(1, valid=[3] * 3), row_of(2)]
     report = compare([write_run(tmp_path / "r", forward=forward, reverse=reverse)])
     assert report.runs[0].final_gap is None
-    assert report.notes == [
-        "r: there is no step after which both directions were validated, so no gap"
-    ]
+    assert report.notes == ["r: there is no gap, as no step has a validation of both directions"]
 
 
 def test_a_forward_loss_of_zero(tmp_path):

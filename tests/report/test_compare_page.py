@@ -128,7 +128,7 @@ def _texts(svg: str) -> list[str]:
         (-0.3, -0.1, f"{SHOWN} lower; the interval excludes 0"),
         (-0.1, 0.1, "nothing shown: the interval includes 0"),
         (0.0, 0.1, "nothing shown: the interval includes 0"),
-        (None, None, "no interval: these metrics hold no losses by window"),
+        (None, None, "no interval: these metrics have no losses by window"),
     ],
 )
 def test_what_the_interval_says(
@@ -155,10 +155,10 @@ def test_the_claim_of_several_seeds(report: dict[str, Any]) -> None:
     report["seeds"] = [group]
     assert claims(report)[1] == (
         "2 pairs that differ only in their seed (a, b): the mean of their gaps: +0.0200, from "
-        "+0.0100 to +0.0300; all of one sign; standard deviation between pairs 0.0050"
+        "+0.0100 to +0.0300; all of the same sign; standard deviation between pairs 0.0050"
     )
     report["seeds"] = [group | {"lowest": -0.01}]
-    assert f"from {MINUS}0.0100 to +0.0300; of either sign" in claims(report)[1]
+    assert f"from {MINUS}0.0100 to +0.0300; of both signs" in claims(report)[1]
     assert "standard deviation between pairs 0.0050" in render_html(report)
 
 

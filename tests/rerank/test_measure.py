@@ -69,7 +69,7 @@ def test_headline_differences(report: Measurement) -> None:
         "Weighted voting beats majority voting",
     ]
     assert claims["Reverse Reward beats a random candidate"].low > 0.4
-    assert claims["Picking: the reverse scores add to the forward ones"].low > 0.3
+    assert claims["Picking: adding reverse scores to the forward ones helps"].low > 0.3
 
 
 def test_accuracy_against_n(report: Measurement) -> None:
@@ -202,7 +202,7 @@ def test_external_scores_are_measured_alone_and_joined(table: CandidateTable) ->
     aucs = {row.score: row.auc.mean for row in report.auc}
     assert aucs["verifier, external score"] == aucs["all + external scores (tuned)"] == 1.0
     claims = {row.claim: row.difference for row in report.headline}
-    assert "Voting: the external scores add to every score" in claims
+    assert "Voting: adding external scores to all others helps" in claims
 
 
 def test_strategies_without_weights_are_left_out(table: CandidateTable) -> None:

@@ -90,7 +90,7 @@ def test_only_labeled_problems_are_measured(tokenizer: Tokenizer, tmp_path: Path
     report = search_job(made, no_progress)
     assert report is not None
     assert (report.num_problems, report.num_labeled) == (40, 10)
-    assert report.note == "10 of 40 labeled: only these are measured"
+    assert report.note == "10 of 40 problems are labeled; only these are measured"
     searched = read_records(tmp_path / "searched.jsonl", Candidate)[30:]
     share = sum("#### 2" in c.text for c in searched) / 10
     assert report.accuracy["step-level search"].mean == pytest.approx(share)

@@ -55,7 +55,7 @@ def test_no_candidate_has_a_readable_answer(tokenizer: Tokenizer, tmp_path: Path
     assert found[0].text == ["no idea", "who knows"][found[0].index]
     assert found[0].confidence == 0
     assert found[1].confidence == 1
-    assert "2 candidates (50.0%) give no answer that could be read" in notes(tmp_path)
+    assert "2 candidates (50.0%) have no readable answer" in notes(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
     assert "answer" not in rows[0]  # as every key that is None
 
@@ -63,7 +63,7 @@ def test_no_candidate_has_a_readable_answer(tokenizer: Tokenizer, tmp_path: Path
 def test_empty_texts_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
     select(tokenizer, tmp_path, ["", " \n", "so\n#### 2"], ["#### 3", "#### 2", ""])
     found = notes(tmp_path)
-    assert "3 candidates (50.0%) give no answer that could be read" in found
+    assert "3 candidates (50.0%) have no readable answer" in found
     assert "3 candidates are empty" in found
 
 
@@ -79,7 +79,7 @@ def test_a_model_that_wrote_few_candidates_is_named_in_a_note(
         for i in range(40)
     ]
     rerank(Job([problem], tmp_path, None, lm, default_weights(), candidates), no_progress)
-    note = f"the candidates are of several models; scores are {how} the mean of the model that "
+    note = f"the candidates come from several models; scores are {how} the mean of the model that "
     assert f"{note}wrote them" in notes(tmp_path)
 
 

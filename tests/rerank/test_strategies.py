@@ -318,5 +318,5 @@ def test_names_that_are_taken_or_odd(name: str, message: str) -> None:
 def test_a_strategy_that_chooses_no_candidate_is_refused(name: str) -> None:
     drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("5446")]
     table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
-    with pytest.raises(InputError, match=f"'{name}' is no strategy .*these are: majority"):
+    with pytest.raises(InputError, match=f"'{name}' is not a strategy .*choose among: majority"):
         select(table, drawn, name, default_weights())

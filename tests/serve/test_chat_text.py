@@ -124,7 +124,7 @@ def test_a_plain_dialog_is_split_at_the_first_empty_line() -> None:
 @pytest.mark.parametrize("roles", [["user"], ["system", "assistant"], ["assistant", "user"]])
 def test_a_dialog_without_a_question_or_an_answer_is_refused(roles: list[str]) -> None:
     text = "".join(f"<|im_start|>{role}\nOne.\n\nTwo.<|im_end|>\n" for role in roles)
-    with pytest.raises(InputError, match="the dialog has no user's turn that an assistant's"):
+    with pytest.raises(InputError, match="the dialog has no user turn followed by"):
         split_dialog(text, "\n\n")
 
 

@@ -171,7 +171,7 @@ def test_wrong_routes_say_what_there_is(server: Server) -> None:
     assert "no route '/v1/nothing'; GET /openapi.json" in answer.json()["error"]["message"]
     answer = httpx.get(f"{server.url}/reward", timeout=SECONDS)
     assert answer.status_code == 405
-    assert answer.json()["error"]["message"] == "'/reward' takes no GET; send POST"
+    assert answer.json()["error"]["message"] == "'/reward' does not accept GET; send POST"
 
 
 def test_nobody_connects_before_the_models_are_there() -> None:

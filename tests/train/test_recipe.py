@@ -342,7 +342,7 @@ def test_a_model_to_start_from_may_be_a_folder_of_the_hubs_cache(recipe, tmp_pat
         ([], "data.valid=v.jsonl", "data.train is gsm_symbolic, which has a valid split"),
         (["data.train=a.jsonl"], "data.equation_only_fraction=0.5", "it is for gsm_symbolic alone"),
         (["data.train=a.jsonl"], "data.seed=3", "it is for gsm_symbolic alone"),
-        (["data.tokenizer=t"], "data.vocab_size=300", "the tokenizer is there already"),
+        (["data.tokenizer=t"], "data.vocab_size=300", "the tokenizer already exists"),
         (["data={sources: [{path: a}]}"], "data.num_valid=3", "data.sources are read whole"),
     ],
 )

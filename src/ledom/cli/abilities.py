@@ -34,7 +34,7 @@ _NO_PROMPT = (
     "{} of {} outputs got no prompt: each proposal was empty, did not end within {} tokens, "
     "or is too long for the forward model; try another --max-tokens"
 )
-_JUDGED = 100  # texts that decide whether the embedded pair knows their kind
+_JUDGED = 100  # texts checked for whether the embedded pair knows their kind
 
 QueryText = Annotated[
     str, typer.Argument(help="The query, - for standard input, or a JSONL file of queries.")
@@ -66,7 +66,7 @@ Known = Annotated[
     options.path_option(
         rich_help_panel="Problems",
         help="A JSONL file of problems, such as training data; new questions that are near "
-        "duplicates of these are removed (repeatable). So are those of the seeds' own questions.",
+        "duplicates of these, or of the seeds' own questions, are removed (repeatable).",
     ),
 ]
 Questions = Annotated[int, options.samples_option(help="Questions per seed.")]

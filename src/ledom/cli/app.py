@@ -1,7 +1,7 @@
 """The `ledom` program: its commands in groups, and the options before a command.
 
-Commands import what they need when they run, so that `ledom --help` is quick. Errors and exit
-codes are the work of `ledom.cli.run`.
+Commands import what they need when they run, so that `ledom --help` is quick. `ledom.cli.run`
+handles errors and exit codes.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class _Command(typer.core.TyperCommand):
         given: list[Any] = self.make_parser(ctx).parse_args(args=[*args])[2]
         for option, times in Counter(given).items():
             if times > 1 and not option.multiple and not option.is_flag:
-                ctx.fail(f"{option.opts[0]} is given {times} times, and takes one value")
+                ctx.fail(f"{option.opts[0]} is given {times} times but takes one value")
         return super().parse_args(ctx, args)
 
 

@@ -1,4 +1,4 @@
-"""Commands that make training data: tokenizers, token stores, and augmented problems."""
+"""Commands that create training data: tokenizers, token stores, and augmented problems."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _VARIED = ("train", "wrong", "valid")  # the files of ledom augment
 def train_tokenizer(
     documents: Texts,
     vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary, EOS included.")] = 2048,
-    split_digits: Annotated[bool, typer.Option(help="Make every digit a token of its own.")] = True,
+    split_digits: Annotated[bool, typer.Option(help="Make every digit a separate token.")] = True,
     num_documents: Annotated[
         int | None,
         typer.Option(
@@ -85,7 +85,7 @@ def train_tokenizer(
     made.save(out)
     found = next(read)
     if num_documents is not None and found < num_documents:
-        note(f"--num-documents is {num_documents}, there are {found}")
+        note(f"--num-documents is {num_documents}, but there are only {found}")
     if made.vocab_size < vocab_size:
         note(f"--vocab-size is {vocab_size}; these documents have no more pairs to merge")
     log(f"a tokenizer of {made.vocab_size} tokens: {out / 'tokenizer.json'}")
@@ -114,7 +114,7 @@ def tokenize(
         typer.Option(
             min=1,
             max=1024,
-            help="Tasks run at once, one core each. Default: all cores; on a cluster, all tasks.",
+            help="Concurrent tasks, one core each. Default: all cores; on a cluster, all tasks.",
         ),
     ] = None,
     tasks: Annotated[
@@ -209,7 +209,7 @@ def augment(
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Make more training pairs from worked problems: variants with other numbers, wrong solutions.
+    """Create training pairs from solved problems: variants with other numbers, wrong solutions.
 
     Example: ledom augment gsm8k/train.jsonl --out varied
     """

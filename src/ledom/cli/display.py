@@ -88,7 +88,7 @@ def show_summary(report: SelectionReport) -> None:
 
 
 def new_table(words: Iterable[str], numbers: Iterable[str]) -> Table:
-    """An empty table, given the heads of its columns of words and of its columns of numbers."""
+    """An empty table with these headers for its columns of words and its columns of numbers."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=_GAP)
@@ -136,7 +136,7 @@ def show_case(case: Case) -> None:
 
 
 def _print_text(console: Console, text: Text) -> None:
-    """Print a text, wrapped on a terminal only: elsewhere its lines stay as they are."""
+    """Print a text, wrapped on a terminal only; elsewhere its lines stay as they are."""
     console.print(text, soft_wrap=not console.is_terminal)
 
 

@@ -143,7 +143,7 @@ def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
     job = ReversalJob(out, limit or ReversalJob.per_order, seed, command=options.command_line())
     try:
         found = run_reversal(job, track_training, track)
-    except SystemExit:  # SIGTERM in a training: the suite is not finished
+    except SystemExit:  # SIGTERM during training: the suite is not finished
         raise SystemExit(128 + signal.SIGTERM) from None
     show_reversal(found)
     log(f"results: {out / 'reversal.json'}")
@@ -244,7 +244,7 @@ def gallery(
     runs: Annotated[
         list[Path] | None,
         options.path_argument(
-            help="Also show these folders, made by eval, rank, synthesize, generate or invert.",
+            help="Also show these folders, written by eval, rank, synthesize, generate or invert.",
         ),
     ] = None,
     examples: Annotated[
@@ -257,7 +257,7 @@ def gallery(
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Make a page with texts that a reverse model writes, token by token from the end.
+    """Create a page with texts that a reverse model writes, token by token from the end.
 
     Example: ledom gallery ledom-eval --out gallery.html
     """

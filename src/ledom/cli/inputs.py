@@ -1,4 +1,4 @@
-"""What the arguments and options of a command name: its texts, problems and models."""
+"""Reads what a command's arguments and options name: texts, problems and models."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def is_jsonl(argument: str, name: str) -> bool:
-    """Whether an argument names a JSONL file; anything else is itself the text called `name`.
+    """Whether an argument names a JSONL file; any other argument is itself the text called `name`.
 
-    Raises `InputError` for another file that is there: its name was surely not meant as the text.
+    Raises `InputError` if it names another existing file, as that was surely not meant as the text.
 
     >>> is_jsonl("queries.jsonl", "query"), is_jsonl("2 + 2?", "query")
     (True, False)
@@ -71,7 +71,7 @@ def _refuse_file(argument: str, name: str, also: str = "") -> None:
 
 
 def _decode(data: bytes, name: str) -> str:
-    """Decode UTF-8, whatever the locale."""
+    """Decode UTF-8, regardless of the locale."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -99,7 +99,7 @@ def choose_problems(
     held_out: bool = False,
     option: str = "--num-problems",
 ) -> list[Problem]:
-    """The problems that the options ask for; `draws` says whether the command samples at random.
+    """The problems that the options ask for; `draws` says whether the command uses random samples.
 
     Raises `InputError` if there are fewer than `count`, or if an option has no effect.
     """

@@ -1,6 +1,6 @@
 """Options that commands share, with bounds, and a check that each option has an effect.
 
-`--out` is checked when options are read, so before any model is loaded.
+`--out` is checked when options are read, before any model is loaded.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ MOST_COPIES = 1000
 
 
 def named_path(given: str | Path) -> Path:
-    """The parser of an option or argument that names a file or folder: refuses an empty text.
+    """Parse an option or argument that names a file or folder; refuses an empty text.
 
-    Python takes the empty path for the current folder.
+    Python treats an empty path as the current folder.
 
     >>> named_path("out"), named_path(".")
     (PosixPath('out'), PosixPath('.'))
@@ -43,7 +43,7 @@ def named_path(given: str | Path) -> Path:
 path_option = partial(typer.Option, parser=named_path, metavar="PATH")
 path_argument = partial(typer.Argument, parser=named_path)
 
-# Options in the groups in which `--help` shows them.
+# Options by their groups in `--help`.
 problem_option = partial(typer.Option, rich_help_panel="Problems")
 sampling_option = partial(typer.Option, rich_help_panel="Sampling")
 samples_option = partial(sampling_option, min=1, max=MOST_SAMPLES)
@@ -53,7 +53,7 @@ model_option = partial(typer.Option, rich_help_panel="Models and hardware")
 
 
 def _seed(given: str | int) -> int:
-    """The parser of --seed."""
+    """Parse --seed."""
     try:
         seed = int(given)
     except ValueError:
@@ -130,7 +130,7 @@ WeightsFile = Annotated[
     Path | None,
     path_option(
         rich_help_panel="Selection",
-        help="A weights file of ledom tune. Default: for the embedded pair, its own weights; for "
+        help="A weights file from ledom tune. Default: for the embedded pair, its own weights; for "
         "other models, lambda 0.5.",
     ),
 ]
@@ -240,7 +240,7 @@ def unused_by_models(*names: str) -> tuple[Unused, ...]:
 def unused_by_pair(
     weights: Path | None, forward: str, reverse: str, *of_reverse: str
 ) -> tuple[Unused, ...]:
-    """The rules of `unused_by_models`, of --lambda, and of options that a reverse model needs."""
+    """The rules of `unused_by_models`, and those for --lambda and for a reverse model's options."""
     return (
         (weights, f"the weights come from {weights}", ["lam"]),
         ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
@@ -250,7 +250,7 @@ def unused_by_pair(
 
 
 def unused_when_greedy(temperature: float, *names: str) -> tuple[Unused, ...]:
-    """The rules of options that only random sampling uses: --top-k, --top-p and `names`.
+    """The rules for options that only random sampling uses: --top-k, --top-p and `names`.
 
     >>> [names for holds, _, names in unused_when_greedy(0.0, "samples") if holds]
     [['top_k', 'top_p'], ('samples',)]

@@ -191,7 +191,7 @@ def _without_effect(
     forward: str,
     reverse: str,
 ) -> tuple[options.Unused, ...]:
-    """The rules of ledom rerank for `refuse_unused`."""
+    """The rules for `refuse_unused` in ledom rerank."""
     return (
         *options.unused_when_greedy(temperature),
         (candidates, f"the candidates come from {candidates}", _SAMPLING),
@@ -218,7 +218,7 @@ def _run(job: Job) -> None:
 
 
 def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candidate] | None:
-    """The candidates in a file. If the job has a part of the problems, only those are kept."""
+    """The candidates in a file, limited to the job's problems if it has only some of them."""
     from ledom.rerank.candidates import candidate_check, read_candidates
     from ledom.rerank.strategies import check_score_names
 

@@ -29,7 +29,7 @@ from ledom.core import processes as parallel
 from ledom.core.errors import LedomError, OutputError
 
 DEBUG_VARIABLE = "LEDOM_DEBUG"
-"""An environment variable that shows tracebacks, like --debug; 0 and nothing do not."""
+"""An environment variable that shows tracebacks, like --debug, unless it is 0 or empty."""
 
 _FAILED, _INTERRUPTED, _PIPE_CLOSED = 2, 130, 141
 
@@ -39,11 +39,11 @@ class _PipeClosed(Exception):  # noqa: N818 (not an error)
 
 
 def prepare_process() -> None:
-    """Make the standard streams safe, and silence warnings of libraries. `main` calls it once.
+    """Make the standard streams safe, and silence library warnings. `main` calls it once.
 
-    A closed stream becomes the null device: otherwise a file opened later could get the stream's
-    number and receive its output. Characters that cannot be encoded are escaped. If standard error
-    fails, that is ignored; if standard output fails, the command ends with one line.
+    A closed stream becomes the null device; otherwise a file opened later could get the stream's
+    number and receive its output. Characters that cannot be encoded are escaped. Failed writes to
+    standard error are ignored; if standard output fails, the command ends with one line.
     """
     was_closed = sys.stdin is None
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -122,7 +122,7 @@ def run(app: Callable[..., Any]) -> int:
     except BaseException as error:  # a panic in Rust (tokenizers) is not an Exception
         code = _failed(error)
     if code == _INTERRUPTED:
-        log("interrupted; what was saved is kept: run the same command again to resume")
+        log("interrupted; saved work is kept: run the same command again to resume")
     return int(code)
 
 
@@ -160,7 +160,7 @@ def _message(error: BaseException) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of the machine or of a GPU did not suffice; torch is not imported here."""
+    """Whether the machine or a GPU ran out of memory; torch is not imported here."""
     torchs = isinstance(error, RuntimeError) and (
         "DefaultCPUAllocator" in str(error) or "out of memory" in str(error)
     )

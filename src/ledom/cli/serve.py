@@ -136,7 +136,7 @@ def serve(
         source = Upstream(
             upstream, upstream_model or "", key, seconds, prompt_price, completion_price
         )
-    with closing(Server(settings)) as server:  # has the port before models are loaded
+    with closing(Server(settings)) as server:  # takes the port before models are loaded
         tuned = choose_weights(lam, weights, forward, reverse)
         both = models_or_none(forward, reverse, device, dtype)
         judge = Judge(*both, strategy, tuned, mask_copies)

@@ -170,7 +170,7 @@ def generate(
 def _without_effect(
     before: str | None, after: str | None, temperature: float
 ) -> tuple[options.Unused, ...]:
-    """The rules of ledom generate for `refuse_unused`."""
+    """The rules for `refuse_unused` in ledom generate."""
     one_end = before is None or after is None
     chosen = "it needs both --before and --after"
     return (

@@ -110,7 +110,7 @@ def _train_one(
 def compare(
     runs: Annotated[
         list[Path],
-        options.path_argument(help="Folders made by ledom train, such as runs/NAME."),
+        options.path_argument(help="Folders written by ledom train, such as runs/NAME."),
     ],
     out: Annotated[Path, options.out_folder("Folder for the page.")] = Path("ledom-compare"),
     threads: options.Threads = None,
@@ -239,7 +239,7 @@ def import_command(
     ] = True,
     threads: options.Threads = None,
 ) -> None:
-    """Turn a published checkpoint or a foreign file into a model folder.
+    """Convert a published checkpoint or a foreign file into a model folder.
 
     Example: ledom import ledom-7b --out ledom-7b
     """

@@ -1,4 +1,4 @@
-"""What a model knows: benchmarks in either direction, and what only a reverse model can do."""
+"""Evaluates models: benchmarks in either direction, and tasks that only a reverse model can do."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Multiple-choice questions: their record, and questions made from documents and from problems.
+"""Multiple-choice questions: the record, and questions generated from documents and from problems.
 
 A question asks what comes after a text (`after`) or before it (`before`). A forward model predicts
 the choices of the first kind, a reverse model those of the second, so a benchmark with both kinds
@@ -41,7 +41,7 @@ class ChoiceQuestion(Record):
     place: Place = "after"
 
     def __post_init__(self) -> None:
-        """Refuse an empty question or choice, a repeated one, and an answer that is not there.
+        """Refuse an empty question or choice, a repeated choice, and an answer out of range.
 
         >>> ChoiceQuestion(id="q", question="2 + 2?", choices=["4", "4"], answer_index=0)
         Traceback (most recent call last):
@@ -67,10 +67,10 @@ class ChoiceQuestion(Record):
 def neighbor_questions(
     documents: Sequence[Document], place: Place, seed: int = 0
 ) -> list[ChoiceQuestion]:
-    """Questions that ask which of four sentences comes after (or before) one of a document.
+    """Questions that ask which of four sentences comes after (or before) one from a document.
 
-    The three wrong choices come from other documents. The extra key `document` has the id of the
-    question's. Raises `InputError` for too few documents.
+    The three wrong choices come from other documents. The extra key `document` is the id of the
+    question's document. Raises `InputError` if there are too few documents.
 
     >>> pair = "{0} are the topic of this first sentence. {0} are the topic of the second one, too."
     >>> animals = ("Ants", "Bees", "Cats", "Dogs")
@@ -86,7 +86,7 @@ def neighbor_questions(
     usable = [name for name, own in sentences.items() if len(own) >= 2]
     if len(usable) < _NUM_CHOICES:
         raise InputError(
-            f"{len(usable)} of {len(documents)} documents have two sentences side by side of "
+            f"{len(usable)} of {len(documents)} documents have two adjacent sentences of "
             f"{_SHORTEST} to {_LONGEST} characters; questions of {_NUM_CHOICES} choices need "
             f"{_NUM_CHOICES} such documents"
         )
@@ -142,7 +142,7 @@ def problem_questions(place: Place, count: int, seed: int = 0) -> list[ChoiceQue
 def _question(
     name: str, given: str, right: str, wrong: Sequence[str], place: Place, rng: Random
 ) -> Iterator[ChoiceQuestion]:
-    """The question with its choices in random order; none if two choices are equal."""
+    """Yield the question with its choices in random order, unless two choices are equal."""
     choices = [right, *wrong]
     rng.shuffle(choices)
     if len({*choices}) == len(choices):

@@ -1,4 +1,4 @@
-"""Runs benchmarks with one or two models; all numbers come from the files with their answers.
+"""Runs benchmarks with one or two models, and computes all numbers from their saved answers.
 
     out/forward/TASK.loglikelihood.jsonl   out/reverse/TASK.generate_until.jsonl   out/results.json
 
@@ -53,7 +53,7 @@ class Job:
     command: str = "ledom eval"
     notes: Sequence[str] = ()
     leave_out: bool = False
-    """Whether tasks whose data cannot be loaded from the hub are left out, each with a note."""
+    """Whether to leave out tasks whose data cannot be loaded from the hub, each with a note."""
 
 
 def evaluate_models(job: Job, track: Track) -> Evaluation:
@@ -81,13 +81,13 @@ def evaluate_models(job: Job, track: Track) -> Evaluation:
 
 
 def _check_names(sources: Sequence[Source]) -> None:
-    """Raise `InputError` for two tasks whose answers would be in one file."""
+    """Raise `InputError` for two tasks whose answers would be in the same file."""
     seen = set[str]()
     for source in sources:
         if (name := file_name(source.name)) in seen:
             raise InputError(
                 f"two tasks are called {name!r}, so their answers would be in one file; rename a "
-                "task file, or give the tasks to two runs with an --out each"
+                "task file, or run the tasks separately, each with its own --out"
             )
         seen.add(name)
 
@@ -136,7 +136,7 @@ def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
 
 
 def _shorten_texts(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[str]:
-    """Let written answers take at most half of a short context; yields a note if they do."""
+    """Limit written answers to half of the context if it is short; yields a note if so."""
     for task in tasks:
         settings, most = task.config.generation_kwargs or {}, lm.max_length // 2
         if settings.get("max_gen_toks", 0) > most:
@@ -230,7 +230,7 @@ def _note(direction: Direction, metric: str, kinds: set[str], scoring: str) -> s
     if metric == greedy:
         return "not applicable: a reverse model does not write the continuation"
     if metric in ("acc_norm", "acc_bytes") and scoring == "Bayes":
-        return "approximate: log P(context) is that of the context as a whole document"
+        return "approximate: log P(context) treats the context as a whole document"
     return ""
 
 
@@ -271,16 +271,16 @@ def _notes(lm: KeptLM, source: Source, tasks: Sequence[Any], chat: bool) -> Iter
     if lm.direction is Direction.REVERSE:
         if source.from_harness and "generate_until" in _kinds(tasks):
             yield (
-                "reverse: the harness's prompt asks for text behind it; a reverse model writes in "
-                "front of it, so its number does not say what it knows"
+                "reverse: the harness's prompt asks for text after it, but a reverse model writes "
+                "before it, so its number does not show what it knows"
             )
         if chat and lm.known and any(task.config.num_fewshot for task in tasks):
-            yield "reverse: with --chat the examples stand where the model reads them last"
+            yield "reverse: with --chat, the examples are placed where the model reads them last"
     cut = sum(parts.cut > 0 for _, parts in lm.known) or sum(lm.cut.values())
     if cut:
         yield (
             f"{lm.direction}: {cut} requests were longer than the model's context of "
-            f"{lm.max_length} tokens and lost the end that is far from the target"
+            f"{lm.max_length} tokens and were cut at the end far from the target"
         )
     continuations = defaultdict[Any, list[str]](list)
     for request, parts in lm.known:
@@ -292,5 +292,5 @@ def _notes(lm: KeptLM, source: Source, tasks: Sequence[Any], chat: bool) -> Iter
     if nested:
         yield (
             f"{nested} documents have a choice that is the beginning of another one: a forward "
-            "model finds the longer one likelier only if the two differ in their first tokens"
+            "model can prefer the longer one only if the two differ in their first tokens"
         )

@@ -67,7 +67,7 @@ class Fact:
 
 
 def make_facts(per_order: int, seed: int = 0) -> list[Fact]:
-    """`per_order` facts of each order; no two share a name or a title.
+    """Create `per_order` facts of each order; no two share a name or a title.
 
     Raises `InputError` for more facts than there are titles.
 
@@ -90,7 +90,7 @@ def make_facts(per_order: int, seed: int = 0) -> list[Fact]:
 
 
 def _invented(rng: Random) -> str:
-    """A word of two syllables."""
+    """An invented word of two syllables."""
     syllables = (rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(2))
     return ("".join(syllables) + rng.choice(_ENDINGS)).capitalize()
 

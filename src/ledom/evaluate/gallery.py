@@ -1,8 +1,8 @@
 """The content of `ledom gallery`: texts that a reverse model writes, and results of finished runs.
 
 The texts of the first section are written here. Every other section is read from the files of a
-run; if no such run is given, the gallery names the command that makes one. A section always shows
-the first items, so nothing is hand-picked. This module knows nothing of the page
+run; if no such run is given, the gallery names the command that creates one. A section always shows
+the first items, so nothing is hand-picked. This module does not know about the page
 (`ledom.report.gallery_page`).
 """
 
@@ -48,16 +48,16 @@ class RunKind:
     heading: str
     lead: str
     command: str
-    """The command that makes such a run."""
+    """The command that creates such a run."""
     files: tuple[str, ...]
     """The files that identify the kind; the first is read."""
     read: Callable[[Path, LanguageModel, int], _Content]
     """Reads the content from that file; takes a model for its tokens, and the number of items."""
     without: tuple[str, ...] = ()
-    """Files that folders of this kind do not hold."""
+    """Files that folders of this kind do not contain."""
 
     def matches(self, folder: Path) -> bool:
-        """Whether a folder holds a run of this kind."""
+        """Whether a folder contains a run of this kind."""
         there = all(exists(folder / name) for name in self.files)
         return there and not any(exists(folder / name) for name in self.without)
 
@@ -70,7 +70,7 @@ def collect(
     name: str = "tiny",
     command: str = "ledom gallery",
 ) -> Gallery:
-    """All sections: first texts that the model, called `name`, writes now, then one per run.
+    """Collect all sections: first texts that the model `name` writes now, then one per run.
 
     Raises `DirectionError` for a forward model, and `InputError` for a folder without a run of a
     known kind.
@@ -95,12 +95,12 @@ def _kinds(folder: Path) -> list[RunKind]:
     kinds = [kind for kind in RUNS if kind.matches(folder)]
     if not kinds:
         files = ", ".join(dict.fromkeys(kind.files[0] for kind in RUNS))
-        raise InputError(f"holds no run that can be shown (none of {files})", path=folder)
+        raise InputError(f"contains no run that can be shown (none of {files})", path=folder)
     return kinds
 
 
 def written_backwards(lm: LanguageModel, name: str, count: int, seed: int) -> Section:
-    """The section of questions that a model writes in front of solutions of unseen problems."""
+    """The section with questions that a model writes in front of solutions to unseen problems."""
     Direction.REVERSE.require(lm.direction, lm.name, "to write questions")
     problems = [*generate_problems("test", count, seed)]
     prompts = [seed_prompt(problem, lm.pair_format) for problem in problems]
@@ -198,7 +198,7 @@ def _ranked(
 ) -> _Content:
     """The best items of the first `count` lists in a file sorted by list and rank.
 
-    `whole` and `part` are the words for a list and an item; `key` has the item in a `record`.
+    `whole` and `part` are the words for a list and an item; `key` is the item's key in a `record`.
     """
     found = read_records(file, record, allow_none=True)
     lists = [[*own] for _, own in groupby(found, attrgetter(f"{whole}_id"))][:count]
@@ -261,7 +261,7 @@ RUNS = (
     RunKind(
         "Synthesized problems",
         "A reverse model wrote a question for a solution, or question and steps for a bare answer; "
-        "it was kept because a forward model gives it the same answer. The tokens are those of "
+        "it was kept because a forward model gave it the same answer. The tokens come from "
         "this page's model.",
         "ledom synthesize solutions.jsonl --out RUN",
         ("problems.jsonl", "removed.jsonl", "proposals.jsonl"),
@@ -270,8 +270,8 @@ RUNS = (
     RunKind(
         "Between a beginning and an ending",
         "A reverse model wrote texts in front of an ending without seeing the beginning; the "
-        "forward model chose where to cut them, and the best. The tokens are those of this page's "
-        "model.",
+        "forward model chose where to cut them, and which is best. The tokens come from this "
+        "page's model.",
         'ledom generate --before "..." --after "..." --out RUN',
         ("middles.jsonl", "gaps.jsonl"),
         _infilled,

@@ -50,7 +50,7 @@ Written = tuple[str, int]
 
 
 def _remember_examples() -> None:
-    """Note the tasks whose requests are built with examples: the harness does not tell a model."""
+    """Record which tasks build requests with examples, as the harness does not tell the model."""
     build = Task.build_all_requests
 
     @wraps(build)
@@ -68,7 +68,7 @@ _remember_examples()
 
 @register_model("ledom")
 class LedomLM(TemplateLM):  # type: ignore[misc]
-    """Any model that `ledom.load` takes, for `lm_eval.simple_evaluate` and `ledom eval`.
+    """Any model that `ledom.load` accepts, for `lm_eval.simple_evaluate` and `ledom eval`.
 
     `scoring` names the score that answers log-likelihood requests; see `SCORINGS`. `add_bos_token`
     puts the special tokens that the model was trained to read first in front of every context. By
@@ -131,7 +131,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as text, by the model's own chat template.
+        """Format a conversation as text with the model's own chat template.
 
         Raises `InputError` for a model without a template.
         """
@@ -185,7 +185,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Ids in reading order; a forward model's have special tokens in front where HFLM does."""
+        """Ids in reading order; a forward model's start with special tokens where HFLM's do."""
         ids = self.lm.tokenizer.encode(string).ids
         first = list(self.convention.first) if self.direction is Direction.FORWARD else []
         plain = add_special_tokens is False or ids[: len(first)] == first
@@ -219,7 +219,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         """A request of the harness, in the group of its document.
 
         The harness puts solved examples in front of the question. A reverse model would read them
-        last, so they are behind the continuation for it (except in a chat).
+        last, so for it they come after the continuation (except in a chat).
         """
         context, continuation = instance.args[:2]
         known = instance.task_name is not None and instance.doc_id is not None
@@ -230,7 +230,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return Request(context[len(examples) :], continuation, group, after)
 
     def _examples(self, instance: Instance) -> str:
-        """What a context has in front of its own question; empty if it is to stay there."""
+        """The part of a context before its own question; empty if it is to stay there."""
         task, context = _WITH_EXAMPLES.get(str(instance.task_name)), str(instance.args[0])
         if task is None or self.direction is Direction.FORWARD or not context.strip():
             return ""
@@ -247,7 +247,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return found
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-        raise NotImplementedError  # `loglikelihood` encodes by itself
+        raise NotImplementedError  # `loglikelihood` does its own encoding
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -255,7 +255,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         """log P(text) of every text, in as few windows of the model's context as possible.
 
         In reverse, the windows start at the text's end. Bits per byte of both directions can be
-        compared: neither counts the token that ends a document.
+        compared, because neither counts the token that ends a document.
         """
         return [self.rolling(str(instance.args[0])) for instance in requests]
 
@@ -292,7 +292,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return texts
 
     def write(self, draws: Sequence[Draw]) -> list[Written]:
-        """The text of every draw; prompts that are drawn alike are written together."""
+        """The text of every draw; prompts with the same settings are written together."""
         places: dict[tuple[str, str], list[int]] = {}
         for place, draw in enumerate(draws):
             places.setdefault((repr(draw.settings), draw.context), []).append(place)
@@ -312,7 +312,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     def write_alike(
         self, contexts: Sequence[str], settings: JsonObject, first: int, count: int
     ) -> list[list[Written]]:
-        """`count` samples for each context, numbered from `first`, by settings of the harness."""
+        """`count` samples for each context, numbered from `first`, with the harness's settings."""
         sampling, until = read_settings(settings, self.lm.stops_at_patterns)
         writer = self._writer(contexts)
         room = self.lm.context - sampling.max_tokens - len(writer.bos_ids)
@@ -348,7 +348,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 def document_batches(requests: Sequence[T], document: Callable[[T], Hashable]) -> list[list[T]]:
     """Consecutive batches of requests, about `_TOGETHER` each, that never divide a document.
 
-    `document` tells which requests belong together; None: to no other.
+    `document` returns what the requests of a document share, or None for a request on its own.
 
     >>> document_batches([("a", " 3"), ("a", " 4")], lambda request: request[0])
     [[('a', ' 3'), ('a', ' 4')]]

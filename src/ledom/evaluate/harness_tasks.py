@@ -124,7 +124,7 @@ def _load_with(name: str, dataset: Path) -> list[Any]:
 
 
 def is_file(name: str) -> bool:
-    """Whether a name is that of a YAML file in the harness's format."""
+    """Whether a name is the path of a YAML file in the harness's format."""
     return name.endswith((".yaml", ".yml"))
 
 
@@ -163,11 +163,11 @@ def _yaml_files() -> Iterator[Path]:
 
 
 def leave_out_the_question(task: Any, is_same: Callable[[Any, Any], bool]) -> None:
-    """Make sure that no question is among its own few-shot examples; later ones take their place.
+    """Remove each question from its own few-shot examples; later examples take its place.
 
     The harness leaves out only rows that equal the question's row in every key, and only if the
-    task says that examples come from the rows that are asked. Where its draw is free of the
-    question, the draw stays as it is. `is_same` compares an example with the row that is asked.
+    task says that examples come from the rows that are asked. If its draw does not include the
+    question, the draw is unchanged. `is_same` compares an example with the row that is asked.
     """
     settings, sampler = task.fewshot_cfg, getattr(task, "sampler", None)
     if sampler is None:
@@ -178,7 +178,7 @@ def leave_out_the_question(task: Any, is_same: Callable[[Any, Any], bool]) -> No
     def sample(n: int, eval_doc: Any) -> list[Any]:
         try:
             drawn = draw(n, eval_doc=eval_doc if told else None)
-        except (AssertionError, ValueError):  # as the harness has it
+        except (AssertionError, ValueError):  # as in the harness
             drawn = []
         pool = chain(drawn, (doc for doc in sampler.df if doc not in drawn))
         found = [*islice((doc for doc in pool if not is_same(doc, eval_doc)), n)]
@@ -201,7 +201,7 @@ def _asks_the_same(task: Any, example: Any, asked: Any) -> bool:
         task.doc_to_target(example, how.doc_to_target),
     )
     own_text = task.doc_to_text(asked)
-    if task.multiple_input:  # the choices stand in front of the text
+    if task.multiple_input:  # the choices come before the text
         text, answer, own_text = answer, text, task.doc_to_target(asked)
     if text != own_text or task.config.doc_to_choice is None:
         return bool(text == own_text)

@@ -1,4 +1,4 @@
-"""Infilling: the text between a beginning and an ending. One model proposes, a forward one chooses.
+"""Infills the text between a beginning and an ending: one model proposes, a forward one chooses.
 
     out/gaps.jsonl         the texts around each gap
     out/proposals.jsonl    the texts that were written
@@ -46,7 +46,7 @@ class Gap(Record):
 class Middle(Record):
     """A text for a gap, its rank from 1, and its score in nats per token.
 
-    `direction` is that of the model that wrote it.
+    `direction` is the direction of the model that wrote it.
     """
 
     KEY = ("gap_id", "rank")

@@ -1,4 +1,4 @@
-"""Finds likely prompts of an output: a reverse model proposes them, a forward model ranks them.
+"""Finds likely prompts for an output: a reverse model proposes them, a forward model ranks them.
 
     out/proposals.jsonl    the prompts that the reverse model wrote before each output
     out/scores.jsonl       how likely the forward model finds each distinct prompt
@@ -6,7 +6,7 @@
 
 By Bayes' rule, P(prompt | output) is proportional to P(prompt, output), which the forward model
 gives. Without the prior, prompts are ranked by P(output | prompt) alone. Any reverse model can
-propose; it can be trained further on outputs of the model that is inverted
+propose; it can be trained further on outputs of the model to invert
 (examples/invert_prompt.py). Compare Morris et al., Language Model Inversion (ICLR 2024), who invert
 probabilities, and Zhang et al., Extracting Prompts by Inverting LLM Outputs (EMNLP 2024).
 """
@@ -154,13 +154,13 @@ def with_room(
 
 
 def _prompt(output: Output, reverse: LanguageModel) -> Prompt:
-    """What the reverse model reads of an output before it writes a prompt."""
+    """The text that the reverse model reads before it writes a prompt for an output."""
     pair_format = reverse.pair_format
     return Prompt(output.id, pair_format.after_question(pair_format.restyle(output.text)))
 
 
 def _check_room(output: Output, forward: LanguageModel) -> None:
-    """Raise `InputError` for an output that fills the forward model's context by itself."""
+    """Raise `InputError` for an output that alone fills the forward model's context."""
     (span,) = pair_spans(forward, [("", output.text)], prior=False)
     if len(span.ids) - 1 >= forward.context:
         raise InputError(
@@ -200,7 +200,7 @@ def sample_pairs(
 
 
 def _distinct(proposals: Sequence[Proposal], pair_format: PairFormat) -> list[Proposal]:
-    """Each distinct finished prompt of an output once."""
+    """The distinct finished prompts for each output."""
     found: dict[tuple[str, str], Proposal] = {}
     for one in proposals:
         text = pair_format.written_question(one.text)

@@ -52,7 +52,7 @@ class _Asked(Generic[RequestT]):
 
 
 def file_name(task: str) -> str:
-    """The beginning of the names of a task's files.
+    """The prefix of the names of a task's files.
 
     >>> file_name("my/task.yaml")
     'my-task.yaml'
@@ -147,8 +147,8 @@ class KeptLM(LedomLM):
     ) -> list[JsonObject]:
         """The answers to all requests; missing ones are made with `make` and saved.
 
-        `texts` identify the requests in the file's settings. `groups` divides requests into those
-        that are made together.
+        `texts` identify the requests in the file's settings. `groups` splits requests into groups
+        that are answered together.
         """
         path = self._folder / f"{file_name(self._name)}.{kind}.jsonl"
         settings = {

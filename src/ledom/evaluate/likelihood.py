@@ -6,7 +6,7 @@ log P(continuation) and log P(context | continuation), whose sum is the joint; a
 context alone gives log P(context). `ledom.evaluate.scorings` computes scores from these parts.
 
 The requests of one document are compared with each other, so if one of them is too long, all lose
-the same tokens. This module knows nothing of tasks, metrics or files.
+the same tokens. This module does not know about tasks, metrics or files.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class _Text:
     behind: list[int] = field(default_factory=list)
     """The ids of the text after the continuation."""
     cut: int = 0
-    """Tokens that the context lost at its left."""
+    """Tokens that the context lost on its left."""
     cut_behind: int = 0
-    """Tokens that `behind` lost at its right."""
+    """Tokens that `behind` lost on its right."""
 
 
 def score(
@@ -139,8 +139,8 @@ class _Scorer:
         return "many contexts" if len(contexts) > 1 and len(continuations) == 1 else "one context"
 
     def cut_alike(self, texts: Sequence[_Text], room: int) -> list[_Text]:
-        """Drop as many tokens of all texts of a document as its longest one needs: first from the
-        right of what is behind the choices, then from the left of the contexts."""
+        """Drop from all texts of a document as many tokens as its longest one must lose: first from
+        the right of the text after the choices, then from the left of the contexts."""
         result = list(texts)
         for places in self.groups.values():
             excess = max(len(texts[p].ids) + len(texts[p].behind) for p in places) - room
@@ -171,7 +171,7 @@ class _Scorer:
         return result
 
     def check_choice(self, request: Request, text: _Text, room: int) -> None:
-        """Raise `InputError` for a choice that fills the model's context by itself."""
+        """Raise `InputError` for a choice that alone fills the model's context."""
         length = len(text.ids) - text.boundary
         if length > room:
             raise InputError(

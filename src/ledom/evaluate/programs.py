@@ -3,7 +3,7 @@
 Each program runs in its own process, in an empty folder, with limits on time, memory, file size and
 (unless it runs as root) the number of processes. Where Linux allows it, the program has no network,
 cannot look into other processes, and its children end with it. This is not a sandbox: a program can
-read and write whatever its user can. This module knows nothing of tasks.
+read and write whatever its user can. This module does not know about tasks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ exec(compile(source, "program", "exec"), {"__name__": "__main__"})
 def runs_to_its_end(program: str, seconds: int = 10) -> bool:
     """Whether a Python program reaches its last line within the limits, without an error.
 
-    A program that exits earlier does not, whatever its exit code.
+    A program that exits earlier does not, regardless of its exit code.
 
     >>> runs_to_its_end("assert 1 + 1 == 2"), runs_to_its_end("assert 1 + 1 == 3")
     (True, False)

@@ -1,7 +1,7 @@
 """The results of an evaluation: values with intervals, differences, and notes.
 
 Intervals are bootstrapped over documents. A difference is paired: both sides are measured on the
-same documents. This module knows nothing of models or the harness.
+same documents. This module does not know about models or the harness.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric of one model by one scoring."""
+    """One metric of one model with one scoring."""
 
     direction: Direction
     scoring: str
@@ -75,7 +75,7 @@ class Row:
     """Paired difference from the same model's reversed-prompt control."""
     note: str = ""
     unit: Literal["share", "nats", ""] = ""
-    """Of the value and the intervals; empty for other metrics, such as perplexity."""
+    """Unit of the value and the intervals; empty for other metrics, such as perplexity."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def reciprocal_ranks(
 ) -> NDArray[np.float64]:
     """1 / (rank of the best right item) for each list; 0 if none is ranked. Their mean is MRR.
 
-    `right` has the right items by list; `ranking` has (list, item), each list from its best item.
+    `right` has the right items by list; `ranking` has (list, item), the best item of a list first.
 
     >>> reciprocal_ranks({"q": ["c", "b"]}, [("q", "a"), ("q", "b"), ("q", "c")])
     array([0.5])
@@ -169,7 +169,7 @@ def _unit(one: Measured) -> Literal["share", "nats", ""]:
 def _find(
     measured: Iterable[Measured], metric: str, direction: Direction, scoring: str | None
 ) -> Measured | None:
-    """The first that matches, since a model's default scoring comes first; None with a note."""
+    """The first match, as a model's default scoring comes first; None if it has a note."""
     for one in measured:
         if (one.metric, one.direction) == (metric, direction) and scoring in (None, one.scoring):
             return one if one.values and not one.note else None

@@ -214,7 +214,7 @@ def _score(direction: Direction, one: Relevance, prior: bool) -> float:
 
 
 def _check_room(lm: LanguageModel, queries: Sequence[Query]) -> None:
-    """Raise `InputError` for a query that fills the model's context by itself."""
+    """Raise `InputError` for a query that alone fills the model's context."""
     pairs = lm.pair_format.encode(lm.tokenizer, [(q.text, "") for q in queries], *lm.special_ids)
     for query, pair in zip(queries, pairs, strict=True):
         if len(pair.ids) - 1 >= lm.context:

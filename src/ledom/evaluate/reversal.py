@@ -2,8 +2,8 @@
 
 Models are trained on fictional facts and asked for the description of a name and for the name of a
 description. A forward model writes its answer at the end of a sentence, a reverse model at the
-start. Each can answer the question whose answer stood there in training. The arms have the same
-shape and number of training steps:
+start. Each can answer the question whose answer was at that place in training. The arms have the
+same shape and number of training steps:
 
     forward           a forward model that reads the facts
     reverse           a reverse model that reads the facts
@@ -119,7 +119,7 @@ class Question:
     """A question about a fact: for its description given its name, or for its name."""
 
     id: str
-    """The fact's."""
+    """The fact's id."""
     seen: Order
     asked: Asked
     known: str
@@ -161,7 +161,7 @@ class ReversalResult:
 
 
 Watch = Callable[[str, int, int], AbstractContextManager[Callable[[Progress], None]]]
-"""Shows the progress of a training with this name, first step and number of steps."""
+"""Shows the progress of a training run with this name, first step and number of steps."""
 
 
 def run_reversal(job: ReversalJob, watch: Watch, track: Track) -> ReversalResult:
@@ -213,7 +213,7 @@ def _folder(job: ReversalJob, arm: str) -> Path:
 
 
 def _check_folder(job: ReversalJob) -> None:
-    """Raise `InputError` if the folder's models were trained with other settings."""
+    """Raise `InputError` if the folder's models were trained with different settings."""
     file = job.out / "reversal" / "settings.json"
     settings = {"seed": job.seed, "facts per order": job.per_order, "steps": job.steps}
     if exists(file):

@@ -2,7 +2,7 @@
 
     Request -> (likelihood.score) -> Parts -> SCORINGS -> a number per choice
 
-This module only does arithmetic: it knows nothing of models or tokens.
+This module only does arithmetic; it does not know about models or tokens.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Request:
     continuation: str
     group: Hashable = None
     after: str = ""
-    """A text behind the continuation, given to a reverse model only: the solved examples, which it
-    reads first."""
+    """A text after the continuation, for a reverse model only: the solved examples, which it reads
+    first."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     out/proposals.jsonl    the questions that the reverse model wrote for each seed
     out/answers.jsonl      the forward model's answers to each question
     out/problems.jsonl     the problems that are kept
-    out/removed.jsonl      the others, each with its `reason`
+    out/removed.jsonl      the rest, each with its `reason`
 
 A question is kept if the forward model's answers agree with the seed's (a round trip), and if it is
 not a near duplicate of a known or another new question (`ledom.text.duplicates`). Questions that
@@ -98,9 +98,9 @@ class SynthesisSettings:
     num_answers: int = 4
     """Answers per question."""
     min_agreement: float = 0.5
-    """The least share of answers that must equal the seed's."""
+    """The minimum share of answers that must equal the seed's."""
     similarity: float = 0.8
-    """The least Jaccard similarity of near duplicates."""
+    """The minimum Jaccard similarity of near duplicates."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_agreement <= 1:
@@ -117,7 +117,7 @@ class Synthesized:
     num_answers: int = 0
     """How many answers the forward model gave."""
     num_cut: int = 0
-    """How many of them reached `max_tokens`, so that what they state may not be their answer."""
+    """How many of them reached `max_tokens`, so that they may not state their final answer."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -194,7 +194,7 @@ def sift(
     out: Path,
     track: Track,
 ) -> Synthesized:
-    """Divide problems, from whatever source, into kept and removed ones.
+    """Split problems, from any source, into kept and removed ones.
 
     A problem that already has a `REASON` is removed. See `synthesize` for the other parameters.
     """
@@ -227,7 +227,7 @@ def seed_prompt(seed: Seed | Problem, pair_format: PairFormat) -> str:
 
 
 def _read(seed: Seed, proposal: Proposal, pair_format: PairFormat) -> Problem:
-    """The problem in a proposal for a seed; with a reason for removal if it is not a good one."""
+    """The problem in a proposal for a seed, with a reason for removal if it fails a check."""
     between = pair_format.literals[1]
     text = pair_format.written_question(proposal.text)
     question, mark, steps = text.partition(between) if between else (text, "", "")

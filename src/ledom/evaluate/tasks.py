@@ -1,4 +1,4 @@
-"""Makes tasks of the harness from a name or a file.
+"""Creates tasks for the harness from a name or a file.
 
     NAME_after, NAME_before   questions made from documents (NAME.jsonl), or generated problems
     FILE.jsonl                questions with choices, problems with answers, or code to complete
@@ -43,14 +43,14 @@ CODE_TASKS = ("humaneval",)
 _GENERATED: dict[str, Place] = {f"problems_{place}": place for place in PLACES}
 _QUESTION = "Question: {}\nAnswer:"
 _FROM_HUB = (
-    "it comes from the hub: with no network give --data FOLDER with local task files or copies of "
-    "datasets (ledom docs evaluate)"
+    "it comes from the hub; without a network, give --data FOLDER with local task files or copies "
+    "of datasets (ledom docs evaluate)"
 )
 
 
 @dataclass(frozen=True)
 class Options:
-    """The settings that tasks are made with."""
+    """The settings with which tasks are created."""
 
     data: Path | None = None
     """Folder of local task files."""
@@ -66,7 +66,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """A benchmark; `load` makes its tasks for a direction."""
+    """A benchmark; `load` creates its tasks for a direction."""
 
     name: str
     load: Callable[[Direction], Sequence[Any]]
@@ -94,7 +94,7 @@ def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
         else:
             sources.append(_source(task, file, options))
     if not sources:
-        raise InputError(f"{options.data} holds no task of the suite {name!r}; {notes[0]}")
+        raise InputError(f"{options.data} has no task of the suite {name!r}; {notes[0]}")
     return sources, notes
 
 
@@ -148,7 +148,7 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
 
 
 def _from_file(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
-    """The tasks in a local file, by what its first record holds."""
+    """The tasks in a local file; the keys of its first record decide their kind."""
     _, first = next(read_jsonl(file), (0, None))
     if first is None:
         raise InputError("the file has no records", path=file)
@@ -192,7 +192,7 @@ def _neighbors(
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
     """A task of problems with written answers; raises `InputError` for a problem without one, and
-    for other right answers (`aliases`) that are no texts."""
+    for other right answers (`aliases`) that are not texts."""
     problems = load_problems(source, None)
     for problem in problems:
         aliases = problem.extra.get("aliases", [])
@@ -237,8 +237,8 @@ def _choice_task(
 ) -> Any:
     """A multiple-choice task. Choices that come before the question are the contexts.
 
-    The first questions are used as examples, and are not asked; none is an example for one with the
-    same text, or (`by_document`) of the same document.
+    The first questions are used as examples and are not asked. None is an example for a question
+    with the same text or (`by_document`) from the same document.
     """
     from ledom.evaluate.harness_tasks import leave_out_the_question
 
@@ -247,7 +247,7 @@ def _choice_task(
     if len(places) > 1:
         raise InputError(f"task {name!r} mixes questions with place after and before; split it")
     before = places == {"before"}
-    if before:  # text that follows a choice stays as it is: nothing is asked at its end
+    if before:  # text that follows a choice is unchanged, as nothing is asked at its end
         text = "{}"
     rows = [
         {
@@ -383,9 +383,9 @@ def _reach(name: str, load: Callable[[], Any], remedy: str) -> Any:
         return load()
     except LedomError:
         raise
-    except Exception as error:  # whatever the hub's client and the harness raise
+    except Exception as error:  # the hub's client and the harness can raise anything
         reason = in_one_line(error)
-        local = isinstance(error, OSError) and error.filename  # no problem of the network
+        local = isinstance(error, OSError) and error.filename  # not a network problem
         if local and not isinstance(error, FileNotFoundError):
             remedy = "set HF_HOME to a folder that can be written; the datasets library needs one"
         raise HubError(f"task {name!r} could not be loaded ({reason}); {remedy}") from error

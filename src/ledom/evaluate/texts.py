@@ -1,4 +1,4 @@
-"""The harness's requests for texts: their settings, and which of equal requests is which."""
+"""The harness's requests for texts: their settings, and numbers that tell equal ones apart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NEUTRAL: JsonObject = {
     "length_penalty": 1,
     "no_repeat_ngram_size": 0,
 }
-"""Settings that ledom does not have, with the value that changes nothing."""
+"""Settings that ledom does not support, with the values that change nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Draw:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What the text depends on, besides the model."""
+        """All that the text depends on besides the model."""
         number = [str(self.number)] if self.number else []
         return (self.context, repr(self.settings), *number)
 
@@ -74,7 +74,7 @@ def numbered(requests: Sequence[Instance]) -> Iterator[Draw]:
 
 
 def consecutive(places: Sequence[int], draws: Sequence[Draw]) -> list[list[int]]:
-    """The places of draws in runs whose numbers follow each other: a process may hold gaps.
+    """Split the places of draws into runs of consecutive numbers; a process may have gaps.
 
     >>> from lm_eval.api.instance import Instance
     >>> ask = Instance("generate_until", {}, ("2 + 2?", {"until": []}), 0)
@@ -94,7 +94,7 @@ def read_settings(settings: JsonObject, at_patterns: bool) -> tuple[Sampling, li
     """The sampling and the stop strings of the harness's generation settings.
 
     With `at_patterns`, the sampling stops at the stop strings. Raises `InputError` for a setting
-    that ledom does not have.
+    that ledom does not support.
 
     >>> sampling, until = read_settings({"until": ["Q:"], "max_gen_toks": 9}, at_patterns=True)
     >>> sampling.temperature, sampling.max_tokens, until
@@ -104,8 +104,8 @@ def read_settings(settings: JsonObject, at_patterns: bool) -> tuple[Sampling, li
     for key, value in settings.items():
         if key not in _KNOWN and (key not in _NEUTRAL or value != _NEUTRAL[key]):
             raise InputError(
-                f"the task's generation_kwargs have {key}: {value!r}, which ledom cannot do; "
-                "remove it"
+                f"the task's generation_kwargs have {key}: {value!r}, which ledom does not "
+                "support; remove it"
             )
     until = [term for term in handle_stop_sequences(settings["until"], None) if term]
     sampling = Sampling(

@@ -3,7 +3,7 @@
 A forward model reads examples and a question, then writes a chain of thought and an answer. For a
 reverse model, the reading order is: answer, chain of thought, question, examples. It reads from the
 end of the examples, and writes the chain of thought and the answer in front of the question. The
-form is that of LEDOM (Yin et al., ACL 2026). This module knows nothing of models or the harness.
+form follows LEDOM (Yin et al., ACL 2026). This module does not know about models or the harness.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SOLUTION = "# The above solves the following task."
 _CHECK = re.compile(r"\bcheck\b")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _PUNCTUATION = re.compile(r"(?<![0-9])[.,;:!?'\"()](?![0-9])|(?<=[^\W\d_])-(?=[^\W\d_])")
-"""Signs that do not matter in words, but do beside a digit: -5, 1.5, 5!, 7:30."""
+"""Signs that do not matter in words, but do next to a digit: -5, 1.5, 5!, 7:30."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -125,7 +125,7 @@ def prompt(kind: str, direction: Direction, problem: Any, examples: Sequence[Any
 
 
 def answers_of(direction: Direction, text: str) -> list[str]:
-    """The readings of the answer in a written text; empty if it states none.
+    """The possible readings of the answer in a written text; empty if it states none.
 
     A forward model writes the answer at the end. A reverse model writes it in front of its chain of
     thought; what it writes before that line is not part of it.

@@ -51,13 +51,13 @@ _FORWARD, _REVERSE = str(Direction.FORWARD), str(Direction.REVERSE)
 _TRAINING_POINTS = 200  # per curve of training losses; each is a mean over neighboring steps
 _RESAMPLES = 10_000
 _RESAMPLES_BEFORE_LAST = 2000
-_WITHOUT_EFFECT = (  # settings that change no loss, or that say where equal inputs lay
+_WITHOUT_EFFECT = (  # settings that do not change the loss, or that say where the inputs were
     *("name", "train.trackers", "init_from", "data.train", "data.valid", "data.tokenizer"),
 )
 
 
 def compare_runs(folders: Sequence[Path]) -> Comparison:
-    """The report of one or more runs.
+    """Report on one or more runs.
 
     Raises `InputError` as `read_curves` does, for a run given twice, and if two models were
     validated on different tokens.
@@ -88,7 +88,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     notes += [f"{c.label}: no validation yet" for c in curves if not c.validations]
     reports = [_run_report(*run) for run in zip(names, runs, paths, strict=True)]
     notes += [
-        f"{report.name}: there is no step after which both directions were validated, so no gap"
+        f"{report.name}: there is no gap, as no step has a validation of both directions"
         for report, run in zip(reports, runs, strict=True)
         if len(run) > 1 and report.final_gap is None and all(c.validations for c in run.values())
     ]
@@ -141,12 +141,12 @@ def _run_report(name: str, curves: dict[str, TrainingCurve], folder: Path) -> Ru
 
 
 def _differing(folder: Path, curves: dict[str, TrainingCurve]) -> list[str]:
-    """In what else than direction the two trainings of a run differ, each `key: forward, reverse`.
+    """What differs between a run's two trainings besides direction, as `key: forward, reverse`.
 
-    Their settings are those of their checkpoints: recipe.yaml is that of the last to finish.
+    The settings come from the checkpoints, because recipe.yaml is that of the last to finish.
     """
     settings = [trained_settings(folder / way) for way in (_FORWARD, _REVERSE)]
-    keys = [key for key in settings[0] if key in settings[1]]  # versions may have other ones
+    keys = [key for key in settings[0] if key in settings[1]]  # versions may have other keys
     pairs = [(key, *(own[key] for own in settings)) for key in keys if key not in _WITHOUT_EFFECT]
     seen = [{row["step"]: t for t, row in curve.validations} for curve in curves.values()]
     pairs += [
@@ -187,7 +187,7 @@ def _training_curve(tokens: list[int], rows: list[Row]) -> LossCurve:
 
 
 def _over_time(rows: list[Row], part: str) -> dict[str, list[float | None]]:
-    """By the part's name, its loss at each validation; None where it is missing."""
+    """Each part's loss at each validation, by the part's name; None where it is missing."""
     parts: list[dict[str, float]] = [row.get(f"{LOSS}_{part}", {}) for row in rows]
     names = dict.fromkeys(name for losses in parts for name in losses)
     return {name: [losses.get(name) for losses in parts] for name in names}

@@ -43,12 +43,12 @@ _VERDICTS = {  # by `verdict`, which calls a gap above 0 better
     "better": "shown for this pair: the reverse model's loss is higher; the interval excludes 0",
     "worse": "shown for this pair: the reverse model's loss is lower; the interval excludes 0",
     "open": "nothing shown: the interval includes 0",
-    "unknown": "no interval: these metrics hold no losses by window",
+    "unknown": "no interval: these metrics have no losses by window",
 }
 
 _CAUTION = (
-    "The interval is a paired bootstrap over the validation windows: it shows whether these two "
-    "models differ on text like this. Another seed gives another gap: runs that differ only in "
+    "The interval is a paired bootstrap over the validation windows. It shows whether these two "
+    "models differ on text like this. Another seed gives another gap; runs that differ only in "
     "name and seed show how much it varies."
 )
 
@@ -124,7 +124,8 @@ def _claim(run: RunComparison, gap: FinalGap) -> _Claim:
     """A run's final gap in words."""
     shown = verdict(gap.interval) if gap.interval else "unknown"
     others = (
-        f"nothing shown: not twins, they differ in more than direction: {'; '.join(run.differing)}"
+        "nothing shown: these are not twins, as they differ in more than direction: "
+        f"{'; '.join(run.differing)}"
     )
     share = "" if gap.relative is None else f", {number(100 * gap.relative, 2, '+')}%"
     windows = f" in {gap.num_windows:,} windows" if gap.num_windows else ""
@@ -147,7 +148,7 @@ def _claim_of_seeds(group: SeedGroup) -> _Claim:
         claim=f"{len(group.runs)} pairs that differ only in their seed "
         f"({', '.join(group.runs)}): the mean of their gaps",
         value=f"{number(group.mean, 4, '+')}, from {low} to {high}",
-        verdict=f"{'all of one sign' if one_sign else 'of either sign'}; standard deviation "
+        verdict=f"{'all of the same sign' if one_sign else 'of both signs'}; standard deviation "
         f"between pairs {number(group.deviation, 4)}",
         is_shown=one_sign,
     )

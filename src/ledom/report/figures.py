@@ -1,4 +1,4 @@
-"""Figures as inline SVG: those of a selection, and the look that they share with other figures.
+"""Figures as inline SVG: those of a selection, and the style that they share with other figures.
 
 The function of a figure returns an `<svg>` element, or an empty text if there is nothing to draw.
 Text stays text. Ids start with the figure's name, so one page can hold several figures. Every color
@@ -212,7 +212,7 @@ def spread(
 
 
 def short(name: str) -> str:
-    """A name on one line; its middle is cut out if it is too long: names often differ at the end.
+    """A name on one line, without its middle if it is too long, as names often differ at the end.
 
     >>> short("two\\nlines"), short(f"runs/{'x' * 80}-seed-1")
     ('two lines', 'runs/xxxxxxxxxxxxxxxx…xxxxxxxxxxxxxxx-seed-1')

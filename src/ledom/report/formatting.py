@@ -1,8 +1,8 @@
 """Formats results: numbers and intervals; and JSON, Markdown and HTML for all reports.
 
-Numbers look alike on every page, in every table and on the terminal; an unknown one becomes a dash.
-A rendering is a pure function of its report. Texts in a report are untrusted: here they are
-clipped and escaped, and their control characters are replaced.
+Numbers look the same on every page, in every table and on the terminal; unknown ones become a dash.
+A rendering is a pure function of its report. Texts in a report are untrusted, so they are clipped
+and escaped here, and their control characters are replaced.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LONGEST_TEXT = 4000  # characters of any text that a rendering shows
 MISSING = "\N{EN DASH}"
 """Stands for an unknown number."""
 
-_ROUNDING = 1e-9  # by which a sum of shares may leave 0 to 1
+_ROUNDING = 1e-9  # by which a sum of shares may lie outside 0 to 1
 _BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Bidirectional classes of the characters that reorder the text after them."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -207,7 +207,7 @@ def render_template(
     """Fill in a template of `templates/`, which reads the variables of `view`.
 
     Its filters are the functions here that format numbers and tables; `markdown` is `escape`. HTML
-    escapes every text by itself. `figures` maps names to SVG elements, or to empty strings where
+    templates escape every text. `figures` maps names to SVG elements, or to empty strings where
     there is nothing to draw. In Markdown, blank lines that follow each other become one.
 
     >>> view = {"report": {"title": "A <b> page"}, "sections": []}

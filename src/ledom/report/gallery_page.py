@@ -78,7 +78,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Missing:
-    """A section without a run, and the command that makes one."""
+    """A section without a run, and the command that creates one."""
 
     heading: str
     command: str

@@ -67,7 +67,7 @@ class StrategyResult:
 
     id: str
     label: str
-    """Its name for people."""
+    """Its display name."""
     kind: str
     """`baseline`, `pick`, `vote` or `bound`."""
     description: str
@@ -86,7 +86,7 @@ class Difference:
     claim: str
     difference: Interval
     main: bool = False
-    """Whether the report opens with this claim, which was named before any problem was seen."""
+    """Whether the report opens with this claim, which was stated before any problem was seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ class Reliability:
     """Accuracy by score: are choices with a higher score right more often?"""
 
     score: str
-    """The score's name for people."""
+    """The score's display name."""
     bins: Sequence[Bin]
 
 
@@ -228,10 +228,10 @@ class SelectionReport(Measurement):
     ledom_version: str = ""
     num_problems: int = 0
     num_candidates: int = 0
-    """The most that a problem has."""
+    """The largest number per problem."""
     fewest_candidates: int = 0
     chosen: str = ""
-    """The id of the strategy that chose the answers, named before there was any result."""
+    """The id of the strategy that chose the answers, fixed before any result was known."""
     warning: str | None
     """Why the results cannot be trusted; None if no reason is known."""
     notes: Sequence[str] = field(default_factory=list)

@@ -38,7 +38,7 @@ class TrainingCurve:
 
     @property
     def label(self) -> str:
-        """The curve's name for people."""
+        """The curve's display name."""
         return f"{self.run}, {self.direction}"
 
     @property
@@ -79,7 +79,7 @@ def read_curves(folder: Path, name: str | None = None) -> dict[str, TrainingCurv
     if not found:
         raise InputError(
             "no metrics of a run: neither forward/metrics.jsonl nor reverse/metrics.jsonl; give a "
-            "folder that ledom train made, such as runs/NAME",
+            "folder written by ledom train, such as runs/NAME",
             path=folder,
         )
     return found

@@ -2,7 +2,7 @@
 
 All of it is a pure function of the `SelectionReport`; no statistics are computed here. The page,
 the Markdown and the terminal open with the same summary: the main result, what the sample can show,
-which term matters. The main result is that of the report's `chosen` strategy, which was named
+which term matters. The main result is that of the report's `chosen` strategy, which was fixed
 before the problems were seen, not that of the strategy that did best on them.
 """
 
@@ -65,7 +65,7 @@ _TERMS = {
     "reverse": "log P(x|y), the question under the reverse model",
     "prior": "log P(y), the answer under the reverse model",
 }
-_FEW = 30  # problems, below which a percentile bootstrap is rough
+_FEW = 30  # with fewer problems, a percentile bootstrap is rough
 _DETECTABLE = 2.8 / 1.96
 """Half-widths of an interval: the true difference that four of five samples detect (power 0.8,
 level 0.05)."""
@@ -130,7 +130,7 @@ class Summary:
 
     sentence: str
     rows: Mapping[str, StrategyResult]
-    """The strategies on the first screen, by their names for people."""
+    """The strategies on the first screen, by their display names."""
     columns: tuple[str, ...]
     """The ids of the opponents that the rows are compared with."""
     opponent: str

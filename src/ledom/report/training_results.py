@@ -109,7 +109,7 @@ class RunComparison:
     gap_by_position: Sequence[PartGap] = field(default_factory=list)
     gap_by_source: Sequence[PartGap] = field(default_factory=list)
     differing: Sequence[str] = ()
-    """In what else than direction the two trainings differ, each `key: forward, reverse`."""
+    """What differs between the two trainings besides direction, as `key: forward, reverse`."""
 
 
 @dataclass(frozen=True, kw_only=True)

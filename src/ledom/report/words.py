@@ -13,7 +13,7 @@ from ledom.text.copies import UNSPACED
 __all__ = ["Word", "compare", "question_logprob", "question_words"]
 
 WORST_LOGPROB = -6.0  # nats: a word at or below this gets the strongest color
-NOTABLE_GAP = 1.0  # nats between two answers from which a word is underlined
+NOTABLE_GAP = 1.0  # nats: a word with at least this gap between two answers is underlined
 # A word is a run of non-spaces; scripts written without spaces count each character as a word.
 _WORD = re.compile(rf"\s+|[{UNSPACED}]|[^\s{UNSPACED}]+")
 

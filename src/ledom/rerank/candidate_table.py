@@ -1,10 +1,10 @@
 """The candidates of many problems as arrays: the input of every strategy.
 
 Features are the numbers that strategies weigh. They come from a candidate's scores and its external
-scores. The steps of a solution are its lines. A forward model gives the likelihood of a step given
-the earlier steps, a reverse model given the later ones: the token log-probabilities of the
-solution, grouped by line (after BiPRM, 2025, which reads steps in both directions). This module
-only does arithmetic on scores; it loads no model.
+scores. The steps of a solution are its lines. A forward model scores a step given the earlier
+steps, a reverse model given the later ones. Both scores are token log-probabilities, grouped by
+line (after BiPRM, 2025, which reads steps in both directions). This module only does arithmetic on
+scores; it loads no model.
 
 Shapes: P problems, N candidates (padded; `mask` marks real candidates).
 """
@@ -70,7 +70,7 @@ EXTERNAL_LABELS = {
     SELF_CERTAINTY: "self-certainty",
     **{name: f"{name.partition('_')[2]} confidence" for name in CONFIDENCE},
 }
-"""Labels of the external scores that sampling writes; the label of others is the field's name."""
+"""Labels of the external scores that sampling writes; any other's label is its field's name."""
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -153,11 +153,11 @@ def build_candidate_table(
     scores: Sequence[Score],
     external_scores: Sequence[str] = (),
 ) -> CandidateTable:
-    """The table of these records. Greedy candidates are not in the pool, but in `greedy`.
+    """Build the table from these records. Greedy candidates count only in `greedy`.
 
-    Candidates of different models differ more in style than in correctness. So if several models
-    wrote them, each feature is taken relative to its mean over the writer's candidates, without
-    using labels. `external_scores` name number fields of the candidates (see
+    Candidates from different models differ more in style than in correctness. So if several models
+    wrote them, the mean over the candidates of the same writer is subtracted from each feature.
+    This uses no labels. `external_scores` are names of numeric fields of the candidates (see
     `choose_external_scores`). Raises `InputError` for a candidate that lacks a score or such a
     field.
 
@@ -225,13 +225,13 @@ def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) 
 
 
 def _group(problem: Problem) -> str:
-    """The problem's group for results by group; one without has the group `none`."""
+    """The problem's group in results by group; `none` for a problem without one."""
     group = problem.extra.get("group")
     return "none" if group in (None, "") else str(group)
 
 
 def _planned(candidate: Candidate) -> int:
-    """Candidates of its problem without early stopping; 0 if it was drawn without."""
+    """How many candidates were planned for its problem; 0 if drawn without early stopping."""
     planned = (candidate.sampling or {}).get(EARLY_STOP)
     return planned if isinstance(planned, int) and 0 < planned < 2**31 else 0
 
@@ -239,7 +239,7 @@ def _planned(candidate: Candidate) -> int:
 def _relative_to_models(
     features: Mapping[str, FloatArray], mask: BoolArray, writers: NDArray[np.int64]
 ) -> dict[str, FloatArray]:
-    """Features [P, N] minus the mean of each problem, and then minus the mean of each writer."""
+    """Subtract from features [P, N] the mean of each problem, then the mean of each writer."""
     sizes = np.maximum(mask.sum(axis=1, keepdims=True), 1)
     relative: dict[str, FloatArray] = {}
     for name, values in features.items():
@@ -255,7 +255,7 @@ def _relative_to_models(
 def candidate_features(
     scores: Mapping[str, Score | None], problem: Problem, candidate: Candidate
 ) -> dict[str, float]:
-    """A candidate's `FEATURES`, from its scores by target.
+    """Compute a candidate's `FEATURES` from its scores by target.
 
     Raises `InputError` for a score that is None.
 
@@ -344,8 +344,8 @@ def split_steps(score: Score, text: str) -> list[Step]:
 def worst_step(reverse: Score, forward: Score | None, text: str) -> float:
     """The log-probability of the least likely token of a solution's least likely step, in nats.
 
-    `reverse` is a score of `y`, `forward` one of `y|x`. If both are of the same text, each step
-    counts with the mean of the two; else `forward` is ignored. 0 without token scores.
+    `reverse` is a score of `y`, `forward` one of `y|x`. If both scored the same text, each step
+    gets the mean of the two; otherwise `forward` is ignored. 0 without token scores.
 
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="y",
     ...               logprob=-3.5, num_tokens=3, token_logprobs=[-1.0, -0.5, -2.0],
@@ -357,7 +357,7 @@ def worst_step(reverse: Score, forward: Score | None, text: str) -> float:
     if forward is not None and forward.text == reverse.text:
         readings.append(_least_by_step(forward, text))
     steps = [sum(step) / len(step) for step in zip(*filter(None, readings), strict=True)]
-    # An empty text has only its end: without it, it would be better than any step.
+    # An empty text has only its end token. Without that, it would beat every step.
     ends = [value for score in (reverse, forward) if score for value in score.token_logprobs or ()]
     return min(steps or ends, default=0.0)
 

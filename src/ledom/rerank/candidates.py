@@ -1,8 +1,8 @@
 """Checks candidates, groups them by problem, and finds the scores that equal texts share.
 
-A text that several candidates of a problem share is scored once: `distinct_candidates` returns the
-first candidate of each text, and `SharedScores` finds its score for the others. The pool of a
-problem, from which strategies choose, holds all candidates but the greedy and the broken-off ones.
+If several candidates of a problem share a text, it is scored once: `distinct_candidates` returns
+the first candidate with each text, and `SharedScores` finds its score for the rest. A problem's
+pool, from which strategies choose, has all its candidates except greedy and broken-off ones.
 
 An external score is an extra field of a candidate, such as the score of a trained verifier: a
 finite number, larger for better candidates. Every candidate of the pool needs it. Strategies weigh
@@ -48,10 +48,10 @@ __all__ = [
 ]
 
 GIVEN = "candidates.given.jsonl"
-"""The candidates of a folder's last run, if they were given and not sampled."""
+"""The candidates of a folder's last run, if they were supplied rather than sampled."""
 
 _WRITTEN_SCORES = (SELF_CERTAINTY, *CONFIDENCE)  # the external scores that sampling writes
-_MAX_INDEX = 2**63  # other JSON readers take larger numbers for floats
+_MAX_INDEX = 2**63  # other JSON readers parse larger numbers as floats
 
 
 def check_problems(problems: Sequence[Problem]) -> None:
@@ -74,7 +74,7 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
     """A function that checks candidates of these problems one by one, for `read_records`.
 
     It raises `InputError` for an unknown problem, for an index that is repeated or not in
-    [0, 2^63), and for a number of tokens that is bad, or unknown though no score will tell it.
+    [0, 2^63), and for a token count that is invalid, or missing when no score will supply it.
 
     >>> check = candidate_check([Problem(id="a", question="2 + 2?")])
     >>> check(Candidate(problem_id="a", index=0, text="4"))
@@ -90,7 +90,7 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
         if problem_id not in known:
             raise InputError(
                 f"a candidate belongs to the problem {problem_id!r}, which is not among "
-                f"the {len(known)} problems; give the problems file that it was made from"
+                f"the {len(known)} problems; give the problems file that it belongs to"
             )
         if not 0 <= index < _MAX_INDEX:
             raise InputError(
@@ -197,8 +197,8 @@ def choose_external_scores(
     """The external scores to use: those `asked` for, and those that the weights `needed`.
 
     If `asked` is None, those that sampling writes (`self_certainty`, the confidences) are used,
-    provided that every candidate of the pools has them. Raises `InputError` for one without one of
-    the scores.
+    provided that every candidate in the pools has them. Raises `InputError` for a candidate that
+    lacks one of the scores.
 
     >>> sure = Candidate(problem_id="p", index=0, text="2", extra={"self_certainty": 1.5})
     >>> choose_external_scores([sure])
@@ -220,7 +220,7 @@ def _check_external_scores(candidate: Candidate, names: Iterable[str]) -> None:
 
 
 def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The first candidate with each text, per problem; others with that text share its scores.
+    """The first candidate with each text, per problem; later ones with that text share its scores.
 
     Candidates that sampling broke off are left out.
 
@@ -277,7 +277,7 @@ def labeled_problems(
 ) -> NDArray[np.bool_]:
     """[P]: whether it is known which candidates of a problem are right.
 
-    That takes the problem's answer, or a label on each of the candidates to choose from.
+    This takes the problem's answer, or a label on each of the candidates to choose from.
 
     >>> known = Problem(id="a", question="2 + 2?", answer="4")
     >>> labeled_problems([known, Problem(id="b", question="3 + 3?")], candidates=[])
@@ -290,7 +290,7 @@ def labeled_problems(
 
 
 class SharedScores:
-    """Finds a candidate's scores: those of the first candidate with its text.
+    """Finds a candidate's scores, which belong to the first candidate with its text.
 
     >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="x|y",

@@ -1,10 +1,10 @@
-"""The contrastive premise score: the question against copies of it with one number changed.
+"""The contrastive premise score compares a question with copies that have one number changed.
 
-log P(x|y) mixes how well y explains the numbers of x with how well it explains the words. Copies of
-x with another number have the same words. So log P(x|y) minus the log of the mean P(copy|y) is
-about the numbers alone. DuPO (2025), FOBAR and RCoT rebuild a hidden part of the question by
-sampling; this score uses likelihoods instead. A question without numbers has no copies, and a score
-of 0 for every solution.
+log P(x|y) mixes how well y explains the numbers of x with how well it explains the words. A copy of
+x with another number has the same words. So log P(x|y) minus the log of the mean P(copy|y) measures
+the numbers alone. DuPO (2025), FOBAR and RCoT rebuild a hidden part of the question by sampling;
+this score uses likelihoods instead. For a question without numbers there are no copies, and every
+solution scores 0.
 
 The copies depend only on the question. Every record lists the numbers that were chosen.
 """
@@ -42,7 +42,7 @@ _NUMBER = re.compile(
     rf"(?<![^\W{UNSPACED}])(?<![.,:/])(?:{_GROUPED}|\d+(?:,\d{{3}})*)(?:\.\d+)?"
     rf"(?![^\W{UNSPACED}]|[:/]|[.,]\d)"
 )
-_TRIES = 40  # draws of a new number before a copy is given up
+_TRIES = 40  # attempts to draw a new number before giving up on a copy
 _TOGETHER = 256  # pairs that are scored together, and lost together if the run is stopped
 
 
@@ -64,10 +64,10 @@ class ChangedNumber:
 
 
 def change_numbers(question: str, num_copies: int) -> list[ChangedNumber]:
-    """Up to `num_copies` different changes to a question, each of one of its numbers in turn.
+    """Up to `num_copies` different changes to a question; each replaces one number, in turn.
 
-    A new number is as round as the old one, with as many decimals, and at most about twice as
-    large. There are fewer changes if few numbers meet this, and none without numbers.
+    A new number is as round as the old one, has as many decimals, and is at most about twice as
+    large. There are fewer changes if few numbers qualify, and none without numbers.
 
     >>> [change.apply("Ava has 3 pens.") != "Ava has 3 pens." for change in
     ...  change_numbers("Ava has 3 pens.", 2)]
@@ -88,7 +88,7 @@ def change_numbers(question: str, num_copies: int) -> list[ChangedNumber]:
 
 
 def _another(match: re.Match[str], question: str, rng: Random) -> str:
-    """A number of the same kind, its digits grouped like the old one's, in digits of its script."""
+    """A number of the same kind, with the same grouping of digits and digits of the same script."""
     separator = match[1] or ("," if "," in match[0] else "")
     plain = match[0].replace(separator, "")
     # The next character shows whether the number is a percentage.

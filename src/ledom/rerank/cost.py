@@ -1,15 +1,14 @@
 """The cost of each strategy: generated tokens, scored tokens, FLOPs and seconds.
 
 A strategy pays for the stages that it needs: always the candidates, and the scores that it weighs.
-Tokens are counted in their files: those of each candidate (its `num_tokens`, or those of its
-score), and of the scores of distinct texts. A generated or scored token takes 2 FLOPs
-per parameter (Kaplan et al., Scaling Laws for Neural Language Models, 2020). Not counted are
-attention, prompts (which candidates share), external scores, and the generation of candidates that
-were given.
+Tokens are counted from the files: the tokens of each candidate (its `num_tokens`, or those of its
+score), and the scored tokens of distinct texts. A generated or scored token takes 2 FLOPs per
+parameter (Kaplan et al., Scaling Laws for Neural Language Models, 2020). Attention, prompts (which
+candidates share), external scores, and the generation of supplied candidates are not counted.
 
-Seconds are the wall-clock time in which the files were made: model calls and writing records,
-without loading models, choosing and reporting. The times of processes that share the work are added
-up. The time of candidates.jsonl is split between greedy and other candidates by their tokens.
+Seconds are the wall-clock time spent making the files: model calls and writing records, but not
+loading models, choosing or reporting. The times of processes that share the work are added up. The
+time for candidates.jsonl is divided between greedy and other candidates by their tokens.
 """
 
 from __future__ import annotations
@@ -56,10 +55,10 @@ class Costs:
     scored: Mapping[str, float]
     """Tokens of each stage of scoring, per problem: `forward`, `reverse`, `contrast`, `flip`."""
     parameters: Mapping[str, int | None]
-    """Of the scoring models, by direction, and of the `writer` of the candidates (0: not counted).
-    None where unknown."""
+    """Parameters of the scoring models, by direction, and of the `writer` of the candidates (0: not
+    counted). None where unknown."""
     seconds: Mapping[str, float]
-    """Per problem, by stage and for the `writer`; without stages whose time is unknown."""
+    """Seconds per problem, by stage and for the `writer`; stages with unknown time are left out."""
     broken_off: float
     """Tokens of candidates that sampling broke off, per problem."""
 
@@ -72,7 +71,7 @@ class Costs:
         parameters: Mapping[str, int | None],
         timings: Mapping[str, float] | None = None,
     ) -> Costs:
-        """The costs of the records that the table was built from.
+        """Count the costs of the records that the table was built from.
 
         `timings` are the seconds that each file took, by file name.
         """
@@ -91,7 +90,7 @@ class Costs:
         files["writer"] = "candidates.jsonl"
         took = timings or {}
         seconds = {stage: took[name] / num for stage, name in files.items() if name in took}
-        if parameters.get("writer") == 0:  # others wrote the candidates
+        if parameters.get("writer") == 0:  # the candidates were supplied
             seconds["writer"] = 0.0
         scored = {stage: tokens / num for stage, tokens in scored.items()}
         return cls(table, written, greedy / num, scored, parameters, seconds, broken_off / num)
@@ -143,7 +142,7 @@ class Costs:
 
 
 def _tokens_of(candidate: Candidate, shared: SharedScores) -> int:
-    """A candidate's number of tokens, as sampling counted them, else as a model scored them."""
+    """A candidate's number of tokens, as counted in sampling or else in scoring."""
     known = written_tokens(candidate)
     if known is not None:
         return known

@@ -1,6 +1,6 @@
-"""Samples candidates in rounds, until the majority vote of a problem is decided.
+"""Samples candidates in rounds until the majority vote of a problem is decided.
 
-The candidates are the first of those that `sample` draws.
+The candidates are the first ones that `sample` would draw.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def rounds(num_samples: int) -> list[int]:
     """The total number of candidates after each round of sampling; the last is `num_samples`.
 
     Half of the candidates or fewer cannot decide a vote, so the first round draws more than half.
-    Each later one draws an eighth: rounds of single samples would leave a batch almost empty.
+    Each later round draws an eighth, as rounds of one sample would leave a batch almost empty.
 
     >>> rounds(16)
     [9, 11, 13, 15, 16]
@@ -42,9 +42,9 @@ def sample_until_decided(
     """Draw each problem's candidates in rounds until its majority vote is decided.
 
     Yields (new candidates of a problem, whether they are its last). A problem's greedy candidate
-    comes first. The others are the first of those that `sample_candidates` draws; their `sampling`
-    records the planned number (`early_stop_of`). To resume, `have` holds the candidates that were
-    yielded before, by the problem's key. Raises `DirectionError` as `sample_candidates` does.
+    comes first. The rest are the first ones that `sample_candidates` would draw; their `sampling`
+    records the planned number (`early_stop_of`). To resume, pass the candidates yielded before as
+    `have`, by the problem's key. Raises `DirectionError` as `sample_candidates` does.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(answers=["#### 4"])
@@ -74,7 +74,7 @@ def sample_until_decided(
 
 
 def is_finished(candidates: Iterable[Candidate], num_samples: int) -> bool:
-    """Whether these are all candidates that `sample_until_decided` draws for their problem.
+    """Whether these are all the candidates that `sample_until_decided` draws for their problem.
 
     >>> same = [Candidate(problem_id="p", index=i, text="4") for i in range(5)]
     >>> greedy = Candidate(problem_id="p", index=8, text="4", greedy=True)

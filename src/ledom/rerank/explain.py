@@ -1,6 +1,6 @@
-"""Cases for a report: how well candidates explain the words of their question.
+"""Cases for a report show how well candidates explain the words of their question.
 
-`explain` compares given solutions of one problem; `case_of` is for a problem of any job.
+`explain` compares given solutions to one problem; `case_of` makes a case for a problem of any job.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def case_of(
 ) -> Case:
     """The case of a problem: its best distinct candidates by `judged` [N], and the rejected one.
 
-    `candidates` are the problem's [N], and `rejected` is the place of one of them.
+    `candidates` [N] are those of the problem; `rejected` is the index of one of them.
 
     >>> import numpy as np
     >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("4544")]

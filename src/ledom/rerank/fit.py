@@ -1,9 +1,9 @@
 """Fits the weights of strategies on labeled problems, without loading a model.
 
-An interpolation (the paper's lambda) is chosen from a grid by accuracy. A sum of features is fitted
-by logistic regression on pairs of a right and a wrong candidate of one problem, with a penalty
-chosen by cross-validation over problems. A vote's temperature, which divides its score, is chosen
-by accuracy on problems that the weights were not fitted on.
+An interpolation (the paper's lambda) is chosen from a grid by accuracy. The weights of a sum of
+features are fitted by logistic regression on pairs of a right and a wrong candidate for the same
+problem, with a penalty chosen by cross-validation over problems. A vote's temperature, which
+divides its score, is chosen by accuracy on problems that the weights were not fitted on.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ __all__ = ["check_folds", "cross_fit", "fit_sum", "tune", "tune_folder"]
 
 _INVERSE_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
 _PENALTIES = (0.3, 3.0, 30.0)
-"""Factors of the squared weights, whose unit is one over the feature's spread. A penalty is added
-to the sum of the losses, so it shrinks the weights less with more problems."""
+"""Factors on the squared weights, in units of one over the feature's spread. A penalty is added to
+the sum of the losses, so it shrinks the weights less with more problems."""
 _FOLDS = 5
 _NEWTON_STEPS, _CONVERGED = 100, 1e-9  # at most, and the largest step at the minimum
-_CLIP = 3.0  # spreads from the problem's mean, to which features are clipped
+_CLIP = 3.0  # features are clipped to this many spreads from the problem's mean
 
 
 def tune(
@@ -51,7 +51,7 @@ def tune(
 ) -> TunedWeights:
     """Fit every strategy that has weights and whose features are in the table of these problems.
 
-    Only `labeled` [P] problems are fitted on (None: all are labeled). Raises `InputError` if no
+    Only the `labeled` [P] problems are used (None: all are labeled). Raises `InputError` if no
     problem has both right and wrong candidates.
 
     >>> from ledom.core.records import Candidate, Score
@@ -97,10 +97,10 @@ def tune_folder(
 ) -> TunedWeights:
     """Fit the weights of every strategy on the labeled problems in a reranked `folder`.
 
-    Problems and candidates are those of the last run in the folder, unless files are given. Those
-    without scores are left out. `external_scores` are weighed too (see `choose_external_scores`).
-    Raises `InputError` for a bad file, scores of other problems or candidates, a folder without
-    scores, or no problem with both right and wrong candidates.
+    Problems and candidates are those of the last run in the folder, unless files are given.
+    Problems without scores are left out. `external_scores` get weights too (see
+    `choose_external_scores`). Raises `InputError` for a bad file, scores of other problems or
+    candidates, a folder without scores, or no problem with both right and wrong candidates.
 
     >>> tune_folder(Path("no-folder"))
     Traceback (most recent call last):
@@ -132,9 +132,9 @@ def cross_fit(
     """Weights for each fold of the problems, fitted on the other folds (cross-fitting).
 
     Problems with the same question are in one fold, so that no problem is tested with weights that
-    were fitted on it. Only `labeled` [P] problems are fitted on (None: all are labeled). Raises
-    `InputError` for fewer than two folds, for more folds than questions, and if the other folds of
-    one hold no problem with both right and wrong candidates.
+    were fitted on it. Only the `labeled` [P] problems are used (None: all are labeled). Raises
+    `InputError` for fewer than two folds, for more folds than questions, and if, for some fold, the
+    other folds have no problem with both right and wrong candidates.
 
     >>> from ledom.core.records import Candidate, Score
     >>> problems = [Problem(id=id, question=id, answer="4") for id in "pq"]
@@ -181,9 +181,9 @@ class _Fit:
 
 
 def _fit(strategy: Strategy, table: CandidateTable, sums: dict[tuple[str, ...], _Fit]) -> _Fit:
-    """The fit of one strategy. `sums` keeps the fits of sums, which a pick and a vote share.
+    """Fit one strategy. `sums` caches the fits of sums, which a pick and a vote share.
 
-    Nothing is held out from a fit with at most one free parameter: it hardly overfits.
+    A fit with at most one free parameter holds nothing out, because it hardly overfits.
     """
     features = strategy.features
     if len(features) > 1 and not strategy.interpolated:
@@ -238,8 +238,8 @@ def _fit_pairs(
 ) -> dict[str, float]:
     """Minimize the pairwise logistic loss plus the penalty; zero weights without any pair.
 
-    By Newton's method with step halving: a few products, where an optimizer of torch or scipy
-    takes seconds to import.
+    It uses Newton's method with step halving, which takes a few products; an optimizer from torch
+    or scipy would take seconds to import.
     """
     table = table.select(np.flatnonzero(_pairs(table).any(axis=(1, 2))))
     if len(table.problem_ids) == 0:
@@ -309,7 +309,7 @@ def _relative(features: tuple[str, ...], table: CandidateTable) -> FloatArray:
 def _spread(features: tuple[str, ...], table: CandidateTable) -> FloatArray:
     """[F]: the standard deviation of each feature within a problem; 1 if it is 0 everywhere.
 
-    That of a constant is a billionth of its size: rounding is no spread.
+    The spread of a constant is a billionth of its size, so that rounding does not count as spread.
     """
     largest = np.array([np.abs(table.features[name][table.mask]).max() for name in features])
     size = np.where(largest > 0, largest, 1e9)  # before the squares, in which 1e-200 is lost
@@ -330,5 +330,5 @@ def _inverse_temperature(
 
 
 def _smoothed(accuracies: Sequence[float]) -> FloatArray:
-    """Each accuracy averaged with its neighbors, as a lone peak is likely to be chance."""
+    """Average each accuracy with its neighbors, because a lone peak is likely to be chance."""
     return np.convolve(np.pad(accuracies, 1, mode="edge"), np.ones(3) / 3, mode="valid")

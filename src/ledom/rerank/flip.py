@@ -1,8 +1,8 @@
 """FLIP: questions written backwards from a solution, and how much they overlap with the real one.
 
-The reverse model reads y and writes some questions for it. The score is the F1 of their words with
-those of x, which FLIP (2026) uses as a reward. Like log P(x|y), it measures how well y explains x,
-but by sampling, without log-probabilities.
+The reverse model reads y and writes some questions for it. The score is the F1 of their words and
+the words of x, which FLIP (2026) uses as a reward. Like log P(x|y), it measures how well y explains
+x, but it samples and needs no log-probabilities.
 
 The samples depend on the solution's text and the seed, not on the question.
 """
@@ -26,7 +26,7 @@ __all__ = ["FlipSettings", "fill_flip", "flip_candidates", "word_overlap"]
 
 _WORD = re.compile(WORD)
 _LEAST = 0.01
-"""Smaller overlaps count as this one, so that the log is finite."""
+"""Smaller overlaps are raised to this one, so that the log is finite."""
 _ROOM = 16  # tokens by which a written question may exceed the longest real one
 
 
@@ -41,7 +41,7 @@ class FlipSettings:
 
 
 def word_overlap(written: str, real: str) -> float:
-    """F1 of the words of two texts; repeated words count, letter case does not.
+    """F1 of the words of two texts; repetitions count, letter case does not.
 
     Where words are written without spaces (`text.copies.UNSPACED`), each character is a word.
 
@@ -92,7 +92,7 @@ def flip_candidates(
 
     A record's `logprob` is the log of the mean overlap. `questions` lists the written questions,
     each with its `overlap`; `num_tokens` counts their tokens. A question has at most `longest`
-    tokens. A solution that leaves no room for them loses its end (`truncated`). See
+    tokens. If a solution leaves no room for them, its end is cut (`truncated`). See
     `score_candidates` for `mask_copies`.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel

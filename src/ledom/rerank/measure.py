@@ -2,7 +2,7 @@
 
 It computes accuracies with bootstrap intervals over problems, paired differences, accuracy by
 number of candidates and by lambda, reliability, and pairwise AUC, all from a `CandidateTable`. It
-also finds the problems that show best what the reverse model changes.
+also finds the problems that best show what the reverse model changes.
 """
 
 from __future__ import annotations
@@ -67,19 +67,19 @@ _MAIN_CLAIMS = (
     ("Reverse Reward with its third term beats the greedy answer", "noisy_channel", "greedy"),
     ("Weighted voting beats majority voting", "vote_all_terms", "majority"),
 )
-"""The claims of the demo, named before any of its problems was seen (docs/results.md)."""
+"""The claims of the demo, stated before any of its problems was seen (docs/results.md)."""
 _CLAIMS = (
     *_MAIN_CLAIMS,
     ("Reverse Reward beats the greedy answer", "reverse_reward", "greedy"),
     ("Reverse Reward beats a random candidate", "reverse_reward", "random"),
-    ("Picking: the reverse scores add to the forward ones", "all_terms", "forward_tuned"),
+    ("Picking: adding reverse scores to the forward ones helps", "all_terms", "forward_tuned"),
     (
-        "Voting: the reverse scores add to the forward ones",
+        "Voting: adding reverse scores to the forward ones helps",
         "vote_all_terms",
         "vote_forward_tuned",
     ),
     (
-        "Voting: the external scores add to every score",
+        "Voting: adding external scores to all others helps",
         "vote_all_external",
         "vote_all_terms",
     ),
@@ -96,8 +96,8 @@ def measure(
     """The measured part of a report.
 
     With `folds` (see `cross_fit`), the choice for a problem uses weights fitted on other problems,
-    and `tuned` is only shown. With `labeled` [P] (see `labeled_problems`), problems that are not
-    labeled are left out; `costs` are means over all. Raises `InputError` if none is labeled.
+    and `tuned` is only shown. With `labeled` [P] (see `labeled_problems`), unlabeled problems are
+    left out, except that `costs` are means over all. Raises `InputError` if none is labeled.
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -146,7 +146,7 @@ def _only_labeled(
 
 
 def _accuracies(table: CandidateTable, weighing: Weighing) -> dict[str, FloatArray]:
-    """Accuracies [P] by strategy, of those that can choose for every problem."""
+    """Accuracies [P] of the strategies that can choose for every problem, by id."""
     able = weighing.tuned.usable_with(table.features, table.external_scores)
     rights = {name: weighing(table, name) for name in able}
     return {name: right for name, right in rights.items() if not np.isnan(right).any()}
@@ -181,7 +181,7 @@ def _result(
 
 
 def _needed(table: CandidateTable) -> Needed:
-    """How many candidates decide a problem's vote, and what share of the candidates that saves."""
+    """How many candidates decide a problem's vote, and what share of the candidates this saves."""
     needed = needed_candidates(table).astype(float)
     planned = np.maximum(table.mask.sum(axis=1), max(table.num_planned, 1))
     mean = float(planned.mean())
@@ -203,7 +203,7 @@ def _by_number(
     shown = [name for name in _SHOWN_BY_N if name in rights]
     curves: dict[str, list[float]] = {name: [] for name in shown}
     for n in numbers:
-        # Equal seeds draw a subset of each larger one, so no curve moves by chance between them.
+        # With the same seed, each subset is part of the next, so curves do not move by chance.
         seeds = range(_SUBSETS if n < counts.max() else 1)
         subsets = [table.sample(n, np.random.default_rng(seed)) for seed in seeds]
         for name in shown:
@@ -308,8 +308,8 @@ def changes(
 ) -> list[Change]:
     """Up to `most` problems, first those where Reverse Reward is right and the forward model wrong.
 
-    Among these, and among the rest, those come first whose question's log-probability differs most
-    between the two candidates. None without a reverse model's scores. See `measure` for `folds`.
+    These, and then the rest, are sorted by how much log P(question) differs between the two
+    candidates, largest first. None without a reverse model's scores. See `measure` for `folds`.
 
     >>> from ledom.core.records import Candidate, Problem, Score
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -338,7 +338,7 @@ def changes(
 def _judge(table: CandidateTable, weighing: Weighing) -> tuple[FloatArray, NDArray[np.int64]]:
     """Scores [P, N] that pick a candidate, and the columns [P] of the rejected candidates.
 
-    Rejected are the forward model's picks, or the worst candidates without a forward model.
+    The rejected are the forward model's picks or, without a forward model, the worst candidates.
     """
     if "forward" not in table.features:
         score = STRATEGIES["reverse_only"].score(table, None)

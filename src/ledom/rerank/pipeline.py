@@ -90,8 +90,8 @@ class Job:
     early_stop: bool = False
     """Stop drawing candidates of a problem once its majority vote is decided."""
     stop_unsure: float = 0.0
-    """Break off samples whose confidence falls below the lowest that this share of the problem's
-    first quarter of samples reaches; 0 for never. Needs `sampling.confidence`."""
+    """Break off samples whose confidence falls below a threshold that this share of the problem's
+    first quarter of samples never falls below. 0: never. Needs `sampling.confidence`."""
     external_scores: Sequence[str] | None = None
     """Extra score fields of the candidates; see `choose_external_scores`."""
     demonstrations: Sequence[Problem] = ()
@@ -99,12 +99,12 @@ class Job:
     mask_copies: int = 0
     """See `ScoreFiles.mask_copies`."""
     contrast: int = 0
-    """Copies of each question with one number changed; see `ledom.rerank.contrast`."""
+    """Number of copies of each question with one number changed; see `ledom.rerank.contrast`."""
     flip: FlipSettings | None = None
     """Questions to write backwards from each solution; see `ledom.rerank.flip`."""
     folds: int = 0
-    """If above 0, `weights` are replaced by weights fitted on these problems, in this many folds:
-    the choice for a problem uses weights fitted on the other folds. Needs labels."""
+    """If above 0, `weights` are replaced by weights fitted on these problems in this many folds.
+    The choice for a problem uses weights fitted on the other folds. Needs labels."""
     command: str = "ledom rerank"
     notes: list[str] = field(default_factory=list)
 
@@ -112,7 +112,7 @@ class Job:
 def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     """Run the job; returns the report and the path of its page.
 
-    If several processes share the job (`ledom.core.processes`), the first makes the report of all
+    If several processes share the job (`ledom.core.processes`), the first writes the report on all
     problems; the others return None.
 
     Raises `InputError` for problems and candidates that do not match, for weights tuned on one of
@@ -172,7 +172,7 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
 
 
 def _cross_fit(job: Job, table: CandidateTable, labeled: BoolArray) -> Folds:
-    """The weights of each fold, if the job asks for folds; its own are then fitted on all."""
+    """The weights of each fold, if the job asks for folds. The job's weights are fitted on all."""
     if not job.folds:
         return ()
     folds = cross_fit(table, job.problems, job.folds, labeled)
@@ -202,7 +202,7 @@ def _measured(
 
 
 def _check(job: Job, external_scores: Sequence[str]) -> None:
-    """Raise `InputError` for a job that is bound to fail, before any work."""
+    """Raise `InputError`, before any work, for a job that is bound to fail."""
     if job.num_samples < 1:
         raise InputError(f"the number of samples is {job.num_samples}; it must be at least 1")
     if job.candidates is None and job.forward is None:
@@ -231,13 +231,13 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
 
 
 def _check_demonstrations(job: Job) -> None:
-    """Raise `InputError` for a demonstration that tells the answer of one of the problems."""
+    """Raise `InputError` for a demonstration that gives away the answer to one of the problems."""
     asked = {question_hash(problem.question): problem.id for problem in job.problems}
     for shown in job.demonstrations:
         if problem_id := asked.get(question_hash(shown.question)):
             raise InputError(
                 f"the demonstration {shown.id!r} solves problem {problem_id!r}, so the models "
-                "would read its answer; take it out of the demonstrations"
+                "would read its answer; remove it from the demonstrations"
             )
 
 
@@ -246,11 +246,11 @@ def _models(job: Job) -> list[LanguageModel]:
 
 
 def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
-    """Raise `InputError` for prompts, settings or score fields that sampling cannot do."""
+    """Raise `InputError` for prompts, settings or score fields that sampling does not support."""
     check_score_names(external_scores)
     if job.candidates is not None:
         if job.early_stop:
-            raise InputError("the candidates are given: there is no sampling to stop early")
+            raise InputError("the candidates are given, so there is no sampling to stop early")
         return
     known = {SELF_CERTAINTY} if job.forward is not None and job.forward.reports_certainty else set()
     if job.sampling.confidence is not None:
@@ -317,9 +317,9 @@ def _scores(job: Job, candidates: Sequence[Candidate], track: Track) -> list[Sco
 
 
 def _keep_inputs(job: Job) -> None:
-    """Leave in the folder what this run measured, with its labels, for `ledom tune`.
+    """Save this run's problems and candidates, with their labels, in the folder for `ledom tune`.
 
-    The scores may be those of an earlier run, whose problems and candidates may have other labels.
+    The scores may come from an earlier run with other labels on its problems and candidates.
     """
     write_records(job.out / "problems.jsonl", job.problems)
     if job.candidates is None:
@@ -335,7 +335,7 @@ def _cases(
     candidates: Sequence[Candidate],
     scores: Sequence[Score],
 ) -> list[Case]:
-    """The problems that show best what the reverse model changes."""
+    """The problems that best show what the reverse model changes."""
     pool_of = pools(table.problem_ids, candidates)
     shared = SharedScores(candidates, scores)
     found = [(job.problems[change.row], change) for change in changes(table, job.weights, folds)]
@@ -364,7 +364,7 @@ def _notes(
     candidates: Sequence[Candidate],
     scores: Sequence[Score],
 ) -> list[str]:
-    """What a reader of the report must know."""
+    """Notes that a reader of the report needs."""
     drawn, planned = int(table.mask.sum()), table.num_planned * len(table.problem_ids)
     unreadable = int(((table.answers < 0) & table.mask).sum())
     empty = sum(not candidate.text.strip() for candidate in candidates)
@@ -373,21 +373,21 @@ def _notes(
     cut = sum(candidate.finish_reason == "length" for candidate in candidates)
     relative = "taken relative to" if table.by_model else "not relative (one wrote too few) to"
     notes = {
-        f"{labeled.sum()} of {len(labeled)} labeled: only these are measured": not labeled.all(),
-        **dict.fromkeys(job.notes, True),
-        f"{unreadable} candidates ({unreadable / drawn:.1%}) give no answer that could be read": (
-            unreadable
+        f"{labeled.sum()} of {len(labeled)} problems are labeled; only these are measured": (
+            not labeled.all()
         ),
+        **dict.fromkeys(job.notes, True),
+        f"{unreadable} candidates ({unreadable / drawn:.1%}) have no readable answer": unreadable,
         f"{empty} candidates are empty": empty,
-        f"the candidates are of several models; scores are {relative} the mean of the model that "
-        "wrote them": len({c.model for c in candidates if not c.greedy}) > 1,
-        f"sampling stopped where the majority was decided: {drawn:,} of {planned:,} candidates "
-        f"were drawn ({1 - drawn / max(planned, 1):.1%} saved); the majority's answers are those "
-        "of all, the other strategies choose among what was drawn": table.num_planned,
-        f"{len(broken_off)} candidates were broken off where the model became unsure, after "
+        f"the candidates come from several models; scores are {relative} the mean of the model "
+        "that wrote them": len({c.model for c in candidates if not c.greedy}) > 1,
+        f"sampling stopped once the majority was decided: {drawn:,} of {planned:,} candidates were "
+        f"drawn ({1 - drawn / max(planned, 1):.1%} saved); this does not change the majority's "
+        "answers, but the other strategies had fewer candidates": table.num_planned,
+        f"{len(broken_off)} candidates were broken off when the model became unsure, after "
         f"{sum(written_tokens(c) or 0 for c in broken_off):,} tokens in all; no strategy "
         "chooses them": broken_off,
-        f"{truncated} scores are of solutions cut to the model's context": truncated,
+        f"{truncated} scores are for solutions cut to the model's context": truncated,
         f"{cut} candidates ran out of tokens before they ended": cut,
     }
     return [note for note, holds in notes.items() if holds]

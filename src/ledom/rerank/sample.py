@@ -1,6 +1,6 @@
-"""Samples candidates from a forward model, and keeps them: from problems to candidates.jsonl.
+"""Samples candidates from a forward model and saves them: from problems to candidates.jsonl.
 
-All of a problem's candidates are drawn at once. `early_stop` draws the same ones in rounds, until
+All of a problem's candidates are drawn at once. `early_stop` draws the same ones in rounds until
 the problem's vote is decided.
 """
 
@@ -57,9 +57,9 @@ def sampling_groups(items: Sequence[ItemT], num_samples: int) -> list[Sequence[I
 
 
 def check_prompts(problems: Sequence[Problem], lm: LanguageModel, sampling: Sampling) -> None:
-    """Raise the errors that sampling for these problems would raise, before any work.
+    """Raise, before any work, the errors that sampling for these problems would raise.
 
-    These are `DirectionError` for a reverse model, and `InputError` for temperature 0, or for
+    These are `DirectionError` for a reverse model, and `InputError` for temperature 0 or for
     questions that leave no room for a solution.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
@@ -100,9 +100,9 @@ def sample_candidates(
     The greedy candidate comes last, with the index `num_samples`. Raises `DirectionError` for a
     reverse model.
 
-    With `stop_unsure`, the first quarter of the samples is completed. The threshold is the lowest
-    confidence that this share of them reaches. Each later sample is broken off where its confidence
-    falls below the threshold (DeepConf's online stop).
+    With `stop_unsure`, the first quarter of the samples is completed. The threshold is the
+    confidence that this share of them never falls below. Each later sample is broken off where its
+    confidence falls below the threshold (DeepConf's online stop).
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -131,7 +131,7 @@ def sample_candidates(
 def _stopped_samples(
     prompts: Sequence[str], lm: LanguageModel, sampling: Sampling, num_samples: int, share: float
 ) -> Iterator[tuple[int, list[Generation]]]:
-    """Each prompt's samples, the later ones broken off where unsure, and last its greedy text."""
+    """Each prompt's samples, with later ones broken off where unsure, and then its greedy text."""
     assert sampling.confidence is not None
     first = max(1, num_samples // _WARM_UP)
     written = dict(lm.generate_with_greedy(prompts, sampling, first))
@@ -145,7 +145,7 @@ def _stopped_samples(
 
 
 def _threshold(texts: Sequence[Generation], share: float) -> float:
-    """The lowest confidence that this share of the texts reaches."""
+    """The confidence that this share of the texts never falls below."""
     lowest = [text.confidence.lowest for text in texts if text.confidence is not None]
     return float(np.quantile(lowest, 1 - share, method="lower"))
 
@@ -161,9 +161,9 @@ def fill_candidates(
     name: str,
     is_done: Callable[[Sequence[Candidate]], bool] = bool,
 ) -> list[Candidate]:
-    """The candidates in `path`, in the problems' order; missing ones are made, group by group.
+    """The candidates in `path`, in the problems' order; missing ones are added, group by group.
 
-    Once the settings match those of the file, the problems are written to problems.jsonl beside it.
+    Once the settings match the file's, the problems are written to problems.jsonl next to it.
     See `ledom.core.stage.Work` for the other parameters.
 
     >>> import tempfile
@@ -191,7 +191,7 @@ def fill_candidates(
 
 
 def prompts_of(problems: Sequence[Problem], lm: LanguageModel) -> list[str]:
-    """What a model continues for each problem: its question, and what precedes a solution."""
+    """The prompt for each problem: its question, and the words that precede a solution."""
     return [lm.pair_format.before_solution(problem.question) for problem in problems]
 
 
@@ -205,7 +205,7 @@ def as_candidate(
 ) -> Candidate:
     """A text that a model wrote for a problem, as its candidate with this index.
 
-    `early_stop_of` is the planned number of candidates, if sampling may stop before.
+    `early_stop_of` is the planned number of candidates, if sampling may stop earlier.
     """
     candidate = Candidate(
         problem_id=problem_id,
@@ -227,6 +227,6 @@ def as_candidate(
 
 @lru_cache(maxsize=16)
 def _settings(sampling: Sampling, early_stop_of: int | None) -> JsonObject:
-    """What a candidate records of its sampling: one object for all of a run, which saves memory."""
+    """The sampling settings that candidates record: one object per run, which saves memory."""
     planned = {} if early_stop_of is None else {EARLY_STOP: early_stop_of}
     return asdict(sampling) | planned

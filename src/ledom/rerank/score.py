@@ -1,8 +1,8 @@
 """Scores candidates with a model's log-probabilities: from candidates.jsonl to scores.*.jsonl.
 
 A forward model scores log P(y|x). A reverse model scores log P(x|y) and, in the same pass, its own
-log P(y). All later steps of selection are arithmetic on these records. This module knows nothing of
-strategies, or of how a model computes.
+log P(y). All later steps of selection are arithmetic on these records. This module does not know
+about strategies, or how a model computes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 _TOGETHER = 256  # candidates that are scored together, and lost together if the run is stopped
 _THOUGHT_END = "</think>"
-_ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
+_ROUNDING = 1e-3  # nats by which rounding may push a log-probability above 0
 
 
 def check_room(
@@ -82,7 +82,7 @@ def check_room(
 def score_groups(
     candidates: Sequence[Candidate], together: int | None = None
 ) -> list[list[Candidate]]:
-    """The groups of at most `together` candidates that are scored together.
+    """Split candidates into groups of at most `together`, each of which is scored together.
 
     Candidates of one problem share its tokens, so they stay in one group unless they are too many.
 
@@ -115,8 +115,8 @@ class ScoreFiles:
     demonstrations: Sequence[Problem] = ()
     """Solved problems that the model reads first."""
     mask_copies: int = 0
-    """A reverse model does not read passages of at least this many words that are copied from the
-    question; 0: it reads everything."""
+    """A reverse model skips passages of at least this many words that are copied from the question;
+    0: it reads everything."""
 
     def fill(
         self,
@@ -127,8 +127,8 @@ class ScoreFiles:
     ) -> list[Score]:
         """The scores of the `wanted` distinct candidates in `scores.<name>.jsonl`.
 
-        Missing ones are made. `settings` are what changes them besides the model, the texts and how
-        the model reads.
+        Missing scores are added. `settings` lists what else changes the scores, apart from the
+        model, the texts, and how the model reads them.
         """
         made_with = {"model": self.lm.identity, **text_hashes(self.problems, self.candidates)}
         if self.demonstrations:
@@ -152,7 +152,7 @@ class ScoreFiles:
 
 
 def fill_scores(files: ScoreFiles) -> list[Score]:
-    """The model's scores of all distinct candidates, kept in `scores.<direction>.jsonl`.
+    """The model's scores for all distinct candidates, saved in `scores.<direction>.jsonl`.
 
     >>> import tempfile
     >>> from ledom.core.stage import no_progress
@@ -178,17 +178,17 @@ def score_candidates(
 ) -> Iterator[list[Score]]:
     """Yield the scores of each distinct candidate, by problem.
 
-    A forward model gives one record (y|x), a reverse model two (x|y and y). A forward model's score
-    counts the document-end token as part of y, a reverse model's the document-start token as part
-    of x.
+    A forward model gives one record (y|x), a reverse model two (x|y and y). In a forward model's
+    score, the document-end token is part of y; in a reverse model's, the document-start token is
+    part of x.
 
-    `demonstrations` are problems with solutions that the model reads first, each as a document: in
-    front of the pair for a forward model, after it for a reverse one. With `mask_copies`, a reverse
-    model reads solutions without the passages of at least that many words that they copy from the
+    `demonstrations` are problems with solutions that the model reads first, each as a document:
+    before the pair for a forward model, after it for a reverse one. With `mask_copies`, a reverse
+    model reads each solution without passages of at least that many words that also occur in the
     question.
 
     If a pair is longer than the model's context, y loses its last tokens, and the records have
-    `truncated`: true. A `ServerError` is raised after the scores that the server gave before it.
+    `truncated`: true. A `ServerError` is raised after all scores that the server returned before.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -213,8 +213,8 @@ def read_solution(
 ) -> str:
     """A candidate's text as the model reads it: restyled, without copies (`score_candidates`).
 
-    Of a reasoning model's text it is the conclusion: what follows the last `</think>`, if any text
-    does. A thought repeats the question, and would fill the model's context.
+    For a reasoning model, this is the text after the last `</think>`, unless that is empty. The
+    thought before it repeats the question and would fill the model's context.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -235,7 +235,7 @@ class ScoredPair:
 
     pair: EncodedPair
     logprobs: NDArray[np.float32]
-    """Forward: those of y and the EOS after it. Reverse: all from the EOS before x to y's end."""
+    """Forward: of y and the EOS after it. Reverse: of all from the EOS before x to the end of y."""
     solution: str
     """What the model read of the solution: its beginning, if the rest did not fit."""
     truncated: bool
@@ -246,9 +246,9 @@ def score_pairs(
     asked: Sequence[tuple[Candidate, str, str]],
     demonstrations: Sequence[Problem] = (),
 ) -> Iterator[tuple[int, ScoredPair]]:
-    """Score triples (candidate, question, solution as the model reads it); yields (place, result).
+    """Score triples (candidate, question, solution as the model reads it); yields (index, result).
 
-    All triples are scored together, so the tokens that they share are computed once. See
+    All triples are scored together, so tokens that they share are computed once. See
     `score_candidates` for demonstrations, truncation and `ServerError`.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
@@ -278,8 +278,8 @@ def score_pairs(
 def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> list[int]:
     """The demonstrations as tokens in reading order, to be joined with a pair's tokens.
 
-    If BOS and EOS are the same token, documents are separated by one of it; else each document has
-    both. The pair brings its own.
+    If BOS and EOS are the same token, one such token separates documents; otherwise each document
+    has both. The pair brings its own.
     """
     before, after = lm.special_ids
     opening = [] if before == after else before
@@ -294,7 +294,7 @@ def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> 
 
 
 def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> TokenSpan:
-    """The tokens to score, see `ScoredPair.logprobs`.
+    """The tokens to score; see `ScoredPair.logprobs`.
 
     The demonstrations are placed where the model reads them first, after its special tokens.
     """
@@ -308,7 +308,7 @@ def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> TokenSpan
 def _checked(
     values: NDArray[np.float32], candidate: Candidate, lm: LanguageModel
 ) -> NDArray[np.float32]:
-    """The values, at most 0; raises `InputError` for values that are no log-probabilities."""
+    """The values, capped at 0; raises `InputError` for values that are not log-probabilities."""
     if not np.isfinite(values).all():
         raise InputError(
             f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
@@ -317,17 +317,17 @@ def _checked(
     if (values > _ROUNDING).any():
         raise InputError(
             f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
-            f"log-probability of {values.max():.4g}; none is above 0, so the model cannot be used"
+            f"log-probability of {values.max():.4g}, but none may be above 0; try another model"
         )
     return np.minimum(values, np.float32(0))
 
 
 def _records(candidate: Candidate, scored: ScoredPair, lm: LanguageModel) -> list[Score]:
-    """The scores of each part of a pair that the model predicts."""
+    """The scores of the parts of a pair that the model predicts."""
     pair, values = scored.pair, scored.logprobs
     parts: list[tuple[Target, NDArray[np.float32], Sequence[tuple[int, int]]]]
     if lm.direction is Direction.FORWARD:
-        # A literal after y counts as part of its end; a trained model is certain of it.
+        # Template text after y counts as part of y's end; a trained model is certain of it.
         parts = [("y|x", values, pair.offsets[pair.solution[0] :])]
     else:
         x, y = slice(pair.question[1]), slice(*pair.solution)
@@ -352,7 +352,7 @@ def make_score(
     num_tokens: int,
     truncated: bool,
 ) -> Score:
-    """A candidate's score by a model; `truncated` if the model did not read all of its text.
+    """Build a candidate's score; `truncated` says that the model did not read all of its text.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> candidate = Candidate(problem_id="p", index=0, text="4")

@@ -1,7 +1,7 @@
-"""Reads finished files of scores, and checks what is read.
+"""Reads finished score files and checks their contents.
 
-A score that is read back must belong to a known candidate, occur once, and have numbers that agree
-with each other. The scores of one model must have been made in one way.
+Each score must belong to a known candidate, occur once, and have numbers that agree with each
+other. All scores by one model must have been computed in the same way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCORE_FILES: dict[str, tuple[Direction, tuple[str, ...]]] = {
 }
 """Score files by name, in the order of their stages: (the direction of their model, targets)."""
 
-_ROUNDING = 5e-6  # nats by which each number in a score may be rounded
+_ROUNDING = 5e-6  # largest rounding error of a number in a score, in nats
 
 
 def read_scores(
@@ -46,8 +46,8 @@ def read_scores(
 ) -> list[Score]:
     """All scores in a reranked folder.
 
-    Raises `InputError` if there are none, if they are of other problems or candidates, if those of
-    one model were made in different ways, and if they are damaged.
+    Raises `InputError` if there are none, if they belong to other problems or candidates, if those
+    by one model were computed in different ways, or if they are damaged.
 
     >>> read_scores(Path("no such folder"), [], [])
     Traceback (most recent call last):
@@ -68,13 +68,13 @@ def read_scores(
 
 
 def _check_as_reverse(settings: JsonObject, file: Path, reverse: Path | None) -> None:
-    """Raise `InputError` for scores of another model, or read otherwise, than the reverse ones.
+    """Raise `InputError` unless these scores used the same model and reading as the reverse ones.
 
-    An earlier run may have left them; a contrast of two models means nothing.
+    An earlier run may have left them, and a contrast between two models is meaningless.
     """
-    remedy = f"remove {file.name}, or make it again beside the reverse scores"
+    remedy = f"remove {file.name}, or make it again together with the reverse scores"
     if reverse is None:
-        raise InputError(f"there are no reverse scores beside it; {remedy}", path=file)
+        raise InputError(f"there are no reverse scores next to it; {remedy}", path=file)
     keys: tuple[str, ...] = ("model", "demonstrations", "mask_copies", "thoughts")
     own, wanted = (
         {key: made[key] for key in keys if key in made}
@@ -95,7 +95,7 @@ def scored_problems(folder: Path) -> set[str]:
 
 
 def scoring_models(folder: Path) -> dict[str, JsonObject]:
-    """The forward and the reverse model that made the scores in a reranked folder, by direction.
+    """The forward and the reverse model behind the scores in a reranked folder, by direction.
 
     >>> scoring_models(Path("no such folder"))
     Traceback (most recent call last):
@@ -106,7 +106,7 @@ def scoring_models(folder: Path) -> dict[str, JsonObject]:
 
 
 def _score_files(folder: Path) -> dict[str, Path]:
-    """The existing score files by name; raises `InputError` if there is none."""
+    """The existing score files by name; raises `InputError` if there are none."""
     files = {name: folder / f"scores.{name}.jsonl" for name in SCORE_FILES}
     found = {name: file for name, file in files.items() if file.is_file()}
     if not found.keys() & {*Direction}:
@@ -119,8 +119,8 @@ def score_check(
 ) -> Callable[[Score], None]:
     """A function that checks the scores in the file of this name one by one, for `read_records`.
 
-    It raises `InputError` for a score of an unknown candidate, of another direction or target, that
-    is repeated, or whose numbers contradict each other.
+    It raises `InputError` for a score that belongs to an unknown candidate, has another direction
+    or target, is repeated, or has numbers that contradict each other.
 
     >>> drawn = [Candidate(problem_id="a", index=0, text="4")]
     >>> check = score_check([Problem(id="a", question="2 + 2?")], drawn, "forward")

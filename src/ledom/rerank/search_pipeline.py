@@ -1,9 +1,9 @@
-"""Step-level search as a job that resumes, measured against best of N at equal cost.
+"""Runs step-level search as a job that can resume, and compares it with best of N at equal cost.
 
     out/problems.jsonl  searched.jsonl  candidates.jsonl  search.json
 
-Best of N gets as many generated tokens as the search: each problem's candidates are drawn until
-they have cost what its search did, and the best is chosen by the same score.
+Best of N gets as many generated tokens as the search. For each problem, candidates are drawn until
+they have cost as much as its search; then the best one by the same score is chosen.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ledom.text.answers import is_correct
 __all__ = ["SearchJob", "SearchReport", "search_job"]
 
 _GENERATED = "generated"  # key of a candidate: the tokens that its search generated
-_JUDGED = 64  # problems that are tested for being unlike the training texts
+_JUDGED = 64  # problems checked for whether they resemble the training texts
 
 
 @dataclass
@@ -58,7 +58,7 @@ class SearchJob:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchReport:
-    """The accuracy of a search on the labeled problems, and that of best of N at equal cost."""
+    """The accuracy of a search on the labeled problems, and of best of N at equal cost."""
 
     command: str
     ledom_version: str
@@ -74,13 +74,13 @@ class SearchReport:
     """N: candidates per problem."""
     accuracy: Mapping[str, Interval] = field(default_factory=dict)
     search_against: Mapping[str, Interval] = field(default_factory=dict)
-    """Paired differences of the search from each rival."""
+    """Paired differences between the search and each rival."""
 
 
 def search_job(job: SearchJob, track: Track) -> SearchReport | None:
     """Run the job; returns the report, which is written to search.json.
 
-    If several processes share the job (`ledom.core.processes`), the first makes the report of all
+    If several processes share the job (`ledom.core.processes`), the first writes the report on all
     problems; the others return None.
 
     `searched.jsonl` has a candidate for each problem: the best beam, with its `finish_reason`,
@@ -156,7 +156,7 @@ def _report(
     )
     if not drawn:
         return replace(report, note="the problems have no answers, so nothing could be measured")
-    note = f"{len(labeled)} of {len(job.problems)} labeled: only these are measured"
+    note = f"{len(labeled)} of {len(job.problems)} problems are labeled; only these are measured"
     found = {candidate.problem_id: candidate.text for candidate in searched}
     right = np.array([float(is_correct(found[p.id], p.answer or "")) for p in labeled])
     count, rivals = _rivals(job, labeled, drawn)
@@ -173,7 +173,7 @@ def _report(
 
 
 def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> list[Candidate]:
-    """Candidates of each problem that together cost no more than its search; at least one."""
+    """Candidates for each problem that together cost no more than its search; at least one."""
     lm, sampling = job.forward, job.config.sampling
     longest = max(map(len, lm.tokenizer.encode_ids(prompts_of(job.problems, lm))))
     room = lm.context - len(lm.bos_ids) - longest
@@ -191,7 +191,7 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
                 cheap.add(pool[0].problem_id)
             else:
                 yield pool[: max(1, int((costs <= limit).sum()))]
-        if cheap:  # too few to use up the budget: draw again, twice as many
+        if cheap:  # too few to use up the budget: draw twice as many
             yield from affordable([p for p in waiting if p.id in cheap], 2 * drawn)
 
     settings = {

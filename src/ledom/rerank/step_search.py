@@ -4,7 +4,7 @@ Each round draws n continuations of every unfinished beam to the end of its next
 beams and keeps the k best, until all of them are finished. Scores are means per token, so that
 short and long beams, finished or not, compete fairly:
 (1 - lambda) log P(y|x) / |y| + lambda log P(x|y) / |x|.
-A beam that ran out of tokens never counts as finished: it is kept only if places are left, with
+A beam that ran out of tokens never counts as finished. It is kept only if there is space left, with
 the finish reason `length`.
 """
 
@@ -28,12 +28,12 @@ __all__ = ["STEP_ENDS", "Beam", "SearchConfig", "check_models", "search", "searc
 STEP_ENDS = {"line": r"\n", "sentence": r"[.!?]\s"}
 """Patterns of step ends by name."""
 
-_TOGETHER = 32  # problems that are searched side by side, to fill the batch
+_TOGETHER = 32  # problems that are searched in parallel, to fill the batch
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How wide and how long to search."""
+    """Settings of a search."""
 
     width: int = 4
     """k, beams kept per round."""
@@ -90,7 +90,7 @@ def search(
     reverse: LanguageModel | None,
     config: SearchConfig,
 ) -> Iterator[tuple[str, list[Beam], int]]:
-    """Yield (problem id, its beams with the best first, tokens generated) for each problem.
+    """Yield (problem id, its beams, best first, number of generated tokens) for each problem.
 
     Finished beams come before unfinished ones. Generated tokens include those of beams that were
     not kept. Raises `DirectionError` for models of the wrong direction, and `InputError` for a
@@ -118,7 +118,7 @@ def search(
 
 
 def search_groups(problems: Sequence[Problem]) -> list[Sequence[Problem]]:
-    """The groups of problems that are searched side by side, the same when resumed.
+    """The groups of problems that are searched in parallel, the same when resumed.
 
     >>> len(search_groups([Problem(id="p", question="How many?")]))
     1
@@ -198,7 +198,7 @@ def _expand(
             if made.finish_reason == "stop":
                 text = forward.pair_format.written_solution(text)
             beam = Beam(text, made.finish_reason, length, last=made)
-            # Duplicates are merged, but a finished and an open beam of the same text are not.
+            # Duplicates are merged, but not a finished beam with an open one of the same text.
             if all((beam.text, beam.finish_reason) != (o.text, o.finish_reason) for o in one.beams):
                 one.beams.append(beam)
 
@@ -233,8 +233,8 @@ def _reward(beam: Beam, candidate: Candidate, scores: SharedScores, lam: float) 
 def _mean(candidate: Candidate, scores: SharedScores, target: str, finished: bool) -> float:
     """A score's mean per token.
 
-    Unless the text is `finished`, EOS and the format's words after a solution do not count: an open
-    beam will continue.
+    Unless the text is `finished`, EOS and the format's words after a solution do not count, because
+    an open beam will continue.
     """
     score = scores.find(candidate, target)
     assert score is not None, "every beam is scored"

@@ -1,8 +1,8 @@
 """Strategies: ways to choose among the candidates of a problem, all from the same features.
 
-A strategy computes from a `CandidateTable`, for each problem, the probability that its choice is
-right. `STRATEGIES` lists all of them; `strategies` adds those of external scores. This module loads
-no model.
+For each problem in a `CandidateTable`, a strategy computes the probability that its choice is
+right. `STRATEGIES` lists all of them; `strategies` adds those for external scores. This module
+loads no model.
 
 Shapes: P problems, N candidates.
 """
@@ -52,7 +52,7 @@ _SCORE_NAME = re.compile(r"\w[\w .-]*")
 
 @dataclass(frozen=True)
 class Strategy(ABC):
-    """A way to choose among candidates, with the features that it weighs.
+    """A way to choose among candidates, and the features that it uses.
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -67,16 +67,16 @@ class Strategy(ABC):
     kind: ClassVar[str]
     """Its group in a report: `baseline`, `pick`, `vote` or `bound`."""
     label: str
-    """Its name for people; files and code use its id, the key in `STRATEGIES`."""
+    """Its name in reports; files and code use its id, the key in `STRATEGIES`."""
     description: str
     features: tuple[str, ...] = ()
     """The features of its score; a single feature has the weight 1 unless it is tuned."""
     interpolated: bool = False
     """Whether it has two terms with the weights (1 - lambda) and lambda, both sums or both means
-    per token. Its features are then (first, second, first's mean, second's mean)."""
+    per token. If so, its features are (first, second, mean of first, mean of second)."""
 
     def interpolation(self, lam: float, mean: bool) -> dict[str, float]:
-        """The weights (1 - lambda) and lambda of an interpolation's two terms, as sums or means.
+        """The weights (1 - lambda) and lambda of an interpolation's terms, which are sums or means.
 
         >>> STRATEGIES["reverse_reward"].interpolation(0.25, mean=False)
         {'forward': 0.75, 'reverse': 0.25}
@@ -113,7 +113,7 @@ class Strategy(ABC):
 
         A candidate's vote counts exp(score), or 1 if the strategy has no features. The weights of a
         vote are those of a score divided by a temperature: at a high temperature all votes count
-        alike, at a low one the best candidate decides.
+        the same, at a low one the best candidate decides.
         """
         voting = table.mask & (table.answers >= 0)
         score = np.where(voting, self.score(table, weights), -np.inf)
@@ -164,8 +164,8 @@ class Vote(Strategy):
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """See `Strategy.accuracy`.
 
-        An answer is given by the best of its candidates, whose labels from a file may disagree.
-        Where no candidate has an answer, the best of all is chosen.
+        An answer gets the label of its best candidate, as labels from a file may disagree. Where no
+        candidate has an answer, the best candidate is chosen.
         """
         best = leading(self.shares(table, weights)) & table.mask
         score = self.score(table, weights)
@@ -194,7 +194,7 @@ class Bound(Strategy):
 
 
 def leading(shares: FloatArray) -> BoolArray:
-    """[P, N]: whether each share is the largest of its problem, up to rounding.
+    """[P, N]: whether each share is the largest in its problem, up to rounding.
 
     >>> leading(np.array([[0.5, 0.25, 0.5]]))
     array([[ True, False,  True]])
@@ -243,7 +243,7 @@ def _needed(answers: NDArray[np.int64], planned: int) -> int:
 
 
 def _same_answer(table: CandidateTable) -> BoolArray:
-    """[P, N, N]: whether two candidates of a problem have equal answers, or both none."""
+    """[P, N, N]: whether two candidates of a problem have equal answers, or both have none."""
     return np.asarray(table.answers[:, :, None] == table.answers[:, None, :])
 
 
@@ -277,7 +277,7 @@ _PICKS = {
     ),
     "all_terms": Pick("all terms", "every score, weighted", _ALL),
     "worst_step": Pick(
-        "worst step", "the candidate whose least likely step is likeliest", ("worst_step",)
+        "worst step", "the candidate whose least likely step is most likely", ("worst_step",)
     ),
     "all_terms_worst_step": Pick(
         "all terms + worst step", "every score and the worst step, weighted", (*_ALL, "worst_step")
@@ -305,14 +305,14 @@ def _vote(pick: Pick) -> Vote:
 
 STRATEGIES: dict[str, Strategy] = {
     "greedy": Greedy("greedy", "the forward model's most likely token at each step"),
-    "random": Random("random", "a candidate at random: the expectation"),
+    "random": Random("random", "a random candidate: its expected accuracy"),
     **_PICKS,
     "majority": Vote("majority", "the most frequent answer"),
     "majority_stopped": EarlyVote("majority, stopped", "drawing stops when the lead cannot change"),
     **{f"vote_{name}": _vote(pick) for name, pick in _PICKS.items()},
     "oracle": Bound("oracle", "right if any candidate is"),
 }
-"""Every strategy by its id, except those of external scores.
+"""Every strategy by its id, except those for external scores.
 
 `forward_tuned` is `all_terms` without the reverse model's scores. `noisy_channel` follows Yee,
 Dauphin and Auli, Simple and Effective Noisy Channel Modeling for Neural Machine Translation (2019),
@@ -322,8 +322,8 @@ with P(y) from the reverse model."""
 def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
     """`STRATEGIES`, and the strategies that use these external scores.
 
-    Each external score gets a pick and a vote of its own. All of them together get a pick and a
-    vote with every score of both models, and with the scores of the reverse model.
+    Each external score gets its own pick and vote. All of them together get a pick and a vote with
+    every score of both models, and a pick and a vote with the reverse model's scores.
 
     >>> list(strategies(["verifier"]))[-7:-5]
     ['external:verifier', 'vote_external:verifier']

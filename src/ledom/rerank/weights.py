@@ -1,4 +1,4 @@
-"""Weights of strategies: their file, the defaults, and the answers that are chosen with them.
+"""Weights of strategies: their file, the defaults, and the answers chosen with them.
 
 The file records hashes of the problems that the weights were fitted on, so that the weights cannot
 be tested on the same problems.
@@ -85,14 +85,14 @@ class TunedWeights:
     `LanguageModel.identity`. Empty if unknown."""
 
     def save(self, path: str | Path) -> None:
-        """Write the file: the fields above as JSON."""
+        """Write the fields above to a JSON file."""
         hashes = sorted(self.problem_hashes)
         about = {"format": _FORMAT, "ledom": version("ledom")}
         write_json(path, about | vars(self) | {"problem_hashes": hashes})
 
     @classmethod
     def load(cls, path: str | Path) -> TunedWeights:
-        """Read the file; raises `InputError` with the file and the key for a bad one."""
+        """Read the file; raises `InputError` that names the file and the key for a bad one."""
         try:
             contents = read_json(path)
             if contents.get("format") != _FORMAT:
@@ -137,7 +137,7 @@ class TunedWeights:
 
     @property
     def settings(self) -> dict[str, str | float]:
-        """What a report says of Reverse Reward's weights; empty if they were not fitted.
+        """Reverse Reward's weights as shown in a report; empty if they were not fitted.
 
         >>> default_weights(0.25).settings
         {'lambda': 0.25, 'normalization': 'sum', 'tuned on': 'nothing: defaults'}
@@ -153,10 +153,10 @@ class TunedWeights:
         }
 
     def other_models(self, models: Mapping[str, Mapping[str, str]]) -> list[str]:
-        """One line per model, by direction, that is not the one whose scores were fitted.
+        """One line for each model, by direction, that differs from the one used for fitting.
 
-        So is the same model in another precision, but not one that spells out special tokens: few
-        texts have any. Weights of unknown models give no line.
+        The same model in another precision differs; one that spells out special tokens does not,
+        since few texts have any. If the models used for fitting are unknown, there are no lines.
 
         >>> fitted = {"forward": {"name": "m", "hash": "ab"}}
         >>> weights = TunedWeights({}, 1, 8, frozenset(), models=fitted)
@@ -216,12 +216,12 @@ def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, 
 
 
 def _scoring(model: Mapping[str, str]) -> dict[str, str]:
-    """A model's identity without what matters to few scores."""
+    """A model's identity without the settings that matter to few scores."""
     return {key: value.removesuffix(SPELLED_OUT) for key, value in model.items()}
 
 
 def question_hash(question: str) -> str:
-    r"""A short fingerprint of a question's words: copies of a problem may differ in white space.
+    r"""A short fingerprint of a question's words, ignoring white space.
 
     >>> question_hash("What is\n2 + 2? ") == question_hash("What is 2 + 2?")
     True
@@ -247,7 +247,7 @@ class Weighing:
         name: str,
         function: Callable[..., FloatArray] | None = None,
     ) -> FloatArray:
-        """The values [P, ...] of `function(strategy, table, weights)`; by default, the accuracy."""
+        """The values [P, ...] of `function(strategy, table, weights)`, by default accuracies."""
         strategy = strategies(table.external_scores)[name]
         function = function or type(strategy).accuracy
         if not self.folds:
@@ -280,7 +280,7 @@ def default_weights(lam: float = 0.5) -> TunedWeights:
 
 
 def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
-    """The embedded pair's weights; None if other models are in use.
+    """The embedded pair's weights, or None if other models are in use.
 
     >>> embedded_weights("my-model", "tiny") is None
     True
@@ -297,7 +297,7 @@ def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
 def choose_weights(
     lam: float | None, file: str | Path | None, forward: str, reverse: str
 ) -> TunedWeights:
-    """The weights for a lambda or from a file if given, else the embedded pair's, else defaults.
+    """The weights for a lambda or from a file if given, else the embedded pair's or the defaults.
 
     Raises `InputError` if both are given.
 
@@ -322,7 +322,7 @@ _PREFERRED = (
     "vote_reverse_only",
     "majority",
 )
-"""The first of these that can choose gives the answers; known before any result."""
+"""The answers come from the first of these that can choose, which is known before any result."""
 
 
 @dataclass(kw_only=True)
@@ -359,10 +359,10 @@ def select(
     weights: TunedWeights,
     folds: Folds = (),
 ) -> list[Selection]:
-    """A strategy's choice for each problem, by the weights of its fold if there are `folds`.
+    """A strategy's choice for each problem, with the weights of its fold if there are `folds`.
 
     It is the candidate that the strategy picks, or the best of those with the winning answer.
-    Raises `InputError` for a strategy that chooses none ("oracle"), or whose scores are missing.
+    Raises `InputError` for a strategy that chooses none ("oracle") or whose scores are missing.
 
     >>> from ledom.rerank.candidate_table import build_candidate_table
     >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("5446")]
@@ -373,8 +373,8 @@ def select(
     known = strategies(table.external_scores)
     able = [n for n, s in known.items() if isinstance(s, (Pick, Vote)) and s.available(table)]
     if name not in able:
-        reason = "no strategy that chooses a candidate by the scores that there are"
-        raise InputError(f"{name!r} is {reason}; these are: {', '.join(able)}")
+        reason = "not a strategy that can choose a candidate from these scores"
+        raise InputError(f"{name!r} is {reason}; choose among: {', '.join(able)}")
     weighing = Weighing(weights, folds)
     shares, score = (weighing(table, name, f) for f in (Strategy.shares, Strategy.score))
     votes = isinstance(known[name], Vote)

@@ -59,10 +59,10 @@ def make_app(service: Service) -> FastAPI:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """The first thing wrong with a body, without its value, which may be large."""
+    """The first problem in a body, without its value, which may be large."""
     assert isinstance(error, RequestValidationError)
-    # Of a union, errors are listed for each type: a list that is too long is no string either. The
-    # deepest error is that of the type that was meant.
+    # For a union, there are errors for each type: a list that is too long is not a string either.
+    # The deepest error belongs to the type that was meant.
     lengths = ("too_long", "too_short")
     first, *others = sorted(
         error.errors(), key=lambda one: (one["type"] not in lengths, -len(one["loc"]))
@@ -79,11 +79,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message = f"no route {request.url.path!r:.60}; GET /openapi.json lists them"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         known = headers.get("Allow", "another method")
-        message = f"{request.url.path!r:.60} takes no {request.method:.20}; send {known}"
+        message = f"{request.url.path!r:.60} does not accept {request.method:.20}; send {known}"
         headers["Allow"] = known.replace("GET", "GET, HEAD")  # see `Guard`
     return Refusal(error.status_code, message, headers).response()
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """The answer to a defect, without details: these are in the log only."""
+    """The response to an internal error, without details, which are only in the log."""
     return Refusal(500, "internal error; see the server's log").response()

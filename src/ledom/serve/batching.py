@@ -5,20 +5,20 @@ A request is a list of items. One worker computes batches of items. A batch is f
 1. One item of each new request, that is, of each request that no batch has served yet. A small
    request is therefore in the next batch, however many items large requests have left.
 2. Further items of the other requests, in turn, up to a time limit. The limit is halved if the
-   batch completes a request. Times are estimated from earlier batches; where most of a batch's time
-   does not depend on its size, as with a remote server, the limit gives way.
+   batch completes a request. Times are estimated from earlier batches. If most of a batch's time
+   does not depend on its size, as with a remote server, the limit is raised.
 
 Many small requests thus share one large batch, which is fastest for all of them. Large requests are
 served in short batches, so a small request waits only briefly behind them. A batch that completes
 no request also pauses between its steps to serve new requests. A batch starts as soon as the worker
 is free: batches grow under load, and an idle server adds no delay.
 
-A batch ends at its next step if nobody waits for any of its requests any more. A batch that someone
-waits for is computed as a whole.
+A batch stops at its next step once nobody is waiting for any of its requests. Otherwise the whole
+batch is computed.
 
 Work that needs no model does not queue; `apart` keeps it from blocking other requests.
 
-This module knows nothing of models or protocols.
+This module does not know about models or protocols.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Request(Generic[_T, _R]):
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody waits for the result: it was sent, it failed, or the client has gone."""
+        """Whether nobody is waiting for the result: it was sent or failed, or the client left."""
         return self.done.done()
 
 
@@ -78,7 +78,7 @@ _Batch: TypeAlias = list[tuple[_Request[_T, _R], _T]]
 
 
 class Batcher(Generic[_T, _R]):
-    """A queue in front of `work`, which runs in one thread of its own.
+    """A queue in front of `work`, which runs in its own thread.
 
     `cost` estimates the time of an item, in any unit. `seconds` is how long a batch of large
     requests should take. `capacity` is the number of items that may wait. At least `least` new
@@ -121,9 +121,9 @@ class Batcher(Generic[_T, _R]):
         self._task: asyncio.Task[None] | None = None
 
     async def submit(self, items: Sequence[_T]) -> list[_R]:
-        """The results of the items, in order. If cancelled, the work on them ends.
+        """Compute the results of the items, in order. If cancelled, the work on them ends.
 
-        Raises `Overloaded` or `Closing` at once, and any error that `work` raises for these items.
+        Raises `Overloaded` or `Closing` immediately, and any error that `work` raises for an item.
         """
         if self._closing:
             raise Closing("the server is shutting down")
@@ -183,7 +183,7 @@ class Batcher(Generic[_T, _R]):
         return batch
 
     def _take_fresh(self, batch: _Batch[_T, _R], cost: float = 0.0) -> float:
-        """Add an item of each new request to a batch of this cost; its new cost."""
+        """Add an item of each new request to a batch of this cost; returns the new cost."""
         most = _WIDE * self._usual_cost()
         while self._fresh and (
             len(batch) < self._least or cost + self._next_cost(self._fresh) <= most
@@ -199,7 +199,7 @@ class Batcher(Generic[_T, _R]):
         return self._cost(queue[0].items[queue[0].taken])
 
     def _take_one(self, queue: deque[_Request[_T, _R]], batch: _Batch[_T, _R]) -> float:
-        """Move an item of the queue's first request to the batch; its cost.
+        """Move an item of the queue's first request to the batch; returns its cost.
 
         A request with further items goes to the end of `_begun`.
         """
@@ -221,8 +221,8 @@ class Batcher(Generic[_T, _R]):
                 request.taken = len(request.items)
 
     async def _do(self, batch: _Batch[_T, _R]) -> None:
-        """Compute a batch. If it fails, compute each request's items alone: only the requests that
-        cannot be computed fail.
+        """Compute a batch. If it fails, compute each request's items alone, so that only requests
+        that cannot be computed fail.
         """
         try:
             results = await self._compute(batch)
@@ -292,8 +292,8 @@ class Batcher(Generic[_T, _R]):
 class _Pace:
     """How the time of a batch depends on its cost: overhead + slope * cost.
 
-    Both are fitted to earlier batches, recent ones counting more. Were the overhead part of the
-    speed, batches would shrink to one item wherever it exceeds their time limit.
+    Both are fitted to earlier batches; recent ones count more. If the overhead were part of the
+    speed, batches would shrink to one item whenever it exceeds their time limit.
 
     >>> pace = _Pace(cost=200.0, seconds=0.21)
     >>> pace.learn(cost=100.0, seconds=0.2)  # so 0.19 s of each, and 0.0001 s per unit
@@ -333,7 +333,7 @@ def _completes_a_request(batch: _Batch[_T, _R]) -> bool:
 
 
 def finish(steps: Steps[_R]) -> _R:
-    """Run all steps without a pause; the result.
+    """Run all steps without a pause; returns the result.
 
     >>> def double(numbers):
     ...     yield
@@ -347,7 +347,7 @@ def finish(steps: Steps[_R]) -> _R:
 
 
 def _advance(steps: Steps[_R], pauses: Callable[[], bool]) -> _R | None:
-    """Run steps until it pauses; the result, or None if further steps are left."""
+    """Run steps until `pauses` is true; returns the result, or None if there are steps left."""
     try:
         next(steps)
         while not pauses():
@@ -358,7 +358,7 @@ def _advance(steps: Steps[_R], pauses: Callable[[], bool]) -> _R | None:
 
 
 async def apart(size: int, work: Callable[[], _R]) -> _R:
-    """Run `work`, which reads `size` characters, in a thread if `size` is large; its result.
+    """Run `work`, which reads `size` characters; in a thread if `size` is large.
 
     >>> asyncio.run(apart(3, lambda: "abc"))
     'abc'

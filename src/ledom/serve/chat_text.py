@@ -2,7 +2,7 @@
 
 A trainer sends a prompt as its policy read it: with a chat template and special tokens, and
 possibly truncated. A reward model trained on plain questions must not see this markup. This module
-knows nothing of requests.
+does not know about requests.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SHORTEST_OVERLAP = 8  # characters of a truncated prompt that suffice to find i
 
 
 def question_of(prompt: str | Messages) -> str:
-    """The user's last message in a list of messages or a chat template; plain text as a whole.
+    """The user's last message in a list of messages or a chat template; plain text is unchanged.
 
     Raises `InputError` for a list of messages without a user message, and for an unknown template.
 
@@ -64,7 +64,7 @@ def question_of(prompt: str | Messages) -> str:
     mark = None if question else _SPECIAL.search(prompt)
     if mark is not None and not said:
         raise InputError(
-            f"no question was found in the chat markup of the prompt, which has {mark[0]!r}; send "
+            f"the prompt has chat markup ({mark[0]!r}), but no question was found in it; send "
             "plain text, or messages where the protocol has them"
         )
     return question
@@ -85,7 +85,7 @@ def answer_of(response: str | Messages) -> str:
 def response_in(query: str, prompt: str) -> str:
     """The part of `query` after the prompt. `query` may have lost the prompt's start.
 
-    Raises `InputError` if `query` does not start with the prompt or an end of it.
+    Raises `InputError` if `query` does not start with the prompt or the end of it.
 
     >>> response_in("two plus two? Four.", "What is two plus two?")
     ' Four.'
@@ -95,7 +95,7 @@ def response_in(query: str, prompt: str) -> str:
     length = _overlap(prompt, query.lstrip("\ufffd"))
     if length < min(_SHORTEST_OVERLAP, len(prompt)):
         raise InputError(
-            "the query does not start with its prompt, nor with an end of it; send prompt and "
+            "the query does not start with its prompt or with the end of it; send prompt and "
             "response as one text"
         )
     return query.lstrip("\ufffd")[length:]
@@ -120,9 +120,7 @@ def split_dialog(text: str, between: str) -> tuple[str, str]:
         elif role == "user" and answer is not None:
             return said, answer
     if turns:
-        raise InputError(
-            "the dialog has no user's turn that an assistant's turn answers; send both"
-        )
+        raise InputError("the dialog has no user turn followed by an assistant turn; send both")
     pattern = _LINE_END.join(map(re.escape, between.split("\n")))
     mark = re.search(pattern, text) if between else None
     if mark is None:

@@ -196,7 +196,7 @@ def _select(
     strategy: str | None,
     weights: TunedWeights,
 ) -> JsonObject:
-    """Choose as `ledom rerank` does; `Chosen.details`."""
+    """Choose as `ledom rerank` does; returns `Chosen.details`."""
     scores = [
         replace(score, problem_id=candidate.problem_id, index=candidate.index)
         for candidate, judgement in zip(candidates, judged, strict=True)

@@ -1,6 +1,6 @@
 """Rewards for answers: a pair of models, and a strategy that turns their scores into one number.
 
-It knows nothing of requests. A special token's name inside a text is encoded as ordinary
+It does not know about requests. A special token's name inside a text is encoded as ordinary
 characters, never as the token.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["MASK_COPIES", "Judge", "Judgement", "Pair", "best_first"]
 
 _LOG_NAMES = {"y|x": "log_p_yx", "x|y": "log_p_xy", "y": "log_p_y"}
 MASK_COPIES = 8
-"""Default length in words from which copied passages are left out; see `Judge`."""
+"""Copied passages of at least this many words are left out by default; see `Judge`."""
 _SMALLEST = -700.0  # nats: below about -745, exp is 0
 _MARGIN = 64  # most tokens of a template, special tokens included
 
@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The models' scores of an answer, and its reward."""
+    """The models' scores for an answer, and its reward."""
 
     reward: float
     """The strategy's score: the larger, the better."""
@@ -98,8 +98,8 @@ class Judge:
     """Judges answers with a forward model, a reverse model, or both.
 
     Passages of `mask_copies` or more words that an answer copies from its question are hidden from
-    the reverse model: an answer that restates the question would explain it perfectly. With 0 the
-    model reads everything.
+    the reverse model, because an answer that restates the question would explain it perfectly. With
+    0, the model reads everything.
 
     `strategy` must score each answer alone, such as `reverse_reward`. Raises `InputError` for any
     other strategy, and if a model or weight that it needs is missing.

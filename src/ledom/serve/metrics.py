@@ -15,8 +15,8 @@ _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counts of requests by route and status, of batches and tokens; `waiting` counts texts that
-    wait for a model, whenever the metrics are read.
+    """Counts of requests by route and status, of batches, and of tokens. `waiting` is called when
+    the metrics are read, and returns the number of texts that are waiting for a model.
     """
 
     def __init__(self, waiting: Callable[[], int] = lambda: 0) -> None:
@@ -37,7 +37,7 @@ class Metrics:
         gauge.set_function(waiting)
 
     def request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
-        """Count a request. Unknown paths share the label `other`: clients cannot add labels."""
+        """Count a request. Unknown paths share the label `other`, so clients cannot add labels."""
         route = getattr(scope.get("route"), "path", "other")
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)

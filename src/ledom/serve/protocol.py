@@ -1,6 +1,6 @@
 """uvicorn with time and size limits, without which it waits for a header forever.
 
-Its own errors have the form of all others, and a second signal ends the requests under way.
+Its own errors have the same form as all others. A second signal ends the requests in progress.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BoundedProtocol(HttpToolsProtocol):
     may leave the buffered answer unread.
     """
 
-    _header_bytes: int | None = None  # read of a header so far; None between headers
+    _header_bytes: int | None = None  # of a header, read so far; None between headers
 
     def __init__(self, limits: Limits, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,7 +59,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """As uvicorn's, in JSON."""
+        """Like uvicorn's, but in JSON."""
         body = bytes(Refusal(400, "this is not a request in HTTP/1.1").response().body)
         head = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
         self.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -73,7 +73,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Close the connection after the answer: its parser reads nothing more."""
+        """Close the connection after the answer, because its parser reads nothing more."""
         self.cycle.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
@@ -117,7 +117,7 @@ class _Timer:
 
 
 class Uvicorn(uvicorn.Server):
-    """uvicorn's server, whose requests under way get a 503 at a second signal."""
+    """A uvicorn server that answers requests in progress with a 503 on a second signal."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:

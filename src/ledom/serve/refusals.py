@@ -22,7 +22,7 @@ __all__ = [
 
 
 class Refusal(Exception):  # noqa: N818 (an answer)
-    """An error response; `message` says what is wrong, and the remedy."""
+    """An error response; `message` says what is wrong and how to fix it."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class Refusal(Exception):  # noqa: N818 (an answer)
 
 
 def refusal_of(error: Exception) -> Refusal | None:
-    """The error response for an exception; None if the exception is a defect.
+    """The error response for an exception; None if the exception is a bug.
 
     >>> refusal_of(InputError("the question is empty")).status, refusal_of(ZeroDivisionError())
     (400, None)

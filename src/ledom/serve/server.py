@@ -1,7 +1,7 @@
 """The server on a port: uvicorn around the app, with limits that uvicorn lacks.
 
-On SIGTERM or Ctrl-C it takes no new requests, finishes those under way, and exits. A second signal
-ends those too.
+On SIGTERM or Ctrl-C it takes no new requests, finishes those in progress, and exits. A second
+signal ends those too.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Server:
             self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Finish the requests under way and exit. Any thread may call this."""
+        """Finish the requests in progress and exit. Any thread may call this."""
         if self._server is not None:
             self._server.should_exit = True
 

@@ -20,7 +20,7 @@ __all__ = ["REWARD", "Service"]
 
 _T = TypeVar("_T")
 _LONGEST_TOKEN = 64  # most characters per token, on average over a text
-_TOGETHER = 16  # small requests that share a batch however slow the machine is
+_TOGETHER = 16  # small requests that share a batch, no matter how slow the machine is
 
 REWARD = "ledom"
 """The reward's name as a model, in protocols that require one."""
@@ -114,7 +114,7 @@ class Service:
     async def compute(self, job: Callable[[], Steps[_T]]) -> _T:
         """Run a job that uses a model. Jobs run one at a time, in parallel with the judge.
 
-        A job whose client has gone ends at its next step.
+        If the client disconnects, its job ends at the next step.
         """
         result: _T
         (result,) = await self._jobs.submit([job])
@@ -136,7 +136,7 @@ class Service:
             raise Refusal(413, f"max_tokens is {tokens}; at most {limits.max_new_tokens} per text")
 
     def check_scoring(self, lm: LanguageModel, lengths: Sequence[int]) -> None:
-        """Raise `Refusal` for texts that are too long to score token by token; in tokens."""
+        """Raise `Refusal` for texts too long to score token by token; `lengths` are in tokens."""
         if max(lengths) > lm.context:
             raise Refusal(400, f"a prompt of {max(lengths)} tokens; the model reads {lm.context}")
         reverse = lm.direction is Direction.REVERSE  # it reads every prefix

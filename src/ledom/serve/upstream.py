@@ -72,7 +72,7 @@ class Upstream:
         if self.key:
             check_secret("the key in OPENAI_API_KEY", self.key)
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        self.client = httpx.AsyncClient(headers=headers, timeout=None)  # `draw` has one for all
+        self.client = httpx.AsyncClient(headers=headers, timeout=None)  # `draw` has its own
 
     async def draw(self, path: str, body: Mapping[str, Any], count: int) -> Drawn:
         """Draw `count` choices. `path` is `chat/completions` or `completions`.
@@ -137,7 +137,7 @@ class Upstream:
         return answers + [task.result() for task in tasks]
 
     async def _ask(self, path: str, body: Mapping[str, Any]) -> JsonObject:
-        """The upstream's answer; failures that may pass are retried."""
+        """The upstream's answer; temporary failures are retried."""
         url = f"{self.base_url.rstrip('/')}/{path}"
         for pause in (*_PAUSES, None):
             wait = 0
@@ -174,7 +174,7 @@ class Upstream:
         """The error response for an answer whose status is not 200."""
         status = answer.status_code
         message = f"the upstream answered {status}"
-        if status == 401:  # what it says may have parts of the key
+        if status == 401:  # its message may contain parts of the key
             return Refusal(502, f"{message}: it rejects this server's key (OPENAI_API_KEY)")
         if answer.is_redirect:
             return Refusal(502, f"{message}, a redirect; give --upstream the final address")

@@ -1,6 +1,6 @@
 """Token-by-token views of prompts and generated texts, with log-probabilities, in reading order.
 
-Work that takes long is in steps, between which it can be ended. It knows nothing of requests.
+Long work runs in steps, between which it can be stopped. This module does not know about requests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _STEP_TOKENS = 2**14  # tokens to score in a step, on average: enough for several threads
-_CHARACTER = 4  # most tokens that share a character, which has at most so many bytes
+_CHARACTER = 4  # most tokens that share a character, which has at most this many bytes
 
 Alternatives = list[tuple[int, float]]
 
@@ -51,7 +51,7 @@ class Token:
 
 
 def token_texts(lm: LanguageModel, ids: Iterable[int]) -> dict[int, str]:
-    """The texts of tokens as inside a longer text, or the names of special tokens, by id.
+    """The texts of tokens as in a longer text, or the names of special tokens, by id.
 
     A partial character appears as U+FFFD.
 
@@ -105,7 +105,7 @@ def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
     text = lm.tokenizer.decode(known)
     if lm.tokenizer.encode(text).ids != known:
         raise InputError(
-            "the tokenizer encodes the text of the prompt's ids to other ids; send the text"
+            "the tokenizer encodes the text of the prompt's ids differently; send the text"
         )
     return text
 
@@ -149,7 +149,7 @@ def sampling_of(body: Mapping[str, Any], temperature: float, max_tokens: int) ->
 def write(
     lm: LanguageModel, prompts: Sequence[str], sampling: Sampling, count: int = 1
 ) -> Steps[list[list[Generation]]]:
-    """The `count` texts that the model writes for each prompt, in its own steps.
+    """Write `count` texts for each prompt, in the model's own steps.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> from ledom.serve.batching import finish
@@ -195,9 +195,9 @@ def written_tokens(
 def cut_at_stops(
     generation: Generation, stop: str | Sequence[str] | None, direction: Direction
 ) -> Generation:
-    """What was written before the first of the stop texts, in OpenAI's form; its ids are kept.
+    """Cut a generation at the first stop text, as in OpenAI's protocol; its ids are kept.
 
-    A reverse model writes to the left, so its text is cut at the last place of a stop.
+    A reverse model writes to the left, so its text is cut at the last occurrence of a stop text.
 
     >>> made = Generation("4 is. Yes. No", [], "length")
     >>> [cut_at_stops(made, ".", direction).text for direction in Direction]
@@ -219,7 +219,7 @@ def cut_at_stops(
 def tokens_of(tokens: Sequence[Token], text: str, direction: Direction) -> list[Token]:
     """The tokens of `text`, the part of a generation that was kept; `tokens` are all of its tokens.
 
-    A token that is only in part in the text is one of them.
+    A token that is only partly in the text is included.
 
     >>> tokens = [Token(0, 0.0, "2"), Token(1, 0.0, " +"), Token(2, 0.0, " 2")]
     >>> [token.text for token in tokens_of(tokens, "2 ", Direction.FORWARD)]

@@ -3,7 +3,7 @@
 A checkpoint is a folder, `checkpoints/<step>/`, in the format of torch.distributed.checkpoint: each
 process writes its shard, and any number of processes can read it. It is written in the background,
 under a temporary name until it is complete, so the last good one survives a kill at any moment.
-Its `run.json` identifies the run; so does one beside `checkpoints/`, from the run's start.
+Its `run.json` identifies the run. Another one, next to `checkpoints/`, exists from the run's start.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 _REPORTING = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours", "trackers"}
-_FREE = {  # keys of a recipe's groups that may change, such as the places of files
+_FREE = {  # keys of a recipe's groups that may change, such as the locations of files
     "train": _REPORTING,
     "data": {"train", "valid", "tokenizer", "verify"},
     "sources": {"path"},
     "objective": {"negatives"},
 }
 
-# torch warns of a run with a single process, which is intended here.
+# torch warns about a run with a single process, which is intended here.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
@@ -80,15 +80,15 @@ class Checkpoints:
         self._saved: int | None = None  # the step of the last write that has not failed
 
     def save(self, step: int) -> OutputError | None:
-        """Start to write a checkpoint in the background.
+        """Start writing a checkpoint in the background.
 
-        Waits for the previous write, and returns its failure if that was not reported yet.
+        Waits for the previous write, and returns its failure if that has not been reported yet.
         """
         failure = self.failure(wait=True)
         if self._saved == step:
             return failure
         temporary = self.folder / f"{step:08d}{_UNFINISHED}"
-        # Weights and state are copied before this returns, so training may go on.
+        # Weights and state are copied before this returns, so training may continue.
         written = async_save(
             self._contents(),
             storage_writer=FileSystemWriter(temporary),
@@ -130,15 +130,15 @@ class Checkpoints:
         raise error
 
     def wait(self) -> None:
-        """Wait until the last write is done; raises its `OutputError`."""
+        """Wait until the last write is done; raises its `OutputError` if it failed."""
         if error := self.failure(wait=True):
             raise error
 
     def restore(self) -> int:
         """Load the newest checkpoint into model and optimizers; returns its step, or 0 without one.
 
-        Raises `CheckpointError` if it is damaged or belongs to a run with other settings. If there
-        is none yet, raises it if the twin in `runs/<name>` has, or trains with, other settings.
+        Raises `CheckpointError` if it is damaged or belongs to a run with other settings. Without a
+        checkpoint, raises it if the twin in `runs/<name>` was or is being trained with others.
         """
         newest, refusal = self._world.agreed(self._start() if self._world.is_first else (None, ""))
         if refusal:
@@ -176,9 +176,9 @@ class Checkpoints:
         return {"model": weights, "optimizers": optimizers}
 
     def _start(self) -> tuple[Path | None, str]:
-        """As `_find`; then write this run's settings, for the twin.
+        """Like `_find`, but then write this run's settings for the twin.
 
-        The twin may start before there is a checkpoint, or at the same moment: one after the other.
+        The twin may start before there is a checkpoint, or at the same time; a lock orders the two.
         """
         run = self.folder.parent
         together = lock_folder(run.parent, "compares its settings", wait=True, name=".inputs.lock")
@@ -230,7 +230,7 @@ class Checkpoints:
         return ""
 
     def _changes(self, run: JsonObject, *but: str) -> str:
-        """How the settings of `run` differ from this run's, but for some keys; empty if equal."""
+        """How the settings of `run` differ from this run's, ignoring some keys; empty if equal."""
         there, now = _settings(_as_scheduled(run, self._run)), _settings(self._run)
         equal = dict.fromkeys(but)
         return "; ".join(islice(differences(there | equal, now | equal), 3))
@@ -261,7 +261,7 @@ def _damaged(checkpoint: Path) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error of one process, instead of the traces of all."""
+    """The error of one process, instead of the tracebacks of all."""
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
@@ -278,7 +278,7 @@ def _reason(error: BaseException, folder: Path) -> str:
 def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
     """`run` with the length of `now`, if both schedules agree on all steps so far; else `run`.
 
-    So a run may become longer or shorter until its learning rate has begun to fall.
+    This lets a run become longer or shorter until its learning rate begins to decay.
     """
     try:
         before = OptimConfig.model_validate(run["recipe"]["optim"])
@@ -294,9 +294,9 @@ def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
 
 
 def _settings(run: JsonObject) -> JsonObject:
-    """What a resumed run must keep, under the recipe's key names: no step, no place, no reports.
+    """The settings that a resumed run must keep, by recipe key: no steps, paths or reporting.
 
-    A file may be moved: `prepare_data` and `check_inputs` compare the contents.
+    A file may be moved; `prepare_data` and `check_inputs` compare its contents.
     """
     kept: JsonObject = _kept({key: value for key, value in run.items() if key != "step"})
     recipe = kept.pop("recipe", None)

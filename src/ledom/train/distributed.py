@@ -1,8 +1,8 @@
 """Distributed training: joins the processes, shards the weights, and splits batches.
 
-torchrun starts the processes and sets their ranks in the environment. Without it a run has a single
-process, and nothing here communicates. Weights are sharded by PyTorch's FSDP2. This module knows
-nothing of steps, and the model knows nothing of this module.
+torchrun starts the processes and sets their ranks in the environment. Without it, a run has a
+single process, and nothing here communicates. Weights are sharded by PyTorch's FSDP2. This module
+does not know about steps, and the model does not know about this module.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ class ParallelConfig(Config):
     """How the work is spread over processes and memory. A run may resume with other values.
 
     Results differ only by rounding. In bfloat16, several processes round more than one: FSDP keeps
-    what passes between layers, and the norms' weights, in bfloat16; a single process keeps them in
+    activations between layers, and the norms' weights, in bfloat16; a single process keeps them in
     fp32."""
 
     shard_size: PositiveInt | None = None
     """Processes that share one copy of the weights; null: all of them. If it is the number of GPUs
     per node, weights are sharded within each node and replicated across nodes."""
     tokens_per_microbatch: PositiveInt | None = None
-    """Approximate maximum of tokens per process and pass; a larger share of the batch takes several
-    passes, whose gradients are accumulated. null: one pass."""
+    """Approximate maximum of tokens per process and pass. A larger share of the batch takes several
+    passes with accumulated gradients. null: one pass."""
     activation_checkpointing: bool = False
-    """Keep only the layers' inputs and recompute the rest in the backward pass: a third more work,
-    far less memory."""
+    """Keep only the layers' inputs and recompute the rest in the backward pass: a third more work
+    for far less memory."""
     compile: bool = False
     """Compile the layers (torch.compile)."""
 
@@ -79,7 +79,7 @@ class ProcessGroup:
     rank: int = 0
     size: int = 1
     background: dist.ProcessGroup | None = None
-    """Group for communication that runs beside the training: asynchronous checkpoints."""
+    """Group for communication in parallel with training: asynchronous checkpoints."""
 
     @property
     def is_first(self) -> bool:
@@ -136,7 +136,7 @@ def distribute(
 ) -> None:
     """Put the model on the device, and shard it if there are several processes.
 
-    A sharded model computes products in `dtype`; weights, gradient sums and optimizer state stay in
+    A sharded model computes matmuls in `dtype`; weights, gradient sums and optimizer state stay in
     fp32. Gradients are summed over the processes, not averaged. `shard_size` must divide the number
     of processes.
     """
@@ -175,7 +175,7 @@ def _mesh(world: ProcessGroup, config: ParallelConfig) -> DeviceMesh:
 def _shard(
     model: PreTrainedModel, layers: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype
 ) -> None:
-    """Shard each layer, and the rest of the model; products in `dtype`, gradient sums in fp32."""
+    """Shard each layer, and the rest of the model; matmuls in `dtype`, gradient sums in fp32."""
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for module in [*layers, model]:
         sharded = fully_shard(module, mesh=mesh, mp_policy=precision)
@@ -195,7 +195,7 @@ def losses_of(model: PreTrainedModel) -> Callable[..., Tensor]:
 def accumulate(model: nn.Module, last: bool) -> None:
     """Prepare the next backward pass; `last` says whether it is the last of its step.
 
-    Gradients are summed over replicas only in the last one.
+    Gradients are summed over replicas only in the last pass.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_all_reduce(last)
@@ -206,10 +206,10 @@ def share_out(
 ) -> list[list[int]]:
     """This process's share of a batch: for each micro-batch, the indices of its windows.
 
-    `sizes` are the windows' numbers of predicted tokens; a micro-batch has about
+    `sizes` are the numbers of predicted tokens per window; a micro-batch has about
     `tokens_per_microbatch` of them. Every process gets the same number of micro-batches of nearly
-    equal size, because the processes wait for each other in each. There must be at least as many
-    windows as processes.
+    equal size, because the processes wait for each other in each one. There must be at least as
+    many windows as processes.
 
     >>> share_out([5, 3, 2], ProcessGroup(torch.device("cpu")), tokens_per_microbatch=5)
     [[0], [1, 2]]

@@ -3,8 +3,8 @@
 This is arithmetic on a recipe; no model is built, nothing is measured. Sizes are in bytes.
 Symbols: P parameters, D tokens, L layers, h width, f feed-forward width, V vocabulary.
 
-The estimates assume the step of `ledom.train`: fp32 weights and optimizer state, products in bf16
-or fp32, attention that keeps no score matrix, and FSDP2 for sharded state.
+The estimates assume the step of `ledom.train`: fp32 weights and optimizer state, matmuls in bf16 or
+fp32, attention that does not store a score matrix, and FSDP2 for sharded state.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ Precision = Literal["float32", "bfloat16"]
 _FP32, _BF16 = 4, 2  # bytes
 _FLOPS = 6
 """FLOPs per parameter and token: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1).
-Attention's own products, about 6 L h times the tokens seen, and recomputed layers are not counted;
-the embedding's look-up is counted as a product."""
+Attention's own matmuls, about 6 L h times the tokens seen, and recomputed layers are not counted;
+the embedding's look-up is counted as a matmul."""
 _PLANNED = ("llama", "mistral")  # architectures for which `count_parameters` is right
 _USABLE = 0.92
-"""Share of a GPU's memory for tensors; context, kernels, buffers and fragments take the rest."""
+"""Share of GPU memory for tensors; context, kernels, buffers and fragmentation take the rest."""
 
 
 @dataclass(frozen=True)
 class Gpu:
     """One accelerator, from its vendor's data sheet."""
 
-    flops: float  # peak of dense bf16 products, FLOP/s
+    flops: float  # peak of dense bf16 matmuls, FLOP/s
     fp32_flops: float  # the same in fp32, without TF32, as torch computes by default
     memory: float  # bytes
 
@@ -99,7 +99,7 @@ class ParameterCount:
 
     embedding: int
     head: int
-    """The output projection; 0 where it is the embedding."""
+    """The output projection; 0 if it is tied to the embedding."""
     layer_matrices: int
     """Attention and feed-forward matrices of all layers."""
     norms: int
@@ -131,13 +131,13 @@ class Memory:
     """Bytes on one GPU, by part."""
 
     weights: float
-    """The fp32 weights, and copies in the precision of the products."""
+    """The fp32 weights, and copies in the precision of the matmuls."""
     gradients: float
     optimizer: float
     activations: float
     """Tensors kept for the backward pass, and the loss's own working space."""
     peak: float
-    """The most in use at any moment of a step."""
+    """The peak during a step."""
     checkpoint: float
     """Host memory in use while a checkpoint is written: a copy of weights and optimizer state."""
 
@@ -148,10 +148,10 @@ def activation_bytes(
     """Bytes per token kept for the backward pass: (by all layers, by the loss).
 
     The count follows Korthikanti et al. 2022, section 4.1, for this shape. A layer keeps: for each
-    of two norms its input, the normalized input and the scaled one, of which only the last is in
-    the products' precision (6h); queries, keys and values, repeated for every head, and attention's
-    output (4h); gate, activated gate, up-projection and their product (4f); and attention's
-    normalizers. The loss keeps the last norm's tensors and a normalizer per token.
+    of two norms its input, the normalized input and the scaled input, of which only the last is in
+    matmul precision (6h); queries, keys and values, repeated for every head, and attention's output
+    (4h); gate, activated gate, up-projection and their product (4f); and attention's normalizers.
+    The loss keeps the last norm's tensors and a normalizer per token.
     """
     width, inner = model.hidden_size, model.intermediate_size
     size = _FP32 if precision == "float32" else _BF16
@@ -173,13 +173,13 @@ def memory(
     accumulate: bool = False,
     matrix_optimizer: Literal["muon", "adamw"] = "muon",
 ) -> Memory:
-    """Bytes that a step needs on one GPU that takes `tokens` tokens per pass.
+    """Bytes that a step needs on one GPU with `tokens` tokens per pass.
 
     Weights, gradients and state are in fp32, spread over `shards` GPUs (Rajbhandari et al. 2020,
     stage 3). AdamW keeps two numbers per parameter, Muon one per parameter of the layers' matrices.
-    Copies for the products are added: without sharding, autocast keeps all weights in bf16; with
+    Copies for matmuls are added: without sharding, autocast keeps all weights in bf16; with
     sharding, two layers (one in use, one prefetched), the embedding and the head are gathered.
-    Without accumulation, gradients grow while activations are freed, so the larger one counts.
+    Without accumulation, gradients grow while activations are freed, so the larger counts.
     """
     count = count_parameters(model, vocab_size)
     rest = count.total - count.layer_matrices
@@ -231,7 +231,7 @@ class Plan:
     data: float
     """Bytes of the token store, if no token is read twice."""
     advice: str | None
-    """What to change if the memory does not suffice, else None."""
+    """What to change if there is not enough memory, else None."""
 
     @property
     def fits(self) -> bool:
@@ -323,9 +323,9 @@ def _advice(recipe: Recipe, usable: float, needs: Callable[[int, bool], Memory])
 
 
 def _startable(recipe: Recipe) -> list[Direction]:
-    """The directions whose `init_from` is there; the forward one if neither is."""
+    """The directions whose `init_from` exists; the forward one if neither does."""
     if "{direction}" not in (recipe.init_from or ""):
-        return [Direction.FORWARD]  # both start alike
+        return [Direction.FORWARD]  # both start the same way
     found = [direction for direction in Direction if exists(recipe.init_folder(direction))]
     return found or [Direction.FORWARD]
 

@@ -1,8 +1,8 @@
-"""Exports a trained model as a folder that others can use without ledom, or a store with its card.
+"""Exports a trained model as a folder that others can use without ledom; writes cards for stores.
 
 A model becomes a plain Hugging Face folder: safetensors, tokenizer, config (with the direction),
-generation config, and a model card that documents how the model was made and how to use it. A token
-store is such a folder already; its card documents the source of the text, its size, and hashes.
+generation config, and a model card that documents how it was trained and how to use it. A token
+store needs only a card, which documents the source of the text, its size, and hashes.
 
 The folder of a run, runs/<name>:
 
@@ -11,7 +11,7 @@ The folder of a run, runs/<name>:
     <direction>/metrics.jsonl   a row per step
     <direction>/model           the finished model
 
-A model folder by itself counts as a run without metrics, recipe and data.
+A model folder on its own counts as a run without metrics, recipe and data.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def export_model(
 def _generation_config(info: CheckpointInfo) -> JsonObject:
     """Defaults of transformers' `generate`, with ledom's default temperature.
 
-    A text ends where ledom ends it: at EOS, or at another token that the model's files name.
+    A text ends where ledom ends it: at EOS, or at another token that the model's files list.
     """
     eos_id = info.tokenizer.eos_id
     return {
@@ -195,7 +195,7 @@ def _model_card(
 
 
 def _without_folders(value: Any, key: str = "") -> Any:
-    """A recipe whose absolute paths, which name folders on this machine, are cut to a name."""
+    """A recipe with only the last part of absolute paths, which name folders on this machine."""
     if isinstance(value, dict):
         return {name: _without_folders(part, name) for name, part in value.items()}
     if isinstance(value, list):
@@ -205,7 +205,7 @@ def _without_folders(value: Any, key: str = "") -> Any:
 
 
 def _facts(run: Run, config: JsonObject, info: CheckpointInfo) -> list[tuple[str, str]]:
-    shape = load_config(run.model).get_text_config()  # names its keys alike for all architectures
+    shape = load_config(run.model).get_text_config()  # same key names for all architectures
     width, layers = (getattr(shape, key, "?") for key in ("hidden_size", "num_hidden_layers"))
     tokenizer, context = info.tokenizer, info.context
     facts = [
@@ -219,7 +219,7 @@ def _facts(run: Run, config: JsonObject, info: CheckpointInfo) -> list[tuple[str
     if tokens:
         steps = f"{run.metrics[-1]['step']:,}"
         if len(run.metrics) < run.metrics[-1]["step"]:
-            steps = f"{len(run.metrics):,} of {steps}"  # the others have no row in metrics.jsonl
+            steps = f"{len(run.metrics):,} of {steps}"  # the rest have no row in metrics.jsonl
         facts.append(("tokens read in training", f"{tokens:,} in {steps} steps"))
     if config.get("ledom_pair_format"):
         facts.append(("question and solution", _code(json.dumps(config["ledom_pair_format"]))))
@@ -232,7 +232,7 @@ def _code(text: str) -> str:
 
 
 def write_dataset_card(folder: Path, name: str | None = None, license: str | None = None) -> None:
-    """Write README.md into a folder that is or holds token stores.
+    """Write README.md into a folder that is a token store or contains several.
 
     >>> import tempfile
     >>> from ledom.data.store import write_store

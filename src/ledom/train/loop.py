@@ -207,10 +207,10 @@ class TrainingRun:
         }
 
     def _seed_dropout(self) -> None:
-        """Make what the model draws in a step, such as dropout, depend on the recipe and the step.
+        """Make a step's random draws, such as dropout, depend only on the recipe and the step.
 
-        Otherwise a run that resumes would draw other numbers. Each process draws its own, so with
-        dropout the numbers do depend on how a batch is shared out.
+        Otherwise a resumed run would draw other numbers. Each process draws its own numbers, so
+        with dropout the results depend on how a batch is split.
         """
         key = (self.recipe.seed, self.step, self.world.rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
@@ -260,10 +260,10 @@ def train(
         if world.device.type == "cpu":
             configure_memory()
         if world.is_first:
-            (folder / RUN).unlink(missing_ok=True)  # of a start that was killed; a twin may read it
+            (folder / RUN).unlink(missing_ok=True)  # left by a killed start; a twin may read it
         run = TrainingRun(recipe, direction, data, folder, world)
         failure = run.run(on_progress)
-        finished = run.finish()  # even then: the model is smaller, and may fit where that did not
+        finished = run.finish()  # smaller than a checkpoint, so it may fit where that did not
         if failure is not None:
             raise OutputError(f"{failure}; the finished model is in {finished}") from failure
         return finished
@@ -297,7 +297,7 @@ def _losses(
     direction: Direction,
     recipe: Recipe,
 ) -> tuple[PackedBatch, Tensor]:
-    """The windows as one row, and the losses of its tokens, with products in the recipe's dtype."""
+    """The windows as one row, and the losses of its tokens, with matmuls in the recipe's dtype."""
     boundaries = recipe.data.mask_across_documents, recipe.data.reset_position_ids
     packed = pack(windows, direction, data.tokenizer.eos_id, *boundaries)
     # A sharded model's dtype is FSDP's.

@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021), by `peft`; no other module imports it.
+"""Low-rank adapters (LoRA, Hu et al. 2021) with `peft`, which no other module imports.
 
 The adapters sit inside the model during training, so the loop, the attention and the checkpoints
-need not know of them. At the end they are merged, which leaves a plain model.
+need not know about them. At the end they are merged, which leaves a plain model.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 A row holds the metrics of one step. A run that resumes from a checkpoint drops the rows after it.
 Validation reads the same windows and tokens in both directions, so twins can be compared window by
-window. This module takes losses as an array and knows nothing of models, recipes or devices.
+window. This module takes losses as an array and does not know about models, recipes or devices.
 
 Shapes: T predicted tokens of a packed batch, in model order.
 """
@@ -50,7 +50,7 @@ _Position = Annotated[str, StringConstraints(pattern=r"^\d{1,18}$")]
 
 
 class _CheckedRow(TypedDict, total=False):
-    """The keys of a row that are read again, and what they may hold."""
+    """The keys of a row that are read back, and their types."""
 
     step: Required[Annotated[int, Field(ge=0, le=2**62)]]
     loss: Required[_Number]
@@ -213,7 +213,7 @@ def _rows(metrics: Path) -> Iterator[Row]:
 
 
 def _places(parts: Collection[Any]) -> set[Any]:
-    """The names or, in a list, the numbers of a validation's parts."""
+    """The names of a validation's parts or, for a list, their indices."""
     return {*(parts if isinstance(parts, dict) else range(len(parts)))}
 
 

@@ -6,8 +6,8 @@ per token is kept in between. The recomputation saves the memory of T x V logits
 gradient.
 
 Selection scores one field of a pair: the question, log P(x|y), with a reverse model; the solution,
-log P(y|x), with a forward one. That field is called the target here. Its tokens can have a term of
-their own, and right solutions can be contrasted with wrong ones. This module knows nothing of
+log P(y|x), with a forward one. That field is called the target here. Its tokens can have their own
+term, and right solutions can be contrasted with wrong ones. This module does not know about
 optimizers.
 
 Shapes: T tokens, V vocabulary, W width.
@@ -53,7 +53,7 @@ __all__ = [
 
 _LOGITS_BYTES = 2**24  # a chunk of logits in fp32, so that it fits a processor's cache
 _LEAST_ROWS = 1024  # rows per chunk, because each chunk updates the whole weight's gradient
-_KEPT_BYTES = 2**26  # logits of a whole batch that the backward pass need not compute again
+_KEPT_BYTES = 2**26  # logits of a whole batch that are kept rather than recomputed
 
 
 class ObjectiveConfig(Config):
@@ -87,7 +87,7 @@ class ObjectiveConfig(Config):
 
 @dataclass(frozen=True)
 class _Example:
-    """A pair as ids, and the tokens of it that selection scores."""
+    """A pair as ids, and which of its tokens selection scores."""
 
     ids: NDArray[np.int64]
     """In reading order, with EOS at both ends."""
@@ -171,7 +171,7 @@ class PairBatches:
         num_ids = len(pair.ids)
         if num_ids - 1 > self._seq_len:
             return None
-        # As `score_candidates` counts: x with the EOS before it, y with the EOS after it.
+        # As in `score_candidates`: x with the EOS before it, y with the EOS after it.
         reverse = self._direction is Direction.REVERSE
         span = (0, pair.question[1]) if reverse else (pair.solution[0], num_ids)
         start, end = self._direction.span_to_model_order(*span, num_ids)
@@ -203,7 +203,7 @@ def _solutions(problem: Problem, wrong: list[str], pair_format: PairFormat) -> l
     """The problem's own solution and the wrong ones, in the format's style."""
     right = pair_format.restyle(problem.solution or "", problem.answer)
     others = dict.fromkeys(map(pair_format.restyle, wrong))
-    others.pop(right, None)  # in this style there is no difference
+    others.pop(right, None)  # in this style they are the same
     return [right, *others]
 
 
@@ -211,8 +211,8 @@ def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[
     """The distinct wrong solutions in a file of candidates, by problem id.
 
     A candidate without a label is judged by its answer, or ignored if its problem has no answer
-    either. Candidates of other problems are ignored too. Raises `InputError` for two problems with
-    one id, since a candidate's id would not say which of them it belongs to.
+    either. Candidates of other problems are ignored too. Raises `InputError` if two problems have
+    the same id, since a candidate's id would not say which of them it belongs to.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -267,12 +267,12 @@ def token_losses(
 
 
 def working_bytes(num_tokens: int, vocab_size: int, width: int, size: int) -> int:
-    """The most bytes that the loss of T tokens takes, forward or backward, beside its inputs.
+    """Peak bytes of the loss of T tokens, forward or backward, in addition to its inputs.
 
-    `size` is the bytes of a number in the products' precision. A chunk of logits is in fp32, and is
-    held twice while its exponentials are summed. The backward pass also holds the chunk's gradient
-    in the products' precision, the weight's gradient, and a chunk's contribution to it. The logits
-    of a small batch are kept for the backward pass.
+    `size` is the bytes per number in matmul precision. A chunk of logits is in fp32, and there are
+    two copies while its exponentials are summed. The backward pass also holds the chunk's gradient
+    in matmul precision, the weight's gradient, and a chunk's contribution to it. The logits of a
+    small batch are kept for the backward pass.
 
     >>> working_bytes(8, vocab_size=100, width=4, size=4)
     9600

@@ -1,8 +1,8 @@
 """Muon for the hidden matrices, AdamW for the rest, and the learning-rate schedule.
 
-Muon: Jordan et al. 2024. `torch.optim.Muon` orthogonalizes in bf16 whatever the device; on a
-processor without bf16 arithmetic that is about 40 times slower than fp32 (measured), so this one
-takes the dtype as an argument.
+Muon: Jordan et al. 2024. `torch.optim.Muon` orthogonalizes in bf16 on every device; on a processor
+without bf16 arithmetic that is about 40 times slower than fp32 (measured), so this one takes the
+dtype as an argument.
 
 Orthogonalizing needs the whole matrix, but with FSDP2 each process holds only some of its rows. So
 processes exchange matrices of equal shape: each receives one whole matrix, orthogonalizes it, and
@@ -31,7 +31,7 @@ from ledom.model.architectures import layer_matrices
 
 __all__ = ["Muon", "OptimConfig", "build_optimizers", "reaches_peak", "schedule"]
 
-_DECAY_SHARE = 0.4  # as in most recipes; a run without a decay ends far worse (docs/log.md)
+_DECAY_SHARE = 0.4  # as in most recipes; a run without decay ends far worse (docs/log.md)
 
 
 class OptimConfig(Config):
@@ -40,7 +40,7 @@ class OptimConfig(Config):
     steps: PositiveInt
     """Total optimizer steps."""
     matrix_optimizer: Literal["muon", "adamw"] = "muon"
-    """What updates the layers' matrices; AdamW always updates embeddings, norms and output."""
+    """The optimizer of the layers' matrices; AdamW always updates embeddings, norms and output."""
     muon_lr: PositiveFloat = 0.02
     """Peak learning rate of Muon."""
     adamw_lr: PositiveFloat = 4e-3
@@ -62,8 +62,8 @@ class OptimConfig(Config):
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalized by five Newton-Schulz steps; for 2-D weights.
 
-    A weight is [outputs, inputs], as of `nn.Linear`; in a group with `transposed` it is
-    [inputs, outputs], as of GPT-2's `Conv1D`. An update is scaled by
+    A weight is [outputs, inputs], as in `nn.Linear`; in a group with `transposed` it is
+    [inputs, outputs], as in GPT-2's `Conv1D`. An update is scaled by
     sqrt(max(1, outputs / inputs)).
     """
 
@@ -114,7 +114,7 @@ class Muon(torch.optim.Optimizer):
 def _chunks(weights: list[Tensor]) -> Iterator[list[Tensor]]:
     """Split weights of one shape into chunks, to limit the memory in use.
 
-    A chunk has one weight, or if the weights are sharded one per shard, so that each process
+    A chunk has one weight or, if the weights are sharded, one per shard, so that each process
     orthogonalizes one.
     """
     first = weights[0]
@@ -124,7 +124,7 @@ def _chunks(weights: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _exchange_and_orthogonalize(matrices: list[DTensor], dtype: torch.dtype) -> list[Tensor]:
-    """Orthogonalize sharded matrices, at most one per process, which each process gathers whole.
+    """Orthogonalize sharded matrices, at most one per process; each process gathers a whole one.
 
     FSDP2 gives each process, in rank order, the next ceil(rows / shards) rows; the last ones get
     fewer or none.
@@ -178,8 +178,7 @@ def build_optimizers(
     """Muon for the layers' matrices; AdamW for embeddings, norms, output and adapters.
 
     With `matrix_optimizer: adamw`, AdamW for all. Each parameter group's `peak_lr` is its peak
-    learning rate. `dtype` is the precision of the run's products, and of Muon's; all state is in
-    fp32.
+    learning rate. `dtype` is the precision of matmuls in the run and in Muon; all state is in fp32.
 
     >>> from ledom.lm import load
     >>> found = build_optimizers(load("tiny", "forward").model, OptimConfig(steps=10, muon_lr=0.02))

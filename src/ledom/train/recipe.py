@@ -52,14 +52,14 @@ class TrainConfig(Config):
     seq_len: PositiveInt = 512
     """Maximum number of predicted tokens per window."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the products. auto is bfloat16 if the device is fast at it, else float32; it is
-    chosen when a run starts, and the run resumes in that precision only."""
+    """Precision of matmuls. auto is bfloat16 if the device is fast at it, else float32. It is
+    chosen when a run starts, and the run can resume only in that precision."""
     validate_every: PositiveInt = 250
     """Steps between validations."""
     checkpoint_every: PositiveInt = 250
     """Steps between checkpoints."""
     keep_checkpoints: PositiveInt = 2
-    """How many of the newest checkpoints to keep, whatever their age."""
+    """How many of the newest checkpoints to keep, regardless of age."""
     keep_hours: NonNegativeFloat = 0.0
     """How long to keep older checkpoints, in hours."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
@@ -78,7 +78,7 @@ class Recipe(Config):
     run's direction. A model of the other direction is trained further in the run's direction."""
     data: DataConfig
     model: ModelConfig | None = None
-    """The shape of a Llama; with `init_from` it may be left out, and must be that model's."""
+    """The shape of a Llama. With `init_from`, leave it out or give that model's shape."""
     optim: OptimConfig
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -93,7 +93,7 @@ class Recipe(Config):
         if not _NAME.fullmatch(name):
             raise ValueError(
                 "it names the run's folder: give 1 to 60 letters, digits, dots, dashes and "
-                "underscores, a letter or digit first"
+                "underscores, starting with a letter or digit"
             )
         return name
 
@@ -107,7 +107,7 @@ class Recipe(Config):
             raise ValueError("objective.target and objective.contrastive need a file as data.train")
         if self.objective.contrastive and self.objective.negatives is None:
             raise ValueError(
-                "objective.contrastive needs wrong solutions: a file as objective.negatives"
+                "objective.contrastive needs wrong solutions: give a file as objective.negatives"
             )
         return self
 
@@ -140,7 +140,7 @@ def load_recipe(
     """Read a recipe and apply overrides such as `optim.steps=100`.
 
     With `files`, the files named in it must exist. `note` is called with a message for each key of
-    the file that has no effect given the others; an override without effect is an error. Raises
+    the file that other keys make useless; an override without effect is an error. Raises
     `RecipeError` with the file's line or the override, the key, the value and the valid keys.
 
     >>> import tempfile
@@ -188,7 +188,7 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """
     tree = recipe.model_dump(mode="json")
     if recipe.data.sources:
-        del tree["data"]["train"]  # refused beside them, even with its default
+        del tree["data"]["train"]  # refused together with them, even with its default
     with write_atomically(path) as out:
         yaml.safe_dump(tree, out, sort_keys=False)
 
@@ -299,7 +299,7 @@ def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
         ("data.mask_across_documents", one_document, apart),
         ("data.reset_position_ids", one_document, apart),
         ("data.valid", generated, f"data.train is {GENERATOR}, which has a valid split"),
-        ("data.vocab_size", started or data.tokenizer, "the tokenizer is there already"),
+        ("data.vocab_size", started or data.tokenizer, "the tokenizer already exists"),
     )
     for key, holds, reason in rules:
         group, name = key.split(".")
@@ -332,8 +332,8 @@ def _apply(tree: JsonObject, override: str) -> None:
         node[last], _ = parse_yaml(value)
     except InputError as error:
         raise RecipeError(
-            f"override {override!r:.200}: {error}; a text with special characters needs quotes of "
-            "its own"
+            f"override {override!r:.200}: {error}; put a text with special characters in its own "
+            "quotes"
         ) from None
 
 

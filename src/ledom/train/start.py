@@ -4,8 +4,8 @@
     runs/<name>/inputs.json     recipe key -> hash of the file, model folder or token store
 
 A resumed run must have the inputs that it began with, and twins must have the same ones. The hash
-of a token store is made from the checksums in its manifest, whatever its size. This module knows
-nothing of steps or optimizers.
+of a token store is computed from the checksums in its manifest, so it is fast at any size. This
+module does not know about steps or optimizers.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check_lengths(recipe: Recipe, direction: Direction) -> None:
 def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
     """A model with random weights, or with those of `init_from`; the same in every process.
 
-    `init_from` may be a model of the other direction, and of any architecture. Raises `RecipeError`
+    `init_from` may have the other direction, and may be of any architecture. Raises `RecipeError`
     if it does not have the recipe's shape or tokenizer.
     """
     if recipe.init_from is None:
@@ -82,8 +82,8 @@ def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> P
     start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
     _check_tokenizer(start.tokenizer, data.tokenizer, folder)
     _check_shape(recipe, start.model)
-    # transformers gives the padding token, which is often EOS, no gradient. But every document
-    # begins with EOS: what it begins with would not be learned.
+    # transformers gives no gradient to the padding token, which is often EOS. But every document
+    # begins with EOS, so the model would not learn how documents begin.
     embedding: Any = start.model.get_input_embeddings()
     embedding.padding_idx = None
     return start.model
@@ -92,7 +92,7 @@ def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> P
 def check_tokenizers(recipe: Recipe, directions: Sequence[Direction]) -> None:
     """Raise `RecipeError` if a model of `init_from` does not have the tokenizer of the data.
 
-    Both directions read the same data, so the second would be refused when the first is finished.
+    Both directions read the same data, so the second would be refused only when the first is done.
     """
     if recipe.init_from is not None:
         data = recipe.data_of(directions[0])
@@ -106,15 +106,15 @@ def _check_tokenizer(tokenizer: Tokenizer, of_data: Tokenizer, folder: str) -> N
     if tokenizer.fingerprint != of_data.fingerprint:
         raise RecipeError(
             f"key init_from: the tokenizer of {folder} is not the data's; set data.tokenizer to "
-            "its tokenizer.json or leave it out; models with different tokenizers need a run each"
+            "its tokenizer.json or leave it out; models with other tokenizers need separate runs"
         )
 
 
 def _check_shape(recipe: Recipe, model: PreTrainedModel) -> None:
     """Raise `RecipeError` if the recipe gives a shape other than that of `init_from`.
 
-    The model itself is trained, not a new Llama with its weights: many architectures name their
-    weights alike and compute with them in other ways.
+    The model itself is trained, not a new Llama with its weights, since many architectures share
+    weight names but compute differently.
     """
     asked = {} if recipe.model is None else recipe.model.model_dump(exclude={"initializer_range"})
     config = model.config.get_text_config()
@@ -185,7 +185,7 @@ def choose_precision(model: PreTrainedModel, recipe: Recipe, world: ProcessGroup
 
 @torch.no_grad()
 def _autocast_error(model: PreTrainedModel) -> str | None:
-    """Why a model fails on a short text with its products in bf16, as some mix precisions."""
+    """Why a model fails on a short text with bf16 matmuls, as some do that mix precisions."""
     ids = torch.arange(4, device=model.device)
     autocast = torch.autocast(model.device.type, dtype=torch.bfloat16)
     try:
@@ -282,7 +282,7 @@ def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) 
 
 
 def is_training(folder: Path) -> bool:
-    """Whether another process trains in the folder of a direction.
+    """Whether another process is training in the folder of a direction.
 
     >>> is_training(Path("no-run/forward"))
     False

@@ -1,4 +1,4 @@
-// A popover beside a token: the most likely tokens at its position.
+// A popover next to a token: the most likely tokens at its position.
 import { el, isPartial, percent, visible } from "./lib.js";
 
 export class Alternatives {

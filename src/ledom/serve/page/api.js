@@ -2,7 +2,7 @@
 
 import { $, el } from "./lib.js";
 
-// An example body, made of the examples of a schema's fields.
+// An example body, built from the examples of a schema's fields.
 function example(schema, description) {
   const name = schema.$ref.split("/").pop();
   const fields = Object.entries(description.components.schemas[name].properties);

@@ -26,7 +26,7 @@ async function start() {
   showView();
   addEventListener("hashchange", showView);
   const recorded = await api("/page/examples.json");
-  // The recorded template is replaced by that of the server's own models.
+  // The recorded template is replaced by the one of the server's own models.
   const server = { template: recorded.template, models: null };
   const judge = new Judge(recorded, server);
   const show = setUpWrite(recorded, server, (question, answers) => {

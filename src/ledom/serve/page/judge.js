@@ -2,9 +2,9 @@
 import { $, api, el, fillSelect, nats } from "./lib.js";
 
 const WORST = -6; // nats: a word at or below this gets the strongest color
-const UNEXPLAINED = -1; // nats: a word above this is explained
+const UNEXPLAINED = -1; // nats: a word above this counts as explained
 const SAMPLES = 4;
-const LONGEST = 256; // tokens of a sampled answer
+const LONGEST = 256; // maximum tokens of a sampled answer
 const BARS = [["forward", "answer given question"], ["reverse", "question given answer"], ["prior", "answer alone"]];
 
 export class Judge {
@@ -145,7 +145,7 @@ class Card {
     this.bars = el("div", { class: "bars" });
     this.root = el("li", { class: "card" },
       el("div", {}, el("h3", {}, `Answer ${result.index + 1}`), el("p", { class: "solution" }, answer),
-        isCut ? el("p", { class: "muted small" }, "The models read only a part: the answer is longer than their context.") : null),
+        isCut ? el("p", { class: "muted small" }, "The models read only a part, because the answer is longer than their context.") : null),
       words.length ? el("div", {}, el("h4", {}, "The question, explained by this answer"),
         el("p", { class: "question" }, ...words.map(colored)), unexplained(words)) : null,
       this.bars);

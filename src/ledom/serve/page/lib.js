@@ -1,4 +1,4 @@
-// Helpers of all views: elements, requests, numbers. Texts become text nodes, never markup.
+// Helpers for all views: elements, requests, numbers. Texts become text nodes, never markup.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -37,7 +37,7 @@ export function percent(logprob) {
 
 export const nats = (value, digits = 1) => value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
 
-/** Whether a token has only a part of a character: of those that share one, the last one has it as its text. */
+/** Whether a token is only part of a character. If several share one, the last of them has it as its text. */
 export const isPartial = (text) => text === "" || text.includes("\ufffd");
 
 /** A token's text with visible white space. */

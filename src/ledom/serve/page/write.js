@@ -3,10 +3,10 @@ import { $, api, between, calm, el, fillSelect, isPartial, nats, percent, visibl
 import { Alternatives } from "./alternatives.js";
 
 const CHUNK = 12; // tokens per request; the next chunk is computed while this one is shown
-const MOST = 400; // most tokens of a branch
+const MOST = 400; // maximum tokens of a branch
 const PACE = 40; // milliseconds per token
-const LONG = 16; // characters of a word from which it may be broken, such as a text without spaces
-const SHARED = 80; // most characters shown of the part that two branches share
+const LONG = 16; // a word of at least this many characters may be broken, such as a text without spaces
+const SHARED = 80; // maximum characters shown of the part that two branches share
 
 const pause = (ms, signal) => new Promise((resolve, reject) => {
   const timer = setTimeout(resolve, ms);
@@ -35,7 +35,7 @@ class Pane {
     }
   }
 
-  /** Replace all branches by a recorded one. */
+  /** Replace all branches with a recorded one. */
   load(recorded) {
     this.stop();
     this.branches = [];
@@ -52,7 +52,7 @@ class Pane {
     return this.grow(branch);
   }
 
-  /** Begin a branch: the shown one up to the token `index`, then `choice`. */
+  /** Begin a branch with the shown one up to the token `index`, followed by `choice`. */
   fork(index, choice) {
     const { given, steps, next, end } = this.branch;
     const alternatives = steps[index]?.alternatives ?? next;

@@ -45,7 +45,7 @@ Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
 class StreamOptions(Body):
-    """OpenAI's options of a stream; others are ignored."""
+    """OpenAI's options for a stream; others are ignored."""
 
     include_usage: bool | None = None
 
@@ -60,7 +60,7 @@ class SampledBody(WritingBody):
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     top_k: Annotated[int | None, Field(ge=-1)] = None
     n: Annotated[int | None, Field(ge=1)] = None
-    """Texts per prompt; of the gateway, candidates to draw, of which one is returned."""
+    """Texts per prompt; for the gateway, candidates to draw, one of which is returned."""
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: str | Items[str] | None = None
     stream: bool | None = None
@@ -70,7 +70,7 @@ class SampledBody(WritingBody):
     the name."""
 
     def for_upstream(self) -> JsonObject:
-        """The keys that were given, without those that the gateway itself obeys."""
+        """The keys that were given, without those that the gateway itself handles."""
         return self.model_dump(exclude_unset=True, exclude=_OURS)
 
 
@@ -92,7 +92,7 @@ class CompletionBody(SampledBody):
         return list(self.prompt)  # type: ignore[arg-type]
 
     def sampling(self) -> Sampling:
-        """The settings of sampling, with OpenAI's defaults."""
+        """The sampling settings, with OpenAI's defaults."""
         return writing.sampling_of(self.model_dump(), temperature=1.0, max_tokens=16)
 
 
@@ -165,8 +165,8 @@ def _echo(
 ) -> Steps[Choices]:
     """The tokens of the prompts with their log-probabilities; see `writing.score_ids`.
 
-    With `max_tokens` 1 one token is appended, because clients then drop the last one: the most
-    likely token of a forward model, EOS for a reverse model, which reads it first.
+    If `max_tokens` is 1, one token is appended, because clients then drop the last one. It is a
+    forward model's most likely token, or EOS for a reverse model, which reads it first.
     """
     if (body.max_tokens or 0) > 1 or (body.n or 1) > 1:
         raise Refusal(400, "echo scores the prompt: ask for max_tokens of 0 or 1, and n of 1")
@@ -222,7 +222,7 @@ def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> JsonObject:
     tops = []
     for token, own in zip(tokens, names, strict=True):
         top: dict[str, float] = {}
-        for token_id, value in token.alternatives:  # for equal names, the likelier token
+        for token_id, value in token.alternatives:  # for equal names, the more likely token
             top.setdefault(own if token_id == token.id else others[token_id], value)
         if token.logprob is not None:
             top.setdefault(own, token.logprob)
@@ -254,7 +254,7 @@ def stream(
 
     async def lines() -> AsyncIterator[bytes]:
         for event in events:
-            await asyncio.sleep(0)  # other requests' turn
+            await asyncio.sleep(0)  # let other requests run
             yield b"data: " + json.dumps(event).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 

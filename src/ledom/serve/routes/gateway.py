@@ -56,7 +56,7 @@ class ChatBody(SampledBody):
 
 @router.post("/v1/chat/completions")
 async def chat(body: ChatBody, service: ServiceOf) -> Any:
-    """Answer by the best of n candidates."""
+    """Answer with the best of n candidates."""
     if not is_gateway(body.model):
         raise Refusal(
             404, f"no model {body.model!r:.60} here; name {REWARD}/STRATEGY, such as {REWARD}/auto"
@@ -117,7 +117,7 @@ def _chat_events(model: str, chosen: Chosen) -> list[JsonObject]:
 
 
 def _beside_text(choice: JsonObject) -> JsonObject:
-    """What a message holds beside role and text, such as tool calls, in the form of a stream."""
+    """A message's keys other than role and text, such as tool calls, as in a stream."""
     message = choice.get("message")
     if not isinstance(message, dict):
         return {}

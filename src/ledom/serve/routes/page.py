@@ -1,6 +1,6 @@
 """The page at `/`, the API's page at `/docs`, and the reports of one folder.
 
-Only files that a listing of the folder found are served, never a path built from the request.
+Only files found by listing the folder are served, never a path built from the request.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# A report contains its own style sheet, and no script.
+# A report contains its own style sheet and no script.
 _REPORT_POLICY = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 )
@@ -98,8 +98,8 @@ async def report(name: str, service: ServiceOf) -> Response:
 
 
 def _reports(folder: Path | None) -> dict[str, float]:
-    """When the HTML files below a folder were written, by relative path, without hidden files,
-    links, and names that are not UTF-8.
+    """When the HTML files below a folder were written, by relative path. Hidden files, links, and
+    names that are not UTF-8 are left out.
     """
     if folder is None:
         return {}

@@ -52,10 +52,10 @@ class ClassifyBody(DialogBody, ActivationBody):
 
 
 class EmbeddingBody(DialogBody):
-    """OpenAI's body, as sglang has it."""
+    """OpenAI's body, in sglang's form."""
 
     encoding_format: Literal["float", "base64"] | None = None
-    """base64, the default of OpenAI's own client, is the text of a little-endian fp32 number."""
+    """base64, the default of OpenAI's own client, encodes a little-endian fp32 number."""
 
 
 @router.post("/get_reward")

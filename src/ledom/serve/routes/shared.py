@@ -44,11 +44,11 @@ So, a pizza will last for 30 / 10 = 3 days.
 
 _T = TypeVar("_T")
 Items = Annotated[list[_T], Field(fail_fast=True, max_length=100_000)]
-"""A list in a body. It is read up to its first mistake: other requests wait meanwhile."""
+"""A list in a body. It is read only up to its first mistake, as other requests wait meanwhile."""
 
 
 class Body(BaseModel):
-    """Base of request bodies. Unknown keys are ignored: protocols have keys that do not matter."""
+    """Base of request bodies. Unknown keys are ignored; protocols have many that do not matter."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
 

@@ -1,7 +1,7 @@
 """Settings of other programs' protocols that this server's own models do not support.
 
-A setting that would change the answer is refused, unless its value leaves the answer as it is. All
-other unknown keys are ignored, such as `user`, `metadata` and `store`.
+A setting that could change the answer is refused, unless its value has no effect. All other unknown
+keys are ignored, such as `user`, `metadata` and `store`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["ActivationBody", "ReadingBody", "WritingBody"]
 
 _EMPTY: tuple[Any, ...] = (0, "", [], {})  # 0 equals 0.0 and false
 _Neutral = dict[str, tuple[Any, ...]]
-"""The values of each setting that leave the answer as it is; null always does."""
+"""The values of each setting that do not change the answer; null never does."""
 
 
 def _neutral_if_empty(names: str) -> _Neutral:
@@ -91,7 +91,7 @@ class _SettingsBody(Body):
         raise NotImplementedError
 
     def _unsupported(self) -> JsonObject:
-        """The settings that were given, and that the route would ignore."""
+        """The settings in the request that the route would ignore."""
         return self.model_extra or {}
 
     def refuse_unsupported(self) -> None:
