@@ -4,8 +4,8 @@
     python benchmarks/copies.py
 
 Each reference solution is compared with a planted answer: the question itself and a wrong number.
-log P(x|y) of both is computed without and with the guard, `ledom rerank --mask-copies N`. The table
-counts the problems whose planted answer is preferred: a policy could win these without solving
+log P(x|y) of both is computed with and without the guard, `ledom rerank --mask-copies N`. The table
+counts the problems where the planted answer is preferred: a policy could win these without solving
 them. Without --problems, the problems are generated. From a file, the problems with a solution and
 the shortest questions are used.
 """
