@@ -47,7 +47,7 @@ def test_a_forward_model_reads_examples_first_and_writes_after_the_question() ->
         (FORWARD, " ", []),
     ],
 )
-def test_the_answer_is_read_from_an_end(direction: Direction, text: str, answer: list[str]) -> None:
+def test_the_answer_is_at_its_end(direction: Direction, text: str, answer: list[str]) -> None:
     assert answers_of(direction, text)[: len(answer) or None] == answer
 
 
