@@ -1,4 +1,4 @@
-"""A tokenizer whose ids can be read off the text, and documents for it."""
+"""A tokenizer whose ids can be read from the text, and documents for it."""
 
 from __future__ import annotations
 
