@@ -1,4 +1,4 @@
-"""How tests wait: for a state, never for a time."""
+"""How tests wait: for a state, never for a fixed time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ enough for a machine on which much else runs."""
 
 
 def until(condition: Callable[[], object], state: Callable[[], object] = lambda: "") -> None:
-    """Return once a condition holds; a test that fails shows the state."""
+    """Return once a condition holds; a failing test shows the state."""
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline, state()
@@ -22,7 +22,7 @@ def until(condition: Callable[[], object], state: Callable[[], object] = lambda:
 
 
 async def until_async(condition: Callable[[], object]) -> None:
-    """The same in an event loop, which runs on meanwhile."""
+    """The same in an event loop, which keeps running."""
     async with asyncio.timeout(SECONDS):
         while not condition():
             await asyncio.sleep(0.001)
