@@ -75,7 +75,7 @@ class Result:
     tokens: np.ndarray
     """log P of every scored token, in nats."""
     auc: np.ndarray
-    """Per problem; NaN where all answers are right or all are wrong."""
+    """The AUC per problem; NaN where all answers are right or all are wrong."""
     pick: np.ndarray
     """The column of each problem's chosen candidate."""
     right: np.ndarray

@@ -54,7 +54,7 @@ class Size:
 
     texts: int
     few: int
-    """Texts for slow peers."""
+    """Texts for slow programs."""
     samples: int
     max_tokens: int
     steps: int
@@ -62,9 +62,9 @@ class Size:
     """The first steps, which are not counted."""
     rounds: int
     batches: tuple[int, ...]
-    """Batch sizes of HFLM; its best one is reported."""
+    """Batch sizes for HFLM; the best one is reported."""
     arms: tuple[str, ...]
-    """Arms of training."""
+    """Training arms."""
 
 
 FULL = Size(
@@ -141,12 +141,12 @@ class Table:
     flops: float
     """FLOPs per token."""
     rate: float
-    """FLOP/s of a plain product."""
+    """FLOP/s of a plain matmul."""
 
     def __post_init__(self) -> None:
         self._ours = 0.0
         print()
-        print_head(self.title, "tokens/s", "ledom's advantage", "of a plain product")
+        print_head(self.title, "tokens/s", "ledom's advantage", "of a plain matmul")
 
     def row(self, arm: str, tokens_per_second: float) -> None:
         """Print an arm's row; the first must be ledom's."""
@@ -294,7 +294,7 @@ def main() -> None:
     for shape, config in shapes.items():
         rate = product_rate(config, dtype, args.device, 64 if args.quick else 4096)
         print(f"\n## {shape} in {dtype}: {name}, torch {torch.__version__}, ", end="")
-        print(f"a plain product {rate / 1e12:.3g} TFLOP/s", flush=True)
+        print(f"a plain matmul {rate / 1e12:.3g} TFLOP/s", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             measure(config, args.device, dtype, size, rate, Path(folder))
 

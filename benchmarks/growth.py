@@ -31,7 +31,7 @@ class Run:
     seconds: float
     cpu_seconds: float
     megabytes: float
-    """Resident memory at its peak."""
+    """Peak resident memory."""
 
 
 def run(problems: int, options: list[str]) -> Run:

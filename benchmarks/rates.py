@@ -127,8 +127,8 @@ def print_rates(lm: HFLanguageModel, rows: int) -> dict[str, float]:
     Returns the combined rate of the layers' matmuls in FLOP/s, by kernel. It leaves out the
     projection to the vocabulary, which runs on fewer rows.
     """
-    print(f"\n{processor()}; products in fp32 on {rows} rows, GFLOP/s")
-    print_head("product", "shape", *KERNELS)
+    print(f"\n{processor()}; matmuls in fp32 on {rows} rows, GFLOP/s")
+    print_head("matmul", "shape", *KERNELS)
     total, spent = 0.0, dict.fromkeys(KERNELS, 0.0)
     for name, (width, outputs, count) in shapes(lm).items():
         flop = 2.0 * rows * width * outputs

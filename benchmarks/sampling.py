@@ -38,9 +38,9 @@ MAX_TOKENS = 160
 TEMPERATURE = 0.7
 
 Written = tuple[float, int, list[list[int]]]
-"""Seconds, number of tokens (EOS included), and the texts' tokens without EOS."""
+"""Seconds, number of tokens (including EOS), and the texts' tokens without EOS."""
 Configuration = Callable[[bool], Written]
-"""Writes texts for all prompts, greedily if called with True."""
+"""Generates texts for all prompts, greedily if called with True."""
 
 
 def transformers_generate(
@@ -153,7 +153,7 @@ def print_rows(
 ) -> None:
     """Print tokens per second, ledom's advantage per round, and shares of the matmul rates."""
     print()
-    print_head(title, "tokens/s", "ledom's advantage (rounds)", "GFLOP/s", "of products")
+    print_head(title, "tokens/s", "ledom's advantage (rounds)", "GFLOP/s", "of matmuls")
     for name, found in rates.items():
         ratios = [our / their for our, their in zip(rates["ledom"], found, strict=True)]
         rate = statistics.median(found)

@@ -59,7 +59,7 @@ class Measuring:
 
     rounds: int
     batches: Sequence[int]
-    """Batch sizes of the peers; each one's best is compared."""
+    """Batch sizes for the other programs; the best one of each is compared."""
 
 
 def targets(
@@ -119,7 +119,7 @@ class Peer:
     fastest: Callable[[int], list[float]] = field(init=False)
     """The fastest configuration."""
     batch: int = 0
-    """The size at which it is fastest."""
+    """The batch size at which it is fastest."""
 
     def warm_up(self, batches: Sequence[int]) -> None:
         """Run every configuration, and find the fastest with its batch size."""

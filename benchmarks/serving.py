@@ -190,7 +190,7 @@ async def latency(
     return {
         "p50 alone, ms": round(1e3 * p50, 1),
         "p99 alone, ms": round(1e3 * alone[int(0.99 * (count - 1))], 1),
-        "p99 beside large ones, ms": round(1e3 * p99, 1),
+        "p99 next to large ones, ms": round(1e3 * p99, 1),
         "ratio": round(p99 / p50, 2),
         "ratio of CPU time": round(busy_ratio, 2),
     }

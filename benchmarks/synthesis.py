@@ -57,7 +57,7 @@ from ledom.train.recipe import Recipe, TrainConfig
 SETTINGS = SynthesisSettings(Sampling(temperature=0.7), num_samples=2, num_answers=2)
 GREEDY = Sampling(temperature=0, max_tokens=160)
 KINDS = (14, 72, 95)
-"""Templates of `gsm_symbolic`: of those held out from the pair's training, the three shortest."""
+"""The three shortest templates of `gsm_symbolic` that were held out from the pair's training."""
 
 
 def as_generated(problem: Problem) -> Problem:

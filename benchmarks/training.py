@@ -49,7 +49,7 @@ class Run:
     """A finished training."""
 
     seconds: list[float]
-    """Of each step."""
+    """Seconds of each step."""
     losses: list[float]
     batch: int
     """Windows per step."""
@@ -285,8 +285,8 @@ def compare(shape: str, args: Any) -> None:
                 product.append(rate)
     peak = statistics.median(product)
     base = statistics.median(rates.get("trainer") or next(iter(rates.values())))
-    print(f"\n{shape}: {flops / 1e6:.1f} MFLOP per token; a plain product {peak / 1e9:.0f} GFLOP/s")
-    print_head("arm", "tokens/s", "relative to trainer", "of a plain product", "loss")
+    print(f"\n{shape}: {flops / 1e6:.1f} MFLOP per token; a plain matmul {peak / 1e9:.0f} GFLOP/s")
+    print_head("arm", "tokens/s", "relative to trainer", "of a plain matmul", "loss")
     for arm, found_rates in rates.items():
         rate = statistics.median(found_rates)
         share = f"{rate * flops / peak:.0%}"

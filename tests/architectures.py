@@ -17,7 +17,7 @@ REFUSED = {
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "on token ids alone"),
     **dict.fromkeys(("emu3", "mllama"), "cannot be loaded: Unrecognized configuration class"),
 }
-"""Architectures that are refused at load, and with which words."""
+"""Architectures that are refused at load, with the words of the refusal."""
 NOT_BUILT = {
     "dots3_note": "its image tower has no tiny shape; its decoder is that of dots3_note_text",
     "gemma3n": "its image tower needs timm; its decoder is that of gemma3n_text",

@@ -30,8 +30,8 @@ from started import PROCESSES
 from waiting import SECONDS
 
 CPU_SECONDS = 20.0
-"""Of its own, after which a command counts as hanging, whatever else runs on the machine. One that
-waits for something hangs after `waiting.SECONDS`."""
+"""CPU seconds after which a command counts as hanging, whatever else runs on the machine. One that
+waits for something counts as hanging after `waiting.SECONDS`."""
 _MEMORY = 12 << 30  # bytes of data, so that an absurd shape gives an error and not a crash
 
 RERANK = "rerank --problems problems.jsonl --candidates candidates.jsonl --forward none"
@@ -109,7 +109,7 @@ COMMANDS: dict[str, list[str]] = {
     "run/recipe.yaml": ["export run/reverse --out out", "compare run --out out"],
     "store/manifest.json": ["train stored.yaml --direction reverse --out out", "export store"],
 }
-"""By what is damaged: the command lines that read it."""
+"""For each damaged file, the command lines that read it."""
 
 _VALUES = [None, True, -1, 0, 1e308, 10**30, "", "x", [], {}, ["a"], {"a": 1}, "\ud800", "\x00"]
 _PATHS = ["", "nowhere", "/dev/null", "/dev/full", "problems.jsonl", "done", "a\x01b", "x" * 5000]
@@ -146,7 +146,7 @@ _OPTIONS = {  # by command
     "docs": "--",
 }
 OPTIONS = {command: options.split() for command, options in _OPTIONS.items()}
-"""Options that get odd values; `ARGUMENTS` are what the command needs besides, all of it good."""
+"""Options that get odd values; `ARGUMENTS` are the other, valid arguments of each command."""
 ARGUMENTS = {
     "rerank": f"{RERANK} --out out",
     "search": f"{SEARCH} --out out",

@@ -27,7 +27,7 @@ _OPERATIONS |= {"shutil.rmtree"}
 _MOST_CALLS_LATER = 30
 
 Work = Callable[[Path], object]
-"""What is killed; it writes into the folder that it is given."""
+"""The work to be killed; it writes into the folder that it gets."""
 
 
 def run_through_kills(work: Work, whole: Path, killed: Path, seed: int, kills: int = 3) -> int:

@@ -14,7 +14,7 @@ SMALL_MODEL = (
     "model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
     "num_attention_heads: 2, num_key_value_heads: 1}\n"
 )
-"""A line of a recipe: a model that trains in a moment."""
+"""A recipe line for a model that trains in a moment."""
 
 
 def made_score(

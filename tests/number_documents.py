@@ -15,7 +15,7 @@ __all__ = ["EXPECTED", "NUMBERS", "Make", "ids_of", "write_numbers"]
 NUMBERS = [[number, number + 1] for number in range(2, 42)]
 """The documents' ids."""
 EXPECTED = [[*ids, 0] for ids in NUMBERS]
-"""Those of their store."""
+"""The ids in their store."""
 Make = Callable[..., TokenStore | None]
 
 

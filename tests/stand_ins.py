@@ -218,7 +218,7 @@ class LLM:
     """vLLM's offline interface without its tokenizer: ids in, ids out."""
 
     made: list[dict[str, Any]] = []
-    """The arguments of each that was made."""
+    """The arguments of each instance created."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ COMMANDS = {
     "train": "train recipe.yaml --direction reverse",
     "rerank": "rerank --num-problems 4 --samples 2 --max-tokens 64 --flip 1 --seed 4",
 }
-"""The last with the embedded pair: real weights, real log-probabilities."""
+"""The last command uses the embedded pair: real weights, real log-probabilities."""
 RECIPE = (
     SMALL_MODEL
     + """name: test
@@ -41,7 +41,7 @@ train: {batch_size: 2, seq_len: 64, precision: float32, checkpoint_every: 2, val
 """
 )
 _OF_ONE_RUN = ("checkpoints", "completions", "logs", "stats", "stats.json", "executor.json")
-"""Files and folders that hold times, and those that only say how far a run has come."""
+"""Files and folders that contain times or only the progress of a run."""
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from collections.abc import Callable
 __all__ = ["SECONDS", "until", "until_async"]
 
 SECONDS = 240.0
-"""The deadline of whatever a test waits for: it matters only to a test that fails, so it is long
-enough for a machine on which much else runs."""
+"""The deadline for anything a test waits for. It matters only to failing tests, so it is long
+enough for a busy machine."""
 
 
 def until(condition: Callable[[], object], state: Callable[[], object] = lambda: "") -> None:

@@ -56,7 +56,7 @@ def foreign(
 
 
 _SAYS_NOT = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
-"""What transformers 5 ignores where the post-processor adds BOS."""
+"""A setting that transformers 5 ignores if the post-processor adds BOS."""
 
 
 @pytest.fixture(params=[{}, _SAYS_NOT], ids=["plain", "add_bos_token false"])

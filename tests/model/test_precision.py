@@ -167,8 +167,8 @@ def rounded_product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_int8_equals_integers_in_every_matmul(int8: HFLanguageModel, folder: Path) -> None:
-    """Compares with transformers' own pass with rounded inputs and weights; both round alike,
-    except for ties."""
+    """Compares with transformers' own pass with rounded inputs and weights; both round the same
+    way except for ties."""
     model = plain(folder, torch.float32)
     matrices = layer_matrices(model)
     linears = [module for module in model.modules() if id(getattr(module, "weight", 0)) in matrices]

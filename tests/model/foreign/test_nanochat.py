@@ -67,7 +67,7 @@ LOGITS = {
         [-0.96963, -3.12979, 4.89005, 4.15373, 0.34716],
     ],
 }
-"""By commit: the first, the middle and the last token's logits at COLUMNS."""
+"""By commit: logits of the first, middle and last token at COLUMNS."""
 
 # Contents of the checkpoints of each commit: padded rows, residual scales, windows, gate inputs.
 VERSIONS = {
