@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--reverse", default="tiny", help="the model that scores")
     parser.add_argument("--num-problems", type=int, default=100)
     parser.add_argument(
-        "--mask-copies", type=int, default=12, help="least length of a masked passage, in words"
+        "--mask-copies", type=int, default=12, help="minimum words of a masked passage"
     )
     arguments = parse(parser)
     count = arguments.num_problems

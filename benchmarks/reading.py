@@ -166,7 +166,7 @@ def write_rate_store(folder: Path) -> None:
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--steps", type=int, default=30, help="steps of training")
+    parser.add_argument("--steps", type=int, default=30, help="training steps")
     parser.add_argument("--tokens", type=float, default=435e9, help="size of the store to open")
     parser.add_argument("--store-gb", type=float, default=10, help="size of the store to read")
     arguments = parser.parse_args()

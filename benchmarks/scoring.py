@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--demonstrations", type=Path)
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="of the peers")
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="of the others")
     args = parse(parser)
     problems, candidates = read_answers(args)
     solved = (

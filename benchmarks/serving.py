@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument(
         "--requests", type=int, default=200, help="number of requests for the latency"
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="of full load; 0 skips it")
+    parser.add_argument("--minutes", type=float, default=10.0, help="under full load; 0: skip")
     given = parse(parser)
     texts = pairs(given.posts)
     with serving() as (port, process):

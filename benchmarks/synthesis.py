@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--num-new", type=int, default=160, help="solutions to write questions for")
     parser.add_argument("--num-test", type=int, default=200)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rate", type=float, default=2e-3, help="AdamW's")
+    parser.add_argument("--rate", type=float, default=2e-3, help="of AdamW")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("out/synthesis"))
     options = parse(parser)

@@ -73,7 +73,7 @@ def write_documents(file: Path, megabytes: float) -> None:
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--documents", type=Path, help="a JSONL file with the key text")
+    parser.add_argument("--documents", type=Path, help="a JSONL file with a key text")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json")
     parser.add_argument("--eos-token", default="<|end|>")
     parser.add_argument("--megabytes", type=float, default=20, help="of generated documents")

@@ -114,7 +114,7 @@ def test_int8_inputs_are_unsigned(monkeypatch: pytest.MonkeyPatch) -> None:
     """With AVX-512, oneDNN runs signed inputs in reference code, hundreds of times slower."""
     product, run, seen = kernels.Int8Weight(torch.ones(8, 16)), kernels._INT8, list[torch.dtype]()
     if product._plain:
-        pytest.skip("this torch has no product of integers")
+        pytest.skip("this torch has no integer matmul")
 
     def watched(x: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(x.dtype)

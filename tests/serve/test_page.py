@@ -232,7 +232,7 @@ def test_a_report_whose_name_is_not_utf8_is_skipped(pair: Pair, tmp_path: Path) 
     try:
         (tmp_path / os.fsdecode(b"\xff.html")).write_text("<p>two")
     except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
+        pytest.skip("this file system accepts only UTF-8 names")
     with client_of(pair, reports=tmp_path) as client:
         found = client.get("/ledom/reports").json()["reports"]
     assert [report["name"] for report in found] == ["one.html"]

@@ -326,7 +326,7 @@ def test_a_megabyte_of_nested_boxes_is_handled() -> None:
 
 def _lines(path: Path) -> list[dict[str, str]]:
     if not path.exists():
-        pytest.skip(f"{path} is not there: real data is no part of the repository")
+        pytest.skip(f"{path} is missing: real data is not part of the repository")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

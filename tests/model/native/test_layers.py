@@ -102,7 +102,7 @@ SIZES = [(1, 7, 5), (6, 64, 64), (13, 48, 130), (400, 192, 320)]  # T, in, out
 @pytest.mark.parametrize("biased", [False, True])
 def test_projections(rows: int, depth: int, width: int, biased: bool, compiled: bool) -> None:
     if not compiled:
-        pytest.skip("there is no fallback: the trunk uses other products")
+        pytest.skip("there is no fallback: the trunk uses other matmuls")
     torch.manual_seed(0)
     x, weight = torch.randn(rows, depth), torch.randn(width, depth)
     bias = torch.randn(width) if biased else None
@@ -120,7 +120,7 @@ def test_projections(rows: int, depth: int, width: int, biased: bool, compiled: 
 
 def test_a_projection_rotates_its_first_heads(compiled: bool) -> None:
     if not compiled:
-        pytest.skip("there is no fallback: the trunk uses other products")
+        pytest.skip("there is no fallback: the trunk uses other matmuls")
     torch.manual_seed(0)
     x, weight = torch.randn(200, 24), torch.randn(5 * 16, 24)
     cos, sin = torch.randn(200, 16), torch.randn(200, 16)
@@ -137,7 +137,7 @@ def test_the_end_of_a_layer_equals_torch(
     rows: int, width: int, attended: int, inner: int, compiled: bool
 ) -> None:
     if not compiled:
-        pytest.skip("there is no fallback: the trunk uses other products")
+        pytest.skip("there is no fallback: the trunk uses other matmuls")
     torch.manual_seed(0)
     hidden, x = torch.randn(rows, width), torch.randn(rows, attended)
     out, bias = torch.randn(width, attended) / 9, torch.randn(width)
