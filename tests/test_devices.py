@@ -71,7 +71,7 @@ def test_the_check_detects_mixed_devices() -> None:
     ("direction", "trunk"), [(Direction.FORWARD, Trunk), (Direction.REVERSE, build_trunk)]
 )
 @pytest.mark.slow
-def test_scoring_and_sampling_stay_on_device(
+def test_scoring_and_sampling_use_one_device(
     direction: Direction, trunk: Callable[[Any], Trunk]
 ) -> None:
     lm = load("tiny", direction)
