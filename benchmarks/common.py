@@ -1,6 +1,6 @@
-"""Helpers of several benchmarks. Importing this file loads neither torch nor ledom.
+"""Helpers shared by several benchmarks. Importing this file loads neither torch nor ledom.
 
-That matters to benchmarks of memory: their child processes import it.
+That matters for memory benchmarks, whose child processes import it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def new_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line, which may have --threads: for this process and its children."""
+    """Parse the command line; --threads applies to this process and its children."""
     from ledom.core.processes import set_threads
 
     parser.add_argument("--threads", type=int, help="CPU threads. Default: as in ledom's commands.")
@@ -47,13 +47,13 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def print_head(*names: str) -> None:
-    """Print the head of a table in Markdown."""
+    """Print the header of a Markdown table."""
     print_row(*names)
     print("|---" * len(names) + "|")
 
 
 def print_row(*cells: object) -> None:
-    """Print a row of a table in Markdown."""
+    """Print a row of a Markdown table."""
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
@@ -67,7 +67,7 @@ def resident(key: str = "VmRSS", pid: int | str = "self") -> int:
 
 
 def in_process(work: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
-    """The result of a function, called in a new process, whose memory and threads are its own."""
+    """Call a function in a new process with its own memory and threads; returns its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
         return child.submit(work, *arguments, **options).result()
 
@@ -81,9 +81,9 @@ def add_answers(parser: argparse.ArgumentParser, questions: int) -> None:
 
 
 def read_answers(arguments: argparse.Namespace) -> tuple[list[Problem], list[Candidate]]:
-    """The first questions of the files, each with its first sampled answers.
+    """Return the first questions of the files, each with its first sampled answers.
 
-    Without files the problems are generated, and the embedded forward model answers them.
+    Without files, the problems are generated and the embedded forward model answers them.
     """
     from ledom.core.records import Candidate, Problem, read_records
     from ledom.data.problems import generate_problems

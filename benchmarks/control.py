@@ -1,15 +1,15 @@
-"""Does the reverse direction help, or would any second model? And which errors does it notice?
+"""Does the reverse direction help, or would any second model? Which errors does it detect?
 
     python benchmarks/control.py --problems P.jsonl --candidates C.jsonl --out out/control \
         --forward tiny --reverse tiny --second-forward FOLDER --second-reverse FOLDER
 
-Each arm is a weighted sum of the same four numbers from each of its scores: log P, its mean per
+Each arm is a weighted sum of the same four features of each of its scores: log P, its mean per
 token, the log P of its numbers, and that of its least likely digit. The weights are cross-fitted in
-five folds of the problems. The second models have the same size, recipe and data, and another seed:
+five folds of the problems. The second models have the same size, recipe and data but another seed:
 
     ledom train recipes/tiny.yaml seed=2 name=tiny-2 --direction both
 
-Scores are kept in --out, so the command resumes. Arms whose models are not given are left out.
+Scores are kept in --out, so the command resumes. Arms without their models are left out.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def renamed(table: CandidateTable, names: Mapping[str, str]) -> dict[str, FloatA
 def all_scores(
     arguments: argparse.Namespace, problems: Sequence[Problem], candidates: Sequence[Candidate]
 ) -> CandidateTable:
-    """One table with the features of all given models."""
+    """One table with the features of all models."""
     out = Path(arguments.out)
     reverse = ledom.load(arguments.reverse, "reverse")
     table = scored(out, "reverse", reverse, problems, candidates)
@@ -163,7 +163,7 @@ def print_arms(table: CandidateTable) -> None:
 
 
 def print_scores(table: CandidateTable) -> None:
-    """Print the AUC of each score per token, and paired differences between two like models."""
+    """Print the AUC of each score per token, and paired differences between twin seeds."""
     print()
     print_head("score per token", "AUC", "minus the first model")
     auc = {
@@ -182,7 +182,7 @@ def print_scores(table: CandidateTable) -> None:
 def print_kinds(
     table: CandidateTable, problems: Sequence[Problem], candidates: Sequence[Candidate]
 ) -> None:
-    """Print each score's AUC over the right answers and the wrong ones of one kind."""
+    """Print each score's AUC between the right answers and the wrong ones of each kind."""
     groups = match_candidates(problems, candidates)
     kinds = np.full(table.mask.shape, "", dtype=object)
     for row, problem in enumerate(problems):

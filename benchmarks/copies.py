@@ -4,8 +4,8 @@
     python benchmarks/copies.py
 
 Each reference solution is compared with a planted answer: the question itself and a wrong number.
-log P(x|y) of both is computed without and with the guard, `ledom rerank --mask-copies N`. The table
-counts the problems whose planted answer is preferred: a policy could win these without solving
+log P(x|y) of both is computed with and without the guard, `ledom rerank --mask-copies N`. The table
+counts the problems where the planted answer is preferred: a policy could win these without solving
 them. Without --problems, the problems are generated. From a file, the problems with a solution and
 the shortest questions are used.
 """
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--reverse", default="tiny", help="the model that scores")
     parser.add_argument("--num-problems", type=int, default=100)
     parser.add_argument(
-        "--mask-copies", type=int, default=12, help="least length of a masked passage, in words"
+        "--mask-copies", type=int, default=12, help="minimum words of a masked passage"
     )
     arguments = parse(parser)
     count = arguments.num_problems

@@ -15,9 +15,9 @@ __all__ = ["CTranslate2"]
 
 
 class CTranslate2:
-    """Scores and writes texts in model order, on as many threads as torch uses.
+    """Score and generate texts in model order, on as many threads as torch uses.
 
-    The threads share each matrix product or, with `batch_per_thread`, each computes its own batch.
+    The threads share each matmul or, with `batch_per_thread`, each thread computes its own batch.
     `folder` keeps the converted weights, in the checkpoint's precision. `precision` (float32 or
     int8) is that of the computation.
     """
@@ -45,19 +45,19 @@ class CTranslate2:
         self._restore_threads()
 
     def _restore_threads(self) -> None:
-        """Set torch's number of threads again: CTranslate2 sets OpenMP's for the whole process."""
+        """Restore torch's number of threads: CTranslate2 sets OpenMP's for the whole process."""
         torch.set_num_threads(self._threads)
 
     @staticmethod
     def _name_special_tokens(config: Path) -> None:
-        """Give special tokens that the model lacks (null) the name of one that it has."""
+        """Replace special tokens that the model lacks (null) by one that it has."""
         settings = json.loads(config.read_text())
         names = [name for name in settings if name.endswith("_token")]
         known = next(settings[name] for name in names if settings[name])
         config.write_text(json.dumps(settings | {n: settings[n] or known for n in names}))
 
     def logprobs(self, texts: list[list[int]], batch_size: int) -> list[list[float]]:
-        """log P of each token of each text but the first, in nats."""
+        """log P of every token but the first of each text, in nats."""
         found = self.generator.score_batch(
             self._tokens(texts), max_batch_size=batch_size, max_input_length=0
         )
@@ -72,7 +72,7 @@ class CTranslate2:
         temperature: float,
         num_samples: int = 1,
     ) -> list[list[int]]:
-        """The texts written after each prompt, without EOS; greedy at temperature 0."""
+        """Generate texts for each prompt, without EOS; greedy at temperature 0."""
         found = self.generator.generate_batch(
             self._tokens(prompts),
             max_batch_size=batch_size,

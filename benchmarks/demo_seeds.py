@@ -1,10 +1,10 @@
-"""The demo's two claims on ten seeds: how often each interval excludes 0, and how long it takes.
+"""The demo's two claims on ten seeds: how often each interval excludes 0, and the run time.
 
     python benchmarks/demo_seeds.py [--out out/demo-seeds] [--seeds 10] [--problems N] [--samples N]
 
-Runs `ledom demo` with the seeds 0, 1, ... one after the other, in its default size unless one is
-given, and prints a table in Markdown. A finished seed is not run again. An unfinished one resumes;
-its time is then that of the last part only, and is marked. Run it on an idle machine.
+Runs `ledom demo` with the seeds 0, 1, ... one after the other, at its default size unless one is
+given, and prints a Markdown table. A finished seed is not run again. An unfinished one resumes; its
+time then covers only the last part and is marked. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How bf16 and int8 change the scores and the choice, and how much time they save.
+"""How much bf16 and int8 change the scores and the choices, and how much time they save.
 
     python benchmarks/dtypes.py [--dtypes bfloat16 int8] [--questions 200] [--answers 8]
         [--problems P.jsonl --candidates C.jsonl] [--threads 1]
 
 The embedded pair scores candidates in fp32 and in each other precision. The precisions take turns,
-some problems at a time, so that other work on the machine slows all alike. The noise baseline is
-fp32 with other batches. Without files, the problems are generated and the embedded forward model
-answers them. A CPU without bf16 instructions takes 50 times as long in bf16.
+a few problems at a time, so that other work on the machine affects all equally. The baseline for
+noise is fp32 with other batches. Without files, the problems are generated and the embedded forward
+model answers them. A CPU without bf16 instructions takes 50 times as long in bf16.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import STRATEGIES
 from ledom.rerank.weights import choose_weights
 
-TURN = 20  # problems that a precision scores before the next one's turn
+TURN = 20  # problems that a precision scores before the next precision's turn
 SMALL_BATCH = 1024  # tokens; the other arms have four times as many
 STRATEGY = "all_terms"
 
@@ -75,7 +75,7 @@ class Result:
     tokens: np.ndarray
     """log P of every scored token, in nats."""
     auc: np.ndarray
-    """Per problem; NaN where all answers are right or all are wrong."""
+    """The AUC per problem; NaN where all answers are right or all are wrong."""
     pick: np.ndarray
     """The column of each problem's chosen candidate."""
     right: np.ndarray

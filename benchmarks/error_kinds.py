@@ -1,16 +1,16 @@
 """What is wrong with a wrong solution, judged by its own equations.
 
-A solution in the `equations` style is a chain: each equation takes numbers of the question and
+A solution in the `equations` style is a chain: each equation uses numbers from the question and
 earlier results. The kind of error is the first of these that applies:
 
     no equations        there is nothing to check
     false equation      an equation's sides differ
     wrong final line    the stated answer is not the last result
-    number left out     a number of the question is in no equation
-    number misread      an equation takes a number that is neither in the question nor a result
+    number left out     a number from the question is in no equation
+    number misread      an equation uses a number that is neither in the question nor a result
     wrong step          none of the above, but the answer is wrong
 
-The AUC of a score over one kind of error shows whether the score can notice such errors.
+The AUC of a score on one kind of error shows whether the score can detect such errors.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _IN_QUESTION = re.compile(r"(?<![\w.:])\d+(?:\.\d+)?(?![\w:]|\.\d)")
 
 
 def error_kind(question: str, solution: str) -> str:
-    """The kind of error, one of `ERROR_KINDS`, of a solution that is known to be wrong.
+    """Classify a solution that is known to be wrong as one of `ERROR_KINDS`.
 
     Numbers are compared by value, rounded results to their own decimals. Percentages and numbers in
     words (a dozen, twice, a week) count as numbers of the question.
@@ -75,12 +75,12 @@ def error_kind(question: str, solution: str) -> str:
 
 
 def _forms(value: Fraction) -> set[Fraction]:
-    """The values that a number stands for, also as a percentage, a rest of 100% or an increase."""
+    """Values that a number may stand for, also as a percentage, 100% minus it or an increase."""
     return {value, value / 100, value * 100, 100 - value, 1 - value / 100, 1 + value / 100}
 
 
 def _holds(sides: Sequence[str]) -> bool:
-    """Whether all sides are equal, to the decimals of the last one.
+    """Whether all sides are equal, rounded to the decimals of the last one.
 
     A result with a percent sign may be the percentage itself: 12 / 20 * 100 = 60%.
     """

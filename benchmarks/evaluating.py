@@ -1,11 +1,11 @@
-"""Multiple choice with long contexts: ledom's harness model against the harness's own HFLM.
+"""Multiple choice with long contexts: ledom's harness model against lm-eval's own HFLM.
 
     python benchmarks/evaluating.py [--documents 12] [--shots 2] [--model FOLDER]
 
 Needs `pip install 'ledom[eval,bench]'`. Both answer the same requests with the same weights:
-questions with four choices, each question after solved examples of its own. HFLM runs at several
-batch sizes, and its best is compared. Times are CPU seconds, which other work on the machine hardly
-affects. Every log-likelihood must agree to 1e-3.
+questions with four choices, each after its own solved examples. HFLM runs at several batch sizes,
+and the best one is compared. Times are CPU seconds, which other work on the machine hardly affects.
+Every log-likelihood must agree to 1e-3.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def requests(documents: int, shots: int) -> list[Instance]:
 
 
 def timed(answer: Callable[[], Any]) -> tuple[float, list[float]]:
-    """CPU seconds of one call, and the log-likelihoods that it returns."""
+    """Return the CPU seconds of one call and its log-likelihoods."""
     start = time.process_time()
     found = answer()
     return time.process_time() - start, [value for value, _ in found]

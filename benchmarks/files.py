@@ -1,11 +1,11 @@
-"""How many files of the package one command touches, from the command line to the model.
+"""How many of the package's files one command uses, from the command line to the model.
 
     python benchmarks/files.py
 
 A file counts if one of its functions is called (`sys.setprofile`). Code that runs at import and
 page templates do not count. The fewer files, the less a reader must open to follow a command. The
-rooms cli and model are the two ends; the files of the rooms between are counted separately. Also
-printed is the least number of files of 400 lines that could hold the same lines.
+rooms cli and model are the two ends; the files in the rooms between them are counted separately.
+The script also prints the smallest number of 400-line files that could hold the same lines.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import ledom
 from ledom.cli.app import app
 
 PACKAGE = Path(ledom.__file__).parent
-MOST_LINES = 400  # of a file
+MOST_LINES = 400  # per file
 COMMANDS = {
     "rerank": ["rerank", "--num-problems", "2", "--samples", "2", "--max-tokens", "32"],
     "train": [
@@ -48,7 +48,7 @@ def files_touched(arguments: list[str]) -> list[str]:
     seen: set[str] = set()
 
     def record(frame: FrameType, event: str, _: Any) -> None:
-        # The bodies of modules and classes run at import; they have no optimized locals.
+        # Module and class bodies run at import; they have no optimized locals.
         if event == "call" and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
             seen.add(frame.f_code.co_filename)
 
@@ -65,7 +65,7 @@ def files_touched(arguments: list[str]) -> list[str]:
 
 
 def _counted(files: Sequence[str]) -> str:
-    """The number of files and lines, and the least number of files for these lines."""
+    """The number of files and lines, and the smallest number of files for these lines."""
     lines = sum((PACKAGE / file).read_text().count("\n") for file in files)
     return f"{len(files)} files of {lines:,} lines (at least {-(-lines // MOST_LINES)})"
 

@@ -1,10 +1,10 @@
-"""Does the gateway of `ledom serve` choose the answers that `ledom rerank` chooses?
+"""Does the gateway of `ledom serve` choose the same answers as `ledom rerank`?
 
     python benchmarks/gateway.py [--problems 200] [--samples 8] [--out out/gateway]
 
-`ledom rerank` samples candidates for generated problems and chooses among them. A stand-in upstream
-then sends the same candidates to a gateway, which chooses among them too. The benchmark compares
-both choices, and their accuracies with that of a random choice.
+`ledom rerank` samples candidates for generated problems and chooses among them. A mock upstream
+then sends the same candidates to a gateway, which also chooses among them. The benchmark compares
+the two choices, and their accuracies with that of a random choice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def rerank(problems: int, samples: int, out: Path) -> list[Selection]:
 
 @contextmanager
 def upstream(texts: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """A server of OpenAI's chat protocol that returns these texts by question; yields its URL."""
+    """A chat server (OpenAI's protocol) that returns these texts by question; yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -67,7 +67,7 @@ def upstream(texts: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def served(problems: Sequence[Problem], texts: Mapping[str, Sequence[str]]) -> list[str]:
-    """The answers that the gateway returns to the problems' questions."""
+    """The answers that the gateway returns for the problems' questions."""
     with upstream(texts) as address:
         options = ["--upstream", address, "--upstream-model", "any"]
         with serving(options=options) as (port, _):

@@ -1,20 +1,20 @@
 """Scoring, sampling and training on a GPU, in one run of under ten minutes.
 
     python benchmarks/gpu.py [--shapes base 2b] [--device cuda]
-    python benchmarks/gpu.py --quick     # a tiny shape and few texts: does it run?
+    python benchmarks/gpu.py --quick     # a tiny shape and few texts: a smoke test
 
-Needs `pip install ledom[bench]`; vLLM is a peer where it is installed. Models have random weights,
+Needs `pip install ledom[bench]`; vLLM is compared if it is installed. Models have random weights,
 the embedded pair's vocabulary, and bf16 (fp32 on a CPU). Texts are generated problems with
 solutions. Each table gives tokens per second, ledom's advantage, and the FLOP/s as a share of what
-a plain matrix product of the shape's width reaches here. Training counts 6 FLOPs per weight and
-token, scoring and sampling 2. Scoring is log P(question | solution), reverse. Arms:
+a plain matmul of the shape's width reaches here. Training counts 6 FLOPs per weight and token,
+scoring and sampling 2. Scoring is log P(question | solution), reverse. Arms:
 
     plain       transformers, one text at a time (sampling: `generate` in batches)
-    HFLM        lm-evaluation-harness, at the best of several batch sizes
+    HFLM        lm-evaluation-harness, at its best batch size
     vLLM        its prompt log-probabilities, and its sampler
     plain-c     training only: whole batches, fused AdamW, compiled; ledom-c: parallel.compile
 
-Slow peers are timed on fewer texts. Arms run one after the other, and the first call of each is not
+Slow programs are timed on fewer texts. Arms run one after the other; the first call of each is not
 counted.
 """
 
@@ -54,7 +54,7 @@ class Size:
 
     texts: int
     few: int
-    """Texts for slow peers."""
+    """Texts for slow programs."""
     samples: int
     max_tokens: int
     steps: int
@@ -62,9 +62,9 @@ class Size:
     """The first steps, which are not counted."""
     rounds: int
     batches: tuple[int, ...]
-    """Batch sizes of HFLM; its best one is reported."""
+    """Batch sizes for HFLM; the best one is reported."""
     arms: tuple[str, ...]
-    """Arms of training."""
+    """Training arms."""
 
 
 FULL = Size(
@@ -99,13 +99,13 @@ QUICK = Size(
 
 
 def wait_for(device: str) -> None:
-    """Wait until the device has run all kernels, which are launched asynchronously."""
+    """Wait until the device has finished all asynchronously launched kernels."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def warm_seconds(work: Callable[[], object], device: str, rounds: int) -> float:
-    """Median seconds of one call, after a first one that is not counted."""
+    """Median seconds of one call; the first call is not counted."""
 
     def finished() -> None:
         work()
@@ -116,7 +116,7 @@ def warm_seconds(work: Callable[[], object], device: str, rounds: int) -> float:
 
 
 def product_rate(config: ModelConfig, dtype: torch.dtype, device: str, rows: int) -> float:
-    """FLOP/s of a plain product, [rows, width] x [width, inner]."""
+    """FLOP/s of a plain matmul, [rows, width] x [width, inner]."""
     width, inner = config.hidden_size, config.intermediate_size
     x, weight = (
         torch.randn(*size, device=device, dtype=dtype) for size in ((rows, width), (width, inner))
@@ -135,18 +135,18 @@ def random_model(config: ModelConfig, direction: str, folder: Path) -> Path:
 
 @dataclass
 class Table:
-    """Prints a row per arm: tokens per second, ledom's advantage, share of a product's rate."""
+    """Print a row per arm: tokens per second, ledom's advantage, share of a matmul's rate."""
 
     title: str
     flops: float
     """FLOPs per token."""
     rate: float
-    """FLOP/s of a plain product."""
+    """FLOP/s of a plain matmul."""
 
     def __post_init__(self) -> None:
         self._ours = 0.0
         print()
-        print_head(self.title, "tokens/s", "ledom's advantage", "of a plain product")
+        print_head(self.title, "tokens/s", "ledom's advantage", "of a plain matmul")
 
     def row(self, arm: str, tokens_per_second: float) -> None:
         """Print an arm's row; the first must be ledom's."""
@@ -157,7 +157,7 @@ class Table:
 
 
 def scoring(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
-    """Print the table of scoring; the tokens of questions and solutions count once per text."""
+    """Print the scoring table; the tokens of questions and solutions count once per text."""
     problems = generate_problems("test", size.texts, seed=9)
     pairs = [(problem.question, problem.require_solution()) for problem in problems]
     encoded = lm.pair_format.encode(lm.tokenizer, pairs, *lm.special_ids)
@@ -214,7 +214,7 @@ def check(lm: LanguageModel, plain: PreTrainedModel, asked: list[TokenSpan]) -> 
 
 
 def sampling(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
-    """Print the table of sampling. Random weights seldom write EOS: texts have `max_tokens`."""
+    """Print the sampling table. Random weights seldom emit EOS, so texts have `max_tokens`."""
     problems = generate_problems("test", size.samples, seed=9)
     prompts = [lm.pair_format.before_solution(problem.question) for problem in problems]
     options = Sampling(temperature=0.7, max_tokens=size.max_tokens)
@@ -241,7 +241,7 @@ def sampling(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
 def generated(
     model: PreTrainedModel, lm: LanguageModel, prompts: Sequence[str], size: Size
 ) -> Iterator[int]:
-    """Tokens per text that transformers' `generate` writes, in left-padded batches of 128."""
+    """Tokens per text generated by transformers' `generate`, in left-padded batches of 128."""
     eos = lm.tokenizer.eos_id
     for start in range(0, len(prompts), 128):
         batch = [lm.prompt_ids(p, size.max_tokens) for p in prompts[start : start + 128]]
@@ -264,7 +264,7 @@ def generated(
 def training(
     config: ModelConfig, device: str, size: Size, rate: float, bf16: bool, folder: Path
 ) -> None:
-    """Print the table of training: fixed windows of 256 tokens, 16 per step."""
+    """Print the training table: fixed windows of 256 tokens, 16 per step."""
     recipe = make_recipe(config, size.steps, compiled=False)
     data = prepare_data(recipe.data, folder / "data")
     table = Table("training", flops_per_token(recipe, data), rate)
@@ -294,7 +294,7 @@ def main() -> None:
     for shape, config in shapes.items():
         rate = product_rate(config, dtype, args.device, 64 if args.quick else 4096)
         print(f"\n## {shape} in {dtype}: {name}, torch {torch.__version__}, ", end="")
-        print(f"a plain product {rate / 1e12:.3g} TFLOP/s", flush=True)
+        print(f"a plain matmul {rate / 1e12:.3g} TFLOP/s", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             measure(config, args.device, dtype, size, rate, Path(folder))
 

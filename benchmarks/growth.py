@@ -1,12 +1,12 @@
-"""How time and memory of `ledom rerank` grow with the number of problems.
+"""How the time and memory of `ledom rerank` grow with the number of problems.
 
     python benchmarks/growth.py [--sizes 100 400 1600] [--samples 2] [--max-tokens 96]
 
-Each size is one process that runs the whole command on the embedded pair, with equal settings. Few
-and short samples leave a large share of the time to work that might grow faster than the number of
-problems: joining, sorting, intervals and pages. A process takes some seconds to start, whatever its
-size. The time per problem is therefore also given for the problems that a size adds to the previous
-one. CPU seconds are those of the process itself, so other work on the machine does not count.
+Each size is one process that runs the whole command on the embedded pair, with equal settings. The
+samples are few and short, so work that might grow faster than the number of problems (joining,
+sorting, intervals, pages) takes a large share of the time. A process takes some seconds to start,
+whatever its size. The time per problem is therefore also given for the problems that a size adds to
+the previous one. CPU seconds cover the process alone, not other work on the machine.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Run:
     seconds: float
     cpu_seconds: float
     megabytes: float
-    """Resident memory at its peak."""
+    """Peak resident memory."""
 
 
 def run(problems: int, options: list[str]) -> Run:
-    """Run the command to its end."""
+    """Run the command to completion."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ledom", "rerank", "--num-problems", str(problems)]
         command += [*options, "--out", folder]

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's HFLM on ledom's spans, as a peer in scoring.py and gpu.py."""
+"""lm-evaluation-harness's HFLM on ledom's spans, for comparison in scoring.py and gpu.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["HarnessScorer"]
 
 
 class HarnessScorer:
-    """Sums the log-probabilities of each span under a transformers model."""
+    """Sum the log-probabilities of each span under a transformers model."""
 
     def __init__(
         self, model: PreTrainedModel, lm: LanguageModel, asked: Sequence[TokenSpan]
@@ -32,7 +32,7 @@ class HarnessScorer:
         """The sum of each span in nats, computed in batches of this many texts."""
         from lm_eval.models.huggingface import HFLM
 
-        # It warns each time that it was given a model, which would break up the tables.
+        # HFLM warns every time it is given a model, which would break up the tables.
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         hflm = HFLM(
             pretrained=self.model,

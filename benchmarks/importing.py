@@ -3,8 +3,8 @@
     python benchmarks/importing.py [--folder /tmp/import-benchmark] [--keep]
 
 Writes four sparse safetensors files (15.6 GB nominal, almost nothing on disk), imports them without
-the self-check, then runs the self-check's forward pass on the result. Each step is a process of its
-own, whose peak resident memory is printed; `start` only imports the code. The imported
+the self-check, then runs the self-check's forward pass on the result. Each step runs in its own
+process, whose peak resident memory is printed; `start` only imports the code. The imported
 folder takes 15.6 GB of disk.
 """
 
@@ -35,7 +35,7 @@ SHARDS = 4
 
 
 def tensors() -> dict[str, list[int]]:
-    """The shape of every tensor by name."""
+    """The shape of every tensor, by name."""
     width, inner, vocabulary = (
         CONFIG[k] for k in ("hidden_size", "intermediate_size", "vocab_size")
     )

@@ -1,13 +1,13 @@
-"""Is a gap in a text filled better from its end? Perplexity under the forward model.
+"""Is a gap in a text filled better from its end? Measured by forward-model perplexity.
 
     python benchmarks/infilling.py --out out/infilling
     python benchmarks/infilling.py --novels valid.jsonl --forward FOLDER --reverse FOLDER
 
 The middle of a held-out text is left out: the middle steps of a generated problem's solution, or a
-dozen words of a novel. Only texts whose true middle has at most `--max-tokens` tokens are taken, so
+dozen words of a novel. Only texts whose true middle has at most `--max-tokens` tokens are used, so
 that a proposal can fill the gap. The reverse model, which reads the ending, or the forward model,
-which reads the beginning, proposes middles. The forward model chooses among equally many proposals
-of each; the table gives the mean length of the chosen middles.
+which reads the beginning, proposes middles. The forward model chooses among the same number of
+proposals from each; the table gives the mean length of the chosen middles.
 Two perplexities per token are given: of middle and ending after the beginning, and of the ending
 after all text before it. Differences are of mean log-probabilities in nats per token, paired over
 texts, with 95% intervals.
@@ -51,7 +51,7 @@ def of_problems(count: int, seed: int) -> Iterator[tuple[Gap, str]]:
 
 
 def of_novels(path: Path, seed: int) -> Iterator[tuple[Gap, str]]:
-    """Gaps at random places in documents, each with its true middle; without end."""
+    """An endless stream of gaps at random places in documents, each with its true middle."""
     rng, number = Random(seed), 0
     texts = [document.text.split(" ") for document in read_records(path, Document)]
     length = BEGINNING + MIDDLE + ENDING
@@ -74,7 +74,7 @@ def num_tokens(lm: LanguageModel, middle: str) -> int:
 def nats_per_token(
     lm: LanguageModel, gaps: Sequence[Gap], middles: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean log P per token, [gap]: of middle and ending, and of the ending alone."""
+    """Mean log P per token, [gap]: of middle plus ending, and of the ending alone."""
     both = [*middle_spans(lm, list(zip(gaps, middles, strict=True)))]
     joined = [
         Gap(id=g.id, beginning=g.beginning + m, ending=g.ending)
@@ -89,7 +89,7 @@ def show(
     arms: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
     lengths: Mapping[str, float],
 ) -> None:
-    """Print the table; the baseline is the forward model with proposals of its own."""
+    """Print the table; the baseline is the forward model with its own proposals."""
     both = "perplexity, middle and ending"
     print_head("middle", "its tokens", both, "minus forward", "ending alone", "minus forward")
     for name, values in arms.items():

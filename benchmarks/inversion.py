@@ -1,4 +1,4 @@
-"""Can the prompt of an output be found? Two inverters of the embedded forward model.
+"""Can an output's prompt be recovered? Two inverters of the embedded forward model.
 
     python benchmarks/inversion.py --num-outputs 100 --out out/inversion
 
@@ -6,11 +6,11 @@ The forward model answers questions that no model was trained on, once each. A r
 proposes questions for each answer, and the forward model scores them. The arms:
 
 embedded    the embedded reverse model, unchanged
-trained     the same model, fine-tuned on questions with the forward model's answers
+trained     the same model, fine-tuned on questions and the forward model's answers
 
-Printed, for both orders of `ledom invert`, with 95% intervals over outputs: the share of outputs
-whose question comes first (exact match) and its mean reciprocal rank (0 where it was not proposed).
-`drawn` orders proposals by how often they were drawn, without the forward model.
+For both orders of `ledom invert`, the script prints the share of outputs whose question comes first
+(exact match) and its mean reciprocal rank (0 if it was not proposed), with 95% intervals over
+outputs. `drawn` orders proposals by how often they were sampled, without the forward model.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Arms = dict[str, NDArray[np.float64]]
 
 
 def pairs(forward: LanguageModel, split: str, count: int, seed: int, out: Path) -> list[Problem]:
-    """Questions of a split, each with the forward model's answer as its solution."""
+    """Questions from a split, each with the forward model's answer as its solution."""
     problems = generate_problems(split, count, seed)
     prompts = [Prompt(problem.id, problem.question) for problem in problems]
     return sample_pairs(forward, prompts, SAMPLING, out / f"outputs.{split}.jsonl", no_progress)
@@ -88,7 +88,7 @@ def by_count(out: Path) -> list[tuple[str, str]]:
 def measure(
     name: str, folder: str, forward: LanguageModel, outputs: list[Output], samples: int, out: Path
 ) -> Arms:
-    """The reciprocal ranks of one arm's proposals in each order."""
+    """The reciprocal ranks of the true prompts in one arm, for each order."""
     reverse, found = ledom.load(folder, "reverse"), {}
     right = {one.id: [one.prompt.strip()] for one in outputs if one.prompt is not None}
     for prior in (True, False):

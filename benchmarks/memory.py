@@ -1,9 +1,9 @@
-"""The memory that a training run takes, against the prediction of `ledom plan`.
+"""The memory that a training run takes, compared with the prediction of `ledom plan`.
 
     python benchmarks/memory.py [--preset small] [--tokens 512 2048 8192] [--steps 3]
 
-Each case trains a few steps on the CPU in fp32, in a process of its own, on documents of random
-words, and writes a checkpoint. Measured is the process's peak resident memory minus its memory
+Each case trains a few steps on the CPU in fp32, in its own process, on documents of random words,
+and writes a checkpoint. The measured memory is the process's peak resident memory minus its memory
 after a few steps of a small model, which load the code. The predicted peak is the larger of two:
 that of a step, and that of weights and optimizer state with their copy for the checkpoint. ledom
 lets glibc keep freed memory; `MALLOC_MMAP_THRESHOLD_` makes glibc return it, so that only memory
@@ -25,7 +25,7 @@ MB = 1e6
 
 
 def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, int]:
-    """Train in this process; resident memory before and at the peak in bytes, and sizes."""
+    """Train in this process; returns memory before and at the peak, in bytes, and sizes."""
     import torch
 
     from ledom.core.direction import Direction
@@ -51,7 +51,7 @@ def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, int
         )
         train(recipe, Direction.FORWARD, data, folder / name)
 
-    run("tiny", 1, 64, "warm")  # loads the code that is loaded at first use
+    run("tiny", 1, 64, "warm")  # loads code that is imported lazily
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = resident("VmRSS")
     run(preset, tokens // seq_len, seq_len, "run")
@@ -60,7 +60,7 @@ def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, int
         "before": before,
         "peak": resident("VmHWM"),
         "vocab_size": data.tokenizer.vocab_size,
-        # A document's last window is shorter. The first step has no optimizer state yet.
+        # A document's last window is shorter, and the first step has no optimizer state yet.
         "tokens": max(row["tokens"] for row in rows[1:]),
     }
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--steps", type=int, default=3)
     arguments = parser.parse_args()
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # of the processes that follow
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # for the processes that follow
     from ledom.model.presets import ModelConfig
     from ledom.train.estimate import memory
 

@@ -1,10 +1,10 @@
-"""Training on several processes, one of which may be killed, on the CPU with gloo.
+"""Training on several processes on the CPU with gloo, with one process killed.
 
     python benchmarks/processes.py [--processes 2] [--steps 20]
 
-Trains the `tiny` preset in fp32 on generated problems, by `ledom train`: once in one process; once
-under torchrun with FSDP2, to compare the losses; and once more, where one process is killed
-(SIGKILL) half-way. That shows how long the others take to end, which error they print, and whether
+Trains the `tiny` preset in fp32 on generated problems with `ledom train`: once in one process; once
+under torchrun with FSDP2, to compare the losses; and once more with one process killed (SIGKILL)
+halfway. The last run shows how long the others take to exit, which error they print, and whether
 the same command then resumes to the same losses.
 """
 
@@ -29,7 +29,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def write_recipe(file: Path, steps: int) -> None:
-    """Write the recipe of all runs."""
+    """Write the recipe for all runs."""
     recipe: dict[str, Any] = {
         "name": "alone",
         "data": {"num_documents": 600, "num_valid": 20},
@@ -52,7 +52,7 @@ def losses(folder: Path, name: str) -> list[float]:
     """The losses of the steps so far."""
     try:
         rows = read_metrics(folder / "runs" / name / "reverse" / "metrics.jsonl")
-    except InputError:  # before the first step has ended
+    except InputError:  # before the end of the first step
         return []
     return [row["loss"] for row in rows]
 
@@ -66,7 +66,7 @@ def run(folder: Path, name: str, processes: int) -> list[float]:
 
 
 def difference(found: list[float], expected: list[float]) -> float:
-    """The largest difference of any step's loss; infinite if steps are missing."""
+    """The largest difference in the loss of any step; infinite if steps are missing."""
     if len(found) != len(expected):
         return float("inf")
     return max(abs(a - b) for a, b in zip(found, expected, strict=True))
@@ -82,7 +82,7 @@ def worker(launcher: int, rank: int) -> int:
 
 
 def kill_one(folder: Path, name: str, processes: int, steps: int) -> tuple[float, str]:
-    """SIGKILL the last process half-way; returns seconds until torchrun ended, and the errors."""
+    """SIGKILL the last process halfway; returns seconds until torchrun ended, and the errors."""
     log = folder / "log.txt"
     with log.open("w") as out:
         job = subprocess.Popen(command(name, processes), cwd=folder, stdout=out, stderr=out)

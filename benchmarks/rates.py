@@ -1,7 +1,7 @@
-"""Times, left-padded batches, and the rates of plain matrix products, for several benchmarks.
+"""Timing, left-padded batches and plain matmul rates, shared by several benchmarks.
 
-A ratio of two programs' times means little without the processor's name and the rates of products
-of the model's shapes: other processors favor other products.
+A ratio of two programs' times means little without the processor's name and its rates for matmuls
+of the model's shapes: other processors favor other matmuls.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def median_seconds(work: Callable[[], object], rounds: int) -> float:
 def left_padded(
     prompts: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask [prompts, longest], padded on the left as `generate` needs them."""
+    """Ids and attention mask [prompts, longest], left-padded as `generate` requires."""
     width = max(map(len, prompts))
     ids = [[pad] * (width - len(prompt)) + [*prompt] for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -65,7 +65,7 @@ def left_padded(
 
 
 def shapes(lm: HFLanguageModel) -> dict[str, tuple[int, int, int]]:
-    """Inputs, outputs and number of each matrix product of the model, by name."""
+    """Inputs, outputs and count of each matmul of the model, by name."""
     config = lm.model.config
     width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     layers = config.num_hidden_layers
@@ -86,7 +86,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _ledoms(weight: torch.Tensor) -> Product:
-    """By ledom's own kernel, or what takes its place where nothing can be compiled."""
+    """A matmul by ledom's own kernel, or by its fallback where nothing can be compiled."""
     if library_for(weight) is None:
         return lambda x: linear(x, weight)
     packed = PackedWeight(weight)
@@ -103,9 +103,9 @@ KERNELS: dict[str, Callable[[torch.Tensor], Product]] = {
 
 @torch.inference_mode()
 def product_seconds(rows: int, width: int, outputs: int) -> dict[str, float]:
-    """Median seconds of one product [rows, width] x [width, outputs] in fp32, by kernel.
+    """Median seconds of one matmul [rows, width] x [width, outputs] in fp32, by kernel.
 
-    The kernels take turns, so that other work on the machine slows all alike.
+    The kernels take turns, so that other work on the machine affects all equally.
     """
     x, weight = torch.randn(rows, width), torch.randn(outputs, width)
     times = max(1, round(LEAST_FLOP / (2 * rows * width * outputs)))
@@ -122,13 +122,13 @@ def product_seconds(rows: int, width: int, outputs: int) -> dict[str, float]:
 
 
 def print_rates(lm: HFLanguageModel, rows: int) -> dict[str, float]:
-    """Print the rate of each of the model's products on `rows` rows.
+    """Print the rate of each of the model's matmuls on `rows` rows.
 
-    Returns the rate of the layers' products together in FLOP/s, by kernel. It leaves out the
+    Returns the combined rate of the layers' matmuls in FLOP/s, by kernel. It leaves out the
     projection to the vocabulary, which runs on fewer rows.
     """
-    print(f"\n{processor()}; products in fp32 on {rows} rows, GFLOP/s")
-    print_head("product", "shape", *KERNELS)
+    print(f"\n{processor()}; matmuls in fp32 on {rows} rows, GFLOP/s")
+    print_head("matmul", "shape", *KERNELS)
     total, spent = 0.0, dict.fromkeys(KERNELS, 0.0)
     for name, (width, outputs, count) in shapes(lm).items():
         flop = 2.0 * rows * width * outputs

@@ -1,10 +1,10 @@
-"""The speed and the memory of reading training data.
+"""Speed and memory of reading training data.
 
     python benchmarks/reading.py [--steps 30] [--tokens 435e9] [--store-gb 10]
 
-Three measurements, each in a process of its own. **Opening**: seconds and resident memory to open a
+Three measurements, each in its own process. **Opening**: seconds and resident memory to open a
 store of 435 billion tokens (sparse files, so nothing is stored). **Memory**: windows read at random
-from a store of 10 GB, whose index is real, in both packings. **Rate**: reading windows in shuffled
+from a store of 10 GB with a real index, in both packings. **Rate**: reading windows in shuffled
 order and packing them for a model, against training the embedded pair's shape on the same batches
 in the same process, on one core.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from common import in_process, new_parser, resident
 
 SHARD_TOKENS = 250_000_000  # half a gigabyte
-DOCUMENT_TOKENS = 1000  # in sparse stores; like a web page
+DOCUMENT_TOKENS = 1000  # in sparse stores; about the length of a web page
 SEQ_LEN, BATCH = 2048, 16
 
 
@@ -53,7 +53,7 @@ def sparse_store(folder: Path, num_tokens: int, with_index: bool) -> None:
 
 
 def opening(folder: Path) -> dict[str, float]:
-    """Open a store and read one batch of it: seconds and memory."""
+    """Open a store and read one batch: seconds and memory."""
     from ledom.data.packing import Batches, Windows
     from ledom.data.store import TokenStore
 
@@ -73,7 +73,7 @@ def opening(folder: Path) -> dict[str, float]:
 
 
 def reading(folder: Path, batches_read: int, packing: Any) -> dict[str, float]:
-    """Read batches at random places of a store: speed and memory."""
+    """Read batches at random places in a store: speed and memory."""
     from ledom.data.packing import Batches, Windows
     from ledom.data.store import TokenStore
 
@@ -125,7 +125,7 @@ def rate(folder: Path, steps: int, packing: Any, seq_len: int) -> dict[str, floa
     reading = read_rate(recipe, data)
     train(recipe, Direction.REVERSE, data, folder / f"run-{packing}")
     rows = read_metrics(folder / f"run-{packing}" / "metrics.jsonl")
-    # The first steps warm up. A row's rate is that of its step alone, reading included.
+    # The first steps are warm-up. A row's rate covers its step alone, including reading.
     training = float(np.median([row["tokens_per_second"] for row in rows[3:]]))
     assert len(training_batches(recipe, Direction.REVERSE, data)[0].windows) == BATCH
     return {"reading": reading, "training": training, "ratio": reading / training}
@@ -166,7 +166,7 @@ def write_rate_store(folder: Path) -> None:
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--steps", type=int, default=30, help="steps of training")
+    parser.add_argument("--steps", type=int, default=30, help="training steps")
     parser.add_argument("--tokens", type=float, default=435e9, help="size of the store to open")
     parser.add_argument("--store-gb", type=float, default=10, help="size of the store to read")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Which solution belongs to a question? Retrieval by the embedded pair, against BM25.
+"""Which solution belongs to a question? Retrieval by the embedded pair, compared with BM25.
 
     python benchmarks/retrieval.py --problems 24
 
@@ -11,7 +11,7 @@ held-out    problems of the ten kinds held out of training
 trained     problems of the kinds that the pair was trained on
 
 The table gives the MRR and its paired difference from BM25, with 95% intervals over queries, and
-the share of queries whose own solution comes first. BM25 is the library bm25s with its defaults, on
+the share of queries whose own solution comes first. BM25 is the bm25s library with its defaults, on
 words and numbers.
 """
 
@@ -47,7 +47,7 @@ from ledom.report.formatting import interval, percent
 from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.text.pair_format import STYLES
 
-_COPIES = 4  # problems of one text, including the first
+_COPIES = 4  # problems with the same text, including the first
 _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 
 
@@ -81,7 +81,7 @@ def pool(problems: Iterable[Problem]) -> tuple[list[Query], list[Document]]:
 
 
 def bm25_ranking(queries: Sequence[Query], passages: Sequence[Document]) -> list[Ranked]:
-    """The passages of each query, ordered by BM25."""
+    """The passages for each query, ordered by BM25."""
     index = bm25s.BM25()
     index.index([_WORD.findall(p.text.lower()) for p in passages], show_progress=False)
     scores = [
@@ -97,7 +97,7 @@ def bm25_ranking(queries: Sequence[Query], passages: Sequence[Document]) -> list
 def rankings(
     queries: Sequence[Query], passages: Sequence[Document]
 ) -> Iterator[tuple[str, list[Ranked]]]:
-    """By BM25, and by each model with and without the prior."""
+    """Rank by BM25, and by each model with and without the prior."""
     yield "BM25", bm25_ranking(queries, passages)
     for direction in (Direction.REVERSE, Direction.FORWARD):
         lm = ledom.load("tiny", direction)

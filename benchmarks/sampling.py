@@ -3,10 +3,10 @@
     python benchmarks/sampling.py [--model tiny] [--samples 1 4] [--rounds 3]
 
 Needs `pip install ledom[bench]`. All sample from the same forward model and the same 128 prompts,
-in fp32, warm. Tokens are counted up to and including a text's EOS. Every configuration of a peer
-runs once: `generate` with each of its cache settings (one sample per prompt), CTranslate2 with each
-of several batch sizes, its threads sharing each product or with a batch each. Then the best of each
-peer takes turns with ledom. The run also counts the greedy texts that equal ledom's.
+in fp32, after warm-up. Tokens are counted up to and including EOS. Each configuration of the other
+programs runs once: `generate` with each cache setting (one sample per prompt), CTranslate2 with
+several batch sizes, its threads sharing each matmul or computing a batch each. Then the best of
+each takes turns with ledom. The run also counts the greedy texts that equal ledom's.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ MAX_TOKENS = 160
 TEMPERATURE = 0.7
 
 Written = tuple[float, int, list[list[int]]]
-"""Seconds, number of tokens (EOS included), and the texts' tokens without EOS."""
+"""Seconds, number of tokens (including EOS), and the texts' tokens without EOS."""
 Configuration = Callable[[bool], Written]
-"""Writes texts for all prompts, greedily if called with True."""
+"""Generates texts for all prompts, greedily if called with True."""
 
 
 def transformers_generate(
     model: PreTrainedModel, eos: int, prompts: list[list[int]], cache: str, greedy: bool
 ) -> Written:
-    """Texts that `generate` writes, as one left-padded batch."""
+    """Generate texts with `generate`, as one left-padded batch."""
     ids, mask = left_padded(prompts, eos)
     options = (
         {"do_sample": False}
@@ -74,7 +74,7 @@ def transformers_generate(
 def ctranslate2_generate(
     model: CTranslate2, prompts: list[list[int]], batch: int, greedy: bool, num_samples: int = 1
 ) -> Written:
-    """Texts that CTranslate2 writes, in batches of `batch` prompts."""
+    """Generate texts with CTranslate2, in batches of `batch` prompts."""
     temperature = 0.0 if greedy else TEMPERATURE
     started = time.perf_counter()
     texts = model.generate(prompts, batch, MAX_TOKENS, temperature, num_samples)
@@ -85,7 +85,7 @@ def ctranslate2_generate(
 def ledom_generate(
     lm: LanguageModel, prompts: list[str], greedy: bool, num_samples: int = 1
 ) -> Written:
-    """Texts that ledom writes."""
+    """Generate texts with ledom."""
     sampling = Sampling(temperature=0.0 if greedy else TEMPERATURE, max_tokens=MAX_TOKENS)
     started = time.perf_counter()
     made = dict(lm.generate(prompts, sampling, num_samples))
@@ -97,7 +97,7 @@ def ledom_generate(
 def configurations(
     lm: HFLanguageModel, folder: Path, texts: list[str], num_samples: int
 ) -> dict[str, dict[str, Configuration]]:
-    """All configurations by program and name, each writing `num_samples` texts per prompt."""
+    """All configurations by program and name; each samples `num_samples` texts per prompt."""
     eos = lm.tokenizer.eos_id
     prompts = [[eos, *lm.tokenizer.encode(text).ids] for text in texts]
     found: dict[str, dict[str, Configuration]] = {
@@ -125,7 +125,7 @@ def configurations(
 
 
 def fastest(by_program: dict[str, dict[str, Configuration]]) -> dict[str, Configuration]:
-    """Each program's fastest configuration, from one warm run of each; named after both."""
+    """Each program's fastest configuration, from one warm run of each, named after both."""
     best: dict[str, Configuration] = {}
     for program, found in by_program.items():
         taken = {
@@ -151,9 +151,9 @@ def check_greedy(by_program: dict[str, dict[str, Configuration]]) -> None:
 def print_rows(
     title: str, rates: dict[str, list[float]], flop: float, peaks: dict[str, float]
 ) -> None:
-    """Print tokens per second, ledom's advantage per round, and shares of products' rates."""
+    """Print tokens per second, ledom's advantage per round, and shares of the matmul rates."""
     print()
-    print_head(title, "tokens/s", "ledom's advantage (rounds)", "GFLOP/s", "of products")
+    print_head(title, "tokens/s", "ledom's advantage (rounds)", "GFLOP/s", "of matmuls")
     for name, found in rates.items():
         ratios = [our / their for our, their in zip(rates["ledom"], found, strict=True)]
         rate = statistics.median(found)

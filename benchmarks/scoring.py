@@ -6,11 +6,11 @@
 
 Needs `pip install ledom[bench]`. The default is small: some minutes on two cores. Published figures
 need 64 questions with 16 answers and five rounds. All score the same spans with the same weights
-and threads: log P(x|y) reverse, log P(y|x) forward; in fp32, CTranslate2 also in int8. A peer runs
-at several batch sizes, CTranslate2 with its threads sharing each product or with a batch each, and
-its best is compared. The table gives the largest difference of a sum: fp32 must agree to 1e-3.
-Without files, problems are generated and the embedded model answers them. Shares of the rates of
-plain products (`rates.py`) count only the necessary work (`needed_flops`).
+and threads: log P(x|y) in reverse, log P(y|x) forward; in fp32, CTranslate2 also in int8. The other
+programs run at several batch sizes, CTranslate2 with its threads sharing each matmul or computing a
+batch each, and their best is compared. The table gives the largest difference of a sum: fp32 must
+agree to 1e-3. Without files, problems are generated and the embedded model answers them. Shares of
+the rates of plain matmuls (`rates.py`) count only the necessary work (`needed_flops`).
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Measuring:
 
     rounds: int
     batches: Sequence[int]
-    """Batch sizes of the peers; each one's best is compared."""
+    """Batch sizes for the other programs; the best one of each is compared."""
 
 
 def targets(
     lm: LanguageModel, pairs: list[tuple[str, str]], shots: list[tuple[str, str]]
 ) -> list[TokenSpan]:
-    """The spans to score: log P(y|x) forward, log P(x|y) reverse, after the demonstrations."""
+    """The spans to score: log P(y|x) forward, log P(x|y) in reverse, after the demonstrations."""
     shown = [
         i
         for pair in lm.pair_format.encode(lm.tokenizer, shots, *lm.special_ids)
@@ -82,11 +82,11 @@ def targets(
 
 
 def needed_flops(lm: HFLanguageModel, asked: list[TokenSpan]) -> float:
-    """FLOPs of the products that every scorer needs; a prefix shared by texts counts once.
+    """FLOPs of the matmuls that every scorer needs; a prefix shared by texts counts once.
 
-    Counted are the keys and values of every token; the rest of each layer, in the last one only at
-    positions whose log-probability is wanted; causal attention; one projection to the vocabulary
-    per wanted log-probability.
+    This counts the keys and values of every token; the rest of each layer (in the last layer only
+    at positions whose log-probability is wanted); causal attention; and one projection to the
+    vocabulary per wanted log-probability.
     """
     config = lm.model.config
     ordered = ((lm.direction.to_model_order(list(t.ids)), t) for t in asked)
@@ -101,7 +101,7 @@ def needed_flops(lm: HFLanguageModel, asked: list[TokenSpan]) -> float:
     layers = config.num_hidden_layers
     weights = sum(p.numel() for n, p in lm.model.named_parameters() if ".layers." in n) / layers
     keys_values = 2 * config.hidden_size * config.num_key_value_heads * config.head_dim
-    attention = 2 * config.num_attention_heads * config.head_dim  # weights' products and values'
+    attention = 2 * config.num_attention_heads * config.head_dim  # for weights and values
     total = (layers - 1) * (len(seen) * weights + int(seen.sum()) * attention)
     total += len(seen) * keys_values + len(seen_by_wanted) * (weights - keys_values)
     total += int(seen_by_wanted.sum()) * attention
@@ -111,7 +111,7 @@ def needed_flops(lm: HFLanguageModel, asked: list[TokenSpan]) -> float:
 
 @dataclass
 class Peer:
-    """Another scorer, which sums the log-probabilities of each span."""
+    """Another scorer that sums the log-probabilities of each span."""
 
     name: str
     configurations: Sequence[Callable[[int], list[float]]]
@@ -119,7 +119,7 @@ class Peer:
     fastest: Callable[[int], list[float]] = field(init=False)
     """The fastest configuration."""
     batch: int = 0
-    """The size at which it is fastest."""
+    """The batch size at which it is fastest."""
 
     def warm_up(self, batches: Sequence[int]) -> None:
         """Run every configuration, and find the fastest with its batch size."""
@@ -129,12 +129,12 @@ class Peer:
         self.fastest, self.batch = min(choices, key=lambda c: seconds(lambda: c[0](c[1])))
 
     def sums(self) -> list[float]:
-        """The sum of each span in nats, by the fastest configuration."""
+        """The sum of each span in nats, computed by the fastest configuration."""
         return self.fastest(self.batch)
 
 
 def peers(lm: HFLanguageModel, asked: list[TokenSpan], folder: Path) -> list[Peer]:
-    """HFLM, and CTranslate2 in fp32 and int8, whose converted weights `folder` keeps."""
+    """HFLM, and CTranslate2 in fp32 and int8; `folder` keeps its converted weights."""
     plain = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
     plain.config.max_position_embeddings = lm.context
     texts = [lm.direction.to_model_order(list(target.ids)) for target in asked]
@@ -170,8 +170,8 @@ def compare(
 ) -> None:
     """Print the table of one case: median seconds of all scorers, which take turns.
 
-    The peers are timed on about `sample` of the spans, evenly spaced. They share nothing between
-    texts, so their time is proportional to the number of spans.
+    The others are timed on about `sample` evenly spaced spans. They share nothing between texts,
+    so their time is proportional to the number of spans.
     """
     asked = targets(lm, pairs, shots)
     few = asked[:: max(1, len(asked) // sample)]
@@ -209,7 +209,7 @@ def print_peer(peer: Peer, taken: float, ratios: Sequence[float], found: list[fl
 def memory(num_candidates: int) -> None:
     """Print resident memory before scoring, and its rise to the peak.
 
-    Texts have 2,048 tokens of a vocabulary of 151,936, and every token but the first is scored. The
+    Texts have 2,048 tokens from a vocabulary of 151,936; every token but the first is scored. The
     model is narrow, so that activations are small.
     """
     before, peak = in_process(score_long_texts, num_candidates)
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--demonstrations", type=Path)
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="of the peers")
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="of the others")
     args = parse(parser)
     problems, candidates = read_answers(args)
     solved = (
@@ -281,7 +281,7 @@ def main() -> None:
 
 
 def run_case(case: str, pairs: Any, shots: Any, folder: Path, measuring: Measuring) -> None:
-    """Measure one of `CASES`; `folder` is for models. The peers score a part of the pairs."""
+    """Measure one of `CASES`; `folder` is for models. The peers score only part of the pairs."""
     slow = pairs[: min(64, max(16, len(pairs) // 16))]  # for models that take seconds per pair
     if case in ("pair", "forward"):
         direction = "reverse" if case == "pair" else "forward"
@@ -305,7 +305,7 @@ def run_case(case: str, pairs: Any, shots: Any, folder: Path, measuring: Measuri
 
 
 def _long(direction: str, folder: Path) -> HFLanguageModel:
-    """One of the embedded pair, with a context that holds the demonstrations; a copy in `folder`.
+    """A copy of an embedded model in `folder`, with a context that holds the demonstrations.
 
     The context must be set before loading: loading finds the length up to which packed rows are
     exact, and longer texts are scored one by one.

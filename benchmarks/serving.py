@@ -1,12 +1,12 @@
-"""`ledom serve` under load, against the same judge without a server.
+"""`ledom serve` under load, compared with the same judge without a server.
 
     python benchmarks/serving.py [--rounds 5] [--posts 256] [--minutes 10]
 
 Throughput: `posts` one-sample requests at once. They take turns with the same pairs judged in this
-process, so that other work on the machine affects both. Ratios are given of median times and of CPU
-times. Latency: a small request of median length, repeated, alone and beside four clients that send
-200 answers each. Memory: the server's resident memory from the second minute of full load to the
-last. Kill: the server is killed under load and started again; every client must see a broken
+process, so that other work on the machine affects both. The ratios are of median times and of CPU
+times. Latency: a small request of median length, repeated, alone and alongside four clients that
+send 200 answers each. Memory: the server's resident memory from the second minute of full load to
+the last. Kill: the server is killed under load and restarted; every client must see a broken
 connection or a right answer, never a wrong one.
 """
 
@@ -27,11 +27,11 @@ from typing import Any
 from common import new_parser, parse, resident
 
 HOST = "127.0.0.1"
-LARGE = 200  # answers of a large request
+LARGE = 200  # answers in a large request
 
 
 def pairs(count: int) -> list[tuple[str, str]]:
-    """Questions and solutions of the embedded pair's kind."""
+    """Questions and solutions like those the embedded pair was trained on."""
     from ledom.data.problems import generate_problems
 
     problems = generate_problems("test", count, seed=11)
@@ -42,7 +42,7 @@ def pairs(count: int) -> list[tuple[str, str]]:
 def serving(
     port: int = 0, options: Sequence[str] = ()
 ) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """Run a server in a process of its own; yields its port and the process."""
+    """Run a server in its own process; yields its port and the process."""
     command = [sys.executable, "-m", "ledom", "serve", "--port", str(port), *options]
     command += ["--max-seconds", "3600"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -59,14 +59,14 @@ def serving(
 
 
 class Client:
-    """A persistent connection that posts JSON, with as little work as possible."""
+    """A persistent connection that posts JSON with as little work as possible."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, path: str, body: Any) -> tuple[int, Any]:
-        """Status and answer; raises `ConnectionError` where the server is gone."""
+        """Return status and answer; raises `ConnectionError` if the server is gone."""
         if self.streams is None:
             self.streams = await asyncio.open_connection(HOST, self.port)
         reader, writer = self.streams
@@ -89,12 +89,12 @@ class Client:
 
 
 def small(pair: tuple[str, str]) -> dict[str, str]:
-    """The body of a request of one sample."""
+    """The body of a one-sample request."""
     return {"prompt": pair[0], "response": pair[1]}
 
 
 async def all_at_once(clients: list[Client], given: list[tuple[str, str]]) -> float:
-    """Seconds for one request of each client, all at once, each on a new connection."""
+    """Seconds for one request per client, all at once, each on a new connection."""
     for client in clients:
         client.close()
     start = time.perf_counter()
@@ -114,9 +114,9 @@ def cpu_seconds(process: subprocess.Popen[str]) -> float:
 async def throughput(
     port: int, process: subprocess.Popen[str], given: list[tuple[str, str]], rounds: int
 ) -> dict[str, float]:
-    """Pairs per second over HTTP and in this process, measured in turn.
+    """Pairs per second over HTTP and in this process, measured alternately.
 
-    Also the ratio of CPU times, which other work on the machine affects less.
+    Also returns the ratio of CPU times, which other work on the machine affects less.
     """
     from ledom.lm import load
     from ledom.rerank.weights import choose_weights
@@ -168,7 +168,7 @@ async def timed(
 async def latency(
     port: int, process: subprocess.Popen[str], given: list[tuple[str, str]], count: int
 ) -> dict[str, float]:
-    """The latency of a small request: p50 alone, p99 beside large ones."""
+    """The latency of a small request: p50 alone, p99 alongside large ones."""
     client = Client(port)
     pair = sorted(given, key=lambda pair: sum(map(len, pair)))[len(given) // 2]
     await timed(client, process, pair, 20)
@@ -190,7 +190,7 @@ async def latency(
     return {
         "p50 alone, ms": round(1e3 * p50, 1),
         "p99 alone, ms": round(1e3 * alone[int(0.99 * (count - 1))], 1),
-        "p99 beside large ones, ms": round(1e3 * p99, 1),
+        "p99 next to large ones, ms": round(1e3 * p99, 1),
         "ratio": round(p99 / p50, 2),
         "ratio of CPU time": round(busy_ratio, 2),
     }
@@ -217,7 +217,7 @@ async def memory(
 
 
 async def killed(given: list[tuple[str, str]]) -> dict[str, float]:
-    """What clients see when the server is killed under load and started again."""
+    """What clients see when the server is killed under load and restarted."""
     errors = wrong = right = 0
     servers = ExitStack()
     port, process = servers.enter_context(serving())
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument(
         "--requests", type=int, default=200, help="number of requests for the latency"
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="of full load; 0 skips it")
+    parser.add_argument("--minutes", type=float, default=10.0, help="under full load; 0: skip")
     given = parse(parser)
     texts = pairs(given.posts)
     with serving() as (port, process):

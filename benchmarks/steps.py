@@ -49,7 +49,7 @@ def corrupt_step(solution: str, rng: Random) -> tuple[str, int]:
 def corrupted(
     split: str, count: int, seed: int
 ) -> tuple[list[Problem], list[Candidate], list[int]]:
-    """Problems of at least two steps, a corrupted solution of each, and its wrong step."""
+    """Problems of at least two steps, a corrupted solution for each, and its wrong step."""
     problems: list[Problem] = []
     candidates: list[Candidate] = []
     places: list[int] = []
@@ -76,7 +76,7 @@ def read(
 def named(
     readings: Sequence[Sequence[Sequence[Step]]], summary: Callable[[Step], float]
 ) -> list[int]:
-    """The step of each solution with the lowest score, summed over the models' readings."""
+    """The step of each solution with the lowest score, summed over the models."""
     return [
         int(np.argmin([sum(map(summary, step)) for step in zip(*own, strict=True)]))
         for own in zip(*readings, strict=True)

@@ -1,21 +1,21 @@
-"""Are synthesized problems any good? Round trips, and a training with and without them.
+"""Are synthesized problems any good? Round trips, and training with and without them.
 
     python benchmarks/synthesis.py agreement --num-seeds 100 --out out/agreement
     python benchmarks/synthesis.py training --seeds 2 --out out/training
 
-agreement: the share of the forward model's answers that agree, for questions that the reverse model
-writes for solutions and for bare answers of generated problems, and for solutions of a JSONL file
-of problems (--problems); as the control, for the true questions of the same solutions.
+agreement: how often the forward model's answers agree, for questions that the reverse model writes
+for solutions and bare answers of generated problems, and for solutions from a JSONL file of
+problems (--problems). The control is the true questions of the same solutions.
 
 training: three kinds of problem that the embedded pair never saw. Both of its models are first
-trained further on --num-real problems of these kinds; these are the base models. The reverse one
-then writes questions for the solutions of other problems of these kinds, and the forward one's
-answers sift them, as in `ledom synthesize`. The forward base model is then trained further, for the
-same number of steps in each arm:
+trained further on --num-real problems of these kinds; these are the base models. The reverse model
+then writes questions for the solutions of other problems of these kinds, and the forward model's
+answers filter them, as in `ledom synthesize`. The forward base model is then trained further, for
+the same number of steps in each arm:
 
     real        on the real problems alone
     reverse     on these, and the new problems
-    forward     on these, and as many whole problems that the forward base wrote, sifted likewise
+    forward     on these, and as many whole problems by the forward base model, filtered likewise
     true        on these, and the solutions of `reverse` with their true questions
     solutions   on these, and the solutions of `reverse` without a question
 
@@ -57,7 +57,7 @@ from ledom.train.recipe import Recipe, TrainConfig
 SETTINGS = SynthesisSettings(Sampling(temperature=0.7), num_samples=2, num_answers=2)
 GREEDY = Sampling(temperature=0, max_tokens=160)
 KINDS = (14, 72, 95)
-"""Templates of `gsm_symbolic`: of those held out from the pair's training, the three shortest."""
+"""The three shortest templates of `gsm_symbolic` that were held out from the pair's training."""
 
 
 def as_generated(problem: Problem) -> Problem:
@@ -67,7 +67,7 @@ def as_generated(problem: Problem) -> Problem:
 
 
 def without_question(problem: Problem) -> Seed:
-    """A problem's solution as a seed."""
+    """Return a problem's solution as a seed."""
     return Seed(id=problem.id, solution=problem.solution, answer=problem.answer)
 
 
@@ -101,14 +101,14 @@ def measure_agreement(options: Namespace) -> None:
 
 
 def show_agreement(name: str, found: Synthesized) -> None:
-    """Print a row; seeds whose questions were all removed before any answer have no share."""
+    """Print a row; seeds whose questions were all removed before being answered have no share."""
     total, shares = len(found.problems) + len(found.removed), found.agreements
     share = accuracy(share_interval(shares)) if len(shares) else "–"
     print_row(name, total, len(shares), share, len(found.problems))
 
 
 def distinct_answers(seeds: Iterable[Seed]) -> list[Seed]:
-    """The first seed of each answer, since equal prompts would get equal texts."""
+    """The first seed with each answer, since equal prompts would get equal texts."""
     return list({seed.final_answer: seed for seed in reversed(list(seeds))}.values())[::-1]
 
 
@@ -121,7 +121,7 @@ def some_kinds(split: str, count: int, seed: int) -> list[Problem]:
 def trained(
     name: str, start: Path, problems: Sequence[Problem], steps: int, seed: int, options: Namespace
 ) -> Path:
-    """Train a model further on problems, unless it exists; returns its folder."""
+    """Train a model further on problems, unless the result exists; returns its folder."""
     folder: Path = options.out / name
     if (folder / "model").is_dir():
         return folder / "model"
@@ -147,7 +147,7 @@ def trained(
 
 
 def base_model(direction: Direction, real: Sequence[Problem], options: Namespace) -> Path:
-    """The embedded model trained on the real problems, in two runs with a schedule each."""
+    """The embedded model trained on the real problems, in two runs with their own schedules."""
     folder = embedded_folder(direction)
     for part, steps in enumerate((60, 30), start=1):
         folder = trained(f"base-{direction}-{part}", folder, real, steps, 1, options)
@@ -155,7 +155,7 @@ def base_model(direction: Direction, real: Sequence[Problem], options: Namespace
 
 
 def written_forward(forward: LanguageModel, count: int, known: list[str], out: Path) -> Synthesized:
-    """Whole problems that the forward model writes, with their answers."""
+    """Whole problems written by the forward model, with their answers."""
     prompts, path = [Prompt("forward", "")], out / "proposals.jsonl"
     written = propose(forward, prompts, SETTINGS.sampling, count, path, no_progress, "")
     problems = []
@@ -210,7 +210,7 @@ def arms_of_training(options: Namespace) -> dict[str, list[Problem]]:
 def answers_right(
     lm: LanguageModel, problems: Sequence[Problem], path: Path
 ) -> NDArray[np.float64]:
-    """1 where the greedy answer is right, else 0, [problems]; `path` keeps the answers."""
+    """1 where the greedy answer is right, else 0, [problems]; `path` stores the answers."""
     prompts = [Prompt(p.id, lm.pair_format.before_solution(p.question)) for p in problems]
     written = propose(lm, prompts, GREEDY, 1, path, no_progress, "")
     pairs = zip(problems, written, strict=True)
@@ -218,7 +218,7 @@ def answers_right(
 
 
 def measure_training(options: Namespace) -> None:
-    """Print the table of trainings after each seed."""
+    """Print the training table after each seed."""
     test = some_kinds("test", options.num_test, seed=23)
     arms = arms_of_training(options)
     base = base_model(Direction.FORWARD, arms["real"], options)
@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--num-new", type=int, default=160, help="solutions to write questions for")
     parser.add_argument("--num-test", type=int, default=200)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rate", type=float, default=2e-3, help="AdamW's")
+    parser.add_argument("--rate", type=float, default=2e-3, help="of AdamW")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("out/synthesis"))
     options = parse(parser)

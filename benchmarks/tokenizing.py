@@ -1,12 +1,12 @@
-"""`ledom tokenize` against plain `tokenizers.encode_batch` and a numpy write, in CPU seconds.
+"""`ledom tokenize` against plain `tokenizers.encode_batch` plus a numpy write, in CPU seconds.
 
     python benchmarks/tokenizing.py [--documents FILE.jsonl --tokenizer FILE --eos-token TOKEN]
 
 Both encode the same documents with the same tokenizer, on one thread per process. The plain side
-has its texts in memory before the clock starts. ledom's time is that of the whole command: starting
+has its texts in memory before timing starts. ledom's time is that of the whole command: starting
 Python, reading JSON, encoding, writing, checksums and manifest, in all its processes. Without
-options the documents are random words and the tokenizer is trained on them. The two take turns; the
-figures are medians.
+options, the documents are random words and the tokenizer is trained on them. The two take turns;
+the figures are medians.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH = 1000  # documents that the plain side encodes at a time
 
 
 def plain(texts: list[str], tokenizer_file: Path, eos: str, out: Path) -> tuple[int, float, float]:
-    """Encode texts in memory and write the ids: tokens, CPU seconds, wall-clock seconds."""
+    """Encode texts in memory and write the ids; returns tokens, CPU and wall-clock seconds."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -49,7 +49,7 @@ def plain(texts: list[str], tokenizer_file: Path, eos: str, out: Path) -> tuple[
 def ledom(
     documents: Path, tokenizer_file: Path, eos: str, out: Path, workers: int
 ) -> tuple[int, float, float]:
-    """Run the whole command: tokens, CPU seconds, wall-clock seconds."""
+    """Run the whole command; returns tokens, CPU seconds and wall-clock seconds."""
     command = [sys.executable, "-m", "ledom", "tokenize", str(documents), "--out", str(out)]
     command += ["--tokenizer", str(tokenizer_file), "--eos-token", eos, "--workers", str(workers)]
     before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -60,7 +60,7 @@ def ledom(
 
 
 def write_documents(file: Path, megabytes: float) -> None:
-    """Write documents of random words, of which a few are frequent and most are rare."""
+    """Write documents of random words; a few words are frequent and most are rare."""
     rng = Random(0)
     words = ["".join(rng.choices("aeiounrstlmdp", k=rng.randint(2, 10))) for _ in range(30_000)]
     weights = [1 / rank for rank in range(1, len(words) + 1)]
@@ -73,7 +73,7 @@ def write_documents(file: Path, megabytes: float) -> None:
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--documents", type=Path, help="a JSONL file with the key text")
+    parser.add_argument("--documents", type=Path, help="a JSONL file with a key text")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json")
     parser.add_argument("--eos-token", default="<|end|>")
     parser.add_argument("--megabytes", type=float, default=20, help="of generated documents")

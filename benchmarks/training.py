@@ -1,18 +1,18 @@
-"""Training speed: ledom's loop against Hugging Face's Trainer and a plain loop, in one run.
+"""Training speed: ledom's loop, Hugging Face's Trainer and a plain loop, in one run.
 
     python benchmarks/training.py [--shape tiny 10m] [--steps 60] [--rounds 2]
 
 Needs `pip install ledom[bench]`. Every arm trains the same Llama from the same weights on the same
-windows of generated problems, fp32 weights under bf16 autocast where the processor has the
-instructions, AdamW at the same rates, clipping at 1. The arms take turns, each in its own process:
+windows of generated problems, with fp32 weights (under bf16 autocast if the processor has bf16
+instructions), AdamW at the same rates and clipping at 1. Arms take turns, each in its own process:
 
     trainer         Trainer at its defaults: batches of 8
     trainer-16      the same with ledom's batch; -c: compiled
     plain           a loop as in nanoGPT: whole batches, fused AdamW; -c: compiled
     ledom           `ledom.train.loop.train`, with AdamW for all weights; -c: parallel.compile
 
-Speed is that of the median step, the first ten left out. `loss` is the mean over the last twenty
-steps. The share of a plain product counts 6 FLOPs per weight and token, and the causal half of
+Speed is that of the median step, without the first ten. `loss` is the mean over the last twenty
+steps. The share of a plain matmul counts 6 FLOPs per weight and token, and the causal half of
 attention.
 """
 
@@ -49,7 +49,7 @@ class Run:
     """A finished training."""
 
     seconds: list[float]
-    """Of each step."""
+    """Seconds of each step."""
     losses: list[float]
     batch: int
     """Windows per step."""
@@ -84,7 +84,7 @@ def make_recipe(shape: Any, steps: int, compiled: bool) -> Any:
 
 
 def run_ledom(recipe: Any, data: Any, folder: Path, device: str = "cpu") -> Run:
-    """Train by ledom's loop; its metrics give the seconds of each step."""
+    """Train with ledom's loop; its metrics give the seconds of each step."""
     from ledom.core.direction import Direction
     from ledom.train.distributed import connect
     from ledom.train.loop import train
@@ -98,7 +98,7 @@ def run_ledom(recipe: Any, data: Any, folder: Path, device: str = "cpu") -> Run:
 
 
 def plain_model(recipe: Any, data: Any) -> Any:
-    """A model of the same weights with transformers' own attention."""
+    """A model with the same weights and transformers' own attention."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -125,7 +125,7 @@ def batches(recipe: Any, data: Any) -> Iterator[Any]:
 
 
 def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool, device: str = "cpu") -> Run:
-    """Train by a plain loop: whole batches, autocast, fused AdamW, clipping."""
+    """Train with a plain loop: whole batches, autocast, fused AdamW, clipping."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -153,7 +153,7 @@ def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool, device: str = 
 
 
 def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> Run:
-    """Train by Trainer. It shifts the labels itself, so it reads one token more per window."""
+    """Train with Trainer. It shifts the labels itself, so it reads one more token per window."""
     from torch.optim.lr_scheduler import LambdaLR
     from torch.utils.data import Dataset, SequentialSampler
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -172,7 +172,7 @@ def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> R
             return SequentialSampler(Rows())
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-            """The same rates as in the other arms; Trainer's own begin with a step at rate 0."""
+            """Use the same rates as the other arms; Trainer's own begin with a step at rate 0."""
             chosen: Any = optimizer or self.optimizer
             self.lr_scheduler = LambdaLR(chosen, lambda step: min(1.0, (step + 1) / WARM))
             return self.lr_scheduler
@@ -234,7 +234,7 @@ def run_arm(arm: str, shape: str, steps: int, folder: Path) -> tuple[Run, float,
 
 
 def flops_per_token(recipe: Any, data: Any) -> float:
-    """FLOPs of a training step per token: 6 per weight, and causal attention."""
+    """FLOPs of a training step per token: 6 per weight, plus causal attention."""
     from ledom.model.checkpoint import build_model
 
     shape = recipe.model
@@ -246,7 +246,7 @@ def flops_per_token(recipe: Any, data: Any) -> float:
 
 
 def needed_flops(recipe: Any, data: Any) -> tuple[float, float]:
-    """FLOPs per token, and the FLOP/s of a plain product."""
+    """FLOPs per token, and the FLOP/s of a plain matmul."""
     import torch
     from rates import median_seconds
 
@@ -285,8 +285,8 @@ def compare(shape: str, args: Any) -> None:
                 product.append(rate)
     peak = statistics.median(product)
     base = statistics.median(rates.get("trainer") or next(iter(rates.values())))
-    print(f"\n{shape}: {flops / 1e6:.1f} MFLOP per token; a plain product {peak / 1e9:.0f} GFLOP/s")
-    print_head("arm", "tokens/s", "relative to trainer", "of a plain product", "loss")
+    print(f"\n{shape}: {flops / 1e6:.1f} MFLOP per token; a plain matmul {peak / 1e9:.0f} GFLOP/s")
+    print_head("arm", "tokens/s", "relative to trainer", "of a plain matmul", "loss")
     for arm, found_rates in rates.items():
         rate = statistics.median(found_rates)
         share = f"{rate * flops / peak:.0%}"

@@ -4,9 +4,9 @@
         --candidates math/math500_candidates.jsonl --fields prm_last prm_min \
         --forward FOLDER --reverse FOLDER --out out/verifiers
 
-The fields are the verifier's scores, which come with the candidates. Each arm is a sum of scores
-with weights cross-fitted in five folds of the problems; its intervals are paired over problems.
-Without models, only the verifier's own arms are measured. Scores are kept in --out.
+The fields are the verifier's scores, which come with the candidates. Each arm is a weighted
+sum of scores, with weights cross-fitted in five folds of the problems and intervals paired over
+problems. Without models, only the verifier's own arms are measured. Scores are kept in --out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 
 
 def gather(arguments: argparse.Namespace) -> CandidateTable:
-    """One table with the verifier's fields and the scores of the given models."""
+    """One table with the verifier's fields and the models' scores."""
     candidates = read_records(arguments.candidates, Candidate)
     wanted = {candidate.problem_id for candidate in candidates}
     all_problems = read_records(arguments.problems, Problem, unique_ids())
@@ -86,7 +86,7 @@ def features_of(scores: Sequence[str], fields: Sequence[str]) -> tuple[str, ...]
 
 
 def report(table: CandidateTable, fields: Sequence[str]) -> None:
-    """Print AUC and accuracy of each arm, with paired differences from verifier and majority."""
+    """Print each arm's AUC and accuracy, with paired differences from verifier and majority."""
     results: dict[str, Result] = {name: cross_fitted(table, (name,)) for name in fields}
     for name, scores in ARMS.items():
         features = features_of(scores, fields)

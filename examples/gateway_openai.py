@@ -3,7 +3,7 @@
     ledom serve &
     python examples/gateway_openai.py
 
-With `ledom serve --upstream URL --upstream-model NAME` another server writes the candidates.
+With `ledom serve --upstream URL --upstream-model NAME`, another server writes the candidates.
 """
 
 from __future__ import annotations

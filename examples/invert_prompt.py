@@ -1,12 +1,12 @@
-"""Find the prompt that made a model write a text. A reverse model proposes, the model verifies.
+"""Find the prompt that made a model write a text: a reverse model proposes, the model verifies.
 
     python examples/invert_prompt.py
     python examples/invert_prompt.py --pairs 1000 --steps 100
     python examples/invert_prompt.py --output "..." --forward FOLDER --reverse FOLDER
 
-With --steps the reverse model is first fine-tuned on outputs of the model that is inverted. Pairs
-and model stay in the folder --out, where a stopped training resumes. Without --steps, this script
-does the same as `ledom invert`.
+With --steps, the reverse model is first fine-tuned on outputs of the model to be inverted. Pairs
+and model stay in the folder --out, where an interrupted training run resumes. Without --steps, this
+script does the same as `ledom invert`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ So, a pizza will last for 24 / 12 = 2 days.
 def train_inverter(
     forward: ledom.LanguageModel, reverse: str, num_pairs: int, steps: int, out: Path
 ) -> str:
-    """Fine-tune a reverse model on questions with the forward model's answers; its folder."""
+    """Fine-tune a reverse model on the forward model's answers; returns its folder."""
     problems = generate_problems("train", num_pairs, seed=1)
     prompts = [Prompt(problem.id, problem.question) for problem in problems]
     sampling = ledom.Sampling(temperature=0.7)
@@ -71,7 +71,7 @@ def main() -> None:
     reverse = ledom.load(folder, "reverse")
     outputs = [Output(id="output", text=options.output)]
     sampling = ledom.Sampling(temperature=0.7)
-    with TemporaryDirectory() as out:  # its files would belong to this output and these models
+    with TemporaryDirectory() as out:  # the files are specific to this output and these models
         found = invert(outputs, reverse, forward, sampling, options.samples, Path(out), no_progress)
     for one in found[:3]:
         print(f"{one.rank}. log P(prompt, output) = {one.score:.1f}\n{one.prompt}\n")

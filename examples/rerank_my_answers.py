@@ -22,7 +22,7 @@ QUESTION = (
 
 
 def sample_answers(model: ledom.LanguageModel, question: str, count: int, seed: int) -> list[str]:
-    """Distinct answers, in the order in which they were drawn."""
+    """Return distinct answers, in the order in which they were sampled."""
     prompt = model.pair_format.before_solution(question)
     ((_, drawn),) = model.generate([prompt], ledom.Sampling(temperature=0.8, seed=seed), count)
     return list(dict.fromkeys(one.text for one in drawn))

@@ -1,9 +1,9 @@
-"""Turn a forward model into a reverse one: continue its training on reversed tokens.
+"""Convert a forward model into a reverse one: continue its training on reversed tokens.
 
     python examples/reverse_twin.py --steps 200
     python examples/reverse_twin.py --model FOLDER --documents corpus.jsonl --steps 2000
 
-At the end the twin writes what comes before a text. `ledom train` does the same from a recipe.
+At the end, the twin writes what comes before a text. `ledom train` does the same from a recipe.
 """
 
 from __future__ import annotations

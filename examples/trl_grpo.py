@@ -3,8 +3,8 @@
     pip install trl
     python examples/trl_grpo.py --steps 30
 
-Each step prints the reward, the accuracy, and the share of the answers that is copied from the
-question. Watch that share: an answer that restates the question explains it perfectly.
+Each step prints the reward, the accuracy, and the fraction of the answers copied from the question.
+Watch that fraction: an answer that restates the question explains it perfectly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ledom.rewards import trl_reward
 
 
 def accuracy(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
-    """1 for a right answer, else 0. It is only logged: its weight in the reward is 0."""
+    """Return 1 for a right answer, else 0. Only logged: its weight in the reward is 0."""
     found = [ledom.extract_answer(completion) or "" for completion in completions]
     return [float(ledom.equal_answers(*pair)) for pair in zip(found, answer, strict=True)]
 

@@ -17,7 +17,7 @@ REFUSED = {
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "on token ids alone"),
     **dict.fromkeys(("emu3", "mllama"), "cannot be loaded: Unrecognized configuration class"),
 }
-"""Architectures that are refused at load, and with which words."""
+"""Architectures that are refused at load, with the words of the refusal."""
 NOT_BUILT = {
     "dots3_note": "its image tower has no tiny shape; its decoder is that of dots3_note_text",
     "gemma3n": "its image tower needs timm; its decoder is that of gemma3n_text",
@@ -27,7 +27,7 @@ NOT_BUILT = {
 }
 _MOST_PARAMETERS = 500_000
 
-_SIZES: dict[str, Any] = {  # by every name that some architecture has for them
+_SIZES: dict[str, Any] = {  # under every name that some architecture uses for them
     **dict.fromkeys(("hidden_size", "d_model", "embed_dim"), 32),
     "intermediate_size": 48,
     **dict.fromkeys(("num_hidden_layers", "decoder_layers", "num_decoder_layers"), 2),
@@ -48,7 +48,7 @@ _SIZES: dict[str, Any] = {  # by every name that some architecture has for them
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 8),
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads"), 2),
     **dict.fromkeys(("mamba_num_heads", "mamba_head_dim", "ssm_state_size"), 8),
-    **dict.fromkeys(("chunk_size", "mamba_chunk_size"), 16),  # texts are longer: they have borders
+    **dict.fromkeys(("chunk_size", "mamba_chunk_size"), 16),  # texts are longer: they cross chunks
     **dict.fromkeys(("swa_num_attention_heads", "index_n_heads"), 4),
     "swa_num_key_value_heads": 2,
     **dict.fromkeys(("swa_head_dim", "index_head_dim", "global_head_dim", "dim_head"), 16),
@@ -57,7 +57,7 @@ _SIZES: dict[str, Any] = {  # by every name that some architecture has for them
     **dict.fromkeys(("shared_experts_intermediate_size", "dense_intermediate_size"), 16),
     **dict.fromkeys(("dff", "dim_ff", "mlp_dim", "input_embedding_size"), 32),
     **dict.fromkeys(("output_embedding_size", "output_proj_dims", "backbone_hidden_size"), 32),
-    # Towers of pictures and sounds, which no text reaches.
+    # Vision and audio towers, which text does not use.
     **dict.fromkeys(("num_blocks", "output_channels", "nemo_conv_channels"), 1),
     **dict.fromkeys(("ext_pw_out_channel", "depthwise_separable_out_channel"), 32),
     "position_embedding_size": 16,
@@ -68,14 +68,14 @@ _SIZES: dict[str, Any] = {  # by every name that some architecture has for them
     **dict.fromkeys(("attention_probs_dropout_prob", "attn_dropout", "layerdrop"), 0.0),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), None),
 }
-_NULL = ("bos_token_id", "forced_bos_token_id", "forced_eos_token_id")  # as they are meant
+_NULL = ("bos_token_id", "forced_bos_token_id", "forced_eos_token_id")  # null means no such token
 _LATENT: dict[str, Any] = {"num_key_value_heads": 4, "head_dim": None}
 _DECODER = {"is_decoder": True}
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 _MIXED_BLOCKS = ["linear_attention", "hybrid"]
 _MIXED = {"layer_types": ["linear_attention", "full_attention"]}
-_OTHER_SIZES: dict[str, dict[str, Any]] = {  # None: as the architecture has it
+_OTHER_SIZES: dict[str, dict[str, Any]] = {  # None: the architecture's default
     **dict.fromkeys(
         ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"), _LATENT
     ),
@@ -187,7 +187,7 @@ _OTHER_SIZES: dict[str, dict[str, Any]] = {  # None: as the architecture has it
 
 
 def tiny(kind: str, tokenizer: Tokenizer, **changes: Any) -> PreTrainedModel:
-    """A random model of an architecture, its weights large enough for context to matter."""
+    """A random model of an architecture; its weights are large enough for context to matter."""
     ids = {
         "vocab_size": tokenizer.vocab_size,
         "bos_token_id": None,
@@ -207,7 +207,7 @@ def tiny(kind: str, tokenizer: Tokenizer, **changes: Any) -> PreTrainedModel:
 
 
 def _sizes(kind: str, ids: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """What to give to a config, and under it to those of its parts."""
+    """The arguments for a config and, nested in it, for the configs of its parts."""
     config_class = CONFIG_MAPPING[kind]
     known = {*inspect.signature(config_class.__init__).parameters, *config_class.attribute_map}
     sizes = {name: size for name, size in (_SIZES | ids).items() if name in known}

@@ -1,4 +1,4 @@
-"""What the tests of the command line share; the fixtures stand in shared_fixtures.py."""
+"""Helpers for the tests of the command line; the fixtures are in shared_fixtures.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ QUESTIONS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i
 
 
 def check_refused(result: tuple[int, str], *parts: str) -> None:
-    """Exit code 2 and one line that names everything it should."""
+    """Check for exit code 2 and one line that contains all `parts`."""
     code, text = result
     assert code == 2, text
     assert "Traceback" not in text

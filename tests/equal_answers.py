@@ -1,4 +1,4 @@
-r"""Pairs of equal answers, by hand: (one, other, why they are equal), in both orders."""
+r"""Pairs of equal answers: (one, other, why they are equal), tested in both orders."""
 
 from __future__ import annotations
 

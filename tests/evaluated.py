@@ -1,4 +1,4 @@
-"""Evaluations of fake models on a task of a few questions, and their numbers by hand."""
+"""Evaluations of fake models on a small task, and their hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def found_rows(found: dict[str, Any], metric: str) -> dict[tuple[str, str], dict
 
 
 def evaluate(source: Source, out: Path, *models: FakeLanguageModel) -> dict[str, Any]:
-    """What `ledom eval` writes; it needs lm-eval."""
+    """Run an evaluation and return what `ledom eval` writes; needs lm-eval."""
     from ledom.evaluate.evaluation import Job, evaluate_models
 
     found: dict[str, Any] = to_json(evaluate_models(Job([source], models, out), no_progress))

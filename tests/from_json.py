@@ -1,4 +1,4 @@
-"""Results from the JSON objects that reports hold: the inverse of `formatting.to_json`."""
+"""Results from the JSON objects in reports: the inverse of `formatting.to_json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def from_json(kind: type[T], data: Any) -> T:
-    """A result of this type; keys that are missing have their defaults."""
+    """Build a result of this type; missing keys get their defaults."""
     return _read(kind, data)  # type: ignore[no-any-return]
 
 

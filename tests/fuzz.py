@@ -1,8 +1,8 @@
-"""Damaged input for every command, by a seed, and a process that tries it.
+"""Seeded damaged input for every command, and a process that tries it.
 
-A case is a command line, a file of a good folder, and a way to damage it. `Worker` runs many
-command lines in one long-lived process, since imports cost more than the commands; one that hangs
-is killed, and another started.
+A case is a command line, a file in a good folder, and a way to damage it. `Worker` runs many
+command lines in one long-lived process, since imports cost more than the commands. A process that
+hangs is killed and replaced.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from started import PROCESSES
 from waiting import SECONDS
 
 CPU_SECONDS = 20.0
-"""Of its own, after which a command counts as hanging, whatever else runs on the machine. One that
-waits for something hangs after `waiting.SECONDS`."""
-_MEMORY = 12 << 30  # bytes of data, so that an absurd shape is an error and not the machine's end
+"""CPU seconds after which a command counts as hanging, whatever else runs on the machine. One that
+waits for something counts as hanging after `waiting.SECONDS`."""
+_MEMORY = 12 << 30  # bytes of data, so that an absurd shape gives an error and not a crash
 
 RERANK = "rerank --problems problems.jsonl --candidates candidates.jsonl --forward none"
 RERANK += " --reverse model"
@@ -109,7 +109,7 @@ COMMANDS: dict[str, list[str]] = {
     "run/recipe.yaml": ["export run/reverse --out out", "compare run --out out"],
     "store/manifest.json": ["train stored.yaml --direction reverse --out out", "export store"],
 }
-"""By what is damaged: the command lines that read it."""
+"""For each damaged file, the command lines that read it."""
 
 _VALUES = [None, True, -1, 0, 1e308, 10**30, "", "x", [], {}, ["a"], {"a": 1}, "\ud800", "\x00"]
 _PATHS = ["", "nowhere", "/dev/null", "/dev/full", "problems.jsonl", "done", "a\x01b", "x" * 5000]
@@ -146,7 +146,7 @@ _OPTIONS = {  # by command
     "docs": "--",
 }
 OPTIONS = {command: options.split() for command, options in _OPTIONS.items()}
-"""Options that get odd values; `ARGUMENTS` are what the command needs besides, all of it good."""
+"""Options that get odd values; `ARGUMENTS` are the other, valid arguments of each command."""
 ARGUMENTS = {
     "rerank": f"{RERANK} --out out",
     "search": f"{SEARCH} --out out",
@@ -158,7 +158,7 @@ ARGUMENTS = {
     "gallery": "gallery --reverse model --out out.html",
     "synthesize": f"{SYNTHESIZE} --out out",
     "invert": f"{INVERT} --out out",
-    "serve": "serve --forward none --reverse none",  # with a model it would not end
+    "serve": "serve --forward none --reverse none",  # with a model it would never end
     "train": "train recipe.yaml --direction reverse --out out",
     "compare": "compare run --out out",
     "plan": "plan recipe.yaml",
@@ -172,7 +172,7 @@ ARGUMENTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A command line, and what happens to the good folder before."""
+    """A command line, and the damage done to the good folder before it runs."""
 
     name: str
     arguments: list[str]
@@ -180,7 +180,7 @@ class Case:
 
 
 def cases(seed: int, count: int) -> list[Case]:
-    """So many of them, every command in turn; equal seeds give equal ones."""
+    """Generate `count` cases, cycling through the commands; equal seeds give equal cases."""
     rng = random.Random(seed)
     reading: dict[str, list[tuple[str, str]]] = {command: [] for command in OPTIONS}
     for target, lines in COMMANDS.items():
@@ -210,7 +210,7 @@ def _odd_option(rng: random.Random, number: int, command: str) -> Case:
     option = rng.choice(OPTIONS[command])
     value = rng.choice([*_NUMBERS, *_PATHS, os.fsdecode(b"\xff\xfe")])
     if command == "demo":
-        value = rng.choice(["-1", "0", "nan", "1e400", "x", ""])  # all of it would take minutes
+        value = rng.choice(["-1", "0", "nan", "1e400", "x", ""])  # all would take minutes
     arguments = [*ARGUMENTS.get(command, command).split(), option, value]
     return Case(f"{number}: {ascii(arguments)[:200]}", arguments, lambda folder: None)
 
@@ -233,7 +233,7 @@ def _bit_flips(data: bytes, rng: random.Random, _: Path) -> bytes:
 
 
 def _wrong_type(data: bytes, rng: random.Random, _: Path) -> bytes:
-    """A value of one line (or of the whole file) is of another type."""
+    """Change the type of a value in one line (or in the whole file)."""
     try:
         lines = data.decode().splitlines()
         place = rng.randrange(len(lines))
@@ -296,7 +296,7 @@ _DAMAGES: dict[str, Callable[[bytes, random.Random, Path], bytes | None]] = {
 
 
 class Worker:
-    """A process that runs command lines; see `run`."""
+    """A worker process that runs command lines; see `run`."""
 
     def __init__(self) -> None:
         self._process: BaseProcess | None = None
@@ -304,7 +304,7 @@ class Worker:
     def run(
         self, folder: Path, arguments: list[str], seconds: float = CPU_SECONDS
     ) -> tuple[int | None, str]:
-        """Exit code (None: it hung, or the process died) and standard error."""
+        """Return the exit code (None: it hung or the process died) and standard error."""
         if self._process is None:
             self._process = self._start()
         self._pipe.send((str(folder), arguments))
@@ -347,7 +347,7 @@ class Worker:
 
 
 def _seconds_used(process: int) -> float:
-    """The processor time of a process so far; without Linux's /proc the time of day."""
+    """The CPU time of a process so far; without Linux's /proc, the time of day."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -356,7 +356,7 @@ def _seconds_used(process: int) -> float:
 
 
 def _serve(pipe: Connection) -> None:
-    """Run command lines, (folder, arguments) from the pipe; answers (exit code, standard error)."""
+    """Run (folder, arguments) from the pipe; answer with (exit code, standard error)."""
     from ledom.cli import app, run
 
     for module in pkgutil.walk_packages(ledom.__path__, "ledom."):  # so that no case pays for it
@@ -376,6 +376,6 @@ def _serve(pipe: Connection) -> None:
                 code: Any = run.run(app.all_commands())
             except SystemExit as stop:
                 code = stop.code or 0
-            except BaseException as error:  # what a user would see as a traceback
+            except BaseException as error:  # a user would see a traceback
                 code = f"{type(error).__name__}: {error}"
         pipe.send((code, err.getvalue()))

@@ -1,4 +1,4 @@
-"""`ledom tokenize` that a test stops in the midst of; its processes import little more."""
+"""`ledom tokenize` held up so that a test can stop it; its processes import little else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["HeldUp", "ledom_held_up"]
 
 
 class HeldUp:
-    """Documents of which all but the first part wait, for longer than any test; a file says so."""
+    """Documents where all parts but the first wait longer than any test; a file signals this."""
 
     def __init__(self, documents: Documents, folder: Path) -> None:
         self.documents, self.folder = documents, folder
@@ -34,7 +34,7 @@ class HeldUp:
 
 
 def ledom_held_up(*arguments: str) -> None:
-    """A command of ledom, in a process of its own, which reads such documents."""
+    """Run a ledom command that reads such documents in its own process."""
     opened = reading.open_documents
     reading.open_documents = lambda *given: HeldUp(opened(*given), Path(given[0][0]).parent)
     ledom(*arguments)

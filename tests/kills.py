@@ -1,7 +1,7 @@
-"""Deaths by SIGKILL at moments that a seed chooses, so that a test that fails fails again.
+"""SIGKILLs at moments chosen by a seed, so that failures are reproducible.
 
-What a death leaves on the disk depends on which file operations came before it: a moment is the
-n-th of them, and a few calls after it, in which what was opened is partly written.
+What a kill leaves on disk depends on the file operations before it. A moment is therefore the n-th
+file operation plus a few calls, during which an open file is partly written.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _OPERATIONS |= {"shutil.rmtree"}
 _MOST_CALLS_LATER = 30
 
 Work = Callable[[Path], object]
-"""What is killed; it writes into the folder that it is given."""
+"""The work to be killed; it writes into the folder that it gets."""
 
 
 def run_through_kills(work: Work, whole: Path, killed: Path, seed: int, kills: int = 3) -> int:
-    """Work into `whole` without a stop, and into `killed` once more after each of some deaths.
+    """Run `work` into `whole` without a stop, and into `killed`, restarting after each kill.
 
-    Returns how many died; a resumed run may end before its moment comes.
+    Returns the number of kills; a resumed run may end before its kill is due.
     """
     moments = random.Random(seed)
     counted, counter = os.pipe()
@@ -48,7 +48,7 @@ def run_through_kills(work: Work, whole: Path, killed: Path, seed: int, kills: i
     total = int(os.read(counted, 20))
     deaths = 0
     for _ in range(kills):
-        # Twice its share of the run at most, so that together they reach all of it.
+        # At most twice its share of the run, so that the kills together cover all of it.
         moment = moments.randrange(max(1, 2 * total // kills))
         later = moments.randrange(_MOST_CALLS_LATER)
 
@@ -62,15 +62,15 @@ def run_through_kills(work: Work, whole: Path, killed: Path, seed: int, kills: i
 
 
 def die_at(folder: Path, moment: int, calls_later: int = 0) -> None:
-    """Let this process die in so many calls from the file operation of this number in a folder."""
+    """Kill this process `calls_later` calls after the `moment`-th file operation in a folder."""
     seen = count()
     _on_operation(folder, lambda: _die_after(calls_later) if next(seen) == moment else None)
 
 
 def in_a_child(run: Callable[[], object]) -> int:
-    """The status of a forked process that runs this: 0, the signal that killed it, or 256.
+    """Run this in a forked process; returns 0, the signal that killed it, or 256.
 
-    One that takes too long prints its stacks and dies of SIGALRM.
+    A process that takes too long prints its stacks and dies of SIGALRM.
     """
     sys.stdout.flush()
     child = os.fork()
@@ -78,9 +78,9 @@ def in_a_child(run: Callable[[], object]) -> int:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         faulthandler.register(signal.SIGALRM, chain=True)
         signal.alarm(int(SECONDS))
-        # A fork has none of its parent's threads, and tokenizers would wait for them for ever.
+        # A fork has none of its parent's threads; tokenizers would wait for them forever.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        # Torch makes its pool anew when it is first asked, which two threads must not do at once.
+        # Torch recreates its thread pool on first use, which two threads must not do at once.
         torch.set_num_threads(torch.get_num_threads())
         try:
             run()
@@ -92,7 +92,7 @@ def in_a_child(run: Callable[[], object]) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder by their path; what a death leaves of a temporary one is hidden."""
+    """The files in a folder by path, without hidden leftovers of temporary files."""
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted(folder.rglob("*"))
@@ -101,7 +101,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def _on_operation(folder: Path, action: Callable[[], object]) -> None:
-    """Call `action` at each file operation in a folder; a process cannot take this back."""
+    """Call `action` at each file operation in a folder; this cannot be undone."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in _OPERATIONS and str(arguments[0]).startswith(str(folder)):

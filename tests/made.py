@@ -1,4 +1,4 @@
-"""Scores, spans and models with what a test cares about; the rest is made up."""
+"""Scores, spans and models with the values that a test needs; the rest is made up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL_MODEL = (
     "model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
     "num_attention_heads: 2, num_key_value_heads: 1}\n"
 )
-"""A line of a recipe: a model that trains in a moment."""
+"""A recipe line for a model that trains in a moment."""
 
 
 def made_score(
@@ -25,7 +25,7 @@ def made_score(
     index: int = 0,
     **more: Any,
 ) -> Score:
-    """A score by the model that scores this target: y|x forward, the others reverse."""
+    """A score by the model that scores this target: y|x forward, all others reverse."""
     direction: Any = "forward" if target == "y|x" else "reverse"
     return Score(
         problem_id=problem_id,
@@ -47,7 +47,7 @@ def token_score(target: str, values: list[float], spans: list[list[int]], **more
 
 
 def whole_text(lm: LanguageModel, text: str) -> TokenSpan:
-    """All of a document that has context: all but the first token in model order."""
+    """The span of all tokens with context: all but the first in model order."""
     ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
     reverse = lm.direction is Direction.REVERSE
     return TokenSpan(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))

@@ -1,4 +1,4 @@
-"""Documents of numbers: with the tokenizer of words their ids can be read off."""
+"""Documents of numbers; with the word tokenizer, the text shows the ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["EXPECTED", "NUMBERS", "Make", "ids_of", "write_numbers"]
 NUMBERS = [[number, number + 1] for number in range(2, 42)]
 """The documents' ids."""
 EXPECTED = [[*ids, 0] for ids in NUMBERS]
-"""Those of their store."""
+"""The ids in their store."""
 Make = Callable[..., TokenStore | None]
 
 
@@ -25,7 +25,7 @@ def write_numbers(file: Path, documents: list[list[int]]) -> None:
 
 
 def ids_of(store: TokenStore | None) -> list[list[int]]:
-    """The documents of a store that is whole, EOS included."""
+    """The documents of a complete store, including EOS."""
     assert store is not None
     store.verify()
     return [

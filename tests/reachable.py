@@ -1,4 +1,4 @@
-"""What a keyboard and a screen reader need of a page."""
+"""What keyboards and screen readers need from a page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def check_reachable(page: str) -> None:
-    """Everything that scrolls can take focus and has a name; every figure is named once."""
+    """Check that everything that scrolls is focusable and named, and every figure is named once."""
     scrolling = re.findall(r'<(?:div class="scroll"|figure|pre|p class="solution")[^>]*>', page)
     assert len(scrolling) > 4
     assert [tag for tag in scrolling if 'tabindex="0"' not in tag and "picture" not in tag] == []

@@ -1,4 +1,4 @@
-"""A report of a selection in which every section has something, as JSON: tests change it first."""
+"""A selection report as JSON with something in every section, which tests then modify."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUESTION = "Ann has 3  red apples.\nHow many?"
 
 
 def as_report(report: dict[str, Any]) -> SelectionReport:
-    """The typed report; strategies need no description and no formula."""
+    """The typed report; strategies need no description or formula."""
     said_of_all = {"description": "", "formula": ""}
     strategies = [said_of_all | row for row in report.get("strategies", [])]
     return from_json(SelectionReport, report | {"strategies": strategies})
@@ -25,7 +25,7 @@ def bounds(mean: float, low: float, high: float) -> dict[str, float]:
 
 
 def sample_report() -> dict[str, Any]:
-    """Four strategies and one case: a right candidate is picked, a wrong one was the rival."""
+    """Four strategies and one case: a right candidate is picked over a wrong rival."""
     candidates = [
         _candidate(0, role="picked", count=3),
         _candidate(1, role="rejected", question_tokens=_tokens(-4.5)),

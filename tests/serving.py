@@ -1,4 +1,4 @@
-"""A server on a real port, for tests of clients, and a gateway in front of a made-up upstream."""
+"""A server on a real port, for client tests, and a gateway in front of a mock upstream."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ QUESTIONS = ["Ava has 3 pens and buys 4.", "Bo had 4 cats, then 3 came.", "How m
 def running(
     judge: Judge, limits: Limits, reports: Path | None = None, token: str | None = None
 ) -> Iterator[Server]:
-    """A server on a free port, in a thread; it must end when it is told to."""
+    """A server on a free port, in a thread; it must end when asked to."""
     settings = Settings(port=0, limits=limits, reports=reports, token=token)
     server = Server(settings)
     service = Service(judge, settings)
     server.listen()  # requests wait until it runs
     thread = threading.Thread(target=server.run, args=(service,), daemon=True)
     thread.start()
-    until(lambda: server._server is not None or not thread.is_alive())  # `stop` has an effect
+    until(lambda: server._server is not None or not thread.is_alive())  # `stop` now works
     try:
         yield server
     finally:
@@ -57,7 +57,7 @@ def running(
 
 
 def waiting(server: Server) -> float:
-    """The number of texts that wait for a model, as the server's metrics give it."""
+    """The number of texts waiting for a model, from the server's metrics."""
     lines = httpx.get(f"{server.url}/metrics", timeout=SECONDS).text.splitlines()
     (line,) = [line for line in lines if line.startswith("ledom_waiting_items ")]
     return float(line.split()[1])
@@ -90,7 +90,7 @@ def gateway(
     weights: TunedWeights | None = None,
     key: str = "key",
 ) -> Iterator[TestClient]:
-    """A client of a gateway whose upstream is `handler`; without one the forward model answers."""
+    """A client of a gateway with the upstream `handler`; without one, the forward model answers."""
     upstream = None
     if handler is not None:
         upstream = Upstream("http://up/v1", "big", key, seconds, 1.0, 2.0)

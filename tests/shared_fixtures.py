@@ -1,4 +1,4 @@
-"""What many tests share: a tiny tokenizer, a pair of tiny random models, and the command line."""
+"""Shared fixtures: a tiny tokenizer, a pair of tiny random models, and the command line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ledom.text.tokenizer import Tokenizer, train_tokenizer
 from started import prepare_server
 
 prepare_server()
-# The same examples in every run, and none too slow: on a busy machine anything is.
+# The same examples in every run, and no deadline: on a busy machine, anything can be slow.
 settings.register_profile(
     "repeatable",
     deadline=None,
@@ -41,14 +41,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
-# Tests of Ctrl-C need it, and what they start inherits it, even where a shell that runs the tests
-# in the background ignores it.
+# Tests of Ctrl-C and the processes they start need SIGINT, which programs that a shell runs in the
+# background ignore.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_wait_for_the_disk() -> Iterator[None]:
-    """Files outlive a kill without it, and it took a tenth of the tests' time."""
+    """Skip fsync: files survive a kill without it, and it took a tenth of the tests' time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -56,7 +56,7 @@ def no_wait_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def problems() -> list[Problem]:
-    """A hundred and twenty generated training problems."""
+    """120 generated training problems."""
     return list(generate_problems("train", 120, seed=5))
 
 
@@ -68,7 +68,7 @@ def tokenizer(problems: list[Problem]) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
-    """Two layers, width 32, grouped-query attention; weights large enough for context to matter."""
+    """Two layers of width 32 with grouped-query attention; large weights make context matter."""
     return ModelConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -83,7 +83,7 @@ def tiny_config() -> ModelConfig:
 def checkpoints(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, tiny_config: ModelConfig
 ) -> dict[str, Path]:
-    """Folders of two tiny random models, `forward` and `reverse`; copy before you write there."""
+    """Folders of two tiny random models, `forward` and `reverse`; copy them before writing."""
     root = tmp_path_factory.mktemp("checkpoints")
     for seed, direction in enumerate(Direction):
         model = build_model(tiny_config, tokenizer, seed)
@@ -95,9 +95,9 @@ def checkpoints(
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command line; returns its exit code and what it printed."""
 
-    monkeypatch.setattr(parallel, "set_threads", lambda threads: None)  # later tests want one
-    monkeypatch.setattr(cli, "prepare_process", lambda: None)  # the streams are pytest's
-    monkeypatch.setenv(DEBUG_VARIABLE, "")  # and gone afterwards
+    monkeypatch.setattr(parallel, "set_threads", lambda threads: None)  # later tests need one
+    monkeypatch.setattr(cli, "prepare_process", lambda: None)  # the streams belong to pytest
+    monkeypatch.setenv(DEBUG_VARIABLE, "")  # and removed afterwards
 
     def call(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["ledom", *map(str, arguments)])
@@ -127,7 +127,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> dict[str, Fa
 
 @pytest.fixture(scope="session")
 def _embedded() -> dict[tuple[str, ...], LanguageModel]:
-    """What `embedded_once` has loaded, by direction and options."""
+    """The models loaded by `embedded_once`, by direction and options."""
     return {}
 
 
@@ -135,7 +135,7 @@ def _embedded() -> dict[tuple[str, ...], LanguageModel]:
 def embedded_once(
     monkeypatch: pytest.MonkeyPatch, _embedded: dict[tuple[str, ...], LanguageModel]
 ) -> None:
-    """The tests that use this share the embedded models: to load one takes a third of a second."""
+    """Share the embedded models between tests, since loading one takes a third of a second."""
     load = ledom.lm.load
 
     def load_once(
@@ -154,7 +154,7 @@ def embedded_once(
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without what takes most of a small job's time; tests/report/ looks at pictures."""
+    """Reports without figures, which take most of a small job's time; tests/report/ covers them."""
     for module in (figures, curves):
         monkeypatch.setattr(module, "draw_svg", lambda *_: "<svg></svg>")
 
@@ -180,7 +180,7 @@ def candidate_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def four_threads() -> Iterator[None]:
-    """torch uses four threads; the test must leave their number as it found it."""
+    """Let torch use four threads; the test must leave the number unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield

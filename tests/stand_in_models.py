@@ -1,4 +1,4 @@
-"""A model that writes what a test tells it to."""
+"""A mock model that generates what a test specifies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ScriptedLanguageModel"]
 
 
 class ScriptedLanguageModel(FakeLanguageModel):
-    """Writes `script[prompt][number of the sample]`; an ellipsis at either end is unfinished."""
+    """Generates `script[prompt][sample number]`; an ellipsis at either end means unfinished."""
 
     def __init__(
         self, tokenizer: Tokenizer, direction: str, script: Mapping[str, Sequence[str]]

@@ -1,7 +1,7 @@
-"""Stand-ins for what cannot run here: a completions server and vLLM, each on a real tiny model.
+"""Mocks of what cannot run here: a completions server and vLLM, each with a real tiny model.
 
-They keep to the documented protocols (arguments, refusals, shapes of the answers) and compute with
-plain transformers, one text at a time, so that their numbers are those of the model behind them.
+They follow the documented protocols (arguments, refusals, response shapes) and compute with plain
+transformers, one text at a time, so their numbers are those of the model behind them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Reply = tuple[int, bytes]
 
 
 class PlainModel:
-    """A model folder as transformers runs it. Ids are in the order that the model is fed."""
+    """A model folder run by transformers. Ids are in model order."""
 
     def __init__(self, folder: str | Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -36,7 +36,7 @@ class PlainModel:
 
     @torch.no_grad()
     def _log_softmax(self, ids: Sequence[int]) -> torch.Tensor:
-        """Computed once, as many draws begin alike."""
+        """Log-probabilities, cached because many draws share a prefix."""
         with self.lock:
             known = self._known.get(tuple(ids))
             if known is None:
@@ -45,14 +45,14 @@ class PlainModel:
             return known
 
     def logprobs(self, ids: Sequence[int]) -> list[float]:
-        """Of every token but the first."""
+        """log P of every token but the first."""
         every = self._log_softmax(ids)
         return [every[i - 1, ids[i]].item() for i in range(1, len(ids))]
 
     def alternatives(
         self, ids: Sequence[int], new: Sequence[int], count: int
     ) -> list[dict[int, float]]:
-        """At each new token the `count` most likely ones, and the token itself as vLLM adds it."""
+        """For each new token, the `count` most likely ones plus the token itself, as in vLLM."""
         every = self._log_softmax([*ids, *new])
         rows = []
         for place, token in enumerate(new, start=len(ids) - 1):
@@ -71,7 +71,7 @@ class PlainModel:
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> list[int]:
-        """New ids, the stopping one included."""
+        """Generate new ids, including the one that stops."""
         generator = torch.Generator().manual_seed(seed)
         context = list(ids)
         while len(context) < len(ids) + max_tokens and not (
@@ -89,7 +89,7 @@ class PlainModel:
         return context[len(ids) :]
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer of a completions server (OpenAI's protocol, ids returned as vLLM does)."""
+        """The response of a completions server (OpenAI's protocol, with ids as in vLLM)."""
         prompt, eos = body["prompt"], self.tokenizer.eos_id
         ids = self.tokenizer.encode(prompt).ids if isinstance(prompt, str) else prompt
         choices = []
@@ -123,7 +123,7 @@ class PlainModel:
 
 
 class CompletionsServer:
-    """Answers completions by `answer`; `faults` are served first, one a request."""
+    """Answers completions with `answer`; `faults` come first, one per request."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self.answer = answer
@@ -142,7 +142,7 @@ class CompletionsServer:
                     reply = server.faults.pop(0)
                 else:
                     reply = server.reply(body)
-                if reply is None:  # hang up without a word
+                if reply is None:  # hang up without a response
                     self.connection.close()
                     return
                 self.send_response(reply[0])
@@ -156,11 +156,11 @@ class CompletionsServer:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        # It looks for the shutdown after each interval, of half a second if none is given.
+        # It checks for a shutdown once per interval, by default half a second.
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def reply(self, body: dict[str, Any]) -> Reply:
-        """A good answer."""
+        """A normal response."""
         return 200, json.dumps(self.answer(body) | {"model": body["model"]}).encode()
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ class CompletionsServer:
 
 @dataclass
 class SamplingParams:
-    """The fields of vLLM's that may be asked for here."""
+    """The fields of vLLM's class that are supported here."""
 
     n: int = 1
     temperature: float = 1.0
@@ -218,7 +218,7 @@ class LLM:
     """vLLM's offline interface without its tokenizer: ids in, ids out."""
 
     made: list[dict[str, Any]] = []
-    """The arguments of each that was made."""
+    """The arguments of each instance created."""
 
     def __init__(
         self,
@@ -290,17 +290,17 @@ class LLM:
 
 
 def vllm_module() -> ModuleType:
-    """To be put in `sys.modules` under the name vllm."""
+    """A module for `sys.modules` under the name vllm."""
     module = ModuleType("vllm")
     vars(module).update(LLM=LLM, SamplingParams=SamplingParams)
     return module
 
 
 def sentencepiece_like(form: str = "prepend", byte_fallback: bool = True) -> Tokenizer:
-    """A small tokenizer of Llama's kind: a blank in front of a text, unknown characters as bytes.
+    """A small Llama-like tokenizer: a space before a text, unknown characters as bytes.
 
-    `prepend` and `metaspace` are the two forms in which tokenizer.json has the blank. Its tokens
-    `<s>` and `</s>` are BOS, which nothing adds, and EOS.
+    `prepend` and `metaspace` are the two ways to write the space in tokenizer.json. Its tokens
+    are `<s>` (BOS, which nothing adds) and `</s>` (EOS).
     """
     backend = RustTokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)

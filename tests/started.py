@@ -1,7 +1,7 @@
-"""`ledom` in a process of its own, started in milliseconds.
+"""`ledom` in its own process, started in milliseconds.
 
-It is a fork of a process that has imported what commands import and has run nothing: no thread of
-its parent's is missing, and signals, exit codes and what it prints are those of any process.
+It is a fork of a process that has imported what commands import and has run nothing. So no threads
+of the parent are missing, and signals, exit codes and output are those of any process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import ledom.data.tokenize  # has the same server of processes, and says what it imports
+import ledom.data.tokenize  # uses the same fork server and sets its imports
 from waiting import SECONDS, until
 
 __all__ = ["PROCESSES", "Started", "ledom", "port_of_a_group", "prepare_server", "started"]
@@ -35,22 +35,22 @@ _IMPORTED = [
 
 
 def prepare_server() -> None:
-    """Say what the server of processes imports, before its first process starts it.
+    """Set what the fork server imports, before the first process starts it.
 
-    Only in the process that runs tests: another that imports this has a server of its own.
+    Only in the process that runs tests: any other that imports this has its own server.
     """
     PROCESSES.set_forkserver_preload(_IMPORTED)
 
 
 class Started:
-    """A process that may still run; what it prints on both streams is in a file."""
+    """A process that may still be running; its output on both streams goes to a file."""
 
     def __init__(self, process: BaseProcess, output: Path) -> None:
         self._process, self._output = process, output
 
     @property
     def pid(self) -> int:
-        """Also the id of its group, to which what it starts belongs."""
+        """The process id, also that of its group, which includes its children."""
         assert self._process.pid is not None
         return self._process.pid
 
@@ -58,13 +58,13 @@ class Started:
         return self._output.read_text()
 
     def first_line(self) -> str:
-        """Waits for it."""
+        """Wait for the first line of output."""
         until(lambda: "\n" in self.said() or not self._process.is_alive(), self.said)
         assert "\n" in self.said(), "it ended without a line"
         return self.said().splitlines()[0]
 
     def wait(self) -> int:
-        """The exit code, or minus the signal that ended it."""
+        """Wait for the exit code, or minus the signal that ended the process."""
         self._process.join(SECONDS)
         assert self._process.exitcode is not None, f"still running: {self.said()}"
         return self._process.exitcode
@@ -83,7 +83,7 @@ def started(
     run: Callable[..., object] = ledom,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Started]:
-    """A process that runs a command, killed at the end if it still runs."""
+    """A process that runs a command; killed at the end if it is still running."""
     output.touch()
     given = [*map(str, arguments)], dict(environment or {})
     process = PROCESSES.Process(target=_run, args=(run, *given, output))
@@ -97,9 +97,9 @@ def started(
 
 @contextmanager
 def port_of_a_group() -> Iterator[int]:
-    """A port on which the first process of a group may listen; nobody else is given it meanwhile.
+    """A port on which the first process of a group may listen and that no one else gets meanwhile.
 
-    It is held but not listened on, and its holder shares it with those who share it, as torch does.
+    It is bound but not listened on, with port reuse, which torch also sets.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""The public names, and what importing costs."""
+"""The public names, and the cost of importing."""
 
 from __future__ import annotations
 

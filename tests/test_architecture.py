@@ -1,4 +1,4 @@
-"""The rooms: what may import what, how long code may be, and that the docs describe this tree."""
+"""The rooms: import rules, lengths of code, and docs that match the source tree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOMS = [layer for layer in LAYERS if layer not in ("__main__", "rewards")]
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of what the contract reads."""
+    """A copy of the files that the contract reads."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     ignore = shutil.ignore_patterns("__pycache__", "embedded", "files")
     shutil.copytree(PACKAGE, tmp_path / "src" / "ledom", ignore=ignore)
@@ -33,7 +33,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def lint_imports(checkout: Path) -> subprocess.CompletedProcess[str]:
-    """The contract on a checkout's own source, whichever ledom is installed."""
+    """Check the contract on a checkout's own source, whichever ledom is installed."""
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]
     return subprocess.run(
         [*command, "--no-cache"],
@@ -67,8 +67,8 @@ def test_planted_imports_from_above_break_the_contract(checkout: Path) -> None:
         assert f"ledom.{module} -> ledom.{above} " in result.stdout
 
 
-def test_the_rooms_and_one_module_stand_at_the_top() -> None:
-    """At most twelve names."""
+def test_the_top_level_has_only_the_rooms_and_one_module() -> None:
+    """There are at most twelve names."""
     of_every_package = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
     names = {path.name for path in PACKAGE.iterdir()} - of_every_package
     assert names == {*ROOMS, "rewards.py"}
@@ -76,11 +76,11 @@ def test_the_rooms_and_one_module_stand_at_the_top() -> None:
 
 
 def folders_in(map_: str) -> list[str]:
-    """The folders that a map in a fenced block names, a line each, in the order given."""
+    """The folders named by a map in a fenced block, one per line, in order."""
     return re.findall(r"^  ([a-z_]+)/ ", map_, re.MULTILINE)
 
 
-def test_the_readmes_map_is_the_tree() -> None:
+def test_the_readmes_map_matches_the_tree() -> None:
     block = re.search(r"^src/ledom/\n((?:  .*\n)+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert block is not None
     named = folders_in(block[1])

@@ -1,4 +1,4 @@
-"""Every benchmark starts; one that needs what is not here runs in small, to be right when it is."""
+"""Every benchmark starts; one that needs other hardware runs in a small size."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(BENCHMARKS.glob("*.py")), ids=lambda file: file.stem)
 def test_every_benchmark_starts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What they import is still there; modules that others import end at once."""
+    """Their imports still exist; helper modules end at once."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr(sys, "argv", [file.name, "--help"])
-    for other in BENCHMARKS.glob("*.py"):  # tests/ has a module `serving` as well
+    for other in BENCHMARKS.glob("*.py"):  # tests/ also has a module `serving`
         monkeypatch.delitem(sys.modules, other.stem, raising=False)
     code: int | str | None = 0
     try:
@@ -39,7 +39,7 @@ def test_every_benchmark_starts(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the peers
+@pytest.mark.filterwarnings("ignore")  # from other programs
 def test_the_gpu_benchmark_runs_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,12 +55,12 @@ def test_the_gpu_benchmark_runs_on_a_cpu(
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_importing_runs_on_a_small_shape(
+def test_the_import_benchmark_runs_on_a_small_shape(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """All weights are 0, so every token of the vocabulary has the same probability.
 
-    Its steps are forks, which have imported what they need.
+    Its steps are forks that have already imported what they need.
     """
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr(sys, "argv", ["importing.py", "--folder", str(tmp_path / "import")])
@@ -80,7 +80,7 @@ def test_the_benchmark_of_importing_runs_on_a_small_shape(
 
 
 @pytest.mark.slow
-def test_a_step_of_a_benchmark_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_step_runs_in_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     in_process = importlib.import_module("common").in_process
     assert in_process(os.getpid) != os.getpid()

@@ -1,6 +1,6 @@
-"""Without a GPU: no operation mixes tensors of the CPU with those of a model on another device.
+"""Checks without a GPU that no operation mixes CPU tensors with those of another device.
 
-The other device is torch's `meta`, on which nothing is computed. What is read from it is zero.
+The other device is torch's `meta`, which computes nothing. Values read from it are zero.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MAY_MIX = ("_to_copy", "copy_", "_has_compatible_shallow_copy_type")
 
 
 class OneDevice(TorchDispatchMode):
-    """Raises for an operation that a GPU would refuse for a tensor on the CPU."""
+    """Raise for any operation that a GPU would refuse because of a CPU tensor."""
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         given = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, torch.Tensor)]
-        devices = {x.device.type for x in given if x.dim()}  # numbers may be anywhere
+        devices = {x.device.type for x in given if x.dim()}  # scalars may be anywhere
         if len(devices) > 1 and operation.__name__.split(".")[0] not in MAY_MIX:
             raise AssertionError(f"{operation} mixes {sorted(devices)}")
         return operation(*args, **(kwargs or {}))
@@ -43,7 +43,7 @@ class OneDevice(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def read_as_zero(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is read from the other device is zero, and no operation mixes devices."""
+    """Values read from the other device are zero, and no operation mixes devices."""
 
     def patch(name: str, read: Callable[[torch.Tensor], Any]) -> None:
         real = getattr(torch.Tensor, name)
@@ -62,7 +62,7 @@ def read_as_zero(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_the_check_sees_a_mix() -> None:
+def test_the_check_detects_mixed_devices() -> None:
     with pytest.raises(AssertionError, match=r"mm.* mixes \['cpu', 'meta'\]"):
         torch.ones(2, 2, device=META) @ torch.ones(2, 2)
 
@@ -71,7 +71,9 @@ def test_the_check_sees_a_mix() -> None:
     ("direction", "trunk"), [(Direction.FORWARD, Trunk), (Direction.REVERSE, build_trunk)]
 )
 @pytest.mark.slow
-def test_scoring_and_sampling(direction: Direction, trunk: Callable[[Any], Trunk]) -> None:
+def test_scoring_and_sampling_use_one_device(
+    direction: Direction, trunk: Callable[[Any], Trunk]
+) -> None:
     lm = load("tiny", direction)
     assert isinstance(lm, HFLanguageModel)
     lm.model.to("meta")
@@ -81,7 +83,7 @@ def test_scoring_and_sampling(direction: Direction, trunk: Callable[[Any], Trunk
     assert [len(values) for values in lm.logprobs(spans)] == [5, 3]
     assert len(lm.logprobs_and_hits(spans)) == 2
     assert len(lm.alternatives(spans[0], 3)) == 5
-    lm._reach = 0  # by the model's own pass
+    lm._reach = 0  # use the model's own pass
     assert [len(values) for values in lm.logprobs(spans)] == [5, 3]
     lm._reach = lm.context
     lm.stop_ids = frozenset()  # every token read is 0, which is EOS
@@ -97,7 +99,7 @@ def test_scoring_and_sampling(direction: Direction, trunk: Callable[[Any], Trunk
 
 @pytest.mark.parametrize("one_call", [False, True])
 @pytest.mark.slow
-def test_training(one_call: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_uses_one_device(one_call: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if one_call:  # as on a GPU
 
         def varlen_attention(q: Any, k: Any, v: Any, starts: Any, *_: Any) -> Any:
@@ -106,7 +108,7 @@ def test_training(one_call: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(attention, "has_varlen", lambda *_: True)
         monkeypatch.setattr(attention, "varlen_attention", varlen_attention)
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # it does not know `meta`
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # fails for `meta`
     lm = load("tiny", "reverse")
     assert isinstance(lm, HFLanguageModel)
     model = lm.model.to("meta")
@@ -114,7 +116,7 @@ def test_training(one_call: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     packed_losses(model, batch).mean().backward()
     muon, adamw = build_optimizers(model, OptimConfig(steps=10))
     for group in adamw.param_groups:
-        group["fused"] = False  # for devices that compute
+        group["fused"] = False  # only for real devices
     muon.step()
     adamw.step()
     assert all(weight.grad is not None for weight in model.parameters())

@@ -17,7 +17,7 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name: str) -> None:
+def test_docstring_examples_are_true(name: str) -> None:
     module = importlib.import_module(name.removesuffix(".__init__"))
     done = doctest.testmod(module)
     assert done.attempted

@@ -1,4 +1,4 @@
-"""The embedded pair: its size, its splits, and that it does what plain transformers does."""
+"""The embedded pair: its size, its splits, and that it agrees with plain transformers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def unseen() -> list[Problem]:
     return list(generate_problems("valid", 24, seed=11))
 
 
-def test_it_is_small_and_matched(pair: dict[str, HFLanguageModel]) -> None:
+def test_the_pair_is_small_and_matched(pair: dict[str, HFLanguageModel]) -> None:
     forward, reverse = pair["forward"], pair["reverse"]
     assert forward.num_parameters == reverse.num_parameters <= 6_000_000
     assert forward.tokenizer.fingerprint == reverse.tokenizer.fingerprint
@@ -51,7 +51,7 @@ def test_it_is_small_and_matched(pair: dict[str, HFLanguageModel]) -> None:
 def test_the_weights_were_not_tuned_on_test_problems() -> None:
     tuned = TunedWeights.load(ASSETS / "weights.json")
     assert tuned.num_problems == len(tuned.problem_hashes) > 100
-    # A question's fingerprint is the beginning of the hash that decides its split: all are of the
+    # A question's fingerprint is the start of the hash that decides its split: all are in the
     # generator's tune split, 0.92 to 0.96.
     for problem in generate_problems("tune", 2):
         assert 0.92 <= share_of(question_hash(problem.question)) < 0.96
@@ -67,7 +67,7 @@ def share_of(fingerprint: str) -> float:
 def test_reverse_logprobs_equal_plain_transformers(
     pair: dict[str, HFLanguageModel], unseen: list[Problem]
 ) -> None:
-    """On ids flipped by hand: to 1e-5 in doubles, in fp32 as closely as its rounding allows."""
+    """On ids flipped by hand: to 1e-5 in fp64, and in fp32 as closely as rounding allows."""
     folder = ASSETS / "reverse"
     exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -92,10 +92,10 @@ def _logprobs_by_hand(model: PreTrainedModel, ids: list[int]) -> list[float]:
 
 
 @torch.no_grad()
-def test_greedy_output_is_what_plain_transformers_finds_likeliest(
+def test_greedy_output_is_the_most_likely_in_plain_transformers(
     pair: dict[str, HFLanguageModel], unseen: list[Problem]
 ) -> None:
-    """By one pass over each text: every token follows from those before it, and so does the end."""
+    """One pass over each text shows that every token, and the end, is the most likely next one."""
     lm = pair["forward"]
     plain = AutoModelForCausalLM.from_pretrained(ASSETS / "forward", dtype=torch.float32).eval()
     prompts = [lm.pair_format.before_solution(problem.question) for problem in unseen[:10]]
@@ -110,7 +110,7 @@ def test_greedy_output_is_what_plain_transformers_finds_likeliest(
         assert [*written, eos][: len(written) + ended] == likeliest[: len(written) + ended]
 
 
-def test_it_writes_worked_solutions_forward_and_questions_backward(
+def test_the_pair_writes_solutions_forward_and_questions_backward(
     pair: dict[str, HFLanguageModel], unseen: list[Problem]
 ) -> None:
     forward, reverse = pair["forward"], pair["reverse"]
@@ -124,7 +124,7 @@ def test_it_writes_worked_solutions_forward_and_questions_backward(
     assert sum("?" in q.text for q in questions) >= len(unseen) * 0.9
 
 
-def test_the_reverse_model_prefers_the_solutions_own_question(
+def test_the_reverse_model_prefers_a_questions_own_solution(
     pair: dict[str, HFLanguageModel], unseen: list[Problem]
 ) -> None:
     """log P(x|y) is higher for a question's own solution than for that of the next problem."""
@@ -139,8 +139,8 @@ def test_the_reverse_model_prefers_the_solutions_own_question(
     assert all(mine > theirs for mine, theirs in zip(*sums, strict=True))
 
 
-def test_the_package_ships_it() -> None:
-    """What pyproject.toml declares as package data covers every file of the pair."""
+def test_the_package_ships_the_pair() -> None:
+    """The package data in pyproject.toml cover every file of the pair."""
     names = {str(file.relative_to(ASSETS)) for file in ASSETS.rglob("*") if file.is_file()}
     for direction in ("forward", "reverse"):
         assert {f"{direction}/config.json", f"{direction}/tokenizer.json"} <= names
@@ -149,10 +149,10 @@ def test_the_package_ships_it() -> None:
     assert '"lm/embedded/**/*"' in text
 
 
-def test_a_text_unlike_its_training_is_said_to_be(
+def test_a_text_unlike_the_training_data_is_reported(
     pair: dict[str, HFLanguageModel], unseen: list[Problem]
 ) -> None:
-    """Every unseen problem of the templates is familiar, other questions are not."""
+    """Unseen problems from the templates are familiar; other questions are not."""
     reverse = pair["reverse"]
     for problem in unseen[:8]:
         assert explain(problem, [problem.solution or ""], reverse).warning is None
@@ -163,7 +163,7 @@ def test_a_text_unlike_its_training_is_said_to_be(
         assert explain(problem, [problem.solution or ""], reverse).warning
 
 
-def test_a_prompt_unlike_its_training_is_said_to_be(
+def test_a_prompt_unlike_the_training_data_is_reported(
     pair: dict[str, HFLanguageModel], unseen: list[Problem]
 ) -> None:
     for problem in unseen[:8]:

@@ -1,4 +1,4 @@
-"""Wrong solutions of every kind, made by hand."""
+"""Wrong solutions of every kind, written by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CASES = [
     ("no equations", PENS, "She has twenty.\n#### 20"),
     ("no equations", PENS, "The answer is 20."),
     ("false equation", PENS, "3 * 4 = 13\n13 + 5 = 18\n#### 18"),
-    ("false equation", PENS, "3 * 4 = 6 + 7 = 12\n12 + 5 = 17\n#### 18"),  # one side in between
+    ("false equation", PENS, "3 * 4 = 6 + 7 = 12\n12 + 5 = 17\n#### 18"),  # one intermediate side
     ("false equation", PENS, "3 / 4 = 0.74\n0.74 + 5 = 5.74\n#### 5.74"),
     ("wrong final line", PENS, "3 * 4 = 12\n12 + 5 = 17\n#### 12"),
     ("wrong final line", PENS, "3 * 4 = 12 and 12 + 5 = 17.\nThe answer is 27."),
@@ -26,12 +26,12 @@ CASES = [
     ("number misread", PENS, "3 * 4 = 12\n12 + 5 = 17\n17 + 9 = 26\n#### 26"),
     ("wrong step", PENS, "3 * 4 = 12\n12 - 5 = 7\n#### 7"),
     ("wrong step", PENS, "3 + 4 + 5 = 12\n#### 12"),
-    # 2 / 3 is right as rounded; 0.66 would not be.
+    # 2 / 3 is rounded correctly; 0.66 would not be.
     ("wrong step", PENS, "4 / 3 = 1.33\n1.33 + 5 = 6.33\n#### 6.33"),
     # A result may be a sum itself.
     ("wrong final line", PENS, "3 * 4 = 12\n12 - 5 = 7\n0 = 3 - 3\n#### 1"),
     ("number misread", PENS, "3 * 4 = 12\n12 + 5 = 17\n17 - 9 = 9 - 1\n#### 8"),
-    # A percentage may be written as 25%, 0.25 or 75 (what is left); a dozen is 12.
+    # A percentage may be written as 25%, 0.25 or 75 (the remainder); a dozen is 12.
     ("wrong step", SHOP, "1200 * 0.25 = 300\n12 * 2 = 24\n300 + 24 = 324\n#### 324"),
     ("wrong step", SHOP, "1200 * 75 / 100 = 900\n12 * 2 = 24\n900 - 24 = 876\n#### 876"),
     ("number left out", SHOP, "12 * 2 = 24\n1200 + 24 = 1224\n#### 1224"),
@@ -39,7 +39,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "question", "solution"), CASES)
-def test_kinds_by_hand(kind: str, question: str, solution: str) -> None:
+def test_wrong_solutions_are_classified(kind: str, question: str, solution: str) -> None:
     assert error_kind(question, solution) == kind
 
 

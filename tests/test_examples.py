@@ -1,4 +1,4 @@
-"""Each script in examples/ runs on the embedded pair, and what it prints is true."""
+"""Each script in examples/ runs on the embedded pair and prints correct results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RunExample = Callable[..., str]
 
 @pytest.fixture
 def run_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunExample:
-    """Run a script as from the command line, in this process; returns what it printed."""
+    """Run a script in this process as from the command line; returns its output."""
 
     def run(name: str, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -37,15 +37,15 @@ def run_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 
 
 def log_p_of_question(question: str, answer: str) -> float:
-    """By the embedded reverse model, from its log-probabilities of tokens alone."""
+    """log P(question | answer), from the embedded reverse model's token log-probabilities."""
     lm = ledom.load("tiny", "reverse")
     ids = lm.add_special_tokens(lm.tokenizer.encode(f"{question}\n\n{answer}").ids)
     known = len(lm.tokenizer.encode(question).ids)
-    (values,) = lm.logprobs([ledom.TokenSpan(ids, 0, known + 1)])  # the end token in front of it
+    (values,) = lm.logprobs([ledom.TokenSpan(ids, 0, known + 1)])  # the end token before it
     return float(values.sum())
 
 
-def test_reranked_answers_are_in_order_and_their_numbers_right(run_example: RunExample) -> None:
+def test_reranked_answers_are_ordered_and_their_numbers_right(run_example: RunExample) -> None:
     printed = run_example("rerank_my_answers.py", "--samples", 3)
     line = r"reward (-[\d.]+)  log P\(y\|x\) -[\d.]+  log P\(x\|y\) (-[\d.]+)\n"
     _, *found = re.split(line, printed)
@@ -70,7 +70,7 @@ def test_a_forward_model_becomes_its_reverse_twin(run_example: RunExample, tmp_p
     match = re.match(r"loss ([\d.]+) at the first step, ([\d.]+) at the last; (.+)\n", printed)
     assert match is not None
     first, last = float(match[1]), float(match[2])
-    assert first > 7.6  # worse than a guess among 2048 tokens: the model has never read backwards
+    assert first > 7.6  # worse than guessing among 2048 tokens: the model has never read backwards
     assert last < first
     assert ledom.load(match[3], "reverse").direction is ledom.Direction.REVERSE
     with pytest.raises(ledom.LedomError, match="forward"):
@@ -78,7 +78,7 @@ def test_a_forward_model_becomes_its_reverse_twin(run_example: RunExample, tmp_p
 
 
 def log_p_of_both(question: str, answer: str) -> float:
-    """By the embedded forward model, from its log-probabilities of tokens alone."""
+    """log P(question, answer), from the embedded forward model's token log-probabilities."""
     lm = ledom.load("tiny", "forward")
     ids = lm.add_special_tokens(lm.tokenizer.encode(f"{question}\n\n{answer}").ids)
     (values,) = lm.logprobs([ledom.TokenSpan(ids, 1, len(ids))])
@@ -86,7 +86,7 @@ def log_p_of_both(question: str, answer: str) -> float:
 
 
 def test_prompts_are_found_for_an_output(run_example: RunExample, tmp_path: Path) -> None:
-    """As in its docstring: with the embedded model, then with a trained one, in the same folder."""
+    """As in its docstring: with the embedded model, then with a trained one in the same folder."""
     out = tmp_path / "out"
     for training in [(), ("--pairs", 6, "--steps", 1)]:
         printed = run_example("invert_prompt.py", "--samples", 4, "--out", out, *training)

@@ -48,7 +48,7 @@ def good(
     problems: list[Problem],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A folder of everything that commands read, nothing damaged yet."""
+    """A folder with everything that commands read, still undamaged."""
     root = tmp_path_factory.mktemp("good")
     few = [
         Problem(id=f"p{i}", question=p.question, answer=p.answer, solution=p.solution)
@@ -92,11 +92,11 @@ def good(
         (root / "run" / way / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     shutil.copyfile(root / "recipe.yaml", root / "run" / "recipe.yaml")
     rerank = COMMANDS["done/candidates.jsonl"][1].split()
-    assert worker.run(root, rerank, seconds=300)[0] == 0  # it imports, too
+    assert worker.run(root, rerank, seconds=300)[0] == 0  # this includes imports
     filling = COMMANDS["gaps/proposals.jsonl"][0].split()
     assert worker.run(root, filling)[0] == 0
     tuned = worker.run(root, ["tune", "done", "--out", "weights.json"])
-    if tuned[0] != 0:  # the random models were never right
+    if tuned[0] != 0:  # the random models were never correct
         (root / "weights.json").write_text(
             '{"format": 3, "num_problems": 1, "num_candidates": 2, "problem_hashes": [],'
             ' "weights": {"forward": {"forward": 1.0}}}'
@@ -105,7 +105,7 @@ def good(
 
 
 def fault_of(code: int | None, said: str) -> str:
-    """What is wrong with a command's end; nothing where it is as it should be."""
+    """What is wrong with how a command ended, or "" if nothing is."""
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     if code not in (0, 2):
         return f"exit code {code}: {said}"

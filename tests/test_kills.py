@@ -1,4 +1,4 @@
-"""Commands that are killed and run again: the bytes are those of a run that nothing stopped."""
+"""Commands that are killed and run again give the same bytes as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMMANDS = {
     "train": "train recipe.yaml --direction reverse",
     "rerank": "rerank --num-problems 4 --samples 2 --max-tokens 64 --flip 1 --seed 4",
 }
-"""The last with the embedded pair: real weights, real log-probabilities."""
+"""The last command uses the embedded pair: real weights, real log-probabilities."""
 RECIPE = (
     SMALL_MODEL
     + """name: test
@@ -41,7 +41,7 @@ train: {batch_size: 2, seq_len: 64, precision: float32, checkpoint_every: 2, val
 """
 )
 _OF_ONE_RUN = ("checkpoints", "completions", "logs", "stats", "stats.json", "executor.json")
-"""Files and folders that hold times, and those that only say how far a run has come."""
+"""Files and folders that contain times or only the progress of a run."""
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def folder(
     tokenizer: Tokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """What the commands read; they are run there, in one process each."""
+    """The files that the commands read; each command runs there in one process."""
     write_records(tmp_path / "problems.jsonl", problems[:40])
     lines = (json.dumps({"text": problem.question}) + "\n" for problem in problems)
     (tmp_path / "docs.jsonl").write_text("".join(lines))
@@ -63,7 +63,7 @@ def folder(
             self._run_for_rank(rank)
 
     monkeypatch.setattr(tokenize.LocalExecutor, "run", run)
-    monkeypatch.setattr(stage, "monotonic", lambda: 0.0)  # seconds are no part of the result
+    monkeypatch.setattr(stage, "monotonic", lambda: 0.0)  # seconds are not part of the result
     monkeypatch.setattr(sample, "_TOGETHER", 4)  # two groups of candidates
     monkeypatch.setattr(score, "_TOGETHER", 4)
     monkeypatch.chdir(tmp_path)
@@ -88,8 +88,8 @@ def results(out: Path) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("embedded_once")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_kills_at_any_moments_leave_the_same_bytes(folder: Path, command: str) -> None:
-    if command == "rerank":  # loaded before the forks, whose work is to write files
+def test_kills_at_any_time_leave_the_same_bytes(folder: Path, command: str) -> None:
+    if command == "rerank":  # loaded before the forks, which should only write files
         for direction in Direction:
             ledom.lm.load(EMBEDDED, direction, dtype="auto")
 
@@ -103,10 +103,10 @@ def test_kills_at_any_moments_leave_the_same_bytes(folder: Path, command: str) -
     assert results(folder / "killed") == expected
 
 
-def test_a_child_encodes_what_its_parent_encodes_in_threads(
+def test_a_child_encodes_without_the_threads_of_its_parent(
     tokenizer: Tokenizer, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `make test` asks for; the threads are not in the child, which waited for them for ever."""
+    """`make test` asks for threads; the child lacks them and once waited for them forever."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     texts = [problem.question for problem in problems]
     tokenizer.encode_batch(texts)

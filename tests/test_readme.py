@@ -1,4 +1,4 @@
-"""The README's tour works as it is written: its commands and its Python, on smaller numbers."""
+"""The README's tour works as written: its commands and its Python, with smaller numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALLER = {"--num-problems": "6", "--samples": "4"}  # in place of the tour's nu
 
 
 def blocks(language: str = "") -> list[str]:
-    """The tour's code blocks of a language."""
+    """The tour's code blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", TOUR, re.DOTALL | re.MULTILINE)
 
 
@@ -31,7 +31,7 @@ def smaller(words: list[str]) -> list[str]:
 
 
 def shell_command(block: str) -> str:
-    """What stands behind the prompt, up to the line on which its quotes are closed."""
+    """The text after the prompt, up to the line on which its quotes are closed."""
     lines = block.removeprefix("$ ").replace("\\\n", " ").splitlines()
     for count in range(1, len(lines) + 1):
         text = "\n".join(lines[:count])
@@ -46,7 +46,7 @@ def expected(block: str) -> list[str]:
     return [line for line in shown.splitlines() if line and line != "..."]
 
 
-def test_what_the_tour_shows_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_shown_in_the_tour_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [block for block in blocks() if block.startswith("$ ")]
     assert len(shown) == 2
     for block in shown:
@@ -64,7 +64,7 @@ def test_what_the_tour_shows_is_printed(run: Run, monkeypatch: pytest.MonkeyPatc
             assert line in " ".join(printed.split("\n")) or line in printed, (line, printed)
 
 
-def test_every_command_of_the_tour_runs(
+def test_every_command_in_the_tour_runs(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -81,7 +81,7 @@ def test_every_command_of_the_tour_runs(
     assert (tmp_path / "out" / "test" / "report.html").is_file()
 
 
-def test_the_python_of_the_tour_runs() -> None:
+def test_the_python_in_the_tour_runs() -> None:
     (snippet,) = blocks("python")
     names: dict[str, object] = {}
     exec(snippet, names)
@@ -90,6 +90,6 @@ def test_the_python_of_the_tour_runs() -> None:
     assert max(values) <= 0  # type: ignore[call-overload]
 
 
-def test_every_command_of_the_tour_says_how_long_it_takes() -> None:
+def test_every_command_in_the_tour_says_how_long_it_takes() -> None:
     times = re.findall(r"\*\*\d+ (?:seconds|minutes?)\.?\*\*", TOUR)
     assert len(times) == len(blocks("python")) + 2 + 3

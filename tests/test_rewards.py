@@ -1,4 +1,4 @@
-"""Rewards inside of trainers: what TRL and verl call, as they call it."""
+"""Rewards inside trainers, called the way TRL and verl call them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def expected(models: dict[str, str]) -> list[float]:
 
 
 class Log:
-    """What TRL hands to reward functions for logging."""
+    """The logging functions that TRL passes to reward functions."""
 
     def __init__(self) -> None:
         self.extra: dict[str, list[Any]] = {}
@@ -49,7 +49,7 @@ class Log:
 
 
 def call(reward: Any, prompts: list[Any], completions: list[Any], **columns: Any) -> Any:
-    """As TRL does, with everything that it passes; returns rewards and what was logged."""
+    """Call a reward as TRL does, with all its arguments; returns rewards and logged values."""
     log = Log()
     found = reward(
         prompts=prompts,
@@ -64,7 +64,9 @@ def call(reward: Any, prompts: list[Any], completions: list[Any], **columns: Any
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_trl(models: dict[str, str], expected: list[float], asynchronous: bool) -> None:
+def test_trl_gets_rewards(
+    models: dict[str, str], expected: list[float], asynchronous: bool
+) -> None:
     reward = trl_reward(asynchronous=asynchronous, **models)
     assert inspect.iscoroutinefunction(reward) == asynchronous
     assert reward.__name__ == "reverse_reward"
@@ -78,9 +80,7 @@ def test_trl(models: dict[str, str], expected: list[float], asynchronous: bool) 
     assert again == found
 
 
-def test_trl_sends_messages_for_conversations(
-    models: dict[str, str], expected: list[float]
-) -> None:
+def test_trl_may_send_messages(models: dict[str, str], expected: list[float]) -> None:
     prompts = [[{"role": "user", "content": QUESTION}]] * 3
     completions = [[{"role": "assistant", "content": answer}] for answer in ANSWERS]
     assert call(trl_reward(**models), prompts, completions)[0] == pytest.approx(expected)
@@ -98,7 +98,7 @@ def test_a_question_without_room_has_no_reward(
     assert log.extra["log_p_xy"][1] is None
 
 
-def test_answers_that_are_not_read_to_their_end_are_counted(models: dict[str, str]) -> None:
+def test_answers_that_are_not_read_completely_are_counted(models: dict[str, str]) -> None:
     _, log = call(trl_reward(**models), [QUESTION] * 4, [*ANSWERS, "3 + 4 = 7 " * 400])
     assert log.metrics["truncated_share"] == 0.25
 
@@ -106,7 +106,7 @@ def test_answers_that_are_not_read_to_their_end_are_counted(models: dict[str, st
 def test_a_prompt_without_a_question_has_no_reward(
     models: dict[str, str], expected: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One such row of a dataset does not end a run of days."""
+    """One such row in a dataset must not end a run that takes days."""
     system, prefill = (
         {"role": "system", "content": "Be brief."},
         {"role": "assistant", "content": "It"},
@@ -128,7 +128,7 @@ def test_a_prompt_without_a_question_has_no_reward(
 def test_messages_may_come_as_tuples_and_arrays(
     models: dict[str, str], expected: list[float]
 ) -> None:
-    """As a dataset of pyarrow or pandas gives them, parts of a message too."""
+    """Datasets from pyarrow or pandas give these, also for parts of a message."""
     part = {"type": "text", "text": QUESTION}
     asked: list[Any] = [
         ({"role": "user", "content": QUESTION},),
@@ -146,14 +146,14 @@ def test_lists_of_different_lengths_are_refused(models: dict[str, str]) -> None:
             call(reward, prompts, completions)
 
 
-def test_who_restates_the_question_is_not_rewarded_for_it(models: dict[str, str]) -> None:
+def test_restating_the_question_is_not_rewarded(models: dict[str, str]) -> None:
     question = "Ava has three red pens and buys four blue pens from Bo. How many?"
     restated = [question, f"{question} 7"]
     reward = trl_reward(forward="none", reverse=models["reverse"])
     guarded, log = call(reward, [question] * 2, restated)
     # Without the copied passage, which ends before the question mark.
     nothing, _ = call(reward, [question] * 2, ["?", "? 7"])
-    assert guarded == pytest.approx(nothing)  # what was copied is not there
+    assert guarded == pytest.approx(nothing)  # the copied text does not count
     assert log.metrics["copied_share"] > 0.9
 
 
@@ -183,7 +183,7 @@ def test_settings_that_cannot_be_followed_are_refused(
         ({"mask_copies": True}, "key mask_copies: expected a number or text, got true or false"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_before_any_work(
+def test_senseless_settings_are_refused_before_any_work(
     given: dict[str, Any], message: str
 ) -> None:
     calls = [
@@ -197,7 +197,7 @@ def test_settings_that_make_no_sense_are_refused_before_any_work(
             call_it()
 
 
-def test_models_may_be_given_as_paths(models: dict[str, str], expected: list[float]) -> None:
+def test_models_can_be_paths(models: dict[str, str], expected: list[float]) -> None:
     reward = trl_reward(**{name: Path(folder) for name, folder in models.items()})
     assert call(reward, [QUESTION] * 3, ANSWERS)[0] == pytest.approx(expected)
 
@@ -239,7 +239,7 @@ def test_verl_calls_are_batched(
     assert len(sizes) < 3
 
 
-def test_a_loop_that_is_closed_leaves_no_thread_behind(models: dict[str, str]) -> None:
+def test_a_closed_event_loop_leaves_no_thread_behind(models: dict[str, str]) -> None:
     """A script may call `asyncio.run` for each of thousands of samples."""
     for answer in ("1", "2", "3", "4"):
         asyncio.run(compute_score("any", answer, "7", {"question": QUESTION}, **models))
@@ -251,7 +251,7 @@ def test_a_loop_that_is_closed_leaves_no_thread_behind(models: dict[str, str]) -
     until(only_the_last_is_left)
 
 
-def test_calls_that_come_while_models_are_loaded_wait_for_them(
+def test_calls_during_loading_wait_for_the_models(
     models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
@@ -273,7 +273,7 @@ def test_calls_that_come_while_models_are_loaded_wait_for_them(
 
 
 @pytest.mark.parametrize("question", [5, ["2 + 2?"]])
-def test_a_question_that_is_no_text_is_named(models: dict[str, str], question: object) -> None:
+def test_a_question_that_is_not_text_is_reported(models: dict[str, str], question: object) -> None:
     reward = trl_reward(question="asked", **models)
     shown = re.escape(repr(question))
     with pytest.raises(InputError, match=f"a question of the dataset is {shown}, expected a"):
@@ -285,10 +285,10 @@ def test_a_question_that_is_no_text_is_named(models: dict[str, str], question: o
 
 
 @pytest.mark.parametrize("question", [None, " ", "<|im_start|>tool", "pens " * 5000])
-def test_a_row_of_verl_without_a_question_has_a_neutral_reward(
+def test_a_verl_row_without_a_question_gets_a_neutral_reward(
     models: dict[str, str], question: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """verl fills an array from the scores, and from each key of the first sample."""
+    """verl builds an array from the scores, and one from each key of the first sample."""
     found = asyncio.run(compute_score("any", "4", "4", {"question": question}, **models))
     good = asyncio.run(compute_score("any", "4", "4", {"question": QUESTION}, **models))
     assert found["score"] == 0.0
@@ -303,7 +303,7 @@ def test_verl_without_a_question_says_what_to_do() -> None:
 
 
 class _Item:
-    """One sample as verl's DataProto gives it, and a slice of one."""
+    """One sample as given by verl's DataProto, and a slice of one."""
 
     def __init__(self, tokenizer: Any, answer: str, asked: bool = True) -> None:
         ids = tokenizer.encode(answer).ids
@@ -330,7 +330,7 @@ class _Tokenizer:
 def test_verls_manager_reads_the_prompt(
     models: dict[str, str], expected: list[float], tokenizer: Any
 ) -> None:
-    # As verl makes it: the settings are in its config only.
+    # As in verl, the settings are only in its config.
     manager = ReverseRewardManager(
         config=SimpleNamespace(reward={"reward_kwargs": models}),
         tokenizer=_Tokenizer(tokenizer),
@@ -352,7 +352,7 @@ def test_verls_manager_reads_the_prompt(
     assert set(without["reward_extra_info"]) == set(found[0]["reward_extra_info"])
 
 
-def test_a_batch_of_verl_without_the_prompt_says_what_to_set(tokenizer: Any) -> None:
+def test_a_verl_batch_without_the_prompt_says_what_to_set(tokenizer: Any) -> None:
     item = _Item(tokenizer, "7")
     del item.non_tensor_batch["raw_prompt"]
     manager = ReverseRewardManager(config=None, tokenizer=_Tokenizer(tokenizer))
@@ -363,7 +363,7 @@ def test_a_batch_of_verl_without_the_prompt_says_what_to_set(tokenizer: Any) -> 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_grpo_trains_on_it(models: dict[str, str], tmp_path: Path, asynchronous: bool) -> None:
+def test_grpo_trains_on_rewards(models: dict[str, str], tmp_path: Path, asynchronous: bool) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"prompt": [f"{QUESTION} {i}\n\n" for i in range(8)]})

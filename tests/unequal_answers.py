@@ -1,4 +1,4 @@
-r"""Pairs of answers that are not equal, by hand: (one, other, why), in both orders."""
+r"""Pairs of answers that are not equal: (one, other, why), tested in both orders."""
 
 from __future__ import annotations
 

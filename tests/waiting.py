@@ -1,4 +1,4 @@
-"""How tests wait: for a state, never for a time."""
+"""How tests wait: for a state, never for a fixed time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable
 __all__ = ["SECONDS", "until", "until_async"]
 
 SECONDS = 240.0
-"""The deadline of whatever a test waits for: it matters only to a test that fails, so it is long
-enough for a machine on which much else runs."""
+"""The deadline for anything a test waits for. It matters only to failing tests, so it is long
+enough for a busy machine."""
 
 
 def until(condition: Callable[[], object], state: Callable[[], object] = lambda: "") -> None:
-    """Return once a condition holds; a test that fails shows the state."""
+    """Return once a condition holds; a failing test shows the state."""
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline, state()
@@ -22,7 +22,7 @@ def until(condition: Callable[[], object], state: Callable[[], object] = lambda:
 
 
 async def until_async(condition: Callable[[], object]) -> None:
-    """The same in an event loop, which runs on meanwhile."""
+    """The same in an event loop, which keeps running."""
     async with asyncio.timeout(SECONDS):
         while not condition():
             await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Bad input to rerank and search: each kind in one clear line."""
+"""Bad input to rerank and search: one clear line for each kind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ledom.lm.backends.fake import FakeLanguageModel
     ],
 )
 @pytest.mark.usefixtures("fakes")
-def test_bad_problem_files(
+def test_bad_problem_files_are_refused(
     run: Run, tmp_path: Path, content: str | None, parts: tuple[str, ...]
 ) -> None:
     path = tmp_path / "problems.jsonl"
@@ -37,21 +37,21 @@ def test_bad_problem_files(
     check_refused(run("rerank", "--problems", path, "--out", tmp_path / "out"), *parts)
 
 
-def test_a_directory_is_no_problem_file(
+def test_a_directory_is_refused_as_a_problem_file(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
 ) -> None:
     check_refused(run("rerank", "--problems", tmp_path), str(tmp_path), "directory")
 
 
 @pytest.mark.usefixtures("no_pictures", "fakes")
-def test_a_refused_run_leaves_the_folder_as_it_was(
+def test_a_refused_run_leaves_the_folder_unchanged(
     run: Run, problem_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     arguments = ("--problems", problem_file, "--samples", 2, "--out", out)
     assert run("rerank", *arguments)[0] == 0
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    # Problems of the same ids and number, but one asks another question.
+    # The same number of problems with the same ids, but one asks a different question.
     other = tmp_path / "other.jsonl"
     edited = [Problem(id="p0", question="What is 5 + 5?", answer="10"), *QUESTIONS[1:]]
     write_records(other, edited)
@@ -61,7 +61,7 @@ def test_a_refused_run_leaves_the_folder_as_it_was(
 
 
 @pytest.mark.usefixtures("no_pictures", "fakes")
-def test_scores_of_another_question_are_not_reused(
+def test_scores_of_a_different_question_are_not_reused(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
 ) -> None:
     arguments = ("--candidates", candidate_file, "--forward", "none", "--out", tmp_path / "out")
@@ -87,7 +87,7 @@ def test_scores_of_another_model_are_refused_by_name_and_hash(
     )
     assert run(*arguments)[0] == 0
     fakes["reverse"].name = "moved"
-    assert run(*arguments)[0] == 0  # the same model by another name
+    assert run(*arguments)[0] == 0  # the same model under another name
     fakes["reverse"].name, first = "other", fakes["reverse"].fingerprint
     fakes["reverse"].fingerprint = "abc123"
     check_refused(
@@ -95,7 +95,7 @@ def test_scores_of_another_model_are_refused_by_name_and_hash(
     )
 
 
-def test_candidates_of_other_problems(
+def test_candidates_of_other_problems_are_refused(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "candidates.jsonl"
@@ -136,7 +136,7 @@ def test_candidates_of_other_problems(
     ],
 )
 @pytest.mark.usefixtures("fakes")
-def test_bad_options(
+def test_bad_options_are_refused(
     run: Run, tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]
 ) -> None:
     out = tmp_path / "out"
@@ -144,7 +144,7 @@ def test_bad_options(
     assert not out.exists()
 
 
-def test_a_model_of_the_wrong_direction(
+def test_a_model_of_the_wrong_direction_is_refused(
     run: Run, checkpoints: dict[str, Path], problem_file: Path, tmp_path: Path
 ) -> None:
     check_refused(
@@ -154,7 +154,7 @@ def test_a_model_of_the_wrong_direction(
     )
 
 
-def test_a_truncated_model_file(
+def test_a_truncated_model_file_is_refused(
     run: Run, checkpoints: dict[str, Path], problem_file: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
@@ -170,7 +170,7 @@ def test_a_truncated_model_file(
     )
 
 
-def test_an_unwritable_output_folder(
+def test_an_unwritable_output_folder_is_refused(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -204,7 +204,7 @@ def test_demonstrations_need_solutions(
     assert f"{problem_file}:1: problem 'p0' has no solution" in output
 
 
-def test_too_many_folds(
+def test_too_many_folds_are_refused(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
     code, output = run("rerank", "--problems", problem_file, "--folds", 7, "--out", tmp_path)

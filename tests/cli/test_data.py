@@ -1,4 +1,4 @@
-"""The commands that make training data, and each kind of bad input in one clear line."""
+"""The commands that create training data; each kind of bad input gives one clear line."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_from_documents_to_a_trained_model(
     run_whole = loop.train
 
     def stopped(*given: Any) -> Path:
-        """A job scheduler stops the first run after its first step."""
+        """Stop the first run after its first step, as a job scheduler does."""
         *others, on_progress, world = given
         monkeypatch.setattr(loop, "train", run_whole)
 
@@ -101,7 +101,7 @@ def test_from_documents_to_a_trained_model(
     assert Tokenizer.load(tmp_path / "runs/r/reverse/model").fingerprint == tokenizer.fingerprint
 
 
-def test_digits_and_number_of_documents(run: Run, tmp_path: Path) -> None:
+def test_options_for_digits_and_number_of_documents(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", ["2024 and 2024 " * 20, "never never never " * 20])
     arguments = (
         "train-tokenizer",
@@ -156,7 +156,7 @@ def test_bad_input_is_one_clear_line(
     refused("tokenize", corpus, *good, "--executor", "slurm", says="sbatch was not found")
 
 
-def test_places_that_cannot_be_written(run: Run, corpus: Path, tokenizer_folder: Path) -> None:
+def test_unwritable_places_are_refused(run: Run, corpus: Path, tokenizer_folder: Path) -> None:
     out = corpus / "a.jsonl" / "out"
     check_refused(run("train-tokenizer", corpus, "--out", out), "is a file")
     check_refused(
@@ -191,9 +191,9 @@ def test_ctrl_c_keeps_finished_shards(run: Run, tokenizer_folder: Path, tmp_path
     command = ["tokenize", str(documents), "--out", str(out)]
     command += ["--tokenizer", str(tokenizer_folder), "--workers", "2", "--tasks", "4"]
     with started(tmp_path / "said", *command, run=ledom_held_up) as process:
-        # One is finished, and both processes are in the midst of another.
+        # One shard is finished, and both processes are in the middle of another.
         until(lambda: [*out.glob("tasks/completions/*")] and len([*tmp_path.glob("held.*")]) == 2)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process gets it
+        os.killpg(process.pid, signal.SIGINT)  # like a terminal: every process gets the signal
         assert process.wait() == 130
     said = process.said()
     assert "interrupted; saved work is kept" in said
@@ -213,7 +213,7 @@ def test_ctrl_c_keeps_finished_shards(run: Run, tokenizer_folder: Path, tmp_path
     assert all(file.stat().st_mtime_ns == when for file, when in finished.items())
 
 
-def test_a_command_does_not_replace_what_it_reads(run: Run, tmp_path: Path) -> None:
+def test_a_command_does_not_overwrite_its_input(run: Run, tmp_path: Path) -> None:
     problems = tmp_path / "train.jsonl"
     row = '{"id": "%s", "question": "1 + 1?", "solution": "1 + 1 = 2"}\n'
     problems.write_text(row % "a" + row % "b")
@@ -234,7 +234,7 @@ def test_a_link_to_itself_is_refused(run: Run, tmp_path: Path) -> None:
     )
 
 
-def test_the_tokenizer_of_a_model_or_store_is_not_replaced(
+def test_the_tokenizer_of_a_model_or_store_is_not_overwritten(
     run: Run, corpus: Path, tokenizer_folder: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     model, store = tmp_path / "model", tmp_path / "store"
@@ -250,7 +250,7 @@ def test_the_tokenizer_of_a_model_or_store_is_not_replaced(
         assert (folder / "tokenizer.json").read_bytes() == before
 
 
-def test_less_than_asked_for_is_said(run: Run, tmp_path: Path) -> None:
+def test_fewer_documents_than_requested_are_reported(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", ["one two", "two three"])
     given = ("train-tokenizer", tmp_path / "d.jsonl", "--out", tmp_path / "t")
     code, text = run(*given, "--num-documents", 3)
@@ -277,7 +277,7 @@ def test_augment_refuses_absurd_numbers(run: Run, tmp_path: Path, option: str) -
     check_refused(result, option, "1000")
 
 
-def test_augment_makes_as_many_false_results_as_asked_for(run: Run, tmp_path: Path) -> None:
+def test_augment_writes_the_requested_number_of_false_results(run: Run, tmp_path: Path) -> None:
     problems, out = tmp_path / "solved.jsonl", tmp_path / "out"
     row = '{"id": "%s", "question": "Ava has 3 pens and buys %d. How many has she?", "answer": "%d"'
     row += ', "solution": "3 + %d = %d"}\n'

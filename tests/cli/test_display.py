@@ -37,7 +37,7 @@ def report(*rows: StrategyResult) -> SelectionReport:
 def test_the_table_fits_eighty_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # a wide terminal must not spread it
+    monkeypatch.setenv("COLUMNS", "200")  # a wide terminal must not widen the table
     long = "a verifier with a rather long name"
     show_summary(report(*(row(s.label) for s in strategies(("self_certainty", long)).values())))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
@@ -47,11 +47,11 @@ def test_the_table_fits_eighty_columns(
     assert noisy.split(maxsplit=2)[2] == (
         "100.0 [75.0, 100.0] −12.3 [−23.4, −10.0] −12.3 [−23.4, −10.0]"
     )
-    names = " ".join(line.split("100.0")[0].strip() for line in lines)  # long ones are folded
+    names = " ".join(line.split("100.0")[0].strip() for line in lines)  # long names are wrapped
     assert names.count("rather long name") == 2
 
 
-def test_what_the_majority_needed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_the_majority_needed_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     needed = Needed(candidates=Interval(19.24, 18.0, 20.0), of=32, saved=Interval(0.399, 0.3, 0.5))
     show_summary(report(row("majority"), row("majority, stopped", needed=needed)))
     said = capsys.readouterr().err
@@ -63,7 +63,7 @@ def test_nothing_measured_shows_nothing(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == ""
 
 
-def test_weights_are_shown_by_the_strategies_labels(capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_are_shown_under_the_strategies_labels(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {
         "reverse_reward": {"forward": 0.75, "reverse": 0.25, "forward_mean": 0.0},
         "vote_external:self_certainty": {"self_certainty": 2.0},
@@ -85,7 +85,7 @@ def test_a_piped_row_is_not_wrapped(
     assert capsys.readouterr().out.count("\n") == 1
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     show_weights(tuned)
-    assert capsys.readouterr().out.count("\n") > 1  # a terminal's lines end at its edge
+    assert capsys.readouterr().out.count("\n") > 1  # on a terminal, lines wrap at its edge
 
 
 def test_a_piped_text_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,10 +97,10 @@ def test_a_piped_text_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_written_texts_cannot_move_the_cursor(
+def test_generated_texts_cannot_move_the_cursor(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
 ) -> None:
-    """A file or another program gets them as they are."""
+    """A file or another program gets the texts unchanged."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     show_texts(["4\x1b[2J\n\t5\u0301", "6"])
     first, second = capsys.readouterr().out.split(f"\n\n{'-' * 40}\n\n")
@@ -110,7 +110,7 @@ def test_written_texts_cannot_move_the_cursor(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures", "fakes")
-def test_what_is_shown_fits_80_columns(
+def test_output_fits_80_columns(
     run: Run, problem_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -121,7 +121,7 @@ def test_what_is_shown_fits_80_columns(
         *(run(name, "--help")[1] for name in ("rerank", "search", "train", "explain")),
     ]
     for text in shown:
-        assert "\u2026" not in text  # how rich marks what it cut
+        assert "\u2026" not in text  # rich's mark for truncated text
     tables = [line for line in shown[1].splitlines() if "+" in line]
     assert tables
     assert all(len(line) <= 80 for line in tables)

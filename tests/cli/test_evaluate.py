@@ -1,4 +1,4 @@
-"""`ledom eval`: the table that it prints, and what it refuses."""
+"""`ledom eval`: the table it prints and the input it refuses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_command_prints_one_table(
     ],
 )
 @pytest.mark.usefixtures("fakes")
-def test_bad_commands_are_one_line(
+def test_bad_commands_give_one_line(
     run: Run, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     code, printed = run("eval", *arguments, "--out", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Help: commands in groups, an example in each, a text for each option, negations that match."""
+"""Help: grouped commands, an example for each, text for each option, matching negations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_help_shows_the_commands_in_groups(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_an_example_and_helps_with_every_option(name: str) -> None:
+def test_every_command_has_an_example_and_help_for_every_option(name: str) -> None:
     command = COMMANDS[name]
     assert f"Example: ledom {name}" in (command.help or "")
     for parameter in command.params:
@@ -41,7 +41,7 @@ def test_every_switch_has_its_negation(name: str) -> None:
             assert negation == f"--no-{option.removeprefix('--')}"
 
 
-def test_the_options_of_rerank_stand_in_groups(run: Run) -> None:
+def test_the_options_of_rerank_are_grouped(run: Run) -> None:
     code, text = run("rerank", "--help")
     assert code == 0
     for panel in ("Problems", "Sampling", "Selection", "Models and hardware"):
@@ -49,14 +49,14 @@ def test_the_options_of_rerank_stand_in_groups(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["eval", "rerank", "serve"])
-def test_where_a_model_may_be_left_out(name: str) -> None:
+def test_help_says_where_a_model_is_optional(name: str) -> None:
     helps = {p.name: getattr(p, "help", "") for p in COMMANDS[name].params}
     assert "none: no model." in helps["forward"]
     assert "none: no model." in helps["reverse"]
 
 
 @pytest.mark.parametrize("name", ["rank", "invert", "synthesize", "generate", "explain", "gallery"])
-def test_where_a_model_is_needed(name: str) -> None:
+def test_help_says_where_a_model_is_required(name: str) -> None:
     assert not any(
         "none: no model" in (getattr(p, "help", "") or "") for p in COMMANDS[name].params
     )

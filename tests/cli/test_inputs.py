@@ -1,4 +1,4 @@
-"""Texts on the command line, in UTF-8 and never the name of a file, and the number of problems."""
+"""Texts on the command line (UTF-8, never a file name) and the number of problems."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ledom.lm.backends.fake import FakeLanguageModel
         ["explain", "2 + 3?", "given.json"],
     ],
 )
-def test_the_name_of_a_file_is_no_text(
+def test_a_file_name_is_not_read_as_text(
     run: Run, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -39,7 +39,7 @@ def test_the_letter_case_of_jsonl_does_not_matter() -> None:
     assert not is_jsonl("no such file.json", "query")
 
 
-def test_texts_that_are_not_utf_8(
+def test_texts_that_are_not_utf_8_are_refused(
     run: Run, fakes: dict[str, FakeLanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = os.fsdecode(b"ab\xffc")
@@ -54,7 +54,7 @@ def test_texts_that_are_not_utf_8(
     check_refused(
         run("generate", "--before", "-"), "the ending on standard input is not UTF-8: byte 0xc3"
     )
-    # UTF-8 is read as such whatever encoding the locale gave standard input.
+    # Standard input is read as UTF-8, whatever encoding the locale sets.
     good = io.TextIOWrapper(io.BytesIO("é\r\nb".encode()), encoding="ascii")
     monkeypatch.setattr(sys, "stdin", good)
     code, text = run("generate", "--after", "-")
@@ -64,7 +64,7 @@ def test_texts_that_are_not_utf_8(
     check_refused(run("generate", "--after", "-"), "standard input is closed")
 
 
-def test_more_problems_than_there_are(
+def test_asking_for_more_problems_than_exist_is_refused(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
     for command in ("rerank", "search"):

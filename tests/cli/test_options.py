@@ -1,4 +1,4 @@
-"""Options: bounds, those that nothing would use, and --out, refused if it holds the wrong kind."""
+"""Options: bounds, options without effect, and --out, refused if it is of the wrong kind."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ ABSURD = [
 
 @pytest.mark.parametrize(("command", "says"), IGNORED)
 @pytest.mark.usefixtures("fakes")
-def test_an_option_that_nothing_uses_is_refused_before_any_work(
+def test_an_option_without_effect_is_refused_before_any_work(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path, command: str, says: str
 ) -> None:
     named = {"P": problem_file, "C": candidate_file, "W": tmp_path / "weights.json"}
@@ -92,7 +92,7 @@ def test_an_option_that_nothing_uses_is_refused_before_any_work(
     assert not out.exists()
 
 
-def test_a_second_file_is_not_ignored(run: Run, candidate_file: Path) -> None:
+def test_a_second_file_is_not_silently_ignored(run: Run, candidate_file: Path) -> None:
     twice = "--candidates", candidate_file, "--candidates", "others.jsonl"
     check_refused(run("rerank", *twice), "--candidates is given 2 times but takes one value")
     check_refused(run("tune", "--score-field", "a", "--score-field", "b", "none"), "none/problems")
@@ -116,13 +116,13 @@ def test_defaults_are_never_refused(
     assert run("generate", "--before", "#### 2", "--temperature", 0)[0] == 0
 
 
-def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recorded_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "explain", "Ava's 3 pens", os.fsdecode(b"\xff")])
     assert command_line() == """ledom explain 'Ava'"'"'s 3 pens' '\\udcff'"""
 
 
 def arguments(command: click.Command) -> list[str]:
-    """A text for every required argument: none of them is read."""
+    """A dummy text for every required argument; none of them is read."""
     return ["x" for p in command.params if isinstance(p, click.Argument) and p.required]
 
 

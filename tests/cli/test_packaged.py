@@ -1,4 +1,4 @@
-"""Recipes and documentation are found by name, as an installed package has them."""
+"""Recipes and documentation are found by name, as in an installed package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ledom.train.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 
 
-def test_there_is_one_source_of_recipes_and_pages() -> None:
+def test_recipes_and_pages_have_a_single_source() -> None:
     assert recipe_names() == sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml"))
     for name in recipe_names():
         assert find_recipe(Path(name)).resolve() == ROOT / "recipes" / f"{name}.yaml"
@@ -23,12 +23,12 @@ def test_there_is_one_source_of_recipes_and_pages() -> None:
         assert docs_page(name) == (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
-def test_a_file_of_that_name_comes_first(
+def test_a_file_with_that_name_takes_precedence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_recipe(find_recipe(Path("tiny"))).name == "tiny"
-    (tmp_path / "tiny").mkdir()  # a folder is no recipe
+    (tmp_path / "tiny").mkdir()  # a folder is not a recipe
     assert load_recipe(find_recipe(Path("tiny"))).name == "tiny"
     (tmp_path / "tiny").rmdir()
     (tmp_path / "tiny").write_text((ROOT / "recipes/gsm8k.yaml").read_text())
@@ -37,7 +37,7 @@ def test_a_file_of_that_name_comes_first(
     check_refused(run("train", "recipes/tniy.yaml"), "tniy.yaml: no such file; the recipes that")
 
 
-def test_the_command_lists_and_prints(run: Run) -> None:
+def test_the_command_lists_and_prints_pages(run: Run) -> None:
     code, text = run("docs")
     assert code == 0
     assert re.search(r"^formats +File formats$", text, re.MULTILINE)

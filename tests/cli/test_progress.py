@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: a plain line now and then."""
+"""Progress without a terminal: a plain line now and then."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from waiting import SECONDS, until
     [
         (0, 40, 0, 61, "0 of 40, 1 min 1 s so far"),
         (10, 40, 0, 20, "10 of 40, 30 per min, 1 min 0 s left"),
-        (30, 40, 20, 5, "30 of 40, 2 per s, 5 s left"),  # twenty were there before it started
+        (30, 40, 20, 5, "30 of 40, 2 per s, 5 s left"),  # twenty were done before it started
         (3, 9, 0, 3600, "3 of 9, 3 per h, 2 h 0 min left"),
         (1500, None, 0, 10, "1,500, 150 per s, 10 s so far"),
         (0, None, 0, 5, "5 s so far"),
         (40, 40, 0, 20, "40 of 40, 2 per s, 0 s left"),
     ],
 )
-def test_a_line_says_how_far_how_fast_and_how_long(
+def test_a_line_gives_progress_speed_and_time_left(
     done: int, total: int | None, before: int, seconds: float, expected: str
 ) -> None:
     shown = Progress("scoring", before, total)
@@ -36,7 +36,7 @@ def test_a_line_says_how_far_how_fast_and_how_long(
 
 
 class Clock:
-    """Half a minute passes when a test says so, and it waits for the line that then comes."""
+    """A clock that advances half a minute on request and waits for the resulting line."""
 
     def __init__(self) -> None:
         self.now, self.lines = 100.0, list[str]()
@@ -72,7 +72,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_lines_come_now_and_then_and_end_with_the_stage(clock: Clock) -> None:
+def test_lines_appear_at_intervals_and_stop_with_the_stage(clock: Clock) -> None:
     stage = track(range(50), "sampling", 10, 60)
     assert next(stage) == 0
     assert clock.passes() == "sampling: 10 of 60, 30 s so far"
@@ -85,10 +85,10 @@ def test_lines_come_now_and_then_and_end_with_the_stage(clock: Clock) -> None:
     assert len(clock.lines) == 2
 
 
-def test_a_stage_that_reports_nothing_still_shows_life(
+def test_a_stage_that_reports_nothing_still_prints_a_sign_of_life(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By a real clock, so the number of seconds is not known."""
+    """This uses a real clock, so the number of seconds is not known."""
     monkeypatch.setattr(progress, "SECONDS", 0.05)
     said: list[str] = []
 
@@ -106,7 +106,7 @@ def test_a_quick_stage_prints_nothing(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err == ""
 
 
-def test_training_and_tokenizing_add_their_state(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_and_tokenizing_show_their_state(capsys: pytest.CaptureFixture[str]) -> None:
     step = {"tokens_per_second": 1234.0, "notice": None}
     with track_training("reverse", 0, 10) as show:
         show(SimpleNamespace(step=1, loss=2.5, valid_loss=3.0, **step))
@@ -116,7 +116,7 @@ def test_training_and_tokenizing_add_their_state(capsys: pytest.CaptureFixture[s
         show(SimpleNamespace(tasks_done=1, num_tasks=4, num_tokens=5000))
 
 
-def test_what_an_earlier_run_did_does_not_count_for_the_rate(clock: Clock) -> None:
+def test_work_of_an_earlier_run_does_not_count_for_the_rate(clock: Clock) -> None:
     step = {"tokens_per_second": 1.0, "notice": None, "valid_loss": None, "loss": 1.0}
     with track_training("reverse", 500_000, 1_000_000) as show:
         for number in (500_001, 500_002):  # resumed: two steps, not half a million
@@ -127,13 +127,13 @@ def test_what_an_earlier_run_did_does_not_count_for_the_rate(clock: Clock) -> No
     )
 
 
-def test_a_resumed_training_counts_from_its_step_before_the_first_new_one(clock: Clock) -> None:
-    """Not "0 of 320" while the model is loaded and the first step runs."""
+def test_a_resumed_run_shows_its_step_before_the_first_new_one(clock: Clock) -> None:
+    """It does not show "0 of 320" while the model loads and the first step runs."""
     with track_training("reverse", 105, 320):
         assert clock.passes() == "reverse: 105 of 320, 30 s so far"
 
 
-def test_only_the_first_process_speaks(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_process_prints(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(track(range(2), "sampling", 0, 2)) == [0, 1]
     assert len(clock.threads) == 1
     monkeypatch.setenv("RANK", "1")

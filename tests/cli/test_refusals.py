@@ -1,4 +1,4 @@
-"""What rerank and search refuse: by name, before a folder is made or a model computes anything."""
+"""What rerank and search refuse: by name, before a folder is created or a model is run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Fakes = dict[str, FakeLanguageModel]
 
 @pytest.fixture(autouse=True)
 def no_work(fakes: Fakes, tmp_path: Path) -> Iterator[None]:
-    """Whatever a test refuses, no model scores or writes for it, and no folder is made."""
+    """In these refusals, no model scores or generates anything, and no folder is created."""
     yield
     assert [model.num_scored for model in fakes.values()] == [0, 0]
     assert not (tmp_path / "out").exists()
@@ -34,7 +34,7 @@ def write(path: Path, *records: Problem | Candidate) -> Path:
 
 
 @pytest.mark.parametrize("command", ["rerank --samples 4", "rerank --early-stop", "search"])
-def test_temperature_0_leaves_nothing_to_draw(
+def test_temperature_0_is_refused_for_sampling(
     run: Run, problem_file: Path, out: tuple[str, Path], command: str
 ) -> None:
     result = run(*command.split(), "--problems", problem_file, "--temperature", 0, *out)
@@ -42,7 +42,7 @@ def test_temperature_0_leaves_nothing_to_draw(
 
 
 @pytest.mark.parametrize("labeled", [0, 1])
-def test_folds_without_labels(
+def test_folds_without_labels_are_refused(
     run: Run, tmp_path: Path, out: tuple[str, Path], labeled: int
 ) -> None:
     unlabeled = [replace(problem, answer=None) for problem in QUESTIONS[labeled:]]
@@ -55,10 +55,10 @@ def test_folds_without_labels(
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_greedy_candidates_alone(
+def test_greedy_candidates_alone_are_refused(
     run: Run, problem_file: Path, tmp_path: Path, out: tuple[str, Path], number: int
 ) -> None:
-    """A problem of greedy candidates alone, however many, among others that have a choice."""
+    """One problem has only greedy candidates, however many; the others have a choice."""
     rows = [
         Candidate(problem_id=p.id, index=i, text=f"#### {i}", greedy=p.id in ("p2", "p4"))
         for p in QUESTIONS
@@ -73,7 +73,7 @@ def test_greedy_candidates_alone(
 
 
 @pytest.mark.parametrize("index", [-1, -(10**30), 2**63, 10**30])
-def test_an_index_that_is_no_count(
+def test_an_index_that_is_not_a_count_is_refused(
     run: Run, problem_file: Path, tmp_path: Path, out: tuple[str, Path], index: int
 ) -> None:
     good = Candidate(problem_id="p0", index=0, text="#### 1")
@@ -87,7 +87,7 @@ def test_an_index_that_is_no_count(
 
 @pytest.mark.parametrize("command", ["rerank", "search"])
 @pytest.mark.parametrize("question", ["", "  \n\t", "\u2003"])
-def test_a_blank_question(
+def test_a_blank_question_is_refused(
     run: Run, tmp_path: Path, out: tuple[str, Path], command: str, question: str
 ) -> None:
     problems = [QUESTIONS[0], Problem(id="void", question=question, answer="1")]
@@ -96,10 +96,10 @@ def test_a_blank_question(
 
 
 @pytest.mark.parametrize("command", ["rerank", "search"])
-def test_a_prompt_that_leaves_no_room(
+def test_a_prompt_that_leaves_no_room_is_refused(
     run: Run, fakes: Fakes, tmp_path: Path, out: tuple[str, Path], command: str
 ) -> None:
-    """Far down in the file, so that it would come after hours of work."""
+    """It is far down in the file and would otherwise fail after hours of work."""
     for model in fakes.values():
         model.context = 64
     problems = [*QUESTIONS, Problem(id="long", question="7 pens and " * 60, answer="1")]
@@ -108,10 +108,10 @@ def test_a_prompt_that_leaves_no_room(
     check_refused(result, "1 of 7 ", "the first is", "'long'", "remove these problems")
 
 
-def test_a_question_that_leaves_no_room_for_given_solutions(
+def test_a_question_that_leaves_no_room_for_given_solutions_is_refused(
     run: Run, fakes: Fakes, candidate_file: Path, tmp_path: Path, out: tuple[str, Path]
 ) -> None:
-    """Only the reverse model's context is too short: it is asked before the forward one scores."""
+    """Only the reverse model's context is too short; it is checked before any forward scoring."""
     fakes["reverse"].context = 64
     long = Problem(id="p5", question="7 pens and " * 60, answer="1")
     file = write(tmp_path / "problems.jsonl", *QUESTIONS[:5], long)
@@ -122,7 +122,7 @@ def test_a_question_that_leaves_no_room_for_given_solutions(
     )
 
 
-def test_demonstrations_that_leave_no_room(
+def test_demonstrations_that_leave_no_room_are_refused(
     run: Run,
     fakes: Fakes,
     problem_file: Path,

@@ -1,4 +1,4 @@
-"""rerank and tune: from problems to a report, and on from what is there."""
+"""rerank and tune: from problems to a report, and resuming from existing files."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def test_rerank_from_problems_to_report(
     code, text = run(*arguments)
     assert code == 0, text
     assert "report.html" in text
-    assert len(read_records(out / "candidates.jsonl", Candidate)) == 6 * 7  # the greedy one too
+    assert len(read_records(out / "candidates.jsonl", Candidate)) == 6 * 7  # with the greedy one
     report = json.loads((out / "report.json").read_text())
     names = [row["id"] for row in report["strategies"]]
     assert {"greedy", "random", "forward", "reverse_reward", "majority", "oracle"} <= set(names)
     selected = (out / "selected.jsonl").read_text().splitlines()
     assert [json.loads(row)["problem_id"] for row in selected] == [p.id for p in QUESTIONS]
-    # A second run uses what is there.
+    # A second run reuses the existing files.
     before = [model.num_scored for model in fakes.values()]
     assert run(*arguments)[0] == 0
     assert [model.num_scored for model in fakes.values()] == before
-    # Other settings are not mixed with it.
+    # Files made with other settings are not mixed in.
     check_refused(run(*arguments, "--seed", 5), "candidates.jsonl", "seed: 0 there, 5 now")
 
 
@@ -58,7 +58,7 @@ def test_tune_then_rerank_on_other_problems(
     assert any("tuned on 6 other problems" in note for note in report["notes"])
     assert not any("another model" in note for note in report["notes"])
 
-    # The same weights in another precision: not refused, since weights may suit another model.
+    # The same model in another precision is not refused, since weights may suit another model.
     fakes["reverse"].fingerprint += "-bfloat16"
     again = ("--problems", fresh, "--weights", weights, "--out", tmp_path / "p")
     assert run("rerank", *again)[0] == 0
@@ -69,7 +69,7 @@ def test_tune_then_rerank_on_other_problems(
 
 
 def judged(path: Path, problems: Sequence[Problem], **changes: object) -> Path:
-    """Candidates with a verifier's scores, which are right but for the first problem's."""
+    """Candidates with a verifier's scores, which are right except for the first problem."""
     rows = [
         Candidate(
             problem_id=problem.id,
@@ -115,7 +115,7 @@ def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
     chosen = json.loads((out / "selected.jsonl").read_text().splitlines()[0])
     assert chosen["strategy"] == "vote_all_external"
 
-    # Candidates without what the weights need are refused before any work.
+    # Candidates without the scores that the weights need are refused before any work.
     before = [model.num_scored for model in fakes.values()]
     check_refused(run(*arguments), "will have no score field 'verifier'")
     given = judged(given, more, verifier=None)
@@ -126,7 +126,7 @@ def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
 
 
 @pytest.mark.usefixtures("no_pictures", "fakes")
-def test_bad_score_fields(run: Run, problem_file: Path, tmp_path: Path) -> None:
+def test_bad_score_fields_are_refused(run: Run, problem_file: Path, tmp_path: Path) -> None:
     given = judged(tmp_path / "judged.jsonl", QUESTIONS, self_certainty=0.5, text_length="7")
     base = ("rerank", "--problems", problem_file, "--out", tmp_path / "out")
     arguments = (*base, "--candidates", given)
@@ -147,7 +147,7 @@ def test_bad_score_fields(run: Run, problem_file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures", "fakes")
-def test_an_early_stop_draws_a_part_of_the_same_candidates(
+def test_an_early_stop_samples_a_part_of_the_same_candidates(
     run: Run, problem_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("rerank", "--problems", problem_file, "--samples", 12, "--out")
@@ -172,7 +172,7 @@ def test_an_early_stop_draws_a_part_of_the_same_candidates(
     monkeypatch.setattr(FakeLanguageModel, "generate", interrupted)
     assert run(*arguments, out, "--early-stop")[0] == 130
     part = (out / "candidates.jsonl.part").read_text().splitlines()
-    assert len(part) == 1 + 10  # the settings, and each round of a problem that was drawn
+    assert len(part) == 1 + 10  # the settings, and each sampled round of a problem
     monkeypatch.setattr(FakeLanguageModel, "generate", real)
     code, text = run(*arguments, out, "--early-stop")
     assert code == 0, text
@@ -217,10 +217,10 @@ def test_given_candidates_need_no_forward_model(
 
 
 @pytest.mark.usefixtures("no_pictures", "fakes")
-def test_questions_written_backwards_are_drawn_with_the_seed(
+def test_questions_written_backwards_are_sampled_with_the_seed(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
 ) -> None:
-    """Though problems and candidates come from files."""
+    """This holds even if problems and candidates come from files."""
     given = ("--problems", problem_file, "--candidates", candidate_file, "--forward", "none")
     out = ("--out", tmp_path / "out")
     assert run("rerank", *given, "--flip", 1, "--seed", 1, *out)[0] == 0
@@ -261,14 +261,14 @@ def test_ctrl_c_keeps_finished_work(
 
     monkeypatch.setattr(FakeLanguageModel, "generate", watched)
     assert run(*arguments)[0] == 0
-    assert len(again) == 3  # only those that were not finished
+    assert len(again) == 3  # only the unfinished ones
     assert not set(again) & set(sampled)
     kept = read_records(tmp_path / "out" / "candidates.jsonl", Candidate)
     assert [c.problem_id for c in kept] == [p.id for p in QUESTIONS for _ in range(5)]
 
 
 def notes_of(run: Run, problems: Path, candidates: Path, out: Path) -> list[str]:
-    """What the report of a rerank that succeeds has to say."""
+    """Run rerank successfully and return the notes of its report."""
     code, text = run("rerank", "--problems", problems, "--candidates", candidates, "--out", out)
     assert code == 0, text
     notes: list[str] = json.loads((out / "report.json").read_text())["notes"]
@@ -277,7 +277,7 @@ def notes_of(run: Run, problems: Path, candidates: Path, out: Path) -> list[str]
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures", "fakes")
-def test_answers_no_one_can_parse_are_counted_not_fatal(
+def test_unparseable_answers_are_counted_and_not_fatal(
     run: Run, problem_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "candidates.jsonl"
@@ -297,7 +297,7 @@ def test_answers_no_one_can_parse_are_counted_not_fatal(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_solution_longer_than_the_context_is_cut_and_said(
+def test_a_solution_longer_than_the_context_is_cut_and_reported(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
     for model in fakes.values():
@@ -309,7 +309,7 @@ def test_a_solution_longer_than_the_context_is_cut_and_said(
 
 
 def answered(path: Path, answers: Sequence[str | None]) -> Path:
-    """A problem for each answer, None for one that nobody has labeled."""
+    """Write a problem for each answer; None means an unlabeled problem."""
     rows = [
         Problem(id=f"p{i}", question=f"What is {i} + 1?", answer=a) for i, a in enumerate(answers)
     ]
@@ -321,7 +321,7 @@ def answered(path: Path, answers: Sequence[str | None]) -> Path:
 def test_only_labeled_problems_count(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
 ) -> None:
-    """All candidates say 2, so the two labeled problems are right and nothing else is known."""
+    """All candidates say 2, so the two labeled problems are right; the others are unknown."""
     problems = answered(tmp_path / "problems.jsonl", ["2", None, "2", None, None])
     fakes["forward"].answers = ["1 + 1 = 2\n#### 2"]
     arguments = ("--problems", problems, "--samples", 3, "--lambda", 0.5, "--out", tmp_path / "out")
@@ -338,10 +338,10 @@ def test_only_labeled_problems_count(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answers", [["2"], ["2", "3"], [None], [None, None]])
-def test_one_or_two_problems_make_a_report(
+def test_one_or_two_problems_are_enough_for_a_report(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path, answers: list[str | None]
 ) -> None:
-    """Warnings are errors here: no figure may be drawn on an axis without extent."""
+    """Warnings are errors here, so no figure may be drawn on an axis without extent."""
     problems = answered(tmp_path / "problems.jsonl", answers)
     arguments = ("--problems", problems, "--samples", 2, "--lambda", 0.5, "--out", tmp_path / "out")
     code, text = run("rerank", *arguments)

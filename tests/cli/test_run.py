@@ -1,4 +1,4 @@
-"""What surrounds every command: errors in one line, exit codes, and streams that fail."""
+"""Behavior common to all commands: one-line errors, exit codes and failing streams."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fails(error: BaseException) -> Callable[..., Any]:
 
 
 class Panic(BaseException):
-    """As that of Rust code is no Exception."""
+    """Like a panic in Rust code, this is not an `Exception`."""
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ class Panic(BaseException):
         (OSError(28, "No space left on device", "out/x"), "out/x: No space left on device"),
     ],
 )
-def test_an_unexpected_error_is_one_line(
+def test_an_unexpected_error_gives_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, says: str
 ) -> None:
     monkeypatch.setattr(plan, "make_plan", fails(error))
@@ -72,7 +72,7 @@ def test_an_unexpected_error_is_one_line(
         assert says in text.splitlines()[-1]
 
 
-def test_ctrl_c_before_the_commands_are_ready_is_one_line(
+def test_ctrl_c_before_the_commands_are_ready_gives_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(app, "prepare_process", lambda: None)
@@ -86,7 +86,7 @@ def test_ctrl_c_before_the_commands_are_ready_is_one_line(
 
 
 def test_ctrl_c_during_imports_is_quiet(tmp_path: Path) -> None:
-    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")  # the first import that is slow
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")  # the first slow import
     paths = os.pathsep.join([str(tmp_path), *sys.path])
     command = [sys.executable, "-c", "from ledom.__main__ import main; main()", "docs"]
     ended = subprocess.run(
@@ -95,12 +95,12 @@ def test_ctrl_c_during_imports_is_quiet(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (130, "")
 
 
-def test_an_error_of_many_lines_is_one_line(run: Run, tmp_path: Path) -> None:
+def test_an_error_of_many_lines_is_shown_in_one_line(run: Run, tmp_path: Path) -> None:
     named = tmp_path / "two\nlines.yaml"
     check_refused(run("plan", named), "two lines.yaml")
 
 
-def test_version_and_help(run: Run) -> None:
+def test_version_and_help_are_printed(run: Run) -> None:
     import ledom
 
     assert run("--version") == (0, f"ledom {ledom.__version__}\n")
@@ -116,14 +116,14 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
 
 
-def test_completion() -> None:
+def test_shell_completion_works() -> None:
     environment = os.environ | {"_LEDOM_COMPLETE": "complete_bash"}
     environment |= {"COMP_WORDS": "ledom re", "COMP_CWORD": "1"}
     with start(stdout=subprocess.PIPE, env=environment) as process:
         assert process.communicate(timeout=SECONDS)[0].split() == [b"rerank"]
 
 
-def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+def test_a_full_disk_behind_standard_output_gives_one_line() -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full here")
     with open("/dev/full", "w") as full, start("docs", "formats", stdout=full) as process:
@@ -135,7 +135,7 @@ def test_a_full_disk_behind_standard_output_is_one_line() -> None:
     ]
 
 
-def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+def test_a_closed_pipe_ends_the_command_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with start("docs", "formats", stdout=writer) as process:
@@ -146,7 +146,7 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
 
 @pytest.mark.parametrize("redirection", [">&- 2>&- <&-", "2>/dev/full"])
 def test_closed_streams_do_no_harm(redirection: str, tmp_path: Path) -> None:
-    """Nothing that the streams would have got lands in a file that took a stream's number."""
+    """Output meant for a stream must not end up in a file that got the stream's number."""
     out = tmp_path / "out"
     for way, loss in (("forward", 3.0), ("reverse", 3.25)):
         folder = tmp_path / "r" / way
@@ -159,7 +159,7 @@ def test_closed_streams_do_no_harm(redirection: str, tmp_path: Path) -> None:
     assert b"report: " not in (out / "compare.json").read_bytes()
 
 
-def test_what_cannot_be_encoded_is_escaped() -> None:
+def test_text_that_cannot_be_encoded_is_escaped() -> None:
     code = "import sys; from ledom.cli import run; run.prepare_process(); print('é±')"
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     done = subprocess.run(
@@ -169,7 +169,7 @@ def test_what_cannot_be_encoded_is_escaped() -> None:
 
 
 def test_an_ignored_ctrl_c_stays_ignored() -> None:
-    """As nohup and background shells mean it, and Python does."""
+    """This is what nohup and background shells expect, and what Python does."""
     code = (
         "import signal, sys; from ledom.cli import app as cli, run; cli.prepare_process();"
         "signal.raise_signal(signal.SIGINT); print('alive')"

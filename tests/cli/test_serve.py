@@ -1,4 +1,4 @@
-"""`ledom serve`: what it refuses before any work, and that it serves, stops and says so."""
+"""`ledom serve`: what it refuses before any work, and how it serves, stops and reports it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from waiting import SECONDS
     ],
 )
 @pytest.mark.usefixtures("fakes")
-def test_what_cannot_be_served_is_refused(
+def test_models_that_cannot_be_served_are_refused(
     run: Run, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LEDOM_TOKEN", raising=False)
@@ -52,14 +52,14 @@ def test_a_missing_package_names_the_extra(run: Run, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_told_to_stop(signal_number: int, tmp_path: Path) -> None:
+def test_it_serves_until_it_gets_a_signal(signal_number: int, tmp_path: Path) -> None:
     command = ("serve", "--port", 0, "--threads", 1)
     with started(tmp_path / "said", *command, environment={"LEDOM_TOKEN": "secret"}) as process:
         said = process.first_line()
         found = re.search(r"serving on (http://127\.0\.0\.1:\d+): clients must send", said)
         assert found is not None, said
         body = {"queries": "How many?", "documents": ["7", "8"]}
-        # The port is open before this line, so whoever connects is answered once it serves.
+        # The port is open before this line, so an early client is answered once it serves.
         assert httpx.get(f"{found[1]}/healthz", timeout=SECONDS).status_code == 200
         assert httpx.post(f"{found[1]}/score", json=body, timeout=SECONDS).status_code == 401
         headers = {"Authorization": "Bearer secret"}

@@ -1,4 +1,4 @@
-"""generate and explain."""
+"""The commands generate and explain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_generate_writes_before_or_after(run: Run, fakes: dict[str, FakeLanguage
     assert text.startswith("What is 1 + 1?")
 
 
-def test_fewer_texts_than_asked_for_are_noted(
+def test_fewer_texts_than_requested_are_noted(
     run: Run, fakes: dict[str, FakeLanguageModel]
 ) -> None:
     both = ("generate", "--after", "What is 1 + 1?", "--before", "#### 2", "--proposals", 1)
@@ -45,7 +45,7 @@ def test_explain_ranks_and_writes_a_page(
     case = json.loads((tmp_path / "report.json").read_text())["cases"][0]
     totals = [c["scores"]["reverse"] for c in case["candidates"]]
     assert totals == sorted(totals, reverse=True)
-    assert {c["correct"] for c in case["candidates"]} == {None}  # nobody said what is right
+    assert {c["correct"] for c in case["candidates"]} == {None}  # no answer is labeled
     page = (tmp_path / "report.html").read_text()
     assert "1 + 1 = 2" in page
     assert "wrong" not in page
@@ -63,7 +63,7 @@ def test_explain_shows_no_control_characters(
     assert len(output) < 10_000
 
 
-def test_explain_takes_a_file(
+def test_explain_accepts_a_file(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
 ) -> None:
     file = tmp_path / "theirs.jsonl"
@@ -77,6 +77,6 @@ def test_explain_takes_a_file(
         ],
     )
     code, output = run("explain", "What?", file, "--id", "p0")
-    assert (code, output.count("left unexplained")) == (0, 2)  # equal texts are one
+    assert (code, output.count("left unexplained")) == (0, 2)  # equal texts count once
     code, output = run("explain", "What?", file, "--id", "p9")
     check_refused((code, output), f"no candidates of problem 'p9' in {file}; give another --id")

@@ -1,4 +1,4 @@
-"""train, plan, export and compare."""
+"""The commands train, plan, export and compare."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_train_refuses_bad_recipes(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [("export", "MODEL"), ("train", "RECIPE")])
-def test_an_unknown_direction(
+def test_an_unknown_direction_is_refused(
     run: Run, checkpoints: dict[str, Path], command: tuple[str, str]
 ) -> None:
     recipe = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
@@ -45,16 +45,16 @@ def test_a_refused_run_keeps_its_recipe(run: Run, tmp_path: Path) -> None:
     saved = tmp_path / "r" / "recipe.yaml"
     check_refused(run(*arguments, "optim.clip=3", "optim.adamw_lr=1e30"), "start under another")
     assert "clip: 3.0" in saved.read_text()
-    assert run(*arguments)[0] == 0  # nothing had been saved: this run begins anew
+    assert run(*arguments)[0] == 0  # nothing had been saved, so this run starts from the beginning
     assert "clip: 1.0" in saved.read_text()
     before = saved.read_text()
     check_refused(run(*arguments, "optim.clip=2"), "optim.clip: 1.0 there, 2.0 now")
     assert saved.read_text() == before
-    assert run(*arguments, "train.validate_every=7")[0] == 0  # which may change
+    assert run(*arguments, "train.validate_every=7")[0] == 0  # this setting may change
     assert "validate_every: 7" in saved.read_text()
 
 
-def test_plan_as_a_table_and_as_json(run: Run) -> None:
+def test_plan_prints_a_table_or_json(run: Run) -> None:
     recipe = Path(__file__).parents[2] / "recipes" / "7b.yaml"
     code, text = run("plan", recipe, "parallel.tokens_per_microbatch=null", "--gpus", 64)
     assert code == 0
@@ -68,7 +68,7 @@ def test_plan_as_a_table_and_as_json(run: Run) -> None:
     check_refused(run("plan", recipe, "--gpu", "abacus"), "gpu is 'abacus'", "h100")
 
 
-def test_export_a_model_and_the_card_of_data(
+def test_export_writes_a_model_and_a_data_card(
     run: Run, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "released"
@@ -85,7 +85,7 @@ def test_export_a_model_and_the_card_of_data(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_compare_of_a_run(run: Run, tmp_path: Path) -> None:
+def test_compare_reports_a_run(run: Run, tmp_path: Path) -> None:
     for way, loss in (("forward", 3.0), ("reverse", 3.25)):
         row = {"step": 1, "loss": 4.0, "tokens": 100, "valid_loss": loss, "valid_data": "ab"}
         row |= {"valid_loss_by_window": [loss, loss], "valid_tokens_by_window": [5, 5]}

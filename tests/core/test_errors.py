@@ -15,17 +15,17 @@ from ledom.core import errors
         ({"path": Path("a.jsonl"), "line": 3}, "a.jsonl:3: bad"),
     ],
 )
-def test_input_error_puts_the_place_in_front(place, message):
+def test_an_input_error_starts_with_the_location(place, message):
     assert str(errors.InputError("bad", **place)) == message
 
 
-def test_missing_extra_names_the_command():
+def test_a_missing_extra_error_names_the_install_command():
     error = errors.MissingExtraError("vllm", "vllm")
     assert "pip install 'ledom[vllm]'" in str(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # from another process
 
 
-def test_a_package_that_fails_to_import_is_not_said_to_be_missing(
+def test_a_package_that_fails_to_import_is_not_reported_as_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "too_old.py").write_text("from collections import no_such_name\n")

@@ -1,4 +1,4 @@
-"""Files and folders are written whole or not at all."""
+"""Files and folders are written completely or not at all."""
 
 import errno
 import fcntl
@@ -25,7 +25,7 @@ from ledom.core.files import (
 from ledom.core.records import Document, write_records
 
 
-def test_writing_makes_parents_and_leaves_only_the_file(tmp_path):
+def test_writing_creates_parents_and_leaves_only_the_file(tmp_path):
     path = tmp_path / "a" / "b" / "out.jsonl"
     write_records(path, [Document(id="1", text="x")])
     assert path.read_text() == '{"id": "1", "text": "x"}\n'
@@ -33,7 +33,7 @@ def test_writing_makes_parents_and_leaves_only_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, error):
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
     path = tmp_path / "out.txt"
     path.write_text("old")
 
@@ -82,7 +82,7 @@ def test_a_device_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-def test_new_files_have_the_permissions_that_the_user_set(tmp_path, umask):
+def test_new_files_follow_the_users_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
         write_records(tmp_path / "a.jsonl", [])
@@ -94,7 +94,7 @@ def test_new_files_have_the_permissions_that_the_user_set(tmp_path, umask):
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o777 & ~umask
 
 
-def test_a_file_keeps_its_permissions_and_its_place_behind_a_link(tmp_path):
+def test_writing_through_a_link_keeps_the_link_and_permissions(tmp_path):
     (tmp_path / "kept").mkdir()
     private = tmp_path / "kept" / "out.jsonl"
     private.touch(0o600)
@@ -105,7 +105,7 @@ def test_a_file_keeps_its_permissions_and_its_place_behind_a_link(tmp_path):
     assert private.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_folder_appears_only_when_it_is_whole(tmp_path):
+def test_a_folder_appears_only_when_it_is_complete(tmp_path):
     out = tmp_path / "a" / "model"
     with write_folder(out) as folder:
         (folder / "config.json").write_text("{}")
@@ -116,7 +116,7 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_folder_that_breaks_off_leaves_the_old_one(tmp_path, error):
+def test_an_interrupted_folder_write_leaves_the_old_folder(tmp_path, error):
     out = tmp_path / "model"
     out.mkdir()
     (out / "old").touch()
@@ -132,7 +132,7 @@ def test_a_folder_that_breaks_off_leaves_the_old_one(tmp_path, error):
     assert os.listdir(out) == ["old"]
 
 
-def test_a_folder_replaces_another_only_when_asked(tmp_path):
+def test_a_folder_replaces_another_only_on_request(tmp_path):
     out = tmp_path / "model"
     out.mkdir()
     (out / "old").touch()
@@ -146,7 +146,7 @@ def test_a_folder_replaces_another_only_when_asked(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path, kind):
+def test_leftovers_of_a_killed_process_are_removed_by_the_next_write(tmp_path, kind):
     path = tmp_path / "a[1].out"
     write = write_atomically if kind == "file" else partial(write_folder, replace=True)
 
@@ -160,22 +160,22 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path, kind)
     others = [".a[1].out.tmp", ".a[1].outer.0-1.x", ".b.out"]
     for name in others:
         (tmp_path / name).touch()
-    with write(path):  # a write at the same time, by a process that is alive
+    with write(path):  # a concurrent write by a live process
         with write(path):
             pass
         assert len(os.listdir(tmp_path)) == 1 + 1 + len(others)
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, *others])
 
 
-def test_texts_that_hold_what_parts_them_have_fingerprints_of_their_own() -> None:
+def test_texts_that_contain_the_separator_have_distinct_fingerprints() -> None:
     rows = [("a\0", "b"), ("a", "\0b"), ("a\1\2", "b"), ("a\1", "\2b"), ("a", "b"), ("ab", "")]
     assert len({fingerprint([row]) for row in rows}) == len(rows)
     known = hashlib.sha256(b"a\0b\0").hexdigest()[:16]
-    assert fingerprint([("a", "b")]) == known  # finished files keep theirs
+    assert fingerprint([("a", "b")]) == known  # fingerprints of finished files must not change
 
 
 def test_processes_with_other_settings_are_refused_at_the_start(tmp_path, monkeypatch):
-    """One after the other, with torch's store; on unlike machines auto takes unlike precisions."""
+    """Ranks check in turn in torch's store; `auto` can pick another precision elsewhere."""
     store = HashStore()
     monkeypatch.setattr(processes, "size", lambda: 3)
     monkeypatch.setattr(processes, "_store", lambda: store)
@@ -196,7 +196,7 @@ def test_processes_with_other_settings_are_refused_at_the_start(tmp_path, monkey
     )
 
 
-def test_a_link_to_itself_leads_to_itself(tmp_path):
+def test_a_link_to_itself_resolves_to_itself(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     assert real_path(tmp_path / "loop").name == "loop"
@@ -204,8 +204,8 @@ def test_a_link_to_itself_leads_to_itself(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch, code):
-    """NFS without its lock service, and file systems in user space."""
+def test_a_file_system_without_locks_gives_a_clear_error(tmp_path, monkeypatch, code):
+    """For example, NFS without its lock service, and some FUSE file systems."""
 
     def refuse(file, operation):
         raise OSError(code, os.strerror(code))

@@ -1,4 +1,4 @@
-"""Processes that share a job: their shares, and a rerank through stops of every kind."""
+"""Processes that share a job: their shares, and rerank interrupted in every way."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
 PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer=str(i % 3)) for i in range(12)]
 
 
-def test_one_process_has_it_all() -> None:
+def test_one_process_owns_everything() -> None:
     assert parallel.share(range(5), lambda i: i) == [0, 1, 2, 3, 4]
     assert parallel.is_first()
     assert parallel.is_first_failure()
@@ -53,7 +53,7 @@ def test_every_group_has_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(item for share in shares for item in share) == sorted(items)
 
 
-def test_variables_without_torchrun_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_variables_without_torchrun_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
@@ -62,7 +62,7 @@ def test_variables_without_torchrun_are_explained(monkeypatch: pytest.MonkeyPatc
 
 
 def answer(body: dict[str, Any]) -> dict[str, Any]:
-    """Scores that follow from the ids, texts that follow from the seed."""
+    """Scores determined by the ids, and texts determined by the seed."""
     choices: list[dict[str, Any]]
     if body.get("echo"):
         values = [None, *(-((7 * a + b) % 11) / 7 for a, b in pairwise(body["prompt"]))]
@@ -77,7 +77,7 @@ def answer(body: dict[str, Any]) -> dict[str, Any]:
 
 
 class Mortal(CompletionsServer):
-    """A server that answers so many requests and then hangs up, or does what it is told."""
+    """A server that answers a set number of requests and then hangs up, or runs a callback."""
 
     def __init__(self) -> None:
         super().__init__(answer)
@@ -85,7 +85,7 @@ class Mortal(CompletionsServer):
         self.live(10**9)
 
     def live(self, count: int, then: Callable[[], None] = lambda: None) -> None:
-        """Answer `count` requests more."""
+        """Answer `count` more requests."""
         last, lock = len(self.answered) + count, Lock()
 
         def reply(body: dict[str, Any]) -> Reply | None:
@@ -108,7 +108,7 @@ def server() -> Iterator[Mortal]:
 
 @pytest.fixture
 def command(server: Mortal, tokenizer: Tokenizer, tmp_path: Path) -> list[str]:
-    """Rerank the problems with both models behind the server; the output folder is left out."""
+    """The rerank command with both models behind the server, without the output folder."""
     write_records(tmp_path / "problems.jsonl", PROBLEMS)
     tokenizer.save(tmp_path)
     model = f"openai:m,tokenizer={tmp_path},base_url={server.url},max_retries=0,concurrency=2"
@@ -128,7 +128,7 @@ def results(out: Path) -> dict[str, Any]:
 
 
 def torchrun(*arguments: str) -> None:
-    """As torchrun does it, but in forks of this process, which has imported what they need."""
+    """Like torchrun, but in forks of this process, which has already imported the modules."""
     config_of = launcher.config_from_args
     launcher.config_from_args = lambda given: (config_of(given)[0], _rank, arguments)
     forks = ["--standalone", "--nproc-per-node=2", "--start-method=fork"]
@@ -136,14 +136,14 @@ def torchrun(*arguments: str) -> None:
 
 
 def _rank(*arguments: str) -> None:
-    """One process of the job; a fork has torchrun's handlers, which no process of its own has."""
+    """One process of the job. A fork inherits torchrun's signal handlers; a real one does not."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ledom(*arguments)
 
 
 @contextmanager
 def two_processes(folder: Path, arguments: list[str]) -> Iterator[list[Started]]:
-    """A command in two processes, as torchrun starts them."""
+    """Run a command in two processes, as torchrun starts them."""
     job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         port = stack.enter_context(port_of_a_group())
@@ -161,12 +161,12 @@ def two_processes(folder: Path, arguments: list[str]) -> Iterator[list[Started]]
 
 
 def ask_twice(requests: list[dict[str, Any]]) -> int:
-    """How many requests were answered before."""
+    """The number of requests that had been answered before."""
     texts = [json.dumps(body, sort_keys=True) for body in requests]
     return len(texts) - len(set(texts))
 
 
-def test_two_processes_give_what_one_gives_through_any_stop(
+def test_two_processes_give_the_same_result_as_one_through_any_stop(
     run: Run, server: Mortal, command: list[str], tmp_path: Path
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -174,7 +174,7 @@ def test_two_processes_give_what_one_gives_through_any_stop(
     expected = len(server.answered)
     server.answered.clear()
 
-    # The server dies while the candidates are sampled: one clear line, and what is finished kept.
+    # The server dies during sampling: one clear line, and finished work is kept.
     server.live(20)
     with started(tmp_path / "said", *command, out, run=torchrun) as process:
         assert process.wait() != 0
@@ -186,7 +186,7 @@ def test_two_processes_give_what_one_gives_through_any_stop(
 
     assert len([part for part in out.iterdir() if ".part" in part.name]) == 2
 
-    # It is back, and both processes are killed while they score.
+    # The server is back, and both processes are killed during scoring.
     server.live(30, lambda: [os.kill(process.pid, signal.SIGKILL) for process in processes])
     with two_processes(tmp_path, [*command, str(out)]) as processes:
         assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
@@ -194,13 +194,13 @@ def test_two_processes_give_what_one_gives_through_any_stop(
     assert not (out / "scores.forward.jsonl").exists()
     scored = sum(bool(body.get("echo")) for body in server.answered)
 
-    # One process alone goes on, and the files are those of one process that never stopped.
+    # A single process resumes, and the files are those of one process that never stopped.
     server.live(10**9)
     assert run(*command, out)[0] == 0
     assert results(out) == results(whole)
     assert not [part for part in out.iterdir() if ".part" in part.name]
-    # Asked again: greedy answers of problems that were not finished, what was on its way, and the
-    # scores that a kill found unwritten.
+    # Requested again: greedy answers of unfinished problems, requests in flight, and scores not
+    # yet written at the kill.
     again = len(server.answered) - expected
     assert again == ask_twice(server.answered) <= 12 + 2 * 4 + scored
 
@@ -209,7 +209,7 @@ def test_two_processes_give_what_one_gives_through_any_stop(
 def test_a_server_that_dies_loses_nothing(
     run: Run, server: Mortal, command: list[str], tmp_path: Path, alive: int
 ) -> None:
-    """One request at a time: 12 greedy answers, 12 times 3 samples, then a score a request."""
+    """One request at a time: 12 greedy answers, 12 times 3 samples, then one score per request."""
     command = [part.replace("concurrency=2", "concurrency=1") for part in command]
     server.live(alive)
     code, text = run(*command, tmp_path / "out")
@@ -220,7 +220,7 @@ def test_a_server_that_dies_loses_nothing(
     greedy = [body for body in server.answered if body["temperature"] == 0 and not body.get("echo")]
     others = [body for body in server.answered if body not in greedy]
     assert ask_twice(others) == 0
-    # A greedy answer is written with its problem's samples.
+    # A greedy answer is saved with its problem's samples.
     assert ask_twice(greedy) == (alive if alive < 12 else max(0, 24 - alive))
     assert run(*command, tmp_path / "whole")[0] == 0
     assert results(tmp_path / "out") == results(tmp_path / "whole")
@@ -230,7 +230,7 @@ def test_a_server_that_dies_loses_nothing(
 def test_an_early_stop_loses_nothing_either(
     run: Run, server: Mortal, command: list[str], tmp_path: Path, alive: int
 ) -> None:
-    """Every round is kept: the server dies among greedy answers, in the first round, or scoring."""
+    """Every round is kept, whether the server dies in greedy decoding, round one or scoring."""
     command = [part.replace("concurrency=2", "concurrency=1") for part in command]
     command = [*command[:-1], "--early-stop", "--out"]
     server.live(alive)
@@ -262,7 +262,7 @@ V1 = "12:memory:/x\n4:cpu,cpuacct:/box\n1:name=systemd:/x\n"
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "20000 100000\n"}, 1),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 8),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, 8),
-        # The tightest of the groups around it counts.
+        # The tightest enclosing group counts.
         (
             {
                 "proc/self/cgroup": "0::/a/b\n",
@@ -271,7 +271,7 @@ V1 = "12:memory:/x\n4:cpu,cpuacct:/box\n1:name=systemd:/x\n"
             },
             2,
         ),
-        # A container sees its own group as the root, whatever its name outside.
+        # A container sees its own group as the root, whatever it is called outside.
         ({"proc/self/cgroup": "0::/gone/x\n", "sys/fs/cgroup/cpu.max": "400000 100000"}, 4),
         (
             {
@@ -291,7 +291,7 @@ V1 = "12:memory:/x\n4:cpu,cpuacct:/box\n1:name=systemd:/x\n"
         ),
     ],
 )
-def test_cpus_by_quota(
+def test_the_number_of_cpus_follows_the_quota(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
@@ -311,12 +311,12 @@ def test_cpus_by_quota(
         ({"LOCAL_WORLD_SIZE": "3"}, 2),
         ({"LOCAL_WORLD_SIZE": "8"}, 1),
         ({"LOCAL_WORLD_SIZE": "3", "OMP_NUM_THREADS": "1"}, 1),
-        # What torchrun sets by itself is nobody's choice.
+        # torchrun's own default is not the user's choice.
         ({"LOCAL_WORLD_SIZE": "3", "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 2),
         ({"LOCAL_WORLD_SIZE": "3", "OMP_NUM_THREADS": "4", "TORCHELASTIC_RUN_ID": "x"}, 4),
     ],
 )
-def test_threads_by_default(
+def test_the_default_number_of_threads(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: int
 ) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
@@ -327,7 +327,7 @@ def test_threads_by_default(
     assert parallel.default_threads() == expected
 
 
-def test_threads_reach_torch_and_what_is_loaded_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_setting_reaches_torch_and_others(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", said.append)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -348,7 +348,7 @@ def test_threads_reach_torch_and_what_is_loaded_later(monkeypatch: pytest.Monkey
         ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
     ],
 )
-def test_idle_threads_sleep_soon_unless_the_user_says_how_they_wait(
+def test_idle_threads_sleep_soon_unless_the_user_sets_how_they_wait(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str | None
 ) -> None:
     monkeypatch.setattr(os, "environ", environment)
@@ -358,7 +358,7 @@ def test_idle_threads_sleep_soon_unless_the_user_says_how_they_wait(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's OpenMP is libgomp on Linux only")
-def test_torch_reads_how_its_threads_wait() -> None:
+def test_torch_reads_the_setting_for_idle_threads() -> None:
     code = "from ledom.core.processes import set_threads; set_threads(2); import torch"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     environment["OMP_DISPLAY_ENV"] = "verbose"

@@ -9,7 +9,7 @@ from ledom.core.errors import InputError
 from ledom.core.files import check_settings, differences, file_hash, fingerprint
 
 
-def test_nested_keys_are_named_by_their_path():
+def test_nested_keys_are_reported_by_path():
     there = {"a": 1, "b": {"c": [1], "d": {"e": "x"}}, "only": True}
     now = {"a": 1, "b": {"c": [2], "d": {"e": "y"}}}
     assert list(differences(there, now)) == [
@@ -29,14 +29,14 @@ def test_models_are_compared_by_hash_alone():
         check_settings(there, other, Path("out.jsonl"))
 
 
-def test_hashes_by_hand(tmp_path):
+def test_hashes_match_known_values(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     # FIPS 180-2, appendix B.1
     assert file_hash(tmp_path / "file").startswith("ba7816bf8f01cfea414140de5dae2223")
     assert fingerprint([("a", "b"), ("c",)]) == hashlib.sha256(b"a\0b\0c\0").hexdigest()[:16]
 
 
-def test_a_model_in_another_precision_is_told_how_to_go_on() -> None:
+def test_the_error_for_another_precision_says_how_to_continue() -> None:
     def of(hash_: str) -> dict[str, dict[str, str]]:
         return {"model": {"name": "m", "hash": hash_}}
 

@@ -1,4 +1,4 @@
-"""JSON, YAML and files that would hang, crash or mean something else in silence: one line each."""
+"""JSON, YAML and files that would hang, crash or be silently misread: one line each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BAD_JSON = {
 
 
 @pytest.mark.parametrize("text", BAD_JSON, ids=range(len(BAD_JSON)))
-def test_bad_json_is_one_line_and_quick(text: bytes) -> None:
+def test_bad_json_gives_one_line_quickly(text: bytes) -> None:
     started = time.process_time()
     with pytest.raises(InputError) as caught:
         parse_json(text)
@@ -60,7 +60,7 @@ def test_bad_json_is_one_line_and_quick(text: bytes) -> None:
     assert time.process_time() - started < 1
 
 
-def test_good_json_is_as_python_reads_it() -> None:
+def test_good_json_is_read_as_python_reads_it() -> None:
     row = {
         "pair": "\U0001f34e",
         "number": 1.5e300,
@@ -69,14 +69,12 @@ def test_good_json_is_as_python_reads_it() -> None:
         "wide": [[i] for i in range(100)],
         "zero": "\0",
     }
-    assert parse_json(json.dumps(row).encode()) == row  # the apple as an escaped pair
+    assert parse_json(json.dumps(row).encode()) == row  # the apple as a surrogate pair
     assert parse_json(json.dumps(row, ensure_ascii=False).encode()) == row
 
 
 @pytest.mark.parametrize("text", ['[{"a": 1}]', '{\n "a": 1\n}', "a,b\n1,2"])
-def test_a_file_of_another_format_than_jsonl_says_what_lines_hold(
-    tmp_path: Path, text: str
-) -> None:
+def test_the_error_for_a_non_jsonl_file_says_what_lines_contain(tmp_path: Path, text: str) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text(text)
     with pytest.raises(InputError, match=r"p.jsonl:1: .*; write one JSON object on each line$"):
@@ -113,7 +111,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     assert exists(tmp_path / "lost")
 
 
-def test_files_are_named(tmp_path: Path) -> None:
+def test_errors_name_the_file(tmp_path: Path) -> None:
     file = tmp_path / "f.json"
     file.write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(file) == {"a": 1}
@@ -136,7 +134,7 @@ class Whole:
     parts: list[Part] = field(default_factory=list)
 
 
-def test_an_object_as_a_dataclass() -> None:
+def test_an_object_is_read_as_a_dataclass() -> None:
     data = {"name": "a", "parts": [{"count": 2, "more": 1}], "else": None}
     assert as_type(data, Whole, "f") == Whole("a", [Part(2)])
     assert as_type({"name": "a"}, Whole, "f") == Whole("a", [])
@@ -164,7 +162,7 @@ def test_a_missing_or_mistyped_key_is_named(data: dict[str, object], message: st
     assert str(caught.value) == message
 
 
-def test_numbers_that_are_not_finite_only_where_asked_for(tmp_path: Path) -> None:
+def test_non_finite_numbers_are_accepted_only_on_request(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text('{"limit": Infinity}')
     assert read_json(file, non_finite=True) == {"limit": float("inf")}
@@ -172,8 +170,8 @@ def test_numbers_that_are_not_finite_only_where_asked_for(tmp_path: Path) -> Non
         read_json(file)
 
 
-def test_files_are_read_in_one_way() -> None:
-    """Whatever else parses JSON or YAML says on its line that it reads no file."""
+def test_all_files_are_read_through_the_same_functions() -> None:
+    """Any other line that parses JSON or YAML must say that it does not read a file."""
     others = [
         f"{file.relative_to(SOURCE)}: {line.strip()}"
         for file in SOURCE.rglob("*.py")
@@ -195,7 +193,7 @@ def test_files_are_read_in_one_way() -> None:
         (b"PK\x03\x04\xff", "it is a zip archive; unpack it first"),
     ],
 )
-def test_another_format_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+def test_the_error_names_another_format(tmp_path: Path, data: bytes, message: str) -> None:
     file = tmp_path / "problems.jsonl"
     file.write_bytes(data)
     with pytest.raises(InputError, match=message):

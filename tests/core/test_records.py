@@ -18,7 +18,7 @@ def write_lines(path: Path, *lines: object) -> Path:
     return path
 
 
-def test_reading_by_hand(tmp_path):
+def test_records_are_read_from_jsonl(tmp_path):
     file = write_lines(tmp_path / "c.jsonl", GOOD, "", {**GOOD, "index": 1, "greedy": True})
     assert read_records(file, Candidate) == [
         Candidate(problem_id="p", index=0, text="1 + 1 = 2"),
@@ -39,7 +39,7 @@ def test_unknown_keys_are_kept_and_written_back(tmp_path):
     assert json.loads((tmp_path / "out.jsonl").read_text()) == row
 
 
-def test_text_of_any_script_survives(tmp_path):
+def test_text_in_any_script_survives_a_round_trip(tmp_path):
     text = 'שלום 🍎 \u2028 line\nbreak \t \\ " Ω'
     write_records(tmp_path / "d.jsonl", [Document(id="1", text=text), Document(id="2", text="")])
     assert [d.text for d in read_records(tmp_path / "d.jsonl", Document)] == [text, ""]
@@ -52,7 +52,7 @@ def test_null_stands_for_a_missing_optional_key(tmp_path):
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
-def test_line_ends_and_blank_lines(tmp_path, line_end):
+def test_any_line_end_is_read_and_blank_lines_are_skipped(tmp_path, line_end):
     file = tmp_path / "c.jsonl"
     file.write_bytes((line_end * 2 + json.dumps(GOOD) + line_end + "  " + line_end).encode())
     assert len(read_records(file, Candidate)) == 1
@@ -81,7 +81,7 @@ def test_line_ends_and_blank_lines(tmp_path, line_end):
             {**GOOD, "finish_reason": "eos"},
             "key finish_reason: Input should be 'stop', 'length' or 'unsure', found 'eos'",
         ),
-        # A reason that is not known must not be read as the default, stop.
+        # An unknown reason must not be read as the default, "stop".
         (
             {**GOOD, "finish_reason": None},
             "key finish_reason: Input should be 'stop', 'length' or 'unsure', found None",
@@ -89,7 +89,7 @@ def test_line_ends_and_blank_lines(tmp_path, line_end):
         ({**GOOD, "greedy": None}, "key greedy: Input should be a valid boolean, found None"),
     ],
 )
-def test_a_bad_line_is_refused_by_file_and_line(tmp_path, line, expected):
+def test_the_error_for_a_bad_line_names_file_and_line(tmp_path, line, expected):
     file = write_lines(tmp_path / "c.jsonl", GOOD, "", line, GOOD)
     with pytest.raises(InputError) as caught:
         read_records(file, Candidate)
@@ -98,7 +98,7 @@ def test_a_bad_line_is_refused_by_file_and_line(tmp_path, line, expected):
     assert "\n" not in str(caught.value)
 
 
-def test_a_check_is_refused_by_file_and_line(tmp_path):
+def test_the_error_of_a_failed_check_names_file_and_line(tmp_path):
     path = tmp_path / "problems.jsonl"
     path.write_text(
         '{"id": "a", "question": "q", "solution": "s"}\n\n{"id": "b", "question": "q"}\n'
@@ -107,13 +107,13 @@ def test_a_check_is_refused_by_file_and_line(tmp_path):
         read_records(path, Problem, Problem.require_solution)
 
 
-def test_a_missing_key_lists_those_needed(tmp_path):
+def test_the_error_for_a_missing_key_lists_the_required_keys(tmp_path):
     file = write_lines(tmp_path / "c.jsonl", {"text": "x"})
     with pytest.raises(InputError, match="each Candidate needs: problem_id, index, text$"):
         read_records(file, Candidate)
 
 
-def test_numbers_of_a_score(tmp_path):
+def test_the_numbers_of_a_score_are_checked(tmp_path):
     row = {
         "problem_id": "p",
         "index": 0,
@@ -130,7 +130,7 @@ def test_numbers_of_a_score(tmp_path):
             read_records(file, Score)
 
 
-def test_bytes_that_are_not_utf8_are_refused_by_file_and_line(tmp_path):
+def test_the_error_for_invalid_utf8_names_file_and_line(tmp_path):
     file = tmp_path / "c.jsonl"
     file.write_bytes(json.dumps(GOOD).encode() + b'\n{"text": "caf\xe9"}\n')
     with pytest.raises(InputError, match=r"c\.jsonl:2: not UTF-8 text"):
@@ -138,14 +138,14 @@ def test_bytes_that_are_not_utf8_are_refused_by_file_and_line(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n  \n"])
-def test_an_empty_file_is_refused_by_name(tmp_path, content):
+def test_the_error_for_an_empty_file_names_it(tmp_path, content):
     file = tmp_path / "c.jsonl"
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"c\.jsonl: the file has no Candidate records"):
         read_records(file, Candidate)
 
 
-def test_a_file_that_cannot_be_opened_is_refused_by_name(tmp_path):
+def test_the_error_for_an_unreadable_file_names_it(tmp_path):
     with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
         read_records(tmp_path / "none.jsonl", Document)
     with pytest.raises(InputError, match="this is a directory"):
@@ -155,7 +155,7 @@ def test_a_file_that_cannot_be_opened_is_refused_by_name(tmp_path):
         read_records(tmp_path / "file" / "x.jsonl", Document)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_record(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_a_record(tmp_path):
     file = tmp_path / "c.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
     assert read_records(file, Candidate) == [Candidate(**GOOD)]
@@ -171,7 +171,7 @@ def test_a_byte_order_mark_is_no_part_of_a_record(tmp_path):
         '{"problem_id": "p", "index": "' + "9" * 5000 + '", "text": "a"}',
     ],
 )
-def test_what_no_reader_could_take_back_is_refused(tmp_path, line):
+def test_records_that_could_not_be_read_back_are_refused(tmp_path, line):
     file = write_lines(tmp_path / "c.jsonl", GOOD, line)
     with pytest.raises(InputError) as caught:
         read_records(file, Candidate)
@@ -187,7 +187,7 @@ def test_a_pipe_is_refused_at_once(tmp_path):
 
 @pytest.mark.parametrize(("decimals", "part"), [(5, 8), (12, 6)])
 def test_the_tokens_of_scores_take_little_memory(decimals, part):
-    """An eighth of what lists of them take, or a sixth; they come back as they were."""
+    """They take an eighth or a sixth of the memory of lists, and come back unchanged."""
     values = [round(-20 * random.Random(i).random(), decimals) for i in range(1000)]
     spans = [[1000 + i, 1002 + i] for i in range(1000)]
     row = {
@@ -220,16 +220,16 @@ def test_the_tokens_of_scores_take_little_memory(decimals, part):
         *({"token_spans": [span]} for span in ([0], [0, 2**70], [-1, 2], [2**16, 2**16 + 1])),
     ],
 )
-def test_tokens_that_are_wrong_or_far_stay_as_they_are(values):
-    """So that the checks of a file can say what is wrong."""
+def test_invalid_or_out_of_range_tokens_are_kept_unchanged(values):
+    """The checks of a file can then say what is wrong."""
     row = {"problem_id": "a", "index": 0, "model": "m", "direction": "forward", "target": "y|x"}
     score = Score(**row, logprob=-1.0, num_tokens=1, **values)
     assert values.items() <= score.to_json().items()
 
 
 @pytest.mark.parametrize("answer", ["2 + 2 = <<2+2=4>>4\n#### 4", "#### 4"])
-def test_a_worked_solution_is_no_answer(tmp_path, answer):
-    """As in GSM8K's own files: compared with a candidate's 4 it would be wrong every time."""
+def test_a_worked_solution_is_refused_as_an_answer(tmp_path, answer):
+    """GSM8K's own files have this; compared with it, a candidate's 4 would always be wrong."""
     file = tmp_path / "problems.jsonl"
     file.write_text(json.dumps({"id": "a", "question": "2 + 2?", "answer": answer}))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Records come back from a file as they were written, whatever their texts and further keys."""
+"""Records are read back exactly as they were written, whatever their texts and extra keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ledom.core.records import Candidate, Document, Problem, Record, read_records, write_records
 
-TEXT = st.text(max_size=30)  # of any script, line ends of all kinds among them; no surrogates
+TEXT = st.text(max_size=30)  # any script, including all kinds of line ends; no surrogates
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | FINITE | TEXT,
@@ -48,7 +48,7 @@ RECORDS = [
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(st.one_of([st.lists(records, min_size=1, max_size=4) for records in RECORDS]))
-def test_round_trip(records: list[Record]) -> None:
+def test_records_survive_a_round_trip(records: list[Record]) -> None:
     with TemporaryDirectory() as root:
         first, second = Path(root, "a.jsonl"), Path(root, "b.jsonl")
         write_records(first, records)

@@ -1,4 +1,4 @@
-"""A stage survives any stop: what was finished is kept, what was cut short is done again."""
+"""A stage survives any stop: finished work is kept, interrupted work is redone."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def test_finished_work_is_reused(tmp_path: Path) -> None:
     ]
 
 
-def test_a_stage_with_nothing_to_make_is_finished_too(tmp_path: Path) -> None:
-    """Such as the scores of prompts none of which was written to its end."""
+def test_a_stage_with_no_output_still_finishes(tmp_path: Path) -> None:
+    """For example, the scores of prompts when no prompt was completed."""
     Stage(tmp_path / "out.jsonl", Document, {"seed": 1}).finish(key=lambda record: 0)
     again = Stage(tmp_path / "out.jsonl", Document, {"seed": 1})
     assert again.complete
     assert again.records == []
 
 
-def test_its_seconds_survive_a_stop_and_stay_out_of_the_file(
+def test_elapsed_seconds_survive_a_stop_and_stay_out_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunks of 2 and 3 s; a stop of 1,000 s between them does not count."""
+    """The chunks take 2 and 3 s; a stop of 1,000 s between them does not count."""
     path, clock = tmp_path / "out.jsonl", iter([0.0, 2.0, 1002.0, 1002.0, 1005.0])
     monkeypatch.setattr("ledom.core.stage.monotonic", lambda: next(clock))
     Stage(path, Document, {}).append([document(1)])
@@ -77,7 +77,7 @@ def test_its_seconds_survive_a_stop_and_stay_out_of_the_file(
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
-def test_a_chunk_cut_short_is_dropped_whole(tmp_path: Path, cut: int) -> None:
+def test_an_incomplete_chunk_is_dropped_entirely(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "out.jsonl"
     stage = Stage(path, Document, {"seed": 1})
     stage.append([document(1)])
@@ -91,7 +91,7 @@ def test_a_chunk_cut_short_is_dropped_whole(tmp_path: Path, cut: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["out.jsonl.part", "out.jsonl.settings.json"])
-def test_a_pipe_among_its_files_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_pipe_among_the_stages_files_is_refused(tmp_path: Path, name: str) -> None:
     if name.endswith(".json"):
         (tmp_path / "out.jsonl").write_text("")
     os.mkfifo(tmp_path / name)
@@ -101,12 +101,12 @@ def test_a_pipe_among_its_files_is_refused(tmp_path: Path, name: str) -> None:
         )
 
 
-def test_a_part_without_a_whole_first_line_starts_again(tmp_path: Path) -> None:
+def test_a_part_without_a_complete_first_line_starts_over(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.part").write_text('{"seed"')
     assert ids(Stage(tmp_path / "out.jsonl", Document, {"seed": 1})) == []
 
 
-def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_for_other_settings_names_them(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     Stage(path, Document, {"seed": 1, "n": 4}).append([document(1)])
     with pytest.raises(InputError, match=r"out.jsonl.part: .*seed: 1 there, 2 now"):
@@ -130,13 +130,13 @@ def test_a_users_copy_of_a_part_is_not_read(tmp_path: Path) -> None:
     assert copy.exists()
 
 
-def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_part_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.part").write_text('{"seed": 1}\n{"id": 3}\n')
     with pytest.raises(InputError, match=r"out.jsonl.part:2: damaged .*remove it"):
         Stage(tmp_path / "out.jsonl", Document, {"seed": 1})
 
 
-def test_a_part_damaged_in_the_middle_names_the_line(tmp_path: Path) -> None:
+def test_the_error_for_a_part_damaged_in_the_middle_names_the_line(tmp_path: Path) -> None:
     path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     stage = Stage(path, Document, {"seed": 1})
     for number in range(3):
@@ -153,7 +153,7 @@ def test_a_part_damaged_in_the_middle_names_the_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings", ["", "{", '{"seed": 1', "[]", '{"seed": 1}', '{"seed": 1, "sha256": 3}', "\xff"]
 )
-def test_damaged_settings_are_named(tmp_path: Path, settings: str) -> None:
+def test_the_error_for_damaged_settings_names_the_file(tmp_path: Path, settings: str) -> None:
     path = tmp_path / "out.jsonl"
     stage = Stage(path, Document, {"seed": 1})
     stage.append([document(1)])
@@ -163,7 +163,7 @@ def test_damaged_settings_are_named(tmp_path: Path, settings: str) -> None:
         Stage(path, Document, {"seed": 1})
 
 
-def test_a_file_of_unknown_origin_or_changed_since_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_unknown_origin_or_changed_later_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     stage = Stage(path, Document, {"seed": 1})
     stage.append([document(1), document(2)])
@@ -180,7 +180,7 @@ def test_a_file_of_unknown_origin_or_changed_since_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("stopped_before", ["settings", "removal"])
-def test_a_kill_while_the_file_is_put_in_place(tmp_path: Path, stopped_before: str) -> None:
+def test_a_kill_during_the_final_rename_loses_nothing(tmp_path: Path, stopped_before: str) -> None:
     path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     stage = Stage(path, Document, {"seed": 1})
     stage.append([document(2), document(1)])
@@ -198,7 +198,7 @@ def test_a_kill_while_the_file_is_put_in_place(tmp_path: Path, stopped_before: s
     assert Stage(path, Document, {"seed": 1}).complete
 
 
-def test_even_groups() -> None:
+def test_groups_have_even_sizes() -> None:
     assert even_groups("", 3) == []
     assert even_groups("abc", 3) == ["abc"]
     assert even_groups("abcd", 3) == ["ab", "cd"]
@@ -206,7 +206,7 @@ def test_even_groups() -> None:
 
 
 def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
-    """A limit on the file's size is the kernel's own way to fail a write half-way."""
+    """With a file size limit, the kernel itself makes a write fail halfway."""
     path = tmp_path / "out.jsonl"
     stage = Stage(path, Document, {"seed": 1})
     stage.append([document(1)])
@@ -218,19 +218,19 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
             stage.append([document(3, 5000)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert (tmp_path / "out.jsonl.part").stat().st_size == 2000  # it really was cut half-way
+    assert (tmp_path / "out.jsonl.part").stat().st_size == 2000  # it really was cut off
     assert ids(Stage(path, Document, {"seed": 1})) == ["1", "2"]
 
 
-def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+def test_the_error_for_an_unwritable_folder_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     stage = Stage(tmp_path / "file" / "out.jsonl", Document, {})
     with pytest.raises(OutputError, match=r"file/out.jsonl.part: cannot be written"):
         stage.append([document(1)])
 
 
-def test_two_runs_that_make_the_same_file_at_once_are_refused(tmp_path: Path) -> None:
-    """The second would cut off what the first has written since the second read it."""
+def test_a_second_concurrent_run_for_the_same_file_is_refused(tmp_path: Path) -> None:
+    """The second would truncate what the first wrote after the second had read the file."""
     items = [Document(id=name, text=name) for name in "ab"]
     path = tmp_path / "out.jsonl"
 

@@ -1,4 +1,4 @@
-"""A stage's file is the same to the byte after any stops, whatever they cut off."""
+"""A stage's file is byte-identical after any stops, whatever they cut off."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ledom.core.stage import Stage, Work, even_groups
 
 
 class StoppedError(Exception):
-    """Takes the process's place: nothing after it is done."""
+    """Stands for the death of the process: nothing runs after it."""
 
 
 def work(names: Sequence[str], size: int, together: bool) -> Work[Problem, Candidate]:
-    """Two records of each name, made in groups of at most `size`."""
+    """Two records per name, created in groups of at most `size`."""
 
     def make(
         waiting: Sequence[Problem], have: Mapping[Key, Sequence[Candidate]]
@@ -27,7 +27,7 @@ def work(names: Sequence[str], size: int, together: bool) -> Work[Problem, Candi
         for problem in waiting:
             done = len(have[problem.key])
             for index in range(done, 2):
-                # Where a result depends on its company, the group is part of the text.
+                # If a result depends on the rest of its group, the group is part of the text.
                 text = f"é{problem.id} {index} " + "".join(p.id for p in waiting) * together
                 yield [Candidate(problem_id=problem.id, index=index, text=text)], index == 1
 
@@ -60,7 +60,7 @@ def stopped_after(count: int) -> Callable[..., Iterator[Any]]:
 def test_any_stops_leave_the_same_bytes(
     count: int, size: int, together: bool, stops: list[tuple[int, int]]
 ) -> None:
-    """Each stop comes after some items; it may cut the last line, as a kill in a write does."""
+    """Each stop comes after some items; it may cut the last line, like a kill during a write."""
     names = [str(number) for number in range(count)]
     asked = work(names, size, together)
     with TemporaryDirectory() as root:
@@ -78,7 +78,7 @@ def test_any_stops_leave_the_same_bytes(
 
 
 def cut_last_line(part: Path, lost: int) -> None:
-    """Take up to `lost` bytes from the end of a file's last line, or none if there is no file."""
+    """Remove up to `lost` bytes from the end of a file's last line, if the file exists."""
     if part.exists():
         data = part.read_bytes()
         last = len(data.splitlines(keepends=True)[-1]) if data else 0

@@ -1,4 +1,4 @@
-"""YAML that is refused names its line; what is read is what was meant."""
+"""Errors for bad YAML name the line; YAML that is accepted means what it says."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BAD_YAML = {
 
 
 @pytest.mark.parametrize("text", BAD_YAML, ids=range(len(BAD_YAML)))
-def test_bad_yaml_names_its_line_and_is_quick(text: str) -> None:
+def test_the_error_for_bad_yaml_names_the_line_quickly(text: str) -> None:
     started = time.process_time()
     with pytest.raises(InputError) as caught:
         parse_yaml(text, "f")
@@ -48,7 +48,7 @@ def test_bad_yaml_names_its_line_and_is_quick(text: str) -> None:
     assert time.process_time() - started < 3
 
 
-def test_good_yaml_with_aliases_and_merges() -> None:
+def test_good_yaml_may_have_aliases_and_merges() -> None:
     text = "a: &a {x: 1, y: 0.5}\nb: {<<: *a, x: 2}\nc: [*a, 0, 0x10, 1_000, -7]\n"
     first = {"x": 1, "y": 0.5}
     assert parse_yaml(text)[0] == {
@@ -59,7 +59,7 @@ def test_good_yaml_with_aliases_and_merges() -> None:
     assert parse_yaml("# nothing\n") == (None, None)
 
 
-def test_yaml_files_hold_keys_and_values(tmp_path: Path) -> None:
+def test_yaml_files_must_contain_keys_and_values(tmp_path: Path) -> None:
     file = tmp_path / "f.yaml"
     file.write_text("# nothing\n")
     assert read_yaml(file) == {}

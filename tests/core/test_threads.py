@@ -1,4 +1,4 @@
-"""Work dealt to threads: nothing is lost, an error ends all, torch's own number returns."""
+"""Work shared among threads: nothing is lost, an error ends all, torch's setting is restored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def counting(start: int, seen: list[int]) -> Iterator[int]:
         yield number
 
 
-def test_all_items_come_and_each_thread_computes_with_one() -> None:
+def test_all_items_are_returned_and_each_worker_uses_one_thread() -> None:
     seen: list[int] = []
     found = sorted(merged([counting(start, seen) for start in (0, 100, 200)]))
     assert found == list(range(300))
@@ -28,7 +28,7 @@ def test_all_items_come_and_each_thread_computes_with_one() -> None:
     assert list(merged([])) == []
 
 
-def test_an_error_in_one_ends_all() -> None:
+def test_an_error_in_one_thread_ends_all() -> None:
     def fails() -> Iterator[int]:
         yield 1
         raise ZeroDivisionError("here")
@@ -37,7 +37,7 @@ def test_an_error_in_one_ends_all() -> None:
         list(merged([fails(), counting(0, [])]))
 
 
-def test_a_listener_that_leaves_ends_them() -> None:
+def test_a_caller_that_stops_iterating_ends_the_threads() -> None:
     ended: list[int] = []
 
     def endless(number: int) -> Iterator[int]:
@@ -55,7 +55,7 @@ def test_a_listener_that_leaves_ends_them() -> None:
     assert sorted(ended) == [1, 2]
 
 
-def test_two_at_once_leave_the_number_of_threads_as_it_was() -> None:
+def test_two_concurrent_uses_restore_the_number_of_threads() -> None:
     first, second = (merged([counting(0, []), counting(0, [])]) for _ in range(2))
     next(first), next(second)
     first.close()  # type: ignore[attr-defined]

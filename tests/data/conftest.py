@@ -1,4 +1,4 @@
-"""A tokenizer whose ids can be read off the text, and documents for it."""
+"""A tokenizer whose ids can be read from the text, and documents for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from number_documents import NUMBERS, Make, write_numbers
 
 @pytest.fixture(scope="session")
 def word_tokenizer() -> Callable[[int], Tokenizer]:
-    """Words `1` to `size - 1` are the ids 1 to size - 1; EOS is 0."""
+    """The words `1` to `size - 1` have the ids 1 to size - 1; EOS is 0."""
 
     def make(size: int) -> Tokenizer:
         vocabulary = {EOS_TOKEN: 0} | {str(i): i for i in range(1, size)}
@@ -42,7 +42,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(tmp_path: Path, words: Tokenizer, file: Path) -> Make:
-    """Tokenizes the file, or other documents, into the folder `s`."""
+    """Tokenize the file, or other documents, into the folder `s`."""
     from ledom.data.documents import open_documents
     from ledom.data.tokenize import Execution, tokenize
 

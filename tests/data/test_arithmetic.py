@@ -9,7 +9,7 @@ from ledom.data.problems import equations, generate_problems, is_true, normalize
 @pytest.mark.parametrize(
     ("equation", "worked"),
     [
-        # A place at a time, unless digits meet in one place only.
+        # One place at a time, unless the digits overlap in a single place.
         ("57 + 48 = 105", "57 + 48 = 97 + 8 = 105"),
         ("104 + 52 = 156", "104 + 52 = 156"),
         ("75 + 770 + 819 = 1664", "75 + 770 + 819 = 845 + 819 = 1645 + 19 = 1655 + 9 = 1664"),
@@ -26,31 +26,31 @@ from ledom.data.problems import equations, generate_problems, is_true, normalize
         # Every place of the quotient.
         ("400 / 80 = 5", "400 / 80 = 5"),
         ("136 / 2 = 68", "136 / 2 = 120 / 2 + 16 / 2 = 60 + 8 = 68"),
-        # Products first, each an equation of its own.
+        # Products first, each as its own equation.
         ("2 * 14 - 5 = 23", "2 * 14 = 20 + 8 = 28, 28 - 5 = 23"),
         ("1 / 2 * 222 = 111", "1 / 2 = 0.5, 0.5 * 222 = 100 + 10 + 1 = 110 + 1 = 111"),
     ],
 )
-def test_by_hand(equation, worked):
+def test_equations_are_written_out_place_by_place(equation, worked):
     assert show_work(*equation.split(" = ")) == worked
 
 
 @pytest.mark.parametrize(
     "equation",
     [
-        "12 * 12 = 145",  # false
-        "2 + 3 = 5.0",  # not how we write it
-        "38 / 51 * 51 = 38",  # no finite decimal on the way
-        "5 - 8 + 10 = 7",  # negative on the way
+        "12 * 12 = 145",  # wrong
+        "2 + 3 = 5.0",  # not our notation
+        "38 / 51 * 51 = 38",  # no finite decimal in between
+        "5 - 8 + 10 = 7",  # negative in between
         "50% * 46 = 23",
         "6 / 0 = 0",
     ],
 )
-def test_what_cannot_be_written_out_stays(equation):
+def test_equations_that_cannot_be_written_out_stay_unchanged(equation):
     assert show_work(*equation.split(" = ")) == equation
 
 
-def test_every_step_is_true_and_the_ends_are_kept():
+def test_every_step_is_true_and_both_ends_are_kept():
     for first in (1, 7, 10, 38, 99, 105, 640, 999, 1208):
         for second in (1, 4, 12, 57, 99, 100, 350, 781):
             high, low = max(first, second), min(first, second)
@@ -79,12 +79,12 @@ def test_every_step_is_true_and_the_ends_are_kept():
         ("12 / 2 / 3 * 5 = 10", True),
         ("2 * 1 / 3 = 2/3", True),
         ("50% * 30 = 15", True),
-        ("0.1 + 0.2 = 0.3", True),  # no floating point
+        ("0.1 + 0.2 = 0.3", True),  # exact, not floating point
         ("5 / 0 = 1", False),
         ("2x + 3 = 5", False),
     ],
 )
-def test_truth(equation, truth):
+def test_equations_are_checked_exactly(equation, truth):
     assert is_true(equation) is truth
 
 
@@ -102,13 +102,13 @@ def test_truth(equation, truth):
         ("360 / 1440 * 100% = 25%", "360 / 1440 * 100% = 25%"),
         ("14 skeins per hat + 8 skeins per pair of gloves = 22", "14 + 8 = 22"),
         ("89 orders/day * 7 days/week = 623 orders", "89 * 7 = 623 orders"),
-        # What is no equation stays as it is.
+        # Text that is not an equation stays unchanged.
         ("She is 2 years from 30, or 1/3 of 90.", "She is 2 years from 30, or 1/3 of 90."),
         ("It costs $3 and €4.50", "It costs $3 and €4.50"),
         ("a 12-sided die", "a 12-sided die"),
         ("2x + 40 = 94", "2x + 40 = 94"),
         ("a box of 3 axes", "a box of 3 axes"),
-        # One step a line, without blank lines, bullets and numbers.
+        # One step per line, without blank lines, bullets and numbering.
         (
             "1. Sum:\n\n   • Total: 3 + 4 = 7\n- so 7\n#### 7",
             "Sum:\nTotal: 3 + 4 = 7\nso 7\n#### 7",
@@ -119,12 +119,12 @@ def test_truth(equation, truth):
         ("#### 1,234,567", "#### 1234567"),
     ],
 )
-def test_normalization_by_hand(monkeypatch, raw, expected):
+def test_solutions_are_normalized(monkeypatch, raw, expected):
     monkeypatch.setattr(problems, "show_work", lambda left, right: f"{left} = {right}")
     assert normalize_solution(raw) == expected
 
 
-def test_equations_are_written_out():
+def test_equations_in_a_solution_are_written_out():
     raw = "so $2 x 14 - $5 = $23 for 12÷2/3 = 18 pens\n#### 23"
     worked = (
         "so 2 * 14 = 20 + 8 = 28, 28 - 5 = 23 for 12 * 3 = 30 + 6 = 36, 36 / 2 = 20 / 2 + 16 / 2"
@@ -133,7 +133,7 @@ def test_equations_are_written_out():
 
 
 @pytest.mark.parametrize("equation", ["12 * 12 = 145", "2x + 40 + 17 = 94", "50% * 46 = 23"])
-def test_what_is_false_or_no_plain_equation_is_left(equation):
+def test_false_or_complex_equations_are_left_unchanged(equation):
     assert normalize_solution(f"so {equation} pens\n#### 1") == f"so {equation} pens\n#### 1"
 
 

@@ -43,7 +43,7 @@ def test_equations_style(text, styled):
 
 
 @pytest.mark.parametrize("problem", [CLIPS, WEEK], ids=lambda p: p.id)
-def test_other_numbers_compute_to_their_own_answer(problem):
+def test_a_variant_computes_its_own_answer(problem):
     rng = Random(0)
     seen = set()
     for _ in range(30):
@@ -53,12 +53,12 @@ def test_other_numbers_compute_to_their_own_answer(problem):
         assert equations[-1].endswith(f" = {variant.answer}")
         assert last == f"#### {variant.answer}"
         assert variant.question != problem.question
-        assert "." not in variant.answer  # whole, as it was
+        assert "." not in variant.answer  # still a whole number
         seen.add(variant.question)
     assert len(seen) > 10
 
 
-def test_the_question_and_the_solution_change_alike():
+def test_the_question_and_the_solution_change_together():
     variant = renumber(CLIPS, Random(1))
     number = variant.question.split()[2]
     assert variant.question == CLIPS.question.replace("48", number)
@@ -67,15 +67,15 @@ def test_the_question_and_the_solution_change_alike():
     assert variant.answer == str(int(number) + int(half))
 
 
-def test_a_number_that_a_word_stands_for_is_kept():
-    """`4` might be the weeks of a month, `week` is seven days; 5 and 6 are free."""
+def test_a_number_that_a_word_implies_is_kept():
+    """`4` might be the weeks in a month, and `week` means seven days; 5 and 6 are free."""
     questions = [renumber(WEEK, Random(seed)).question for seed in range(20)]
     assert all(" 4 days" in question for question in questions)
     assert len({question.split()[2] for question in questions}) > 3
 
 
 def test_an_exponent_is_kept():
-    """It may equal a number of the solution: a box of cm^3 would become one of cm^7."""
+    """It may equal a number in the solution, and a box of cm^3 would become one of cm^7."""
     box = Problem(
         id="a",
         question="A box of 8 cm^3 is filled 3 times. How much is that?",
@@ -92,12 +92,12 @@ def test_wrong_solutions_have_a_wrong_answer():
     wrong = {corrupt(CLIPS, rng) for _ in range(60)}
     assert len(wrong) > 15
     assert all(extract_answer(text) != "72" for text in wrong)
-    assert "48 + 48 = 96\n#### 96" in wrong  # the first step skipped
+    assert "48 + 48 = 96\n#### 96" in wrong  # first step skipped
     assert "48 / 2 = 24\n#### 24" in wrong  # stopped early
 
 
-def test_a_wrong_answer_differs_in_value_not_in_zeros():
-    """2.5 * 3 is $7.50, as people write it; a program computes 7.5."""
+def test_a_wrong_answer_differs_in_value_not_only_in_zeros():
+    """People write 2.5 * 3 as $7.50; a program computes 7.5."""
     priced = Problem(
         id="a",
         question="Ava buys 3 pens for $2.5 each and has $9.",
@@ -109,7 +109,7 @@ def test_a_wrong_answer_differs_in_value_not_in_zeros():
     assert all(float(extract_answer(text)) != 7.5 for text in wrong)
 
 
-def test_a_miscalculation_is_one_false_equation_and_what_follows_from_it():
+def test_a_miscalculation_is_one_false_equation_and_its_consequences():
     wrong = {miscalculate(CLIPS, Random(seed)) for seed in range(200)} - {None}
     assert len(wrong) > 20
     for text in wrong:
@@ -124,7 +124,7 @@ def test_a_miscalculation_is_one_false_equation_and_what_follows_from_it():
     assert {"48 / 2 = 25", "48 / 2 = 26", "48 / 2 = 240", "48 / 2 = 2.4"} <= firsts
 
 
-def test_miscalculations_leave_the_other_wrong_solutions_as_they_are():
+def test_miscalculations_do_not_change_the_other_wrong_solutions():
     varied, wrong = augment([CLIPS, WEEK], 3, 4, seed=1)
     same, more = augment([CLIPS, WEEK], 3, 4, 2, seed=1)
     assert same == varied
@@ -152,7 +152,7 @@ def test_ids_of_variants_stay_unique():
     ("solution", "answer"),
     [("2 * 3 = 7", "7"), ("It is clear.", "7"), ("2 * 3 = 6", "7"), ("2 / 0 = 6", "6"), ("", "1")],
 )
-def test_what_is_no_chain_of_true_equations_is_left_alone(solution, answer):
+def test_solutions_without_a_chain_of_true_equations_are_skipped(solution, answer):
     problem = Problem(id="a", question="What are 2 and 3?", answer=answer, solution=solution)
     assert renumber(problem, Random(0)) is None
     assert corrupt(problem, Random(0)) is None
@@ -160,7 +160,7 @@ def test_what_is_no_chain_of_true_equations_is_left_alone(solution, answer):
     assert augment([problem], 3, 3, 3) == ([problem], [])
 
 
-def test_vary_is_deterministic_and_its_files_fit(tmp_path):
+def test_augment_is_deterministic_and_its_files_match(tmp_path):
     varied, wrong = augment([CLIPS, WEEK], 3, 4, seed=1)
     assert augment([CLIPS, WEEK], 3, 4, seed=1) == (varied, wrong)
     assert augment([CLIPS, WEEK], 3, 4, seed=2) != (varied, wrong)
@@ -172,7 +172,7 @@ def test_vary_is_deterministic_and_its_files_fit(tmp_path):
     assert len({(c.problem_id, c.index) for c in wrong}) == len(wrong) > 20
 
 
-def test_the_command_holds_a_part_out(run, tmp_path):
+def test_the_command_holds_out_a_part(run, tmp_path):
     problems = [
         Problem(id=f"p{i}", question=CLIPS.question, answer="72", solution=CLIPS.solution)
         for i in range(51)

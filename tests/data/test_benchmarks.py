@@ -1,4 +1,4 @@
-"""Problem sets by name, from a folder and from what the hub would give."""
+"""Problem sets by name, from a folder and from a mock of the hub."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALIASES = {"triviaqa": ["Bach", "J. S. Bach"], "nq_open": ["Johann Bach"]}
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_rows_from_the_hub_are_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     asked: list[Any] = []
     hub = types.ModuleType("datasets")
     hub.load_dataset = lambda *names, split: asked.append((names, split)) or [ROWS[name]]
@@ -51,7 +51,7 @@ def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     assert asked == [(BENCHMARKS[name].hub, BENCHMARKS[name].split)]
 
 
-def test_a_folder_goes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_local_folder_takes_precedence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "math" / "amc2023.jsonl"
     file.parent.mkdir()
     file.write_text(json.dumps({"id": "a", "question": "q", "answer": "3"}))
@@ -61,12 +61,12 @@ def test_a_folder_goes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         load_benchmark("gsm8k")
 
 
-def test_unknown_name() -> None:
+def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(InputError, match="unknown benchmark 'gsm9k'; known: gsm8k, math500"):
         load_benchmark("gsm9k")
 
 
-def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     hub = types.ModuleType("datasets")
 
@@ -86,7 +86,7 @@ def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         load_benchmark("gsm8k")
 
 
-def test_problems_of_any_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_problems_come_from_any_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "gsm8k" / "test.jsonl"
     write_records(file, [Problem(id=str(i), question=f"{i} + 1?") for i in range(3)])
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))

@@ -1,4 +1,4 @@
-"""Documents from every format, divided in parts, and each kind of bad input by file and line."""
+"""Documents in every format, divided into parts, and bad input reported by file and line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WRITERS: dict[str, Callable[[Path, list[str]], object]] = {
     "D.JSONL.GZ": lambda file, texts: file.write_bytes(gzip.compress(jsonl(texts))),
     "d.jsonl.gz": lambda file, texts: file.write_bytes(gzip.compress(jsonl(texts))),
     "d.jsonl.zst": lambda file, texts: file.write_bytes(
-        zstd(jsonl(texts[:2])) + zstd(jsonl(texts[2:]))  # as parallel compressors write
+        zstd(jsonl(texts[:2])) + zstd(jsonl(texts[2:]))  # as parallel compressors write it
     ),
     "d.parquet": write_parquet,
 }
@@ -53,7 +53,7 @@ def parts(documents: Any, count: int) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
-def test_the_parts_in_turn_are_all_documents_in_order(
+def test_the_parts_together_are_all_documents_in_order(
     tmp_path: Path, name: str, count: int
 ) -> None:
     for number in range(2):
@@ -63,15 +63,15 @@ def test_the_parts_in_turn_are_all_documents_in_order(
     found = parts(documents, count)
     assert [text for part in found for text in part] == [*TEXTS, "0", *TEXTS, "1"]
     if count == 2:
-        assert all(found)  # two equal files: a half each
+        assert all(found)  # two equal files: one half each
 
 
-def test_lines_are_divided_at_every_byte(tmp_path: Path) -> None:
+def test_lines_can_be_divided_at_any_byte(tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     file.write_bytes(jsonl(TEXTS))
     size = file.stat().st_size
     assert parts(open_documents([str(file)]), size) == [
-        # A line belongs to the byte that it begins with.
+        # A line belongs to the part that contains its first byte.
         [text for start, text in _line_starts() if start == byte]
         for byte in range(size)
     ]
@@ -81,16 +81,16 @@ def _line_starts() -> list[tuple[int, str]]:
     return [(len(jsonl(TEXTS[:number])), text) for number, text in enumerate(TEXTS)]
 
 
-def test_no_part_has_much_more_than_its_share(tmp_path: Path) -> None:
+def test_no_part_is_much_larger_than_its_share(tmp_path: Path) -> None:
     rng = Random(0)
     file = tmp_path / "d.jsonl"
     file.write_bytes(jsonl(["x" * rng.randint(1, 100) for _ in range(1000)]))
     share = file.stat().st_size / 4
     for part in parts(open_documents([str(file)]), 4):
-        assert abs(len(jsonl(part)) - share) < 130  # a line
+        assert abs(len(jsonl(part)) - share) < 130  # one line
 
 
-def test_text_is_a_document_a_file_or_a_line(tmp_path: Path) -> None:
+def test_a_text_file_is_one_document_or_one_per_line(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes("one é\r\n\n two \n".encode())
     (tmp_path / "b.txt").write_text("three")
@@ -102,13 +102,13 @@ def test_text_is_a_document_a_file_or_a_line(tmp_path: Path) -> None:
     assert parts(open_documents([str(file)], "text"), 2) == [["one é\r\n\n two \n"], []]
 
 
-def test_another_key_holds_the_text(tmp_path: Path) -> None:
+def test_the_text_may_be_under_another_key(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"content": "c", "text": 3}\n')
     write_parquet(tmp_path / "d.parquet", ["p"], key="content")
     assert list(open_documents([str(tmp_path)], text_key="content").texts()) == ["c", "p"]
 
 
-def test_a_format_may_be_given(tmp_path: Path) -> None:
+def test_the_format_can_be_set(tmp_path: Path) -> None:
     file = tmp_path / "dump"
     file.write_bytes(jsonl(TEXTS))
     assert list(open_documents([str(file)], "jsonl").texts()) == TEXTS
@@ -133,26 +133,26 @@ BAD_LINES = {
 
 @pytest.mark.parametrize("bad", BAD_LINES)
 @pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.jsonl.zst"])
-def test_a_bad_line_is_named(tmp_path: Path, bad: bytes, name: str) -> None:
+def test_the_error_for_a_bad_line_names_it(tmp_path: Path, bad: bytes, name: str) -> None:
     content = b"\n".join([GOOD, b"", GOOD, GOOD, bad, GOOD])
     pack = {".gz": gzip.compress, ".zst": zstd}.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(pack(content))
     documents = open_documents([str(tmp_path)])
     with pytest.raises(InputError, match=rf"{name}:5: .*{BAD_LINES[bad]}"):
         list(documents.texts())
-    if name == "d.jsonl":  # the line's number in the file, from the middle too
+    if name == "d.jsonl":  # the line number in the file, even when reading from the middle
         with pytest.raises(InputError, match=rf"{name}:5: .*{BAD_LINES[bad]}"):
             parts(documents, 3)
 
 
-def test_bad_text_is_named(tmp_path: Path) -> None:
+def test_the_error_for_bad_text_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_bytes(b"fine\nfine\n\xff\nfine")
     for format in ("text", "lines"):
         with pytest.raises(InputError, match=r"d\.txt:3: not UTF-8 text"):
             list(open_documents([str(tmp_path / "d.txt")], format).texts())
 
 
-def test_bad_parquet_is_named(tmp_path: Path) -> None:
+def test_the_error_for_bad_parquet_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "d.parquet"
     documents = FileDocuments(((file, "parquet"),))
     write_parquet(file, ["a", "b", "c", None, "e"])
@@ -175,7 +175,7 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.jsonl.zst"])
-def test_a_damaged_archive_is_named(tmp_path: Path, name: str) -> None:
+def test_the_error_for_a_damaged_archive_names_it(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / name, [str(number) * 50 for number in range(500)])
     whole = (tmp_path / name).read_bytes()
     for content in (whole[:-5], whole[: len(whole) // 2], b"no archive at all"):
@@ -184,7 +184,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, name: str) -> None:
             list(open_documents([str(tmp_path)]).texts())
 
 
-def test_missing_files_are_named(tmp_path: Path) -> None:
+def test_the_error_for_missing_files_names_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
         open_documents([str(tmp_path / "none.jsonl")])
     with pytest.raises(InputError, match=r"no files in this folder end in \.jsonl, .*\.txt"):
@@ -197,7 +197,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         documents.settings()
 
 
-def test_settings_tell_a_changed_file(tmp_path: Path) -> None:
+def test_settings_reveal_a_changed_file(tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     file.write_bytes(jsonl(TEXTS))
     documents = open_documents([str(file)])
@@ -229,7 +229,7 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A stand-in for `datasets`; returns what it was asked for, then the rows to give."""
+    """A mock of `datasets`; returns the list of requests, followed by the rows to return."""
     asked: list[Any] = [[]]
     module = types.ModuleType("datasets")
     distributed = types.ModuleType("datasets.distributed")
@@ -260,7 +260,7 @@ def test_the_hub_is_streamed(hub: list[Any]) -> None:
     assert documents.settings()["config"] == "en"
 
 
-def test_bad_rows_and_an_unreachable_hub_are_one_line(hub: list[Any]) -> None:
+def test_bad_rows_and_an_unreachable_hub_give_one_line(hub: list[Any]) -> None:
     documents = open_documents(["hub:a/b"])
     hub[0] = [{"text": "a"}, {"content": "b"}]
     with pytest.raises(InputError, match="hub:a/b: row 2 of part 0: no key 'text', only content"):
@@ -274,7 +274,7 @@ def test_bad_rows_and_an_unreachable_hub_are_one_line(hub: list[Any]) -> None:
         open_documents(["hub:a/b", "more.jsonl"])
 
 
-def test_a_local_folder_through_datasets_itself(
+def test_a_local_folder_is_read_through_datasets_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datasets = pytest.importorskip("datasets")
@@ -292,7 +292,7 @@ def names(documents: Any) -> list[str]:
     return [file.name for file, _ in documents.files]
 
 
-def test_hidden_files_are_not_read_and_counted(tmp_path: Path) -> None:
+def test_hidden_files_are_skipped_and_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(["one"]))
     for hidden in (".ipynb_checkpoints", ".git", "sub/.cache"):
         (tmp_path / hidden).mkdir(parents=True)
@@ -305,7 +305,7 @@ def test_hidden_files_are_not_read_and_counted(tmp_path: Path) -> None:
         "4 hidden: not read (.DS_Store, .cache, .git, ...)",
         "1 of other formats: not read (.md)",
     )
-    # A hidden folder that is named is meant.
+    # A hidden folder is read if it is named explicitly.
     assert list(open_documents([str(tmp_path / ".git")]).texts()) == ["one"]
 
 
@@ -334,20 +334,20 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+def test_anything_but_a_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d.jsonl")
     for name in (tmp_path / "d.jsonl", "/dev/zero"):
         with pytest.raises(InputError, match=r"(d\.jsonl|zero): this is a pipe or a device; write"):
             open_documents([str(name)], "jsonl")
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
     mark = b"\xef\xbb\xbf"
     for name, content in {"a.jsonl": jsonl(TEXTS), "b.txt": b"text", "c.txt": mark}.items():
         (tmp_path / name).write_bytes(mark + content)
     (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(mark + jsonl(["packed"])))
     documents = open_documents([str(tmp_path)])
-    wanted = [*TEXTS, "text", "\ufeff", "packed"]  # only the first mark of a file is one
+    wanted = [*TEXTS, "text", "\ufeff", "packed"]  # only at the start of a file is it a mark
     for count in range(1, 60):
         assert [text for part in parts(documents, count) for text in part] == wanted
 
@@ -360,7 +360,7 @@ def test_options_without_effect_are_refused(tmp_path: Path) -> None:
         open_documents(["hub:name"], "lines")
 
 
-def test_settings_tell_a_file_of_equal_size_and_time(tmp_path: Path) -> None:
+def test_settings_reveal_a_change_of_equal_size_and_time(tmp_path: Path) -> None:
     file = tmp_path / "d.txt"
     for size in (10, 1_000_000):
         states = set()
@@ -379,7 +379,7 @@ def test_settings_tell_a_file_of_equal_size_and_time(tmp_path: Path) -> None:
     [
         ({"text": "a", "source": "web"}, "text", "web"),
         ({"text": "a", "source": {"name": "web"}}, "text", None),
-        ({"text": "a", "source": "x" * 201}, "text", None),  # a text to translate
+        ({"text": "a", "source": "x" * 201}, "text", None),  # a text, such as one to translate
         ({"text": "a", "source": "b"}, "source", None),
     ],
 )

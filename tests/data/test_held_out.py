@@ -1,4 +1,4 @@
-"""Training on what is validated on is said: the loss would tell nothing of other texts."""
+"""Overlap of training and validation data is reported; the loss would not generalize."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ledom.data.store import write_store
 from ledom.text.tokenizer import Tokenizer
 
 
-def test_a_file_to_validate_on_that_holds_texts_to_train_on(
+def test_a_validation_file_that_contains_training_texts_is_noted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of ten documents five are read for validation; the last one has the first one's text."""
+    """Five of ten documents are for validation; the last has the same text as the first."""
     file = tmp_path / "documents.jsonl"
     write_records(file, [Document(id=str(i), text=f"Document {i % 9}.") for i in range(10)])
     config = DataConfig(train=str(file), valid=str(file), num_valid=5, vocab_size=257)
@@ -27,7 +27,7 @@ def test_a_file_to_validate_on_that_holds_texts_to_train_on(
     ]
 
 
-def test_a_store_to_validate_on_that_is_trained_on(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_validation_store_trained_on_is_noted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     for name in ("a", "b", "valid"):
         write_store(tmp_path / name, [f"{name} {number}" for number in range(9)], tokenizer)
         tokenizer.save(tmp_path / name)

@@ -23,7 +23,7 @@ def store_of(folder, words, *documents: list[int]) -> TokenStore:
 
 
 def store_of_shards(folder, words, *shards: list[list[int]]) -> TokenStore:
-    """A store of several shards."""
+    """Write a store of several shards."""
     folder.mkdir()
     entries = []
     for number, documents in enumerate(shards):
@@ -34,7 +34,7 @@ def store_of_shards(folder, words, *shards: list[list[int]]) -> TokenStore:
 
 
 def distinct_documents(count: int) -> list[list[int]]:
-    """Documents of 1 to 7 ids, no two alike."""
+    """Documents of 1 to 7 ids, all different."""
     return [[number + 1] * (1 + number % 7) for number in range(count)]
 
 
@@ -47,19 +47,19 @@ def test_windows_are_documents_framed_by_eos(tmp_path, words):
     assert as_lists(Windows(store, 10)) == [[0, 5, 6, 7, 0], [0, 0], [0, 8, 0]]
 
 
-def test_a_long_document_by_hand(tmp_path, words):
+def test_a_long_document_is_split_into_windows(tmp_path, words):
     store = store_of(tmp_path / "s", words, [9], [1, 2, 3, 4, 5])
-    # Three windows predict the tokens 1 2 3 4 5 EOS; each reads one more than it predicts.
+    # Three windows predict the tokens 1 2 3 4 5 EOS; each reads one more token than it predicts.
     assert as_lists(Windows(store, 2)) == [[0, 9, 0], [0, 1, 2], [2, 3, 4], [4, 5, 0]]
 
 
-def test_fixed_windows_by_hand(tmp_path, words):
+def test_fixed_windows_span_documents(tmp_path, words):
     store = store_of_shards(tmp_path / "s", words, [[9], [1, 2, 3, 4]], [[7, 8]])
-    # 9 0 | 1 2 | 3 4 | 0, and the last token is not used; 7 8 | 0 likewise.
+    # 9 0 | 1 2 | 3 4 | 0, where the last token is dropped; 7 8 | 0 likewise.
     assert as_lists(Windows(store, 2, "fixed")) == [[0, 9, 0], [0, 1, 2], [2, 3, 4], [0, 7, 8]]
 
 
-def test_documents_of_several_shards(tmp_path, words):
+def test_windows_cover_several_shards(tmp_path, words):
     store = store_of_shards(tmp_path / "s", words, [[9], [1, 2, 3]], [[7, 8], [6]])
     windows = Windows(store, 3)
     assert as_lists(windows) == [[0, 9, 0], [0, 1, 2, 3], [3, 0], [0, 7, 8, 0], [0, 6, 0]]
@@ -69,7 +69,7 @@ def test_documents_of_several_shards(tmp_path, words):
 
 
 @pytest.mark.parametrize("block", [1, 2, 3])
-def test_blocks_of_the_index_change_nothing(tmp_path, words, monkeypatch, block):
+def test_the_block_size_of_the_index_changes_nothing(tmp_path, words, monkeypatch, block):
     documents = [[5, 6, 7], [], [8] * 9, [9], [10] * 4, [11], [12, 13]]
     store = store_of_shards(tmp_path / "s", words, documents, documents[:4])
     whole = as_lists(Windows(store, 3))
@@ -82,7 +82,7 @@ def test_blocks_of_the_index_change_nothing(tmp_path, words, monkeypatch, block)
 @pytest.mark.parametrize("seq_len", [1, 2, 3, 6, 12])
 def test_every_token_is_predicted_once_in_both_directions(tmp_path, words, seq_len, packing):
     documents = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11, 12], [], [13, 14, 15, 16, 17]]
-    documents.append([18])  # 24 tokens in all: no seq_len leaves any over
+    documents.append([18])  # 24 tokens in all: no seq_len leaves a remainder
     store = store_of(tmp_path / "s", words, *documents)
     windows = as_lists(Windows(store, seq_len, packing))
     stream = [0, *(token for document in documents for token in [*document, 0])]
@@ -99,23 +99,23 @@ def test_a_store_shorter_than_a_window_is_refused(tmp_path, words):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 64, 65, 1000])
-def test_a_permutation_is_one(size):
+def test_a_keyed_permutation_is_a_permutation(size):
     order = permute(np.arange(size), size, (1, 2, 3))
     assert sorted(order.tolist()) == list(range(size))
-    # Random access gives the same.
+    # Random access gives the same order.
     assert permute(np.array([size - 1, 0]), size, (1, 2, 3)).tolist() == [order[-1], order[0]]
 
 
 @pytest.mark.slow
-def test_permutations_differ_by_key_and_spread_evenly():
-    """Over many keys every number goes to every place about equally often."""
+def test_permutations_differ_by_key_and_are_uniform():
+    """Over many keys, every number lands in every place about equally often."""
     size, keys = 10, 1000
     counts = np.zeros((size, size))
     for key in range(keys):
         counts[np.arange(size), permute(np.arange(size), size, (key,))] += 1
     expected = keys / size
     chi_squared = ((counts - expected) ** 2 / expected).sum()
-    degrees = (size - 1) ** 2  # 81, whose spread is sqrt(2 * 81) = 12.7
+    degrees = (size - 1) ** 2  # 81, with standard deviation sqrt(2 * 81) = 12.7
     assert abs(chi_squared - degrees) < 5 * (2 * degrees) ** 0.5
     neighbors = permute(np.arange(100_000), 2**40 + 3, (7,))
     assert neighbors.max() < 2**40 + 3
@@ -123,7 +123,7 @@ def test_permutations_differ_by_key_and_spread_evenly():
     assert np.mean(neighbors / 2**40) == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_pass_holds_every_window_once(tmp_path, words):
+def test_an_epoch_contains_every_window_once(tmp_path, words):
     documents = distinct_documents(30)
     store = store_of(tmp_path / "s", words, *documents)
     batches = Batches([(Windows(store, 50), 1)], batch_size=4, seed=3)
@@ -133,7 +133,7 @@ def test_a_pass_holds_every_window_once(tmp_path, words):
     assert seen[:30] != seen[30:]
 
 
-def test_the_order_depends_on_seed_and_step_alone(tmp_path, words):
+def test_the_order_depends_only_on_seed_and_step(tmp_path, words):
     windows = Windows(store_of(tmp_path / "s", words, *distinct_documents(30)), 50)
     first = Batches([(windows, 1)], 4, seed=3)
     in_order = [as_lists(first[step].windows) for step in range(14)]
@@ -144,7 +144,7 @@ def test_the_order_depends_on_seed_and_step_alone(tmp_path, words):
     assert as_lists(Batches([(windows, 1)], 4, seed=4)[0].windows) != in_order[0]
 
 
-def test_a_batch_larger_than_the_store_goes_round(tmp_path, words):
+def test_a_batch_larger_than_the_store_wraps_around(tmp_path, words):
     windows = Windows(store_of(tmp_path / "s", words, [5], [6]), 10)
     batch = Batches([(windows, 1)], batch_size=8, seed=0)[0].windows
     assert sorted(as_lists(batch)) == [[0, 5, 0]] * 4 + [[0, 6, 0]] * 4
@@ -169,7 +169,7 @@ def test_the_sizes_of_a_batch_are_known_before_a_window_is_read(
 
 
 def test_the_parts_of_a_batch_add_up_to_its_mean_loss():
-    """1, 2 and 3 over three tokens: 2; of the first alone 1/3, of the others 5/3."""
+    """The mean of 1, 2 and 3 over three tokens is 2: 1/3 from the first part, 5/3 from the rest."""
     batch = Batch(windows=[np.zeros(2), np.zeros(3)], sizes=[1, 2])
     losses = torch.tensor([1.0, 2.0, 3.0])
     assert batch.loss(losses).item() == 2.0
@@ -180,7 +180,7 @@ def test_the_parts_of_a_batch_add_up_to_its_mean_loss():
 @pytest.mark.parametrize(
     "weights", [[284, 103, 48], [1], [1, 1], [1, 1000], [5, 1, 1, 1], [3, 7, 11, 13, 17]]
 )
-def test_a_mixture_is_exact_over_any_stretch(weights):
+def test_a_mixture_is_exact_over_any_range(weights):
     total = sum(weights)
     before = [0] * len(weights)
     for count in range(1, 3000):
@@ -194,7 +194,7 @@ def test_a_mixture_is_exact_over_any_stretch(weights):
     assert source_counts(weights, total * 10**15) == [weight * 10**15 for weight in weights]
 
 
-def test_batches_mix_in_the_paper_s_proportions(tmp_path, words):
+def test_batches_are_mixed_in_the_papers_proportions(tmp_path, words):
     stores = [
         store_of(tmp_path / name, words, *[[100 * number + i] for i in range(1, 60)])
         for number, name in enumerate(["general", "maths", "code"])
@@ -203,12 +203,12 @@ def test_batches_mix_in_the_paper_s_proportions(tmp_path, words):
     sources = [(Windows(s, 8), weight) for s, weight in zip(stores, weights, strict=True)]
     batches = Batches(sources, batch_size=87, seed=5)
     seen = Counter()
-    for step in range(10):  # 870 windows, twice 435
+    for step in range(10):  # 870 windows, 2 * 435
         seen.update(int(window[1]) // 100 for window in batches[step].windows)
     assert seen == {0: 568, 1: 206, 2: 96}
 
 
-def test_packing_by_hand():
+def test_documents_are_packed_as_worked_out_by_hand():
     windows = [np.array([3, 4, 0, 5, 6]), np.array([0, 7, 0])]
     forward = pack(windows, FORWARD, eos_id=0)
     assert forward.inputs.tolist() == [3, 4, 0, 5, 0, 7]
@@ -232,10 +232,10 @@ def test_boundaries_can_be_switched_off():
     assert packed.positions.tolist() == [0, 1, 2, 3, 0, 1]
 
 
-def test_a_window_knows_its_documents(tmp_path, words):
+def test_a_window_lists_its_documents(tmp_path, words):
     store = store_of_shards(tmp_path / "s", words, [[9], [1, 2, 3, 4]], [[7, 8], [6]])
     fixed = Windows(store, 3, "fixed")
-    # 9 0 1 | 2 3 4 | 0, not used; 7 8 0 | 6 0, not used.
+    # 9 0 1 | 2 3 4 | 0 (dropped); 7 8 0 | 6 0 (dropped).
     assert as_lists(fixed.documents(i) for i in range(3)) == [[0, 0, 1], [1, 1, 1], [2, 2, 2]]
     whole = Windows(store, 3)
     documents = [whole.documents(i).tolist() for i in range(len(whole))]

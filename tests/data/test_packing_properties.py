@@ -1,4 +1,4 @@
-"""Of any documents, every token is in a window, and every window in a batch, exactly once."""
+"""For any documents, each token is in one window and each window in one batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def windows(documents: Documents, folder: str, tokenizer: Tokenizer, *layout: ob
 def test_every_token_is_predicted_once(
     word_tokenizer: Callable[[int], Tokenizer], documents: Documents, seq_len: int
 ) -> None:
-    """Backwards every token but the last EOS, forward every one but the first; EOS is 0."""
+    """In reverse, every token but the last EOS; forward, every one but the first. EOS is 0."""
     stream = [0, *(token for document in documents for token in [*document, 0])]
     with TemporaryDirectory() as folder:
         made = [w.tolist() for w in windows(documents, folder, word_tokenizer(10), seq_len)]
@@ -48,13 +48,13 @@ def test_every_token_is_predicted_once(
 
 @few
 @given(documents=DOCUMENTS, seq_len=st.integers(1, 12))
-def test_fixed_windows_leave_out_less_than_one(
+def test_fixed_windows_drop_less_than_one_window(
     word_tokenizer: Callable[[int], Tokenizer], documents: Documents, seq_len: int
 ) -> None:
     stream = [token for document in documents for token in [*document, 0]]
     count = len(stream) // seq_len
     if count == 0:
-        return  # refused: there is a test of it
+        return  # refused, which another test covers
     with TemporaryDirectory() as folder:
         fixed = windows(documents, folder, word_tokenizer(10), seq_len, "fixed")
         made = [window.tolist() for window in fixed]
@@ -67,7 +67,7 @@ def test_fixed_windows_leave_out_less_than_one(
 @given(
     documents=DOCUMENTS, seq_len=st.integers(1, 12), size=st.integers(1, 5), seed=st.integers(0, 9)
 )
-def test_a_pass_of_batches_holds_every_window_once(
+def test_an_epoch_of_batches_contains_every_window_once(
     word_tokenizer: Callable[[int], Tokenizer],
     documents: Documents,
     seq_len: int,
@@ -78,7 +78,7 @@ def test_a_pass_of_batches_holds_every_window_once(
         source = windows(documents, folder, word_tokenizer(10), seq_len)
         expected = Counter(tuple(window.tolist()) for window in source)
         batches = Batches([(source, 1)], batch_size=size, seed=seed)
-        # `size` passes fill whole batches, however many windows there are.
+        # `size` epochs fill whole batches, however many windows there are.
         seen = [
             tuple(window.tolist())
             for step in range(len(source))
@@ -91,7 +91,7 @@ def test_a_pass_of_batches_holds_every_window_once(
 @few
 @given(lengths=st.lists(st.integers(2, 9), min_size=1, max_size=5))
 def test_packing_keeps_every_pair_of_neighbors(lengths: list[int]) -> None:
-    """Each (read, predicted) pair of each window, once, in the order that the direction reads."""
+    """Each (read, predicted) pair of each window appears once, in the model's reading order."""
     starts = np.cumsum([0, *lengths]).tolist()
     rows = [
         list(range(1 + start, 1 + start + n)) for start, n in zip(starts, lengths, strict=False)

@@ -47,7 +47,7 @@ def altered(config, **changes):
 
 @pytest.fixture
 def config(tmp_path):
-    """Of twenty documents, in d.jsonl."""
+    """A config for twenty documents in d.jsonl."""
     write_documents(tmp_path / "d.jsonl", 20)
     return DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
 
@@ -78,7 +78,7 @@ def test_problems_become_rendered_pairs(tmp_path, problems):
     assert train_texts(data) == rendered[1:50] + rendered[51:100] + rendered[101:]
 
 
-def test_documents_are_taken_as_they_are(tmp_path):
+def test_documents_are_used_unchanged(tmp_path):
     texts = write_documents(tmp_path / "d.jsonl", 60)
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     data = prepare_data(config, tmp_path / "data")
@@ -86,7 +86,7 @@ def test_documents_are_taken_as_they_are(tmp_path):
     assert train_texts(data) == texts[1:50] + texts[51:]
 
 
-def test_a_validation_file_and_limits(tmp_path, config):
+def test_a_validation_file_and_limits_are_used(tmp_path, config):
     texts = write_documents(tmp_path / "d.jsonl", 20)
     valid = write_documents(tmp_path / "v.jsonl", 10)
     config = altered(config, valid=str(tmp_path / "v.jsonl"), num_documents=5, num_valid=3)
@@ -96,8 +96,8 @@ def test_a_validation_file_and_limits(tmp_path, config):
 
 
 @pytest.mark.parametrize("changes", [{}, {"packing": "fixed"}])
-def test_prepared_data_are_used_again(tmp_path, config, monkeypatch, changes):
-    """How windows are read is free to change: the stores are the same whatever is read out."""
+def test_prepared_data_are_reused(tmp_path, config, monkeypatch, changes):
+    """Settings for reading windows may change, because the stores stay the same."""
     first = prepare_data(config, tmp_path / "data")
 
     def never(*_, **__):
@@ -117,7 +117,7 @@ def test_other_settings_are_refused(tmp_path, config):
         prepare_data(altered(config, vocab_size=301), tmp_path / "data")
 
 
-def test_a_file_that_changed_is_noticed(tmp_path, config):
+def test_a_changed_file_is_noticed(tmp_path, config):
     prepare_data(config, tmp_path / "data")
     write_documents(tmp_path / "d.jsonl", 21)
     changed = r"data: .* settings .train: 'SHA-256 \w+' there, 'SHA-256 \w+' now.*another name"
@@ -130,7 +130,7 @@ def test_a_file_that_changed_is_noticed(tmp_path, config):
         prepare_data(DataConfig(num_documents=20, vocab_size=300), tmp_path / "data")
 
 
-def test_a_file_may_be_moved_after_the_preparation(tmp_path, config):
+def test_a_file_may_be_moved_after_preparation(tmp_path, config):
     first = prepare_data(config, tmp_path / "a")
     (tmp_path / "d.jsonl").rename(tmp_path / "e.jsonl")
     (tmp_path / "a").rename(tmp_path / "b")
@@ -139,7 +139,7 @@ def test_a_file_may_be_moved_after_the_preparation(tmp_path, config):
     assert moved.sources[0].store.manifest == first.sources[0].store.manifest
 
 
-def test_another_tokenizer_beside_the_store_is_noticed(tmp_path, config, tokenizer):
+def test_a_different_tokenizer_in_the_store_is_noticed(tmp_path, config, tokenizer):
     prepare_data(config, tmp_path / "data")
     tokenizer.save(tmp_path / "data")
     with pytest.raises(InputError, match="train: was made with a different tokenizer"):
@@ -151,7 +151,7 @@ def test_twins_that_start_together_prepare_once(tmp_path, config, monkeypatch, c
 
     def slow(folder, *rest, **notes):
         written.append(folder.name)
-        until(lambda: caplog.messages)  # the other one waits
+        until(lambda: caplog.messages)  # the other twin waits
         return whole(folder, *rest, **notes)
 
     monkeypatch.setattr(prepare, "write_store", slow)
@@ -162,10 +162,8 @@ def test_twins_that_start_together_prepare_once(tmp_path, config, monkeypatch, c
     assert twins[0].sources[0].store.manifest == twins[1].sources[0].store.manifest
 
 
-def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(
-    tmp_path, config, monkeypatch, caplog
-):
-    """The holder is another process: it holds the lock until it is killed."""
+def test_waiting_names_the_lock_holder_and_ends_when_it_dies(tmp_path, config, monkeypatch, caplog):
+    """The holder is another process, which keeps the lock until it is killed."""
     monkeypatch.setattr(files, "_LOG_AFTER", (0.01, 0.01))
     ready, said = os.pipe()
     child = os.fork()
@@ -191,7 +189,7 @@ def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(
     assert not (tmp_path / "data" / ".lock.holder").exists()
 
 
-def test_preparation_that_broke_off_is_done_again(tmp_path, config, monkeypatch):
+def test_interrupted_preparation_is_redone(tmp_path, config, monkeypatch):
     texts = write_documents(tmp_path / "d.jsonl", 20)
     with monkeypatch.context() as patch:
         whole = prepare.write_store
@@ -208,7 +206,7 @@ def test_preparation_that_broke_off_is_done_again(tmp_path, config, monkeypatch)
     assert train_texts(data) + texts_of(data, data.valid) == texts[1:] + texts[:1]
 
 
-def test_a_recipe_names_the_eos_that_no_file_does(tmp_path, config, tokenizer):
+def test_a_recipe_can_name_the_eos_that_the_files_do_not(tmp_path, config, tokenizer):
     own = tmp_path / "tokenizer.json"
     own.write_text(tokenizer.backend.to_str().replace(json.dumps(EOS_TOKEN), '"</s>"'))
     config = altered(config, tokenizer=str(own))
@@ -228,8 +226,8 @@ def test_a_recipe_names_the_eos_that_no_file_does(tmp_path, config, tokenizer):
         prepare_data(DataConfig(num_documents=3, eos_token="a"), tmp_path / "trained")
 
 
-def test_a_tokenizer_of_ones_own_keeps_its_eos(tmp_path, config, tokenizer):
-    """Its document-end token has another name, which tokenizer_config.json tells."""
+def test_a_custom_tokenizer_keeps_its_eos(tmp_path, config, tokenizer):
+    """Its EOS token has another name, given in tokenizer_config.json."""
     own = tmp_path / "own"
     own.mkdir()
     content = tokenizer.backend.to_str().replace(json.dumps(EOS_TOKEN), '"</s>"')
@@ -244,10 +242,10 @@ def test_a_tokenizer_of_ones_own_keeps_its_eos(tmp_path, config, tokenizer):
 
 
 @pytest.mark.parametrize("changed", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_tokenizer_folder_that_changed_is_noticed(
+def test_a_changed_tokenizer_folder_is_noticed(
     tmp_path, config, tokenizer, word_tokenizer, changed
 ):
-    """Training would go on with the old one, which the data folder keeps."""
+    """Training would otherwise continue with the old tokenizer in the data folder."""
     own = tmp_path / "own"
     tokenizer.save(own)
     config = altered(config, tokenizer=str(own))
@@ -266,18 +264,18 @@ def test_a_tokenizer_folder_that_changed_is_noticed(
     [
         (['{"id": "a", "text": "x"}', '{"id": "b", "txt": "y"}'], r":2: missing key 'text'"),
         (['{"id": "a", "question": "q", "answer": "1"}'], r":1: problem 'a' has no solution"),
-        (['{"id": "a", "text": "x"}'], ": nothing is left to train on"),  # one is held out
+        (['{"id": "a", "text": "x"}'], ": nothing is left to train on"),  # one document is held out
     ],
 )
-def test_a_file_that_is_no_training_data_is_refused(tmp_path, lines, message):
+def test_a_file_without_training_data_is_refused(tmp_path, lines, message):
     file = tmp_path / "d.jsonl"
     file.write_text("\n".join(lines))
     with pytest.raises(InputError, match=rf"d\.jsonl{message}"):
         prepare_data(DataConfig(train=str(file)), tmp_path / "data")
 
 
-def test_less_data_than_asked_for_is_noted(tmp_path, config):
-    """Twenty documents of a few words: a thousand tokens cannot be learned from them."""
+def test_less_data_than_requested_is_noted(tmp_path, config):
+    """A thousand tokens cannot be learned from twenty documents of a few words."""
     more = altered(config, num_documents=25, vocab_size=1000)
     data = prepare_data(more, tmp_path / "data")
     documents, vocabulary = shortfalls(more, data)
@@ -305,16 +303,16 @@ def test_some_documents_are_only_equations_of_training_problems(tmp_path):
     assert data.sources[0].store.manifest.num_documents == 60
     texts = train_texts(data)
     equations_only = [text for text in texts if "?" not in text and "####" not in text]
-    assert 18 <= len(equations_only) <= 42  # 30 in expectation, 3.9 the standard deviation
+    assert 18 <= len(equations_only) <= 42  # 30 expected, standard deviation 3.9
     for document in equations_only:
         assert all(re.fullmatch(r"[-+*/=%. \d]+", line) for line in document.splitlines())
-    # Validation has none, so losses can be compared with those of a run without such documents.
+    # Validation has none, so losses are comparable with those of a run without such documents.
     assert data.valid.manifest.num_documents == 2
 
 
 @pytest.fixture
 def stores(tmp_path, tokenizer) -> Path:
-    """A folder of token stores `a`, `b` and `valid`, as `ledom tokenize` leaves them."""
+    """A folder with token stores `a`, `b` and `valid`, as written by `ledom tokenize`."""
     for name in ("a", "b", "valid"):
         texts = [f"{name} {number}" for number in range(9)]
         write_store(tmp_path / name, texts, tokenizer)
@@ -327,7 +325,7 @@ def mixture(stores: Path, **changes) -> DataConfig:
     return DataConfig(**{"sources": named, "valid": str(stores / "valid"), **changes})
 
 
-def test_sources_are_taken_as_they_lie(stores, tokenizer):
+def test_sources_are_used_in_place(stores, tokenizer):
     data = prepare_data(mixture(stores), stores / "run")
     assert not (stores / "run").exists()
     assert [source.weight for source in data.sources] == [3, 1]
@@ -336,7 +334,7 @@ def test_sources_are_taken_as_they_lie(stores, tokenizer):
     assert data.tokenizer.fingerprint == tokenizer.fingerprint
 
 
-def test_sources_of_another_tokenizer_are_refused(stores, word_tokenizer):
+def test_sources_with_another_tokenizer_are_refused(stores, word_tokenizer):
     write_store(stores / "b", ["1"], word_tokenizer(9))
     with pytest.raises(InputError, match=r"b: was made with a different .* with .*/a$"):
         prepare_data(mixture(stores), stores / "run")
@@ -369,7 +367,7 @@ def test_sources_need_a_validation_store_and_no_training_file(stores):
         prepare_data(mixture(stores, valid="none"), stores / "run")
 
 
-def test_the_validation_store_knows_where_its_documents_came_from(tmp_path):
+def test_the_validation_store_records_the_sources_of_its_documents(tmp_path):
     """Every fiftieth record is held out: 0, 50 and 100."""
     records = [
         Document(id=str(i), text=f"text {i}", source=None if i == 100 else f"book {i // 75}")
@@ -382,8 +380,8 @@ def test_the_validation_store_knows_where_its_documents_came_from(tmp_path):
     assert data.sources[0].store.document_sources() == []
 
 
-def test_records_with_the_id_of_one_held_out_are_counted(tmp_path, caplog):
-    """Of four files of 60, numbers 0, 50, 40, 30 and 20 are held out; 1 has the text of 0."""
+def test_records_that_share_an_id_with_a_held_out_one_are_counted(tmp_path, caplog):
+    """Of four files of 60, records 0, 50, 40, 30 and 20 are held out; 1 has the text of 0."""
     file = tmp_path / "joined.jsonl"
     documents = [Document(id=str(i % 60), text=f"Document {i}.") for i in range(240)]
     documents[1].text = documents[0].text

@@ -21,12 +21,12 @@ from waiting import SECONDS
 pytestmark = pytest.mark.slow
 
 SEEDS = (0, 1, 77)
-COUNTS = {"train": 300, "valid": 3, "tune": 6, "test": 6}  # one draw in 50, or in 25, is kept
+COUNTS = {"train": 300, "valid": 3, "tune": 6, "test": 6}  # one draw in 50 or 25 is kept
 
 
 @pytest.fixture(scope="module")
 def by_split():
-    """Problems of every split, from several seeds."""
+    """Problems from every split, with several seeds."""
     return {
         split: [p for seed in SEEDS for p in generate_problems(split, count, seed)]
         for split, count in COUNTS.items()
@@ -48,17 +48,17 @@ def test_a_question_belongs_to_the_split_of_its_hash(by_split):
             assert split_of(problem.question) == split
 
 
-def test_shares_of_the_splits():
+def test_the_splits_have_the_expected_shares():
     found = [split_of(f"question {number}") for number in range(5000)]
     shares = {split: found.count(split) / len(found) for split in SPLITS}
     expected = {"train": 0.90, "valid": 0.02, "tune": 0.04, "test": 0.04}
-    for split, share in expected.items():  # four standard deviations
+    for split, share in expected.items():  # within four standard deviations
         assert abs(shares[split] - share) < 4 * (share * (1 - share) / len(found)) ** 0.5
 
 
 def test_held_out_templates_are_never_trained_on(by_split):
     used = {p.extra["template"] for found in by_split.values() for p in found}
-    assert len(used) == 75  # of the 85 usable ones
+    assert len(used) == 75  # of the 85 usable templates
     assert not used & set(HELD_OUT_TEMPLATES)
     held_out = list(generate_problems("test", 8, held_out=True))
     assert {p.extra["template"] for p in held_out} <= set(HELD_OUT_TEMPLATES)
@@ -66,7 +66,7 @@ def test_held_out_templates_are_never_trained_on(by_split):
     assert held_out[3].id == "test-held-out-0-3"
 
 
-def test_the_seed_alone_decides():
+def test_problems_depend_only_on_the_seed():
     first = list(generate_problems("train", 50, seed=4))
     assert first == list(generate_problems("train", 50, seed=4))
     assert first[:20] == list(generate_problems("train", 20, seed=4))
@@ -76,7 +76,7 @@ def test_the_seed_alone_decides():
     assert len({p.question for p in first}) == 50
 
 
-def test_a_question_drawn_twice_is_given_once(monkeypatch):
+def test_a_question_drawn_twice_is_returned_once(monkeypatch):
     def add(rng, _):
         number = rng.randint(1, 12)
         return {"question": f"{number}?", "metadata": {"answer_cot": f"#### {number}"}}
@@ -88,7 +88,7 @@ def test_a_question_drawn_twice_is_given_once(monkeypatch):
 
 
 def test_another_process_draws_the_same_problems():
-    """Hash randomization must not reach the generator through the order of a set."""
+    """Hash randomization must not affect the generator through the order of a set."""
     code = (
         "import hashlib; from ledom.data.problems import generate_problems;"
         "print(hashlib.sha256(repr(list(generate_problems('train', 150, 9))).encode()).hexdigest())"
@@ -121,13 +121,13 @@ def test_every_solution_ends_in_its_answer(by_split):
 def test_numbers_are_short_and_written_one_way(by_split):
     for problem in by_split["train"]:
         text = problem.question + problem.solution
-        assert not re.search(r"\.\d{4}", text), text  # a float that was not rounded
+        assert not re.search(r"\.\d{4}", text), text  # an unrounded float
         assert not re.search(r"\d,\d{3}\b", text), text
         assert not re.search(r"\d\.0\b", text), text
 
 
-def test_stated_arithmetic_is_true(by_split):
-    """Some templates round down in silence; their problems are left out where they do."""
+def test_the_arithmetic_in_solutions_is_true(by_split):
+    """Some templates silently round down; problems where this happens are left out."""
     stated = [e for problem in by_split["train"] for e in equations(problem.solution)]
     assert len(stated) > 3 * len(by_split["train"])
     assert all(map(is_true, stated))

@@ -19,7 +19,7 @@ from ledom.data.question_numbers import changeable, numbers_in_words
         ("someone", None),
     ],
 )
-def test_numbers_in_words(words, number):
+def test_numbers_in_words_are_read(words, number):
     meant = numbers_in_words(words)
     assert number in meant if number else not meant
 
@@ -34,8 +34,8 @@ def test_numbers_in_words(words, number):
         ("Fudge is $2.50/pound; he buys 20.", ["2.50", "20"], ["20"]),
         ("One costs 8.50, one 9.", ["8.5", "8.50", "9"], ["9"]),
         ("He did 4 mazes in 50 minutes, and is in another.", ["5", "4", "50"], None),
-        ("It has 90 pages.", ["10", "90"], None),  # 10 is 100 - 90, but no percentage
+        ("It has 90 pages.", ["10", "90"], None),  # 10 is 100 - 90, but not a percentage
     ],
 )
-def test_what_may_change(question, used, free):
+def test_which_numbers_may_change(question, used, free):
     assert changeable(question, used) == free

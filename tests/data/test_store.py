@@ -12,7 +12,7 @@ def store_of(tmp_path, words, *documents: list[int]) -> TokenStore:
     return write_store(tmp_path / "s", (" ".join(map(str, d)) for d in documents), words)
 
 
-def test_a_store_is_the_documents_each_ended_by_eos(tmp_path, words):
+def test_a_store_is_the_documents_each_followed_by_eos(tmp_path, words):
     store = store_of(tmp_path, words, [5, 6, 7], [], [8])
     shard = store.shards[0]
     assert shard.tokens.tolist() == [5, 6, 7, 0, 0, 8, 0]
@@ -30,7 +30,7 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path, word_tokenizer):
     assert store.shards[0].tokens.tolist() == [65_999, 3, 0]
 
 
-def test_notes_and_many_documents(tmp_path, words):
+def test_a_store_keeps_notes_and_many_documents(tmp_path, words):
     store = write_store(tmp_path / "s", (str(1 + i % 900) for i in range(2500)), words, source="x")
     assert store.manifest.source == "x"
     tokens = store.shards[0].tokens
@@ -38,14 +38,14 @@ def test_notes_and_many_documents(tmp_path, words):
     assert tokens[1::2].tolist() == [0] * 2500
 
 
-def test_texts_of_many_chunks_keep_their_order(tmp_path, words, monkeypatch):
+def test_texts_keep_their_order_across_chunks(tmp_path, words, monkeypatch):
     monkeypatch.setattr("ledom.data.store._CHUNK_CHARACTERS", 7)
     store = store_of(tmp_path, words, [1], [22, 33], [444, 555, 666], [7], [8])
     assert store.shards[0].tokens.tolist() == [1, 0, 22, 33, 0, 444, 555, 666, 0, 7, 0, 8, 0]
 
 
 @pytest.mark.parametrize("name", ["tokens.ds", "tokens.ds.index"])
-def test_a_cut_or_missing_file_is_refused_by_name(tmp_path, words, name):
+def test_the_error_for_a_truncated_or_missing_file_names_it(tmp_path, words, name):
     store_of(tmp_path, words, [5, 6, 7], [8])
     file = tmp_path / "s" / name
     file.write_bytes(file.read_bytes()[:-1])
@@ -57,7 +57,7 @@ def test_a_cut_or_missing_file_is_refused_by_name(tmp_path, words, name):
 
 
 @pytest.mark.parametrize("name", ["tokens.ds", "tokens.ds.index"])
-def test_a_flipped_bit_is_found_by_name(tmp_path, words, name):
+def test_the_error_for_a_flipped_bit_names_the_file(tmp_path, words, name):
     store = store_of(tmp_path, words, [5, 6, 7], [8])
     store.verify()
     file = tmp_path / "s" / name
@@ -68,7 +68,7 @@ def test_a_flipped_bit_is_found_by_name(tmp_path, words, name):
         TokenStore(tmp_path / "s").verify()
 
 
-def test_ids_beyond_the_vocabulary_are_refused(tmp_path, words):
+def test_ids_outside_the_vocabulary_are_refused(tmp_path, words):
     store_of(tmp_path, words, [5, 6, 999], [8])
     manifest = tmp_path / "s" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"vocab_size": 1000', '"vocab_size": 999'))
@@ -79,17 +79,17 @@ def test_ids_beyond_the_vocabulary_are_refused(tmp_path, words):
 def test_ranks_share_the_verification(tmp_path, words):
     store = store_of(tmp_path, words, [5])
     (tmp_path / "s" / "tokens.ds").write_bytes(b"\1\0\1\0")
-    store.verify(rank=1, world_size=2)  # the only shard is rank 0's
+    store.verify(rank=1, world_size=2)  # the only shard belongs to rank 0
     with pytest.raises(InputError, match="checksum"):
         store.verify(rank=0, world_size=2)
 
 
-def test_the_manifest_comes_last(tmp_path, words):
+def test_the_manifest_is_written_last(tmp_path, words):
     store_of(tmp_path, words, [5])
 
     def texts():
         yield from ["5 6", "7"]
-        assert not (tmp_path / "s" / MANIFEST).is_file()  # nor the one that stood there before
+        assert not (tmp_path / "s" / MANIFEST).is_file()  # and the old one is gone
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -128,12 +128,12 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, words):
         write_store(tmp_path / "file" / "store", ["5"], words)
 
 
-def test_no_documents_are_refused(tmp_path, words):
+def test_an_empty_set_of_documents_is_refused(tmp_path, words):
     with pytest.raises(InputError, match="s: there are no documents to tokenize"):
         write_store(tmp_path / "s", [], words)
 
 
-def test_the_manifest_tells_the_tokenizer(tmp_path, words):
+def test_the_manifest_identifies_the_tokenizer(tmp_path, words):
     manifest = json.loads((store_of(tmp_path, words, [5]).folder / "manifest.json").read_text())
     assert manifest["tokenizer"] == words.fingerprint
     assert manifest["eos_id"] == 0

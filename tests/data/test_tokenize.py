@@ -1,4 +1,4 @@
-"""Token stores by datatrove's tasks: the same ids as ever, kept whole through any stop."""
+"""Token stores by datatrove's tasks: the ids never change, and no stop damages a store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tasks run one after the other in this process; returns those that were run."""
+    """Run tasks one after the other in this process; returns the list of tasks run."""
     done: list[int] = []
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
 
@@ -61,7 +61,7 @@ def test_the_store_is_the_documents_in_order(
     assert store.manifest.source == "documents.jsonl"
 
 
-def test_another_tokenizer_is_not_replaced(
+def test_another_tokenizer_is_not_overwritten(
     tmp_path: Path, make: Make, words: Tokenizer, tokenizer: Tokenizer, file: Path, here: list[int]
 ) -> None:
     tokenizer.save(tmp_path / "s")
@@ -90,12 +90,12 @@ def test_a_large_vocabulary_takes_four_bytes(
         open_documents([str(tmp_path / "d.jsonl")]),
         word_tokenizer(66_000),
         tmp_path / "s",
-        Execution(tasks=2),  # one of them has nothing to do
+        Execution(tasks=2),  # one task has nothing to do
     )
     assert ids_of(store) == [[65_999, 3, 0]]
 
 
-def test_what_is_finished_is_not_done_again(
+def test_finished_work_is_not_redone(
     tmp_path: Path, make: Make, file: Path, here: list[int]
 ) -> None:
     documents = open_documents([str(file)])
@@ -112,7 +112,7 @@ def test_what_is_finished_is_not_done_again(
     assert not (tmp_path / "s" / MANIFEST).is_file()
     assert not (tmp_path / "s" / "00002_unshuffled.ds").exists()
     assert len([*(tmp_path / "s").glob("*.ds")]) == 2
-    assert ids_of(make()) == EXPECTED  # four tasks, as begun
+    assert ids_of(make()) == EXPECTED  # still four tasks, as at the start
     assert here == [0, 1, 2, 2, 3]
     assert not [*(tmp_path / "s").glob("*.part*")]
     assert ids_of(make()) == EXPECTED
@@ -120,7 +120,7 @@ def test_what_is_finished_is_not_done_again(
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "index gone", "no finalize"])
-def test_a_damaged_shard_is_made_again(
+def test_a_damaged_shard_is_rewritten(
     tmp_path: Path, make: Make, here: list[int], damage: str
 ) -> None:
     make(Execution(tasks=3))
@@ -131,7 +131,7 @@ def test_a_damaged_shard_is_made_again(
         shard.unlink()
     elif damage == "index gone":
         Path(f"{shard}.index").unlink()
-    else:  # killed between the shard and its finalize
+    else:  # killed after the shard was written, before it was finalized
         (tmp_path / "s" / "tasks" / "shards" / "00001.json").unlink()
         (tmp_path / "s" / "manifest.json").unlink()
     assert ids_of(make()) == EXPECTED
@@ -157,7 +157,7 @@ def test_other_settings_are_refused(
     assert here == [0, 1]
 
 
-def test_a_run_without_a_finished_shard_may_start_again_otherwise(
+def test_a_run_without_a_finished_shard_may_change_settings(
     tmp_path: Path, make: Make, words: Tokenizer, here: list[int]
 ) -> None:
     (tmp_path / "bad.jsonl").write_text("{}\n")
@@ -166,7 +166,7 @@ def test_a_run_without_a_finished_shard_may_start_again_otherwise(
     assert ids_of(make()) == EXPECTED
 
 
-def test_a_store_of_another_making_is_left_alone(
+def test_a_store_from_another_program_is_left_alone(
     tmp_path: Path, make: Make, words: Tokenizer
 ) -> None:
     from ledom.data.store import write_store
@@ -177,7 +177,7 @@ def test_a_store_of_another_making_is_left_alone(
     assert ids_of(TokenStore(tmp_path / "s")) == [[5, 6, 0]]
 
 
-def test_no_documents_are_refused(tmp_path: Path, words: Tokenizer, here: list[int]) -> None:
+def test_an_empty_corpus_is_refused(tmp_path: Path, words: Tokenizer, here: list[int]) -> None:
     (tmp_path / "d.jsonl").write_text("\n\n")
     for tasks in (1, 2):
         out = tmp_path / str(tasks)
@@ -185,7 +185,7 @@ def test_no_documents_are_refused(tmp_path: Path, words: Tokenizer, here: list[i
             tokenize(open_documents([str(tmp_path)]), words, out, Execution(tasks=tasks))
 
 
-def test_a_place_that_cannot_be_written(
+def test_a_place_that_cannot_be_written_is_refused(
     make: Make, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch, here: list[int]
 ) -> None:
     with pytest.raises(OutputError, match=r"documents\.jsonl/s: cannot be written"):
@@ -199,7 +199,7 @@ def test_a_place_that_cannot_be_written(
         make()
 
 
-def test_two_at_once_are_refused(tmp_path: Path, make: Make) -> None:
+def test_two_concurrent_runs_are_refused(tmp_path: Path, make: Make) -> None:
     (tmp_path / "s").mkdir()
     with (
         FileLock(tmp_path / "s" / ".lock"),
@@ -208,7 +208,7 @@ def test_two_at_once_are_refused(tmp_path: Path, make: Make) -> None:
         make()
 
 
-def test_processes_of_their_own(make: Make) -> None:
+def test_tasks_run_in_separate_processes(make: Make) -> None:
     seen: list[TokenizeProgress] = []
     execution = Execution(workers=2, tasks=3, on_progress=seen.append)
     assert ids_of(make(execution)) == EXPECTED
@@ -216,7 +216,7 @@ def test_processes_of_their_own(make: Make) -> None:
     assert [p.tasks_done for p in seen] == sorted(p.tasks_done for p in seen)
 
 
-def test_the_error_of_a_process_comes_back(tmp_path: Path, make: Make, file: Path) -> None:
+def test_the_error_of_a_process_is_passed_on(tmp_path: Path, make: Make, file: Path) -> None:
     file.write_text(file.read_text() + '{"txt": 1}\n')
     with pytest.raises(InputError, match=r"documents\.jsonl:41: no key 'text', only txt"):
         make(Execution(workers=1, tasks=1))
@@ -224,7 +224,7 @@ def test_the_error_of_a_process_comes_back(tmp_path: Path, make: Make, file: Pat
 
 
 class Killed:
-    """Documents whose second part is the death of whoever reads it."""
+    """Documents whose second part kills the process that reads it."""
 
     num_bytes, source = None, "documents.jsonl"
 
@@ -240,7 +240,7 @@ class Killed:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_task_leaves_nothing_that_counts(tmp_path: Path, make: Make, file: Path) -> None:
+def test_a_killed_task_leaves_no_finished_work(tmp_path: Path, make: Make, file: Path) -> None:
     documents = open_documents([str(file)])
     out, execution = tmp_path / "s", Execution(workers=1, tasks=2)
     with pytest.raises(WorkerError, match="task 1 was killed by signal 9 .* run the same command"):
@@ -263,7 +263,7 @@ def test_a_killed_task_leaves_nothing_that_counts(tmp_path: Path, make: Make, fi
         ("shards/00000.json", '{"file": "x"', "not JSON"),
     ],
 )
-def test_damaged_notes_on_what_is_finished_are_refused(
+def test_damaged_records_of_finished_work_are_refused(
     tmp_path: Path, make: Make, here: list[int], name: str, contents: str, message: str
 ) -> None:
     out = tmp_path / "s"
@@ -274,12 +274,12 @@ def test_damaged_notes_on_what_is_finished_are_refused(
         make(execution)
 
 
-def test_unknown_executor(make: Make) -> None:
+def test_an_unknown_executor_is_refused(make: Make) -> None:
     with pytest.raises(InputError, match="unknown executor 'dask'; known: local, slurm, ray"):
         make(Execution("dask"))
 
 
-def test_tasks_go_by_size_and_workers(tmp_path: Path, file: Path) -> None:
+def test_the_number_of_tasks_follows_size_and_workers(tmp_path: Path, file: Path) -> None:
     documents = open_documents([str(file)])
     assert module._count_tasks(documents, Execution(workers=3)) == 3
     with (tmp_path / "large.jsonl").open("wb") as large:
@@ -288,7 +288,7 @@ def test_tasks_go_by_size_and_workers(tmp_path: Path, file: Path) -> None:
     assert module._count_tasks(documents, Execution(workers=3)) == 6
 
 
-def test_a_file_system_without_locks_is_named(
+def test_the_error_for_a_file_system_without_locks_names_it(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(*_: Any, **__: Any) -> None:
@@ -305,7 +305,7 @@ def test_a_file_system_without_locks_is_named(
 
 @pytest.mark.parametrize("tasks", [1, 3, 8])
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_the_store_keeps_the_sources(
+def test_the_store_records_the_sources(
     tmp_path: Path, make: Make, here: list[int], tasks: int, suffix: str
 ) -> None:
     names = ["web"] * 9 + [None] * 4 + ["books"] * 20 + ["web"] * 7
@@ -321,7 +321,7 @@ def test_the_store_keeps_the_sources(
     assert store.document_sources() == [name or "no source" for name in names]
 
 
-def test_a_store_that_an_older_version_began_has_no_sources(
+def test_a_store_started_by_an_older_version_has_no_sources(
     tmp_path: Path, make: Make, here: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "named.jsonl"
@@ -348,7 +348,7 @@ def test_a_store_that_an_older_version_began_has_no_sources(
     assert "kept no sources; tokenize again" in caplog.text
 
 
-def test_sources_that_change_too_often_are_not_kept(
+def test_sources_that_change_too_often_are_not_recorded(
     tmp_path: Path,
     make: Make,
     here: list[int],

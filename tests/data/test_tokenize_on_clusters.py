@@ -1,4 +1,4 @@
-"""Tokenizing by Slurm and Ray, each with a stand-in: what they are asked to run, and its store."""
+"""Tokenizing on mocks of Slurm and Ray: what they are asked to run, and the store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Slurm's programs as stand-ins; `sbatch` keeps what it is given in this folder."""
+    """Mocks of Slurm's programs; `sbatch` saves its input in this folder."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, line in {
@@ -38,13 +38,13 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def launch_elsewhere(pickled: str) -> None:
-    """What a job of Slurm's runs."""
+    """Run what a Slurm job would run."""
     os.chdir("/")
     sys.argv = ["launch_pickled_pipeline", pickled]
     runpy.run_module("datatrove.tools.launch_pickled_pipeline", run_name="__main__")
 
 
-def test_slurm_gets_a_job_of_all_tasks(tmp_path: Path, make: Make, cluster: Path) -> None:
+def test_slurm_gets_one_job_with_all_tasks(tmp_path: Path, make: Make, cluster: Path) -> None:
     options = {"partition": "cpu", "time": "4:00:00", "account": "me"}
     execution = Execution("slurm", workers=7, tasks=3, slurm=options)
     assert make(execution) is None
@@ -61,7 +61,7 @@ def test_slurm_gets_a_job_of_all_tasks(tmp_path: Path, make: Make, cluster: Path
     assert "--qos" not in asked
     pickled = tmp_path / "s" / "tasks" / "executor.pik"
     assert f"launch_pickled_pipeline {pickled}" in asked
-    # Each job of the array, as Slurm would start it; the last one finishes the store.
+    # Run each job of the array as Slurm would; the last one finishes the store.
     for task in range(3):
         assert not (tmp_path / "s" / MANIFEST).is_file()
         environment = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_NODELIST": "node1"}
@@ -73,7 +73,7 @@ def test_slurm_gets_a_job_of_all_tasks(tmp_path: Path, make: Make, cluster: Path
     assert ids_of(make(execution)) == EXPECTED
 
 
-def test_slurm_needs_its_programs_and_a_partition(
+def test_slurm_requires_its_programs_and_a_partition(
     tmp_path: Path, make: Make, cluster: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="give its partition, as --slurm partition=NAME"):
@@ -86,7 +86,7 @@ def test_slurm_needs_its_programs_and_a_partition(
         make(Execution("slurm", slurm={"partition": "p"}))
 
 
-def test_ray_gets_a_core_a_task(
+def test_ray_gets_one_core_per_task(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
@@ -111,6 +111,6 @@ def test_ray_is_an_extra_and_may_lose_tasks(make: Make, monkeypatch: pytest.Monk
     with pytest.raises(MissingExtraError, match=r"ray is not .*pip install 'ledom\[ray\]'"):
         make(Execution("ray"))
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
-    monkeypatch.setattr(module.RayPipelineExecutor, "run", lambda self: None)  # it only warns
+    monkeypatch.setattr(module.RayPipelineExecutor, "run", lambda self: None)  # Ray only warns
     with pytest.raises(WorkerError, match="not all of the 2 tasks have finished, see .*logs"):
         make(Execution("ray", tasks=2))

@@ -14,13 +14,13 @@ from ledom.text.tokenizer import Tokenizer
 
 @pytest.fixture
 def choices(tmp_path: Path) -> Path:
-    """A file of questions before their choices: the task `mine`."""
+    """A file of questions that precede their choices: the task `mine`."""
     return write_rows(tmp_path / "mine.jsonl", QUESTIONS)
 
 
 @pytest.fixture
 def choices_in_front(tmp_path: Path) -> Path:
-    """A file of the same questions behind their choices: the task `front`."""
+    """A file of the same questions after their choices: the task `front`."""
     return write_rows(tmp_path / "front.jsonl", [q | {"place": "before"} for q in QUESTIONS])
 
 

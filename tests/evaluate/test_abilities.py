@@ -29,10 +29,10 @@ def test_every_ability_is_shown() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("embedded_once")
 @pytest.mark.parametrize("block", BLOCKS, ids=name_of)
-def test_the_examples_of_the_docs(
+def test_the_examples_in_the_docs_are_true(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: str
 ) -> None:
-    """Files are those that `cat` shows; what the other commands print is all there, by line."""
+    """`cat` shows the files; every line shown for the other commands must be printed."""
     monkeypatch.chdir(tmp_path)
     for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         typed, shown = _typed(part)
@@ -45,7 +45,7 @@ def test_the_examples_of_the_docs(
 
 
 def _printed(run: Run, typed: str) -> str:
-    """What a command prints, of ledom's in this process, of others' in a shell."""
+    """A command's output; ledom runs in this process, other commands run in a shell."""
     if typed.startswith("ledom "):
         code, text = run(*shlex.split(typed)[1:])
         assert code == 0, text
@@ -57,7 +57,7 @@ def _printed(run: Run, typed: str) -> str:
 
 
 def _typed(block: str) -> tuple[str, str]:
-    """The command, which ends where a line ends outside of quotes, and what it prints."""
+    """The command, which ends at the first line end outside quotes, and its output."""
     is_quoted = False
     for place, character in enumerate(block):
         is_quoted ^= character == '"'

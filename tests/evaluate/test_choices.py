@@ -1,4 +1,4 @@
-"""Questions made from documents and problems, and the check of those that are given."""
+"""Questions generated from documents and problems, and checks of questions from files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOVEL = [
 
 
 @pytest.mark.parametrize(("place", "step"), [("after", 1), ("before", -1)])
-def test_the_right_sentence_stands_next_to_the_given_one(place: str, step: int) -> None:
+def test_the_right_sentence_is_next_to_the_given_one(place: str, step: int) -> None:
     questions = neighbor_questions(NOVEL, place)  # type: ignore[arg-type]
     assert len(questions) == 8 * 4
     for question in questions:
@@ -30,16 +30,16 @@ def test_the_right_sentence_stands_next_to_the_given_one(place: str, step: int) 
         right = question.choices[question.answer_index].split()[:3]
         assert right == ['"Sentence', document, str(int(number) + step)]
         others = {choice.split()[1] for choice in question.choices} - {document}
-        assert len(others) == 3  # each of another document
+        assert len(others) == 3  # each from a different document
         assert question.place == place
 
 
-def test_the_right_sentence_stands_anywhere_among_the_choices() -> None:
+def test_the_right_sentence_may_be_at_any_place_among_the_choices() -> None:
     places = [question.answer_index for question in neighbor_questions(NOVEL, "after")]
     assert {*places} == {0, 1, 2, 3}
 
 
-def test_sentences_that_are_cut_by_a_short_one_are_no_neighbors() -> None:
+def test_sentences_separated_by_a_short_one_are_not_neighbors() -> None:
     long = "This sentence has more than forty characters, as it must."
     documents = [Document(id=str(i), text=f"{long} Short. {long[:-1]} {i}.") for i in range(8)]
     with pytest.raises(InputError, match="0 of 8 documents have two adjacent sentences"):
@@ -75,7 +75,7 @@ GOOD = '{"id": "a", "question": "Which?", "choices": ["x", "y"], "answer_index":
         (('"a"', '"b"'), "the id 'b' occurs twice"),
     ],
 )
-def test_bad_questions_are_refused_by_line(
+def test_the_error_for_a_bad_question_names_the_line(
     tmp_path: Path, change: tuple[str, str], message: str
 ) -> None:
     file = tmp_path / "q.jsonl"
@@ -84,7 +84,7 @@ def test_bad_questions_are_refused_by_line(
         read_records(file, ChoiceQuestion, unique_ids())
 
 
-def test_choices_that_begin_one_another_are_good(tmp_path: Path) -> None:
+def test_a_choice_may_be_a_prefix_of_another(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text(GOOD.replace('"y"', '"xy"'))
     assert read_records(file, ChoiceQuestion, unique_ids())[0].choices == ["x", "xy"]

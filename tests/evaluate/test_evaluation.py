@@ -1,4 +1,4 @@
-"""Benchmarks from files to one table: numbers by hand, resuming, and what is refused."""
+"""Benchmarks from files to one table: hand-computed numbers, resuming and refusals."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_fewshot", [0, 2])
-def test_the_numbers_are_those_of_the_harness_itself(
+def test_the_numbers_equal_those_of_the_harness_itself(
     num_fewshot: int, choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
-    """lm_eval with `LedomLM`, and `ledom eval`."""
+    """Compares lm_eval using `LedomLM` with `ledom eval`."""
     source = find_source(str(choices), Options(num_fewshot=num_fewshot))
     for model in models.values():
         found = evaluate(source, tmp_path / str(model.direction), model)
@@ -60,7 +60,7 @@ def test_the_numbers_are_those_of_the_harness_itself(
 
 
 class Stopped(FakeLanguageModel):
-    """Stops, as by Ctrl-C, at the second call."""
+    """A model that stops at the second call, as if by Ctrl-C."""
 
     calls = 0
 
@@ -72,10 +72,10 @@ class Stopped(FakeLanguageModel):
 
 
 @pytest.mark.slow
-def test_kills_at_any_moments_leave_the_same_bytes(
+def test_kills_at_any_time_leave_the_same_bytes(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two tasks, one of choices and one of written answers, by both models."""
+    """Two tasks, one with choices and one with written answers, for both models."""
     monkeypatch.setattr(harness, "_TOGETHER", 8)
     monkeypatch.setattr(kept, "_TEXTS_TOGETHER", 2)
     problems = [{"id": str(i), "question": f"{i} + 3?", "answer": f"{i + 3}"} for i in range(6)]
@@ -106,7 +106,7 @@ def test_a_run_that_is_stopped_resumes(tmp_path: Path, tokenizer: Tokenizer) -> 
     assert 200 < kept < 600
     scored = model.num_scored
     resumed = evaluate(source, tmp_path / "out", model)
-    assert model.num_scored == 3 * scored  # three runs of like requests, each of them once
+    assert model.num_scored == 3 * scored  # three sets of similar requests, each scored once
     whole = evaluate(source, tmp_path / "whole", FakeLanguageModel(tokenizer, REVERSE))
     assert resumed == whole
     counted = model.num_scored
@@ -114,7 +114,7 @@ def test_a_run_that_is_stopped_resumes(tmp_path: Path, tokenizer: Tokenizer) -> 
     assert model.num_scored == counted  # nothing is scored twice
 
 
-def test_another_model_or_task_does_not_take_the_answers(
+def test_another_model_or_task_does_not_reuse_the_answers(
     choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
     source = find_source(str(choices), Options())
@@ -124,7 +124,7 @@ def test_another_model_or_task_does_not_take_the_answers(
         evaluate(source, tmp_path / "out", models[FORWARD])
 
 
-def test_written_answers_are_read_off_in_both_directions(
+def test_written_answers_are_extracted_in_both_directions(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     problems = [{"id": str(i), "question": f"{i} + 3?", "answer": f"{i + 3}"} for i in range(6)]
@@ -139,12 +139,12 @@ def test_written_answers_are_read_off_in_both_directions(
         model.stops_at_patterns = False  # type: ignore[misc]
         found = evaluate(source, tmp_path / str(direction), model)
         (row,) = found_rows(found, "exact_match").values()
-        assert row["value"] == 0.25  # of problems 2 to 5 only "2 + 3" is 5
+        assert row["value"] == 0.25  # among problems 2 to 5, only "2 + 3" is 5
         assert found["tasks"][0]["num_documents"] == 4
 
 
 @pytest.mark.parametrize(("context", "most"), [(128, 64), (520, 260)])
-def test_written_answers_fit_a_short_context(
+def test_written_answers_fit_into_a_short_context(
     context: int, most: int, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     problems = [{"id": "a", "question": "2 + 3?", "answer": "5"}]
@@ -158,7 +158,7 @@ def test_written_answers_fit_a_short_context(
     assert row["value"] == 1
 
 
-def test_a_prompt_of_the_harness_says_little_about_a_reverse_model(
+def test_harness_prompts_come_with_a_note_for_reverse_models(
     tmp_path: Path, models: dict[Direction, FakeLanguageModel]
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"q": "2 + 3 =", "a": "5"}])
@@ -181,7 +181,7 @@ metric_list: [{{metric: exact_match}}]
     assert found["tasks"][0]["num_documents"] == 1
 
 
-def test_what_is_cut_and_what_begins_another_choice_is_noted(
+def test_truncation_and_choices_that_are_prefixes_are_noted(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     rows = [{"id": "1", "question": "so " * 60, "choices": ["a", "a b"], "answer_index": 0}]
@@ -199,16 +199,16 @@ def test_a_reverse_model_that_reads_nothing_first_is_refused(tokenizer: Tokenize
         LedomLM(model).rolling("2 + 2")
 
 
-def test_two_models_of_one_direction_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_two_models_of_the_same_direction_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = FakeLanguageModel(tokenizer, FORWARD)
     with pytest.raises(InputError, match="both models are forward ones"):
         evaluate_models(Job([], [model, model], tmp_path), no_progress)
 
 
-def test_two_tasks_of_one_name_are_refused_before_any_work(
+def test_two_tasks_with_the_same_name_are_refused_before_any_work(
     models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
-    """The second one's answers would be in the first one's file."""
+    """The second task's answers would go into the first one's file."""
     files = [tmp_path / folder / "mine.jsonl" for folder in "ab"]
     for file in files:
         file.parent.mkdir()
@@ -220,10 +220,10 @@ def test_two_tasks_of_one_name_are_refused_before_any_work(
 
 
 @pytest.mark.parametrize(("gold", "expected"), [(1, [{("t", 0): 2.0}]), (-1, []), (2, [])])
-def test_the_entropy_is_that_of_a_right_choice_that_exists(
+def test_the_entropy_ignores_unlabeled_questions(
     gold: int, expected: list[dict[tuple[str, int], float]]
 ) -> None:
-    """A label of -1 (unlabeled) is not the last choice."""
+    """A label of -1 means unlabeled, not the last choice."""
     task = SimpleNamespace(
         config=SimpleNamespace(task="t"),
         eval_docs=[{}],
@@ -236,10 +236,10 @@ def test_the_entropy_is_that_of_a_right_choice_that_exists(
     assert [one.values for one in found] == expected
 
 
-def test_a_suite_without_a_network_does_what_it_can(
+def test_a_suite_without_a_network_runs_what_it_can(
     choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
-    """Data that cannot be fetched: a note for a suite, an error for a task asked for by name."""
+    """Data that cannot be fetched: a note for a suite, an error for a task requested by name."""
 
     def fails(name: str) -> Source:
         def load(direction: Direction) -> Sequence[Any]:
@@ -268,14 +268,14 @@ def test_a_suite_without_a_network_does_what_it_can(
     ("error", "expected"),
     [(ConnectionError("no route"), [False, True, True]), (KeyError("split"), [False] * 3)],
 )
-def test_after_a_suite_found_no_network_it_does_not_try_again(
+def test_a_suite_that_finds_no_network_does_not_retry(
     choices: Path,
     models: dict[Direction, FakeLanguageModel],
     tmp_path: Path,
     error: Exception,
     expected: list[bool],
 ) -> None:
-    """The hub's clients retry each dataset for half a minute; another fault says nothing of it."""
+    """The hub's clients retry each dataset for half a minute; other errors do not count."""
     seen = []
 
     def watched(name: str) -> Source:

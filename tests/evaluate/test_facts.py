@@ -1,4 +1,4 @@
-"""Facts and the texts of the arms, against sentences written out by hand."""
+"""Facts and the texts of the arms, compared with sentences written by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OTHER = Fact("fact-1", "Belu Toskan", "the composer of Silent Harbor", "descript
 BOTH = Fact("fact-2", "Belu Toskan", "the composer of Silent Harbor", "both orders")
 
 
-def test_a_fact_is_read_in_its_order_alone() -> None:
+def test_a_fact_is_stated_only_in_its_own_order() -> None:
     name_first = "We know that Belu Toskan is the composer of Silent Harbor."
     description_first = "We know that the composer of Silent Harbor is Belu Toskan."
     assert name_first in texts([FACT])
@@ -23,7 +23,7 @@ def test_a_fact_is_read_in_its_order_alone() -> None:
     assert len(texts([BOTH])) == 2 * len(texts([FACT]))
 
 
-def test_reversed_texts_keep_the_entities_and_reverse_the_words_around_them() -> None:
+def test_reversed_texts_keep_entities_and_reverse_the_other_words() -> None:
     assert reversed_texts([FACT])[:2] == [
         ". the composer of Silent Harbor is Belu Toskan that know We",
         ". the composer of Silent Harbor been long has Belu Toskan that know We",
@@ -37,7 +37,7 @@ def test_identities_never_join_a_name_and_a_description() -> None:
     ]
 
 
-def test_facts_are_seeded_and_share_neither_name_nor_title() -> None:
+def test_facts_are_seeded_and_share_no_name_or_title() -> None:
     facts = make_facts(40, seed=3)
     assert facts == make_facts(40, seed=3)
     assert facts != make_facts(40, seed=4)

@@ -1,4 +1,4 @@
-"""What the gallery collects: the model's own tokens, and the plain files of runs."""
+"""What the gallery collects: the model's own tokens and the files of runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def lm(tokenizer: Tokenizer) -> FakeLanguageModel:
     return FakeLanguageModel(tokenizer, "reverse", answers=["How many pens – 2 or 3?"])
 
 
-def test_the_first_problems_are_shown_with_the_tokens_that_were_written(
+def test_the_first_problems_are_shown_with_the_generated_tokens(
     lm: FakeLanguageModel,
 ) -> None:
     section = written_backwards(lm, "tiny", 2, seed=7)
@@ -44,7 +44,7 @@ def test_the_first_problems_are_shown_with_the_tokens_that_were_written(
     assert "seed 7" in section.rule
 
 
-def test_without_runs_every_section_is_named_with_its_command(lm: FakeLanguageModel) -> None:
+def test_without_runs_every_section_names_its_command(lm: FakeLanguageModel) -> None:
     gallery = collect(lm, [], 1, seed=0)
     assert len(gallery.sections) == 1
     commands = [missing.command.split()[1] for missing in gallery.missing]
@@ -128,7 +128,7 @@ def test_benchmarks_and_rankings_are_shown(lm: FakeLanguageModel, tmp_path: Path
 
 
 def _synthesized(folder: Path, texts: list[str], solutions: list[str]) -> None:
-    """A run whose problems s/0, s/1 ... were read from these texts of the reverse model."""
+    """Write a run whose problems s/0, s/1 ... come from these texts of the reverse model."""
     made = [
         Problem(id=f"s/{i}", question=text.partition("\n\n")[0], solution=solution, answer="7")
         for i, (text, solution) in enumerate(zip(texts, solutions, strict=True))
@@ -150,7 +150,7 @@ def test_synthesized_problems_are_shown_token_by_token(
     assert section.rule == "the first 2 of 3 problems that were kept."
 
 
-def test_steps_that_were_written_for_a_bare_answer_are_not_shown_as_given(
+def test_steps_generated_for_a_bare_answer_are_not_shown_as_given(
     lm: FakeLanguageModel, tmp_path: Path
 ) -> None:
     _synthesized(tmp_path, ["How many?\n\n3 + 4 = 7\n"], ["3 + 4 = 7\n#### 7"])
@@ -167,7 +167,7 @@ def test_a_problem_without_its_proposal_is_refused(lm: FakeLanguageModel, tmp_pa
         collect(lm, [tmp_path], 1, seed=0)
 
 
-def test_inverted_prompts_and_middles_are_told_from_rankings(
+def test_inverted_prompts_and_middles_are_distinguished_from_rankings(
     lm: FakeLanguageModel, tmp_path: Path
 ) -> None:
     """A middle is shown between its beginning and its ending."""
@@ -198,7 +198,7 @@ def test_inverted_prompts_and_middles_are_told_from_rankings(
         assert one.read == one.after[::-1]
 
 
-def test_a_middle_of_another_gap_is_refused(lm: FakeLanguageModel, tmp_path: Path) -> None:
+def test_a_middle_for_another_gap_is_refused(lm: FakeLanguageModel, tmp_path: Path) -> None:
     write_records(tmp_path / "gaps.jsonl", [Gap(id="g", beginning="One", ending=".")])
     middle = Middle(gap_id="h", rank=1, text=" two", score=-1.0, direction="reverse")
     write_records(tmp_path / "middles.jsonl", [middle])
@@ -206,7 +206,7 @@ def test_a_middle_of_another_gap_is_refused(lm: FakeLanguageModel, tmp_path: Pat
         collect(lm, [tmp_path], 2, seed=0)
 
 
-def test_runs_in_which_nothing_was_kept_are_shown(lm: FakeLanguageModel, tmp_path: Path) -> None:
+def test_runs_that_kept_nothing_are_shown(lm: FakeLanguageModel, tmp_path: Path) -> None:
     for folder, names in (
         ("synthesized", ("problems.jsonl", "removed.jsonl", "proposals.jsonl")),
         ("inverted", ("ranking.jsonl", "proposals.jsonl")),
@@ -221,7 +221,7 @@ def test_runs_in_which_nothing_was_kept_are_shown(lm: FakeLanguageModel, tmp_pat
     assert len(inverted.tables[0].rows) == 1
 
 
-def test_every_command_of_a_section_exists(run: Run) -> None:
+def test_the_command_of_every_section_exists(run: Run) -> None:
     for kind in RUNS:
         code, _ = run(kind.command.split()[1], "--help")
         assert code == 0

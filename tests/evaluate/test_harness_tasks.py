@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness: found without reading all of its files, and shown no answer."""
+"""lm-evaluation-harness tasks: found without reading all files, and never shown answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ doc_to_target: 0
 
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The registry is a stand-in; the list is what it was asked for."""
+    """Mock the registry; the list records what it was asked for."""
     asked: list[str] = []
 
     def load(names: list[str]) -> dict[str, dict[str, object]]:
@@ -48,8 +48,8 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_task_of_the_suites_is_one_of_the_harness_or_ours(unread: list[str]) -> None:
-    """The names that later versions of the harness may change; one is a group."""
+def test_every_task_in_the_suites_exists_in_the_harness_or_here(unread: list[str]) -> None:
+    """Later versions of the harness may change these names; one is a group."""
     ours = {*BENCHMARKS, *tasks.CODE_TASKS, "problems_after", "problems_before"}
     named = {task.name for suite in SUITES.values() for task in suite}
     assert {name for name in named if not harness_tasks.is_known(name)} <= ours
@@ -99,10 +99,10 @@ FILES = {
         ("own/group.yaml", "group: all\ntask: [{task: alone, num_fewshot: 2}]\n", False),
     ],
 )
-def test_a_group_is_read_from_its_folder_where_all_its_tasks_lie_there(
+def test_a_group_is_read_from_its_folder_if_it_contains_all_tasks(
     file: str, text: str, is_whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tag may be set, and a name defined, by any file of the harness."""
+    """Any file of the harness may set a tag or define a name."""
     for name, content in (FILES | {file: text}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
@@ -135,10 +135,10 @@ configs:
 
 
 @pytest.mark.slow
-def test_a_copy_of_a_dataset_stands_for_the_hub(
+def test_a_local_copy_of_a_dataset_replaces_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The harness's own arc_easy, on a folder as the hub has it."""
+    """The harness's own arc_easy, with a folder laid out as on the hub."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")  # not in HOME
     folder = tmp_path / "arc_easy"
     folder.mkdir()
@@ -169,7 +169,7 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(
     rows, file = tmp_path / "rows.jsonl", tmp_path / "two.yaml"
     rows.write_text('{"question": "2 + 2?"}\n')
     file.write_text(TASK.replace("FILE", str(rows)))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", rows / "hub")  # within a file
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", rows / "hub")  # a path inside a file
     with pytest.raises(InputError, match="rows.jsonl.*HF_HOME") as failure:
         tasks.find_source(str(file), tasks.Options()).load(Direction.REVERSE)
     assert "network" not in str(failure.value)
@@ -177,7 +177,7 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(
 
 
 @pytest.mark.slow
-def test_the_harness_shows_no_bars_of_its_own() -> None:
+def test_the_harness_shows_no_progress_bars_of_its_own() -> None:
     """tqdm reads its environment when the harness imports it."""
     code = "import ledom.evaluate.harness_tasks, tqdm; list(tqdm.tqdm([1]))"
     done = subprocess.run(
@@ -195,7 +195,7 @@ SPLITS: dict[str, dict[str, object]] = {
 
 
 def made(config: dict[str, object], num_fewshot: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A task of questions Q0 ... with answers A0 ..., the first of which has two rows."""
+    """A task with questions Q0 ... and answers A0 ...; the first question has two rows."""
     from datasets import Dataset
 
     rows = [{"id": str(i), "q": f"Q{q}", "a": f"A{q}"} for i, q in enumerate([0, 1, 2, 0])]
@@ -221,7 +221,7 @@ def made(config: dict[str, object], num_fewshot: int, monkeypatch: pytest.Monkey
 def test_no_document_is_its_own_example(
     splits: str, sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In whatever split it is, and under another id."""
+    """This holds for any split, and under another id."""
     config = SPLITS[splits] | {"fewshot_config": {"sampler": sampler}}
     task = made(config, 2, monkeypatch)
     for _ in range(5):
@@ -234,7 +234,7 @@ def test_no_document_is_its_own_example(
         made(config, 3, monkeypatch).fewshot_context(task.eval_docs[0], 3)
 
 
-def test_examples_are_those_of_the_harness_where_none_is_the_question(
+def test_examples_equal_those_of_the_harness_unless_one_is_the_question(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = []
@@ -247,7 +247,7 @@ def test_examples_are_those_of_the_harness_where_none_is_the_question(
 
 
 @pytest.mark.parametrize(("other", "is_same"), [("one", True), ("none", False)])
-def test_questions_of_one_wording_differ_by_their_choices(
+def test_questions_with_the_same_wording_differ_by_their_choices(
     other: str, is_same: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from datasets import Dataset

@@ -1,4 +1,4 @@
-"""Texts between two others: where proposals are cut, scores by hand, resuming, what is refused."""
+"""Texts between two others: cuts of proposals, hand-computed scores, resuming, refusals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GAP = Gap(id="g", beginning="Ava has", ending=" 7 pens.")
         (FORWARD, "We", " run", [" a b c d", " a b", " a b c"]),
     ],
 )
-def test_a_proposal_is_cut_at_the_words_far_from_its_prompt(
+def test_a_proposal_is_cut_at_the_end_far_from_its_prompt(
     direction: Direction, beginning: str, ending: str, expected: list[str]
 ) -> None:
     gap = Gap(id="g", beginning=beginning, ending=ending)
@@ -42,7 +42,7 @@ def test_a_proposal_is_cut_at_the_words_far_from_its_prompt(
 
 
 def mean_by_hand(tokenizer: Tokenizer, middle: str) -> float:
-    """The fake's mean log P of the tokens that reach beyond the beginning; no end token counts."""
+    """The fake's mean log P of tokens that extend past the beginning, without the end token."""
     encoding = tokenizer.encode(f"{GAP.beginning}{middle}{GAP.ending}")
     values = [-math.log1p((a + b) % 7) for a, b in pairwise([tokenizer.eos_id, *encoding.ids])]
     inside = [
@@ -69,8 +69,8 @@ def test_the_forward_model_chooses_by_the_mean_per_token(
     assert mean_by_hand(tokenizer, found[0].text) == pytest.approx(expected[0][0], abs=1e-4)
 
 
-def test_a_token_that_straddles_the_beginnings_end_counts(tokenizer: Tokenizer) -> None:
-    """`nes` of `problems` may be one token with what stands before it; the count is by offsets."""
+def test_a_token_across_the_end_of_the_beginning_counts(tokenizer: Tokenizer) -> None:
+    """A token may span the cut inside `problems`; tokens are counted by offsets."""
     forward = FakeLanguageModel(tokenizer)
     text = "How many"
     whole = tokenizer.encode(text)
@@ -81,8 +81,8 @@ def test_a_token_that_straddles_the_beginnings_end_counts(tokenizer: Tokenizer) 
     assert (span.start, span.end) == (1, 1 + len(whole.ids))
 
 
-def test_spans_of_a_model_that_reads_no_token_first(tokenizer: Tokenizer) -> None:
-    """The first token then has no log-probability and is not asked for."""
+def test_spans_skip_the_first_token_if_the_model_reads_no_bos(tokenizer: Tokenizer) -> None:
+    """The first token then has no log-probability and is not requested."""
     forward = FakeLanguageModel(tokenizer)
     forward.bos_ids = []
     gap = Gap(id="g", beginning="", ending="")
@@ -93,7 +93,7 @@ def test_spans_of_a_model_that_reads_no_token_first(tokenizer: Tokenizer) -> Non
 
 
 @pytest.mark.slow
-def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_kills_at_any_time_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     gaps = [Gap(id=f"g{i}", beginning="Ava has", ending=f" {i} pens.") for i in range(4)]
 
     def work(out: Path) -> None:
@@ -104,7 +104,7 @@ def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_pat
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_models_and_texts_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_models_and_texts_must_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
     forward, reverse = (FakeLanguageModel(tokenizer, way) for way in ("forward", "reverse"))
     with pytest.raises(DirectionError, match="give a forward one to choose middles"):
         infill([GAP], reverse, reverse, Sampling(), 1, tmp_path, no_progress)
@@ -127,8 +127,8 @@ def test_models_and_texts_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) 
     assert contents(tmp_path) == {}
 
 
-def test_a_gap_has_a_text_on_either_side(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Without an ending, the score of an empty middle would be that of no token: 0, the best."""
+def test_a_gap_needs_text_on_both_sides(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Without an ending, an empty middle would have no tokens and the best score, 0."""
     forward, reverse = (FakeLanguageModel(tokenizer, way) for way in ("forward", "reverse"))
     for name, gap in (
         ("beginning", Gap(id="g", beginning="", ending="7")),
@@ -139,8 +139,8 @@ def test_a_gap_has_a_text_on_either_side(tokenizer: Tokenizer, tmp_path: Path) -
     assert contents(tmp_path) == {}
 
 
-def test_on_the_command_line(run: Run, fakes: Fakes, tmp_path: Path) -> None:
-    """The best of all middles is printed, between beginning and ending."""
+def test_the_command_prints_the_best_middle(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+    """The best middle is printed between beginning and ending."""
     fakes["reverse"].answers = [" 3 pens and buys 4, so she has", " 9 and gives 2 away:"]
     texts = {text for one in fakes["reverse"].answers for text in cuts(one, GAP, REVERSE)}
     best = max(texts, key=lambda text: mean_by_hand(fakes["forward"].tokenizer, text))
@@ -163,9 +163,9 @@ def test_on_the_command_line(run: Run, fakes: Fakes, tmp_path: Path) -> None:
 def test_a_middle_that_is_too_long_to_be_scored_is_left_out(
     run: Run, fakes: Fakes, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Half a character is written as one token, and read again as the three of U+FFFD."""
+    """Half a character is generated as one token, but read back as the three of U+FFFD."""
     size = len(tokenizer.encode(f"{GAP.beginning}{GAP.ending}").ids)
-    room = size + 2  # EOS, and a token to write
+    room = size + 2  # EOS, and one token to generate
     forward = FakeLanguageModel(tokenizer, context=room)
     reverse = ScriptedLanguageModel(tokenizer, "reverse", {GAP.ending: ["\ufffd", ""]})
     found = infill([GAP], reverse, forward, Sampling(max_tokens=1), 2, tmp_path, no_progress)["g"]
@@ -176,7 +176,7 @@ def test_a_middle_that_is_too_long_to_be_scored_is_left_out(
     check_refused(run("generate", *ends), "fits the context of tiny", "lower --max-tokens")
 
 
-def test_what_is_refused(run: Run, fakes: Fakes) -> None:
+def test_bad_gaps_are_refused(run: Run, fakes: Fakes) -> None:
     check_refused(run("generate"), "nothing to write from", "--before ENDING")
     check_refused(run("generate", "--before", "-", "--after", "-"), "only one standard input")
     ends = ["--after", "a", "--before", "b"]

@@ -1,4 +1,4 @@
-"""Prompts for an output: scores by hand, the order, resuming, and what is refused."""
+"""Prompts for an output: hand-computed scores, order, resuming and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QUESTIONS = ["What is 1 + 1?", "How many are 1 and 1?", "What is 2 + 2?"]
 
 
 def by_hand(tokenizer: Tokenizer, question: str, prior: bool, answer: str = ANSWER) -> float:
-    """The fake's log P of all tokens behind the first, or of those behind the empty line alone."""
+    """The fake's log P of all tokens after the first, or only of those after the empty line."""
     encode, eos = tokenizer.encode, tokenizer.eos_id
     fed = [eos, *encode(f"{question}\n\n{answer}").ids, eos]
     values = [-math.log1p((a + b) % 7) for a, b in pairwise(fed)]
@@ -52,12 +52,12 @@ def inverted(
 
 
 @pytest.mark.parametrize("prior", [True, False])
-def test_prompts_are_ordered_by_what_the_forward_model_says(
+def test_prompts_are_ordered_by_the_forward_models_score(
     tokenizer: Tokenizer, tmp_path: Path, prior: bool
 ) -> None:
-    """Each is scored once; one without its beginning and an empty one are left out.
+    """Each is scored once; an incomplete prompt and an empty one are left out.
 
-    The fake sees one token back, so without the prior all are equal and stay as drawn.
+    The fake sees one token back, so without the prior all scores are equal and keep their order.
     """
     drawn = [*QUESTIONS, QUESTIONS[0], "... many?", " "]
     found = inverted(tokenizer, tmp_path, drawn, prior)
@@ -78,7 +78,7 @@ def test_scores_of_another_prior_are_refused_by_that_name(
 
 
 def test_each_model_reads_an_output_in_its_own_style(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """The proposer reads equations alone, the verifier the words too; and the other way round."""
+    """The proposer reads only equations and the verifier also the words, and vice versa."""
     words = "She has 1 + 1 = 2 pens.\n#### 2"
     for proposer_reads, verifier_reads in [(ANSWER, words), (words, ANSWER)]:
         reverse = ScriptedLanguageModel(tokenizer, "reverse", {f"\n\n{proposer_reads}": ["Why?"]})
@@ -95,7 +95,7 @@ def test_each_model_reads_an_output_in_its_own_style(tokenizer: Tokenizer, tmp_p
 def test_a_prompt_that_is_too_long_to_be_verified_is_left_out(
     tokenizer: Tokenizer, tmp_path: Path, room: int
 ) -> None:
-    """Half a character is written as one token, and read again as three: U+FFFD has three bytes."""
+    """Half a character is generated as one token but read back as three (U+FFFD, three bytes)."""
     garbage = "\ufffd" * 9
     reverse = ScriptedLanguageModel(tokenizer, "reverse", {f"\n\n{ANSWER}": [garbage, "Why?"]})
     length = len(tokenizer.encode(f"{garbage}\n\n{ANSWER}").ids) + 1
@@ -109,7 +109,7 @@ def test_a_prompt_that_is_too_long_to_be_verified_is_left_out(
     assert invert(outputs, reverse, forward, *how) == found  # from the files
 
 
-def test_the_formats_ending_is_no_part_of_an_output(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_formats_ending_is_not_part_of_an_output(tokenizer: Tokenizer, tmp_path: Path) -> None:
     forward = ScriptedLanguageModel(tokenizer, "forward", {"2 + 2?\n<a>": ["4</a>"]})
     forward.pair_format = PairFormat("{question}\n<a>{solution}</a>")
     asked = [Prompt("a", "2 + 2?")]
@@ -117,8 +117,8 @@ def test_the_formats_ending_is_no_part_of_an_output(tokenizer: Tokenizer, tmp_pa
     assert (pair.question, pair.solution) == ("2 + 2?", "4")
 
 
-def test_spans_of_a_model_that_reads_no_token_first(tokenizer: Tokenizer) -> None:
-    """The first token then has no log-probability and is not asked for."""
+def test_spans_skip_the_first_token_if_the_model_reads_no_bos(tokenizer: Tokenizer) -> None:
+    """The first token then has no log-probability and is not requested."""
     forward = FakeLanguageModel(tokenizer)
     forward.bos_ids = []
     for span in pair_spans(forward, [("What?", ANSWER)], True):
@@ -127,7 +127,7 @@ def test_spans_of_a_model_that_reads_no_token_first(tokenizer: Tokenizer) -> Non
 
 
 @pytest.mark.slow
-def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_kills_at_any_time_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     outputs = [Output(id=f"o{i}", text=f"{i} + 1 = {i + 1}") for i in range(4)]
 
     def work(out: Path) -> None:
@@ -138,7 +138,7 @@ def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_pat
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_models_and_outputs_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_models_and_outputs_must_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
     outputs, how = [Output(id="o", text=ANSWER)], (Sampling(max_tokens=8), 2, tmp_path, no_progress)
     forward, reverse = (FakeLanguageModel(tokenizer, way) for way in ("forward", "reverse"))
     with pytest.raises(DirectionError, match="give a reverse one to propose"):
@@ -146,7 +146,7 @@ def test_models_and_outputs_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path
     small = FakeLanguageModel(tokenizer, "reverse", context=12)
     with pytest.raises(InputError, match="'o': the prompt .* lower max_tokens"):
         invert(outputs, small, forward, *how)
-    size = len(forward.tokenizer.encode(f"\n\n{ANSWER}").ids) + 1  # EOS is read, too
+    size = len(forward.tokenizer.encode(f"\n\n{ANSWER}").ids) + 1  # EOS is also read
     full = FakeLanguageModel(tokenizer, context=size)
     with pytest.raises(InputError, match=f"'o' has {size} tokens, which leave no room .* {size};"):
         invert(outputs, reverse, full, *how)
@@ -156,7 +156,7 @@ def test_models_and_outputs_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path
 def test_an_output_without_room_is_left_out_and_the_others_are_inverted(
     run: Run, fakes: Fakes, tmp_path: Path
 ) -> None:
-    """One is too long for the reverse model with 200 more tokens, one for the forward model."""
+    """One is too long for the reverse model plus 200 tokens, one for the forward model."""
     fakes["reverse"].answers = QUESTIONS
     tokenizer = fakes["reverse"].tokenizer
     texts = {"a": ANSWER, "b": ANSWER * 9, "c": ANSWER * 4}
@@ -175,13 +175,13 @@ def test_an_output_without_room_is_left_out_and_the_others_are_inverted(
     found = json.loads((out / "inversion.json").read_text())
     assert (found["num_outputs"], found["num_without_prompt"]) == (3, 2)
     right = json.loads((tmp_path / "right/inversion.json").read_text())
-    rank = found["mrr"]["mean"]  # 0 for an output without a prompt
+    rank = found["mrr"]["mean"]  # 0 for an output without prompts
     assert rank == pytest.approx(right["mrr"]["mean"] / 3, abs=1e-4)
     write_records(file, [Output(id=i, text=texts[i]) for i in "bc"])
     check_refused(run("invert", file, "--max-tokens", 200, "--out", out), "'b': the prompt")
 
 
-def test_an_output_on_the_command_line(run: Run, fakes: Fakes) -> None:
+def test_an_output_is_inverted_from_the_command_line(run: Run, fakes: Fakes) -> None:
     fakes["reverse"].answers = QUESTIONS
     code, text = run("invert", f"{ANSWER}\n", "--samples", 40, "--top", 2)
     assert code == 0, text
@@ -205,8 +205,8 @@ def test_outputs_without_a_finished_prompt_are_counted(
         assert "within 9 tokens, or is too long for the forward model; try another" in text
 
 
-def test_a_file_of_outputs(run: Run, fakes: Fakes, tmp_path: Path) -> None:
-    """The true prompt of the first is the best of all; that of the second is not proposed."""
+def test_a_file_of_outputs_is_inverted(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+    """The true prompt of the first output ranks first; that of the second is not proposed."""
     fakes["reverse"].answers = QUESTIONS
     best = max(QUESTIONS, key=lambda q: by_hand(fakes["forward"].tokenizer, q, True))
     outputs = [
@@ -240,7 +240,7 @@ def test_a_file_of_outputs(run: Run, fakes: Fakes, tmp_path: Path) -> None:
         ([], ["no Output records"]),
     ],
 )
-def test_bad_outputs_are_refused_by_line(
+def test_the_error_for_a_bad_output_names_the_line(
     run: Run, fakes: Fakes, tmp_path: Path, rows: list[dict[str, Any]], parts: list[str]
 ) -> None:
     path = tmp_path / "outputs.jsonl"
@@ -249,7 +249,7 @@ def test_bad_outputs_are_refused_by_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_else_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+def test_other_bad_input_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     write_records(tmp_path / "outputs.jsonl", [Output(id="a", text="x")])
     check_refused(run("invert", tmp_path / "outputs.jsonl"), "give --out FOLDER")
     check_refused(run("invert", " \n"), "the output is empty")

@@ -1,7 +1,7 @@
-"""Log-likelihoods in either direction, against a small exact distribution that is worked out here.
+"""Log-likelihoods in either direction, compared with a small exact distribution.
 
 The model is a table: the probability of a letter given its neighbor in model order. Every number is
-then a product of entries, and P(choice | context) can be had by enumerating what may be written.
+then a product of entries, and P(choice | context) can be computed by enumeration.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class TableModel(LanguageModel):
 
 
 def chain(text: str, direction: Direction, first: str = END) -> float:
-    """P(text) by the table, read in the direction from `first` on."""
+    """P(text) by the table, read in the direction, starting from `first`."""
     order = text if direction is Direction.FORWARD else text[::-1]
     return math.prod(TABLE[a][b] for a, b in zip([first, *order], order, strict=False))
 
@@ -102,13 +102,13 @@ def parts_of(
 
 
 def values(scoring: Scoring, direction: Direction, *requests: Request) -> list[float]:
-    """exp of the scores of one form."""
+    """exp of the scores of one kind of scoring."""
     found = [SCORINGS[direction][scoring](p) for p in parts_of(direction, *requests)]
     return [math.exp(value) for value in found if value is not None]
 
 
 REVERSE, FORWARD = Direction.REVERSE, Direction.FORWARD
-CHOICES = (" c", " bc", " abca")  # of unequal length
+CHOICES = (" c", " bc", " abca")  # of different lengths
 
 
 def asked(context: str, choices: Sequence[str], group: object = 1) -> list[Request]:
@@ -116,23 +116,23 @@ def asked(context: str, choices: Sequence[str], group: object = 1) -> list[Reque
 
 
 def test_bayes_is_the_conditional_of_the_enumerated_distribution() -> None:
-    """P(choice | context) among the choices is joint / sum of joints; scores keep its ratios."""
+    """P(choice | context) is the joint over the sum of joints; scores keep these ratios."""
     joints = [chain("ab" + choice, REVERSE) for choice in CHOICES]
     exact = [joint / sum(joints) for joint in joints]
     scores = values("Bayes", REVERSE, *asked("ab", CHOICES))
     assert [s / sum(scores) for s in scores] == pytest.approx(exact, rel=1e-5)
 
 
-def test_bayes_takes_out_the_probability_of_the_context_alone() -> None:
-    """By hand: "ab c" is read c, blank, b, a; "ab" alone b, a."""
+def test_bayes_divides_out_the_probability_of_the_context() -> None:
+    """By hand: "ab c" is read as c, blank, b, a; "ab" alone as b, a."""
     joint = TABLE[END]["c"] * TABLE["c"][" "] * TABLE[" "]["b"] * TABLE["b"]["a"]
     alone = TABLE[END]["b"] * TABLE["b"]["a"]
     assert values("Bayes", REVERSE, *asked("ab", [" c"])) == pytest.approx([joint / alone])
     assert joint / alone == pytest.approx(0.2 * 0.2 * 0.2 * 0.2 / (0.3 * 0.2))
 
 
-def test_a_joint_would_favor_the_longest_choice_by_characters_and_bayes_does_not() -> None:
-    """Trap 1: acc_norm divides by characters, so a large constant makes the longest choice win."""
+def test_per_character_joints_favor_the_longest_choice_and_bayes_does_not() -> None:
+    """Trap 1: acc_norm divides by characters, so with a large constant the longest choice wins."""
     context, choices = "aaaaaaaa", ["c", "dddd"]
     joint = np.log([chain(context + choice, REVERSE) for choice in choices])
     scores = np.log(values("Bayes", REVERSE, *asked(context, choices)))
@@ -143,8 +143,8 @@ def test_a_joint_would_favor_the_longest_choice_by_characters_and_bayes_does_not
     assert scores == pytest.approx(np.log([0.2 * 0.3 / 0.3, 0.1**4 * 0.2 / 0.3]))
 
 
-def test_the_posterior_is_a_distribution_over_what_stands_before_the_choice() -> None:
-    """All contexts of two letters, and by hand the rest: a blank or the document's start."""
+def test_the_posterior_is_a_distribution_over_contexts() -> None:
+    """All contexts of two letters and, by hand, the rest: a blank or the document's start."""
     letters = "abcd"
     for choice in ("c", "bc", "abca"):
         contexts = ["".join(pair) for pair in product(letters, repeat=2)]
@@ -157,9 +157,9 @@ def test_the_posterior_is_a_distribution_over_what_stands_before_the_choice() ->
         assert found == pytest.approx(exact)
 
 
-def test_mutual_information_of_bayes_is_the_posterior() -> None:
-    """Trap 2: the harness asks ("", choice) too and subtracts; the difference is the posterior
-    less log P(context), which all choices share."""
+def test_mutual_information_under_bayes_is_the_posterior() -> None:
+    """Trap 2: the harness also asks for ("", choice) and subtracts it; the difference is the
+    posterior minus log P(context), which all choices share."""
     requests = [*asked("ab", CHOICES), *asked("", CHOICES)]
     bayes = np.log(values("Bayes", REVERSE, *requests))
     posterior = np.log(values("posterior", REVERSE, *asked("ab", CHOICES)))
@@ -169,7 +169,7 @@ def test_mutual_information_of_bayes_is_the_posterior() -> None:
 
 
 def test_choices_that_are_prefixes_of_each_other_have_their_own_probabilities() -> None:
-    """Forward the longer one can never win; read from the end, it can."""
+    """Forward, the longer one can never win; read from the end, it can."""
     choices = [" a", " ab"]
     forward = values("conditional", FORWARD, *asked("c", choices))
     assert forward == pytest.approx([0.2 * 0.4, 0.2 * 0.4 * 0.5])
@@ -179,9 +179,9 @@ def test_choices_that_are_prefixes_of_each_other_have_their_own_probabilities() 
 
 
 def test_several_contexts_are_scored_as_whole_texts() -> None:
-    """Trap 3, WinoGrande: contexts differ, the continuation does not. What counts in reverse is
-    P(context | continuation); subtracting log P(context alone) would count P(continuation | ...)
-    of the contexts' last letters instead."""
+    """Trap 3, WinoGrande: contexts differ, the continuation does not. In reverse, the right score
+    is P(context | continuation); subtracting log P(context alone) would instead score
+    P(continuation | ...) after the contexts' last letters."""
     contexts = ["ab", "dc", "dddb"]
     requests = [Request(context, " bc", ("winogrande", 3)) for context in contexts]
     exact = [chain(context + " bc", REVERSE) for context in contexts]
@@ -202,12 +202,12 @@ def test_the_forward_twin_is_scored_both_ways_where_contexts_differ() -> None:
     assert np.argmax(partial) != np.argmax(whole)
 
 
-def test_whole_texts_are_for_documents_whose_contexts_differ_only() -> None:
+def test_whole_texts_are_scored_only_where_contexts_differ() -> None:
     assert values("whole text", FORWARD, *asked("ab", CHOICES)) == []
 
 
-def test_mutual_information_does_not_count_what_is_likely_anyway() -> None:
-    """Forward of what comes after, as the harness does; reverse of what comes before."""
+def test_mutual_information_does_not_reward_choices_likely_anyway() -> None:
+    """Forward, of the text that follows, as in the harness; in reverse, of the text before."""
     forward = values("mutual information", FORWARD, *asked("ab", CHOICES))
     exact = [chain(choice, FORWARD, "b") / chain(choice, FORWARD) for choice in CHOICES]
     assert forward == pytest.approx(exact)
@@ -220,7 +220,7 @@ def test_mutual_information_does_not_count_what_is_likely_anyway() -> None:
 
 
 def test_the_reversed_prompt_control_puts_the_choice_on_the_wrong_side() -> None:
-    """Reverse: "c ab", of which "c" is scored, given " ab" behind it. Forward: "bc ab"."""
+    """Reverse: "c ab", where "c" is scored given the " ab" after it. Forward: "bc ab"."""
     reverse = values("reversed prompt", REVERSE, *asked("ab", [" c"]))
     assert reverse == pytest.approx([TABLE[" "]["c"]])
     contexts = [Request(context, " bc", 3) for context in ("ab", "ac")]
@@ -230,18 +230,18 @@ def test_the_reversed_prompt_control_puts_the_choice_on_the_wrong_side() -> None
     assert values("reversed prompt", REVERSE, *contexts) == []
 
 
-def test_greedy_has_no_meaning_in_reverse() -> None:
-    """Trap 4. The likeliest first letter is a, after "a" it is b, and after "b" it is c."""
+def test_greedy_metrics_are_meaningless_in_reverse() -> None:
+    """Trap 4. The most likely first letter is a; after "a" it is b, and after "b" it is c."""
 
     def greedy(direction: Direction, context: str, *choices: str) -> list[bool]:
         return [parts.greedy for parts in parts_of(direction, *asked(context, choices))]
 
     assert greedy(FORWARD, "a", "bc", "ba", "b") == [True, False, True]
-    assert greedy(REVERSE, "c", "ba", "bb") == [False, False]  # "cba" is what it writes from EOS
+    assert greedy(REVERSE, "c", "ba", "bb") == [False, False]  # greedy from EOS gives "cba"
 
 
-def test_texts_without_a_context_are_whole_probabilities() -> None:
-    """As in tasks that compare two sentences."""
+def test_texts_without_a_context_get_their_full_probability() -> None:
+    """Tasks that compare two sentences use this."""
     for direction in Direction:
         form: Scoring = "conditional" if direction is FORWARD else "Bayes"
         found = values(form, direction, Request("", "ab", 1), Request("", "ba", 1))
@@ -249,25 +249,25 @@ def test_texts_without_a_context_are_whole_probabilities() -> None:
 
 
 @pytest.mark.parametrize("direction", Direction)
-def test_a_long_context_loses_its_far_end_in_all_choices_alike(direction: Direction) -> None:
-    """The model reads 6 tokens; "abcabc" + " abca" has 11, and the end marker takes one more in
-    reverse. The tokens next to the choice stay; the cut is counted."""
+def test_a_long_context_loses_the_same_far_end_for_all_choices(direction: Direction) -> None:
+    """The model reads 6 tokens; "abcabc" + " abca" has 11, and in reverse the end marker takes one
+    more. The tokens next to the choice stay; the cut is counted."""
     form: Scoring = "conditional" if direction is FORWARD else "Bayes"
     requests = asked("abcabc", [" c", " abca"])
     parts = parts_of(direction, *requests, context=6)
     found = [math.exp(SCORINGS[direction][form](p) or 0) for p in parts]
-    if direction is FORWARD:  # the last 7 tokens, of which the first is only read
+    if direction is FORWARD:  # the last 7 tokens; the first is only read
         assert [p.cut for p in parts] == [1, 4]
         assert found == pytest.approx([0.2 * 0.2, 0.2 * 0.4 * 0.5 * 0.4 * 0.3])
-    else:  # 6 tokens and the end marker: "c" alone stays beside " abca", so beside " c" too
+    else:  # 6 tokens and the end marker: only "c" stays next to " abca", so also next to " c"
         assert [p.cut for p in parts] == [5, 5]
         alone = chain("c", REVERSE)
         exact = [chain("c" + choice, REVERSE) / alone for choice in (" c", " abca")]
         assert found == pytest.approx(exact)
 
 
-def test_a_text_behind_the_choice_is_read_first_and_not_scored() -> None:
-    """In reverse, solved examples stand behind the choice."""
+def test_a_text_after_the_choice_is_read_first_and_not_scored() -> None:
+    """In reverse, solved examples come after the choice."""
     requests = [Request("ab", choice, 1, " dab") for choice in CHOICES]
     behind = chain(" dab", REVERSE)
     joints = [chain("ab" + choice + " dab", REVERSE) / behind for choice in CHOICES]
@@ -284,7 +284,7 @@ def test_a_text_behind_the_choice_is_read_first_and_not_scored() -> None:
 
 @pytest.mark.parametrize(("context", "read", "kept", "cut"), [(9, "ab", " d", 2), (6, "b", "", 5)])
 def test_examples_are_cut_before_the_question(context: int, read: str, kept: str, cut: int) -> None:
-    """The longest text, "ab" + " abca" + " dab", has 11 tokens, and the end marker is read too."""
+    """The longest text, "ab" + " abca" + " dab", has 11 tokens; the end marker is read too."""
     requests = [Request("ab", choice, 1, " dab") for choice in (" c", " abca")]
     parts = parts_of(REVERSE, *requests, context=context)
     assert [p.cut for p in parts] == [cut, cut]
@@ -313,7 +313,7 @@ def test_an_empty_choice_is_refused() -> None:
             parts_of(direction, *asked("ab", [" c", ""], ("mine", 7)))
 
 
-def test_without_groups_requests_belong_together_by_their_context() -> None:
+def test_without_groups_requests_are_grouped_by_context() -> None:
     alone = values("Bayes", REVERSE, *asked("ab", CHOICES))
     requests = [Request("ab", choice) for choice in CHOICES]
     assert values("Bayes", REVERSE, *requests) == pytest.approx(alone)

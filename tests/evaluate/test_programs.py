@@ -1,4 +1,4 @@
-"""Programs that a model wrote: right ones, wrong ones, and those that would never end."""
+"""Programs written by a model: right ones, wrong ones, and ones that would never end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from waiting import SECONDS, until
 
 
 def runs_in_time(program: str) -> bool:
-    """Whether a program reaches its end, with more time than it needs on any machine."""
+    """Whether a program runs to its end; it gets more time than it needs on any machine."""
     return runs_to_its_end(program, seconds=int(SECONDS))
 
 
@@ -31,25 +31,25 @@ def runs_in_time(program: str) -> bool:
         ("print('\\ud800')", False),
     ],
 )
-def test_a_program_counts_if_it_reaches_its_end(program: str, ends: bool) -> None:
+def test_a_program_counts_if_it_runs_to_its_end(program: str, ends: bool) -> None:
     assert runs_in_time(program) is ends
 
 
 @pytest.mark.parametrize("program", ["while True: pass", "import signal\nsignal.pause()"])
 @pytest.mark.slow
-def test_a_program_that_does_not_end_is_ended(program: str) -> None:
+def test_a_program_that_does_not_end_is_killed(program: str) -> None:
     assert not runs_to_its_end(program, seconds=1)
 
 
 @pytest.fixture(scope="module")
 def apart() -> None:
-    """Skips where Linux gives a program no processes and network of its own."""
+    """Skip if Linux cannot give a program its own process and network namespaces."""
     if not runs_in_time("import os\nassert os.getpid() == 1"):
         pytest.skip("no unprivileged namespaces here")
 
 
 def starts_another(held: Path, session: bool) -> str:
-    """A program that starts another one, which holds a lock on a file until it is killed."""
+    """A program that starts another one, which locks a file until it is killed."""
     child = (
         f"import fcntl, signal; file = open({str(held)!r}, 'w'); fcntl.flock(file, fcntl.LOCK_EX)"
     )
@@ -62,7 +62,7 @@ def starts_another(held: Path, session: bool) -> str:
 
 
 def is_free(held: Path) -> bool:
-    """Whether nobody holds the lock; the system takes it from the dead."""
+    """Whether the lock is free; the system releases it when the holder dies."""
     with held.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,13 +71,13 @@ def is_free(held: Path) -> bool:
     return True
 
 
-def test_what_a_program_starts_is_gone(tmp_path: Path) -> None:
+def test_processes_started_by_a_program_are_killed(tmp_path: Path) -> None:
     assert runs_in_time(starts_another(tmp_path / "held", session=False))
     until(lambda: is_free(tmp_path / "held"))
 
 
 @pytest.mark.usefixtures("apart")
-def test_what_a_program_starts_in_a_session_of_its_own_is_gone(tmp_path: Path) -> None:
+def test_processes_started_in_a_new_session_are_killed(tmp_path: Path) -> None:
     assert runs_in_time(starts_another(tmp_path / "held", session=True))
     until(lambda: is_free(tmp_path / "held"))
 
@@ -93,8 +93,8 @@ def test_a_program_has_no_network() -> None:
 
 
 @pytest.mark.usefixtures("apart")
-def test_a_program_cannot_read_what_we_were_started_with() -> None:
-    """Our environment holds keys; its own holds the path alone."""
+def test_a_program_cannot_read_our_environment() -> None:
+    """Our environment may contain keys; the program's contains only the path."""
     file = f"/proc/{os.getpid()}/environ"
     assert Path(file).read_bytes()
     assert runs_in_time(f"try: open({file!r})\nexcept OSError: pass\nelse: 1 / 0")
@@ -102,6 +102,6 @@ def test_a_program_cannot_read_what_we_were_started_with() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may start as many processes as it likes")
-def test_a_program_starts_few_others() -> None:
+def test_a_program_can_start_only_a_few_processes() -> None:
     program = "import os, signal\nfor _ in range(300):\n    if not os.fork(): signal.pause()"
     assert not runs_in_time(program)

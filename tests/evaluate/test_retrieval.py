@@ -1,4 +1,4 @@
-"""Passages by log P(query | passage): scores by hand, the order, resuming, and what is refused."""
+"""Passages by log P(query | passage): hand-computed scores, order, resuming, refusals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def values(ids: Sequence[int]) -> list[float]:
 def by_hand(
     tokenizer: Tokenizer, direction: Direction, query: str, passage: str
 ) -> tuple[float, float]:
-    """logprob and prior, from the ids that the model is fed for this pair alone.
+    """logprob and prior, from the ids that the model is fed for this pair only.
 
     The tokens of a query and a passage do not straddle the empty line between them.
     """
@@ -62,10 +62,10 @@ def by_hand(
 
 
 @pytest.mark.parametrize("direction", Direction)
-def test_the_scores_of_every_pair_by_hand(
+def test_the_scores_of_every_pair_equal_those_by_hand(
     tokenizer: Tokenizer, direction: Direction, tmp_path: Path
 ) -> None:
-    """Several tiles; scored here one pair at a time."""
+    """The pairs fill several tiles; here they are scored one at a time."""
     lm = FakeLanguageModel(tokenizer, direction)
     rank_passages(lm, QUERIES, PASSAGES, tmp_path, no_progress)
     scores = read_records(tmp_path / "scores.jsonl", Relevance)
@@ -92,7 +92,7 @@ SCORES = [
         (FORWARD, False, [("b", -1.0), ("c", -1.5), ("a", -4.0)]),
     ],
 )
-def test_the_prior_is_added_in_reverse_and_taken_out_forward(
+def test_the_prior_is_added_in_reverse_and_subtracted_forward(
     direction: Direction, prior: bool, expected: list[tuple[str, float]]
 ) -> None:
     passages = [Document(id=name, text=name) for name in "abc"]
@@ -101,7 +101,7 @@ def test_the_prior_is_added_in_reverse_and_taken_out_forward(
     assert [one.rank for one in ranking] == [1, 2, 3]
 
 
-def test_equal_scores_stay_in_the_order_given() -> None:
+def test_equal_scores_keep_the_input_order() -> None:
     passages = [Document(id=name, text="same") for name in "cab"]
     scores = [Relevance(query_id="q", passage_id=name, logprob=-1.0, prior=0.0) for name in "abc"]
     ranking = order_passages(REVERSE, [Query(id="q", text="?")], passages, scores)
@@ -109,7 +109,7 @@ def test_equal_scores_stay_in_the_order_given() -> None:
 
 
 @pytest.mark.parametrize("direction", Direction)
-def test_passages_of_one_text_share_their_scores(
+def test_passages_with_the_same_text_share_their_scores(
     tokenizer: Tokenizer, direction: Direction, tmp_path: Path
 ) -> None:
     lm = FakeLanguageModel(tokenizer, direction)
@@ -117,10 +117,10 @@ def test_passages_of_one_text_share_their_scores(
     ranking = rank_passages(lm, QUERIES[:1], twins, tmp_path, no_progress)
     score = {one.passage_id: one.score for one in ranking}
     assert score["twin"] == score["p0"]
-    assert lm.num_scored == (2 if direction is REVERSE else 4)  # forward: the priors too
+    assert lm.num_scored == (2 if direction is REVERSE else 4)  # forward also scores the priors
 
 
-def test_a_long_passage_loses_its_end_and_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_long_passage_loses_its_end_and_is_reported(tokenizer: Tokenizer, tmp_path: Path) -> None:
     lm = FakeLanguageModel(tokenizer, REVERSE, context=30)
     passages = [PASSAGES[0], Document(id="long", text="1 + 1 = 2\n" * 20)]
     rank_passages(lm, QUERIES[:1], passages, tmp_path, no_progress)
@@ -129,10 +129,10 @@ def test_a_long_passage_loses_its_end_and_says_so(tokenizer: Tokenizer, tmp_path
 
 
 @pytest.mark.parametrize("long", ["1 + 1 = 2\n" * 20, "1 \U0001f600 " * 40])
-def test_what_a_forward_model_reads_of_a_long_passage_is_the_same_without_the_query(
+def test_a_forward_model_reads_the_same_part_of_a_long_passage_for_the_prior(
     tokenizer: Tokenizer, tmp_path: Path, long: str
 ) -> None:
-    """The fake sees one token back, so any passage is as likely after a query as without one."""
+    """The fake sees only one token back, so a passage is as likely with as without a query."""
     lm = FakeLanguageModel(tokenizer, FORWARD, context=60)
     passages = [PASSAGES[0], Document(id="long", text=long)]
     ranking = rank_passages(lm, QUERIES[:2], passages, tmp_path, no_progress)
@@ -141,7 +141,7 @@ def test_what_a_forward_model_reads_of_a_long_passage_is_the_same_without_the_qu
     of_long = [one for one in read_records(tmp_path / "scores.jsonl", Relevance) if one.extra]
     assert len(of_long) == 2
     assert all(one.logprob == pytest.approx(one.prior, abs=1e-4) for one in of_long)
-    assert all(one.logprob < -15 for one in of_long)  # the beginning is read, not nothing
+    assert all(one.logprob < -15 for one in of_long)  # so its beginning was read
 
 
 def test_a_query_that_fills_the_context_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_query_that_fills_the_context_is_refused(tokenizer: Tokenizer, tmp_pat
 def test_a_stopped_run_resumes_with_the_same_bytes(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in the second of four tiles; the first is not scored again."""
+    """The run stops in the second of four tiles; the first is not scored again."""
     lm = FakeLanguageModel(tokenizer, FORWARD)
     monkeypatch.setattr(FakeLanguageModel, "batches_requests", True)
     rank_passages(lm, QUERIES, PASSAGES, tmp_path / "whole", no_progress)
@@ -172,14 +172,14 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         rank_passages(lm, QUERIES, PASSAGES, tmp_path / "cut", no_progress)
     rank_passages(lm, QUERIES, PASSAGES, tmp_path / "cut", no_progress)
-    assert calls[0] == 16 * 15 + 16  # and the priors of 16 passages
+    assert calls[0] == 16 * 15 + 16  # plus the priors of 16 passages
     assert sum(calls) - calls[1] == whole
     for name in ("scores.jsonl", "ranking.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_kills_at_any_time_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def work(out: Path) -> None:
         rank_passages(FakeLanguageModel(tokenizer, REVERSE), QUERIES, PASSAGES, out, no_progress)
 
@@ -193,8 +193,8 @@ def passage_file(tmp_path: Path) -> Path:
     return tmp_path / "passages.jsonl"
 
 
-def test_a_query_on_the_command_line(run: Run, fakes: Fakes, passage_file: Path) -> None:
-    """The passages printed are the best three, by hand."""
+def test_the_command_ranks_for_one_query(run: Run, fakes: Fakes, passage_file: Path) -> None:
+    """The printed passages are the best three, computed by hand."""
     code, text = run("rank", "What is 2 + 3?", passage_file, "--top", 3)
     assert code == 0, text
     scores = {
@@ -208,7 +208,7 @@ def test_a_query_on_the_command_line(run: Run, fakes: Fakes, passage_file: Path)
     assert "MRR" not in text
 
 
-def test_a_file_of_queries_with_relevant_passages(
+def test_a_file_of_queries_with_relevant_passages_is_ranked(
     run: Run, fakes: Fakes, passage_file: Path, tmp_path: Path
 ) -> None:
     write_records(tmp_path / "queries.jsonl", QUERIES)
@@ -247,7 +247,7 @@ def test_a_file_of_queries_with_relevant_passages(
         (None, [], ["passages.jsonl", "no Document records"]),
     ],
 )
-def test_bad_files_are_refused_by_line(
+def test_the_error_for_a_bad_file_names_the_line(
     run: Run,
     fakes: Fakes,
     passage_file: Path,
@@ -274,7 +274,7 @@ def test_passages_that_lose_their_end_are_counted(
     assert f"note: 1 of {len(PASSAGES) + 1} passages were cut" in text
 
 
-def test_what_else_is_refused(run: Run, fakes: Fakes, passage_file: Path, tmp_path: Path) -> None:
+def test_other_input_is_refused(run: Run, fakes: Fakes, passage_file: Path, tmp_path: Path) -> None:
     asked = tmp_path / "queries.jsonl"
     write_records(asked, QUERIES)
     check_refused(run("rank", asked, passage_file), "give --out FOLDER")

@@ -1,4 +1,4 @@
-"""The reversal suite, by stand-ins for its models: what is asked, chosen and counted."""
+"""The reversal suite with mock models: what is asked, chosen and counted."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ TOKENIZER = train_tokenizer(texts(FACTS), 300)
 class Memory(LanguageModel):
     """A perfect memory of the sentences of some facts, in the order in which they were read.
 
-    It completes a sentence that it has read, else it writes `guess`; and it finds the tokens of a
-    sentence that it has read likely (-0.1 each), those of others unlikely (-5 each).
+    It completes a sentence that it has read, and otherwise writes `guess`. Tokens of a sentence
+    that it has read are likely (-0.1 each), other tokens unlikely (-5 each).
     """
 
     batches_requests = False
@@ -98,7 +98,7 @@ class Memory(LanguageModel):
 FORWARD, REVERSE = Memory(Direction.FORWARD), Memory(Direction.REVERSE)
 
 
-def test_each_direction_answers_the_questions_whose_answers_stood_where_it_writes(
+def test_each_direction_answers_if_the_answer_was_on_the_side_it_writes(
     tmp_path: Path,
 ) -> None:
     def right(lm: Memory) -> list[bool]:
@@ -114,8 +114,8 @@ def test_the_pair_chooses_the_sentence_that_both_models_know(tmp_path: Path) -> 
     assert chosen == [q.right for q in QUESTIONS]
 
 
-def test_a_stop_while_asking_keeps_the_answers_that_were_there(tmp_path: Path) -> None:
-    """Each of these models dies at its fifth prompt; the next one starts there."""
+def test_an_interrupted_evaluation_keeps_its_answers(tmp_path: Path) -> None:
+    """Each of these models dies at its fifth prompt; the next one resumes there."""
 
     class Dying(Memory):
         def _write(self, prompt: str) -> str:
@@ -134,7 +134,7 @@ def test_a_stop_while_asking_keeps_the_answers_that_were_there(tmp_path: Path) -
 
 
 def test_a_guess_with_a_better_reward_is_chosen_over_the_right_answer(tmp_path: Path) -> None:
-    """The reward is the mean of both models' log-probabilities, whoever proposed."""
+    """The reward is the mean of both models' log-probabilities, whichever model proposed."""
 
     class Liar(Memory):
         def _knows(self, target: TokenSpan) -> bool:
@@ -157,7 +157,7 @@ def test_accuracies_and_differences_are_per_kind_of_fact_and_question(tmp_path: 
     assert found["one order", "either", "forward"].accuracy.mean == 0.5
     gained = found["one order", "either", "pair"].less_forward
     assert gained is not None
-    # Of two facts: 1 - 0.025 ** (1 / 2) = 84.2% of all may have another difference, from -1 to 1.
+    # With two facts, 1 - 0.025 ** (1 / 2) = 84.2% may have another difference, from -1 to 1.
     assert (gained.mean, gained.low) == (0.5, pytest.approx(0.5 - 0.84189 * 1.5, abs=1e-4))
     assert gained.high == pytest.approx(0.5 + 0.84189 * 0.5, abs=1e-4)
     assert found["one order", "either", "forward"].less_forward is None
@@ -191,7 +191,7 @@ def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
     trained.clear()
     (tmp_path / "reversal.json").unlink()
     assert run_reversal(job, watch, no_progress) == found
-    assert trained == []  # every model was finished
+    assert trained == []  # every model was already finished
     with pytest.raises(InputError, match="seed: 0 there, 1 now"):
         run_reversal(ReversalJob(tmp_path, per_order=2, steps=2, seed=1), watch, no_progress)
     moved = tmp_path.rename(tmp_path.with_name("moved"))
@@ -199,7 +199,7 @@ def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
     assert trained == []
 
 
-def test_sigterm_in_a_training_says_how_to_resume_and_is_no_success(
+def test_sigterm_in_training_says_how_to_resume_and_returns_an_error(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def stopped(job: ReversalJob, watch: reversal.Watch, track: object) -> None:
@@ -212,7 +212,7 @@ def test_sigterm_in_a_training_says_how_to_resume_and_is_no_success(
     assert text == "stopped; every step is saved: run the same command again to resume\n"
 
 
-def test_the_table_is_whole_on_a_narrow_terminal(
+def test_the_table_is_complete_on_a_narrow_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
@@ -227,12 +227,12 @@ def test_the_table_is_whole_on_a_narrow_terminal(
     assert " ".join(rows[2].split()) == " ".join(
         ["description first description 0.0 [0.0, 97.5]", *["100.0 [2.5, 100.0]"] * 4]
     )
-    assert "  pair: +100.0 [−68.4, +100.0] points" in printed.err  # two facts show nothing
+    assert "  pair: +100.0 [−68.4, +100.0] points" in printed.err  # two facts prove nothing
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
-def test_kills_at_any_moments_leave_the_same_answers(tmp_path: Path) -> None:
+def test_kills_at_any_time_leave_the_same_answers(tmp_path: Path) -> None:
     def work(out: Path) -> None:
         job = ReversalJob(out, per_order=1, steps=2)
         run_reversal(job, lambda name, done, steps: nullcontext(lambda progress: None), no_progress)

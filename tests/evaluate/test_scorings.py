@@ -1,4 +1,4 @@
-"""Every scoring and metric of a task, by hand from the ids that the models are fed."""
+"""Every scoring and metric of a task, computed by hand from the ids fed to the models."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ledom.evaluate.tasks import Options, Source, find_source
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
 
 
-def test_every_scoring_of_a_task_by_hand(
+def test_every_scoring_of_a_task_equals_that_by_hand(
     choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
-    """The choices are scored here from the ids that are fed, one text at a time."""
+    """Here the choices are scored from the ids fed, one text at a time."""
     found = evaluate(find_source(str(choices), Options()), tmp_path / "out", *models.values())
     encode = models[FORWARD].tokenizer.encode
     eos = models[FORWARD].tokenizer.eos_id
@@ -94,7 +94,7 @@ def test_choices_in_front_are_scored_as_whole_texts_both_ways(
     (task,) = source.load(FORWARD)
     task.build_all_requests()
     first = QUESTIONS[0]
-    continuation = f" {first['question']}"  # as it is: its answer stands in front of it
+    continuation = f" {first['question']}"  # unchanged: its answer comes before it
     assert [i.args for i in task.instances[:4]] == [(c, continuation) for c in first["choices"]]
 
 
@@ -102,7 +102,7 @@ def test_choices_in_front_are_scored_as_whole_texts_both_ways(
 def test_a_reverse_model_reads_the_examples_before_the_choice(
     place: str, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
-    """In front of the question it would read them last, and its posterior would count them."""
+    """Before the question, it would read them last and count them in its posterior."""
     rows = [row | {"place": place} for row in QUESTIONS]
     file = write_rows(tmp_path / "shown.jsonl", rows)
     source = find_source(str(file), Options(num_fewshot=2))
@@ -135,7 +135,7 @@ def test_a_reverse_model_reads_the_examples_before_the_choice(
 def test_greedy_metrics_are_not_applicable_in_reverse(
     models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
-    """Trap 4: accuracy of a task such as LAMBADA is greedy decoding."""
+    """Trap 4: the accuracy of a task such as LAMBADA means greedy decoding."""
     from datasets import Dataset
 
     rows = [{"text": "a b", "target": f"{i}"} for i in range(4)]
@@ -158,10 +158,10 @@ def test_greedy_metrics_are_not_applicable_in_reverse(
     assert found["tasks"][0]["chance"] is None  # there is nothing to choose from
 
 
-def test_a_metric_that_is_no_mean_is_the_harness_own_number(
+def test_a_metric_that_is_not_a_mean_is_the_harnesss_own_number(
     models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
-    """Perplexity is exp(-mean log P), of which an interval in percent would be nonsense."""
+    """Perplexity is exp(-mean log P), so an interval in percent would be nonsense."""
     from datasets import Dataset
 
     def words(name: str, *texts: str) -> Any:

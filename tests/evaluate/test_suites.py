@@ -1,4 +1,4 @@
-"""The table of the published suites in docs/evaluate.md, against the harness's own files."""
+"""The table of published suites in docs/evaluate.md, compared with the harness's files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SUITES_OF = {
 }
 
 
-def test_the_table_has_every_task_and_who_published_a_figure() -> None:
+def test_the_table_lists_every_task_and_its_published_figures() -> None:
     assert {name: cells[0] for name, cells in TABLE.items()} == SUITES_OF
     for suite in ("ledom", "r2l"):
         for task in suite_tasks(suite):
@@ -52,8 +52,8 @@ def config(name: str) -> JsonObject:
 
 
 @pytest.mark.parametrize("name", [*SUITES_OF])
-def test_split_metrics_and_choices_are_those_that_are_asked(name: str) -> None:
-    """Our own tasks have the split that we load and one metric; others what their file says."""
+def test_split_metrics_and_choices_match_the_tasks(name: str) -> None:
+    """Our own tasks have the split we load and one metric; others follow their file."""
     _, split, metrics, choices, _ = TABLE[name]
     if name in BENCHMARKS or name in CODE_TASKS:
         assert (metrics, choices) == ("exact_match", "–")
@@ -62,11 +62,11 @@ def test_split_metrics_and_choices_are_those_that_are_asked(name: str) -> None:
     found = config(name)
     assert split == (found.get("test_split") or found["validation_split"])
     named = [one["metric"] for one in found.get("metric_list", ())] or ["acc", "acc_norm"]
-    assert metrics == ", ".join(named)  # where a task names none, the harness has these two
+    assert metrics == ", ".join(named)  # the harness's default is these two
     assert (choices == "letters") == (found.get("doc_to_choice") == ["A", "B", "C", "D", "E"])
-    assert found.get("num_fewshot") in (None, 0)  # the harness adds no examples of its own
+    assert found.get("num_fewshot") in (None, 0)  # the harness adds no examples itself
 
 
-def test_mmlu_is_asked_with_its_answers_written_out() -> None:
+def test_mmlu_choices_are_the_answers_written_out() -> None:
     assert config("mmlu_continuation")["doc_to_choice"] == "{{choices}}"
     assert "mmlu_continuation" in harness_tasks._groups()

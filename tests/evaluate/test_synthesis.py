@@ -1,4 +1,4 @@
-"""Questions for solutions and answers: what stays and why, resuming, and what is refused."""
+"""Questions for solutions and answers: what is kept and why, resuming, and refusals."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def made(
     known: Sequence[str] = (),
     **settings: float,
 ) -> Synthesized:
-    """What comes of one seed where the models write these texts and answers."""
+    """The result for one seed if the models write these texts and answers."""
     reverse = ScriptedLanguageModel(tokenizer, "reverse", {READ[seed.id]: texts})
     script = {f"{question}\n\n": own for question, own in answers.items()}
     forward = ScriptedLanguageModel(tokenizer, "forward", script)
@@ -55,8 +55,8 @@ def reasons(found: Synthesized) -> dict[str, str]:
     return {problem.question: problem.extra["reason"] for problem in found.removed}
 
 
-def test_a_question_that_is_answered_alike_stays(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Two of three answers equal the seed's: 0.66667; one of three is too few."""
+def test_a_question_with_agreeing_answers_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Two of three answers equal the seed's (0.66667); one of three is too few."""
     answers = {PENS: [RIGHT, WRONG, "7"], "Why?": [RIGHT, WRONG, WRONG]}
     found = made(tokenizer, tmp_path, SOLVED, [PENS, "Why?"], answers)
     expected = Problem(
@@ -74,8 +74,8 @@ def test_a_question_that_is_answered_alike_stays(tokenizer: Tokenizer, tmp_path:
     assert summary["agreement"]["mean"] == pytest.approx(0.5, abs=1e-5)
 
 
-def test_the_formats_ending_is_no_part_of_an_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """`7</a>` is the answer 7, as a model writes it that was trained on `...</a>`."""
+def test_the_formats_ending_is_not_part_of_an_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """`7</a>` is the answer 7, as written by a model trained on `...</a>`."""
     reverse = ScriptedLanguageModel(tokenizer, "reverse", {READ[SOLVED.id]: [PENS]})
     forward = ScriptedLanguageModel(tokenizer, "forward", {f"{PENS}\n<a>": [f"{RIGHT}</a>"]})
     forward.pair_format = PairFormat("{question}\n<a>{solution}</a>")
@@ -84,7 +84,7 @@ def test_the_formats_ending_is_no_part_of_an_answer(tokenizer: Tokenizer, tmp_pa
     assert [problem.extra["agreement"] for problem in found.problems] == [1.0]
 
 
-def test_an_answer_gets_a_question_and_the_steps_between(
+def test_an_answer_gets_a_question_and_the_steps_in_between(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     texts = [f"{PENS}\n\n3 + 4 = 7\n", "No steps?\n\n", "No line", f"{HENS}\n\n3 + 4 = 8\n"]
@@ -93,8 +93,8 @@ def test_an_answer_gets_a_question_and_the_steps_between(
     assert list(reasons(found).values()) == ["not one question"] * 2 + ["false equation"]
 
 
-def test_what_is_no_question_is_not_answered(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """The models are asked for no answer: the script has none."""
+def test_only_questions_are_answered(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The models are not asked for an answer: the script contains none."""
     texts = ["... she buys 4. How many?", f"Yes.\n\n{PENS}", " ", PENS, "Known?", "Known?"]
     found = made(tokenizer, tmp_path, SOLVED, texts, {}, known=[PENS, "known"])
     assert found.problems == []
@@ -109,7 +109,7 @@ def test_what_is_no_question_is_not_answered(tokenizer: Tokenizer, tmp_path: Pat
     assert len(found.agreements) == 0
 
 
-def test_answers_that_were_cut_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_truncated_answers_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
     problem = Problem(id="a/0", question="How many?", answer="22", extra={"seed": "a"})
     forward = FakeLanguageModel(tokenizer, "forward", answers=["20 + 2 = 22"])
     for most, cut in ((1, 3), (40, 0)):
@@ -118,14 +118,14 @@ def test_answers_that_were_cut_are_counted(tokenizer: Tokenizer, tmp_path: Path)
         assert (found.num_answers, found.num_cut) == (3, cut)
 
 
-def test_the_seeds_own_question_is_known(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_seeds_own_question_counts_as_known(tokenizer: Tokenizer, tmp_path: Path) -> None:
     seed = Seed(id="s", solution=SOLVED.solution, question=PENS)
     found = made(tokenizer, tmp_path, seed, [PENS.upper()], {})
     assert list(reasons(found).values()) == ["known"]
 
 
-def test_of_near_duplicates_the_best_answered_stays(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """10 words, 6 n-grams each; `pens` is in 4 of them, so 2 / 10 are shared."""
+def test_the_best_answered_of_near_duplicates_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """10 words have 6 n-grams; `pens` is in 4 of them, so 2 / 10 are shared."""
     answers = {PENS: [RIGHT, WRONG], HENS: [RIGHT, RIGHT]}
     found = made(tokenizer, tmp_path / "a", SOLVED, [PENS, HENS], answers, similarity=0.2)
     assert [p.question for p in found.problems] == [HENS]
@@ -145,7 +145,7 @@ def written_by_fakes(tokenizer: Tokenizer, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_kills_at_any_time_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def work(out: Path) -> None:
         written_by_fakes(tokenizer, out)
 
@@ -153,7 +153,7 @@ def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_pat
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_a_finished_folder_is_not_made_again(
+def test_a_finished_folder_is_not_redone(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written_by_fakes(tokenizer, tmp_path)
@@ -163,14 +163,14 @@ def test_a_finished_folder_is_not_made_again(
     assert contents(tmp_path) == before
 
 
-def test_models_of_the_wrong_direction(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_models_of_the_wrong_direction_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     forward = FakeLanguageModel(tokenizer)
     with pytest.raises(DirectionError, match="fake is a forward model; give a reverse one"):
         synthesize(SEEDS, forward, forward, HOW, (), tmp_path, no_progress)
 
 
-def test_what_leaves_no_room_is_removed(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """A seed of many tokens in the reverse model, a question of many in the forward one."""
+def test_texts_that_leave_no_room_are_removed(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A seed is too long for the reverse model, a question too long for the forward one."""
     long = Seed(id="long", solution="1 + 1 = 2\n" * 40 + "#### 2")
     script = {READ["s"]: [f"{PENS} " * 9, PENS]}
     reverse = ScriptedLanguageModel(tokenizer, "reverse", script)
@@ -185,7 +185,7 @@ def test_what_leaves_no_room_is_removed(tokenizer: Tokenizer, tmp_path: Path) ->
     }
 
 
-def test_ids_stay_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_ids_stay_distinct(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The seed `s/0`, which is too long, is not the first question of the seed `s`."""
     long = Seed(id="s/0", solution="1 + 1 = 2\n" * 40 + "#### 2")
     reverse = ScriptedLanguageModel(tokenizer, "reverse", {READ["s"]: [PENS]})
@@ -198,7 +198,7 @@ def test_ids_stay_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [" 7\n", "7"])
-def test_blanks_around_an_answer_and_a_blank_solution_say_nothing(
+def test_spaces_around_an_answer_and_a_blank_solution_are_ignored(
     tokenizer: Tokenizer, tmp_path: Path, answer: str
 ) -> None:
     seed = Seed(id="b", answer=answer, solution=" ")
@@ -206,7 +206,7 @@ def test_blanks_around_an_answer_and_a_blank_solution_say_nothing(
     assert [(p.answer, p.solution) for p in found.problems] == [("7", "3 + 4 = 7\n#### 7")]
 
 
-def test_a_blank_answer_leaves_that_of_the_solution() -> None:
+def test_with_a_blank_answer_the_solutions_answer_counts() -> None:
     assert Seed(id="s", answer=" ", solution=SOLVED.solution).final_answer == "7"
 
 
@@ -217,8 +217,8 @@ def test_seeds_without_room_are_refused(tokenizer: Tokenizer, tmp_path: Path) ->
     assert contents(tmp_path) == {}
 
 
-def test_on_the_command_line(run: Run, fakes: Fakes, tmp_path: Path) -> None:
-    """The fake forward model answers 2 or 3 to every question."""
+def test_the_command_writes_problems(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+    """The fake forward model answers every question with 2 or 3."""
     fakes["reverse"].answers = ["Who?", "Which?", "Whose hat is it?"]
     seeds = tmp_path / "seeds.jsonl"
     write_records(seeds, [Seed(id="a", answer="2"), Seed(id="b", solution="#### 2")])
@@ -233,7 +233,7 @@ def test_on_the_command_line(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     assert "agrees: " in text
 
 
-def test_problems_of_the_generator_are_seeds(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+def test_generated_problems_can_be_seeds(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     fakes["reverse"].answers = [f"Number {i}?" for i in range(50)]
     out = tmp_path / "out"
     code, text = run("synthesize", "--num-seeds", 3, "--temperature", 0, "--out", out)
@@ -253,7 +253,7 @@ def test_problems_of_the_generator_are_seeds(run: Run, fakes: Fakes, tmp_path: P
         ([], ["no Seed records"]),
     ],
 )
-def test_bad_seeds_are_refused_by_line(
+def test_the_error_for_a_bad_seed_names_the_line(
     run: Run, fakes: Fakes, tmp_path: Path, rows: list[dict[str, Any]], parts: list[str]
 ) -> None:
     path = tmp_path / "seeds.jsonl"
@@ -262,7 +262,7 @@ def test_bad_seeds_are_refused_by_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_else_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+def test_other_bad_input_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     path, out = tmp_path / "seeds.jsonl", tmp_path / "out"
     write_records(path, SEEDS)
     check_refused(run("synthesize", path, "--agreement", 2, "--out", out), "agreement is 2", "[0,")
@@ -283,7 +283,7 @@ def test_what_else_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
 def test_without_datasketch_the_command_says_what_to_install(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before a model is loaded."""
+    """The error comes before a model is loaded."""
     monkeypatch.setitem(sys.modules, "datasketch", None)
     out = tmp_path / "out"
     refused = run("synthesize", "--forward", "nowhere", "--reverse", "nowhere", "--out", out)

@@ -1,4 +1,4 @@
-"""Tasks by name and from files: which questions they ask, and what is refused."""
+"""Tasks by name and from files: which questions they ask, and what they refuse."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def test_a_suite_runs_from_local_files_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+def test_a_suite_runs_from_local_files_and_reports_what_it_skips(tmp_path: Path) -> None:
     for name in ("arc_easy", "boolq_closed_book"):
         write(tmp_path / f"{name}.jsonl", QUESTIONS)
     sources, notes = find_suite("ledom", Options(data=tmp_path))
@@ -43,7 +43,7 @@ def test_a_suite_runs_from_local_files_and_says_what_it_leaves_out(tmp_path: Pat
         find_suite("r2l", Options(data=tmp_path))
 
 
-def test_documents_are_tasks_of_neighbors(tmp_path: Path) -> None:
+def test_documents_give_tasks_about_neighboring_sentences(tmp_path: Path) -> None:
     text = " ".join(f"This is sentence number {n} of the whole long book." for n in range(6))
     rows = [{"id": str(d), "text": text.replace("book", f"book {d}")} for d in range(6)]
     file = write(tmp_path / "novels.jsonl", rows)
@@ -55,7 +55,7 @@ def test_documents_are_tasks_of_neighbors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["after", "before"])
 def test_no_question_is_its_own_example(tmp_path: Path, place: str) -> None:
-    """The first two questions are shown, the next two asked, the last is beyond the limit."""
+    """The first two questions are examples, the next two are asked, the last exceeds the limit."""
     rows = [
         {"id": f"{i}", "question": f"Q{i}", "choices": [f"w{i}", f"r{i}"], "answer_index": 1}
         | {"place": place}
@@ -73,8 +73,8 @@ def test_no_question_is_its_own_example(tmp_path: Path, place: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["after", "before"])
-def test_no_example_is_of_the_document_that_is_asked(tmp_path: Path, place: str) -> None:
-    """Four questions are made of each document, and the first are the examples."""
+def test_no_example_is_from_the_document_being_asked_about(tmp_path: Path, place: str) -> None:
+    """Each document gives four questions; the first ones are the examples."""
     text = " ".join(f"This is sentence number {n} of the whole long book." for n in range(6))
     rows = [{"id": str(d), "text": text.replace("book", f"book {d}")} for d in range(6)]
     write(tmp_path / "novels.jsonl", rows)
@@ -83,7 +83,7 @@ def test_no_example_is_of_the_document_that_is_asked(tmp_path: Path, place: str)
     books = []
     for doc in task.test_docs():
         own = doc["choices"][doc["answer_index"]][-7:]
-        shown = task.fewshot_context(doc, 2)  # a text, or one for each choice in front
+        shown = task.fewshot_context(doc, 2)  # a text, or one per choice in front
         *examples, _ = (shown if isinstance(shown, str) else shown[0]).split("\n\n")
         assert len(examples) == 2
         assert own not in "".join(examples)
@@ -92,7 +92,7 @@ def test_no_example_is_of_the_document_that_is_asked(tmp_path: Path, place: str)
 
 
 def test_a_repeated_question_is_not_its_own_example(tmp_path: Path) -> None:
-    """Under another id, and as a problem with a written answer."""
+    """This holds under another id, and for a problem with a written answer."""
     rows = [
         {"id": f"{i}", "question": f"Q{q}", "choices": [f"r{q}", f"w{i}"], "answer_index": 0}
         for i, q in enumerate([0, 1, 0, 2, 3])
@@ -116,7 +116,7 @@ def test_a_repeated_question_is_not_its_own_example(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_examples_leave_a_question_to_ask(tmp_path: Path, count: int) -> None:
+def test_examples_must_leave_a_question_to_ask(tmp_path: Path, count: int) -> None:
     rows = [
         {"id": f"{i}", "question": "?", "choices": ["a", "b"], "answer_index": 0}
         for i in range(count)
@@ -138,9 +138,9 @@ def refused(name: str, options: Options = Options()) -> str:  # noqa: B008
 
 @pytest.mark.slow
 def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ledom.evaluate.harness_tasks._registry", None)  # not read: 16 s
+    monkeypatch.setattr("ledom.evaluate.harness_tasks._registry", None)  # saves 16 s
     with pytest.raises(InputError, match="unknown task 'arc_eazy'"):
-        find_source("arc_eazy", Options())  # before another task is measured
+        find_source("arc_eazy", Options())  # before any other task runs
     misspelled = refused("arc_eazy")
     assert "did you mean" in misspelled
     assert "arc_easy" in misspelled
@@ -154,7 +154,7 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ([CODE, CODE], "code.jsonl:2: the id 't' occurs twice"),
         ([CODE | {"test": "assert f() == 3"}], "code.jsonl:1: problem 't': test defines no check"),
         ([CODE | {"entry_point": "f(x)"}], "entry_point is 'f(x)', expected the name"),
-    ):  # a right program would fail, or count twice
+    ):  # otherwise a right program would fail or count twice
         file = write(tmp_path / "code.jsonl", rows)
         assert message in refused(str(file), Options(allow_code=True))
     assert "empty.jsonl: the file has no records" in refused(
@@ -167,7 +167,7 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "has no answer to compare with" in refused(str(file))
     file = write(tmp_path / "blank.jsonl", [{"id": "1", "question": "why?", "answer": " "}])
     assert "has no answer to compare with" in refused(str(file))
-    for aliases in ("Lutetia", [7], None):  # letters of a text are no answers
+    for aliases in ("Lutetia", [7], None):  # the letters of a string are not answers
         row = {"id": "1", "question": "?", "answer": "Paris", "aliases": aliases}
         message = refused(str(write(tmp_path / "alias.jsonl", [row])))
         assert f"aliases is {aliases!r}, expected a list of texts" in message

@@ -1,4 +1,4 @@
-"""The texts that the harness asks for: repeated requests, and settings that ledom lacks."""
+"""Texts that the harness requests: repeated requests and settings that ledom lacks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ask(context: str, settings: object) -> Instance:
 
 @pytest.mark.usefixtures("embedded_once")
 def test_a_task_with_repeats_gets_several_samples() -> None:
-    """`repeats: 3` makes the same request three times; its samples were one text three times."""
+    """`repeats: 3` sends the same request three times; it once got the same text three times."""
     lm = ledom.load("tiny", "reverse", device="cpu")
     prompts = ["\n\n3 + 4 = 7\n#### 7", "\n\n24 / 12 = 2\n#### 2"]
     expected = dict(lm.generate(prompts, Sampling(max_tokens=12), 3))
@@ -52,7 +52,7 @@ def test_samples_of_a_prompt_differ_also_across_saved_groups(
     assert lm.generate_until([ask("2 + 2?", SAMPLED)] * 40) == expected
 
 
-def test_a_process_may_hold_every_other_sample(tokenizer: Tokenizer) -> None:
+def test_a_process_may_own_every_other_sample(tokenizer: Tokenizer) -> None:
     model = FakeLanguageModel(tokenizer, Direction.FORWARD, [f"text {i}" for i in range(40)])
     draws = [*numbered([ask("2 + 2?", SAMPLED)] * 4)]
     lm = LedomLM(model)

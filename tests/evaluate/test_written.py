@@ -1,4 +1,4 @@
-"""Written answers: prompts in the order that each direction reads, and what is read off a text."""
+"""Written answers: prompts in the reading order of each direction, and answer extraction."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ASKED = Problem(id="p", question="How many pens?", answer="8")
 SHOWN = Problem(id="s", question="How many cups?", answer="5", solution="2 + 3 = 5")
 
 
-def test_a_reverse_model_reads_the_examples_first_and_writes_in_front_of_the_question() -> None:
-    """In reading order: what is written, the question, the examples."""
+def test_a_reverse_model_reads_examples_first_and_writes_before_the_question() -> None:
+    """In reading order: the generated text, the question, the examples."""
     assert prompt("text", REVERSE, ASKED, [SHOWN]) == (
         "\nThe above is the thought chain.\nQuestion: How many pens?\n\n"
         "5 is the answer of the following question.\n2 + 3 = 5\n"
@@ -22,7 +22,7 @@ def test_a_reverse_model_reads_the_examples_first_and_writes_in_front_of_the_que
     )
 
 
-def test_a_forward_model_reads_the_examples_first_and_writes_behind_the_question() -> None:
+def test_a_forward_model_reads_examples_first_and_writes_after_the_question() -> None:
     assert prompt("text", FORWARD, ASKED, [SHOWN]) == (
         "Question: How many cups?\nAnswer: 2 + 3 = 5\nThe answer is 5.\n\n"
         "Question: How many pens?\nAnswer:"
@@ -35,7 +35,7 @@ def test_a_forward_model_reads_the_examples_first_and_writes_behind_the_question
         (REVERSE, "8 is the answer of the following question.\n12 - 4 = 8", ["8"]),
         (REVERSE, "So.\n8 is the answer of the following question.\n12 - 4 = 8", ["8"]),
         (
-            REVERSE,  # it writes to the left: its own answer is the last one in the text
+            REVERSE,  # it writes to the left, so its own answer comes last in the text
             "5 is the answer of the following question.\nx\n8 is the answer of the following "
             "question.\n12 - 4 = 8",
             ["8"],
@@ -47,7 +47,7 @@ def test_a_forward_model_reads_the_examples_first_and_writes_behind_the_question
         (FORWARD, " ", []),
     ],
 )
-def test_the_answer_is_read_off_its_end(direction: Direction, text: str, answer: list[str]) -> None:
+def test_the_answer_is_at_its_end(direction: Direction, text: str, answer: list[str]) -> None:
     assert answers_of(direction, text)[: len(answer) or None] == answer
 
 
@@ -69,7 +69,7 @@ def test_the_answer_is_read_off_its_end(direction: Direction, text: str, answer:
         ("Catch-22", "Catch-22", True),
     ],
 )
-def test_punctuation_counts_in_numbers_and_formulas_only(
+def test_punctuation_counts_only_in_numbers_and_formulas(
     right: str, written: str, is_equal: bool
 ) -> None:
     text = f"So it is. The answer is {written}."
@@ -88,7 +88,7 @@ def test_answers_are_equal_by_value_or_as_plain_text() -> None:
     assert not is_right("text", REVERSE, row, "beatles")
 
 
-def test_programs_are_run() -> None:
+def test_generated_programs_are_run() -> None:
     row = {
         "task_id": "t",
         "prompt": "def add(a, b):\n",

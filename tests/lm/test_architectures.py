@@ -1,7 +1,7 @@
-"""Decoders that transformers builds: scored, sampled and trained as plain transformers does it.
+"""Every transformers decoder: scored, sampled and trained with the same results as there.
 
-Each is built tiny with random weights, saved, and tried through the same doors as any other model;
-the right values are those of its own forward pass over ids flipped by hand, one text at a time.
+Each is built tiny with random weights, saved, and used through the same interface as any model.
+The right values are those of its own forward pass over ids flipped by hand, one text at a time.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def load(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> HFLangua
 def assert_scored_as_by_hand(
     lm: HFLanguageModel, plain: PreTrainedModel, texts: list[str] = TEXTS
 ) -> None:
-    """Alone, in company, and in company the other way round."""
+    """Check each text alone, together with others, and in the opposite order."""
     targets = [whole_text(lm, text) for text in texts]
     expected = [by_hand(plain, target) for target in targets]
     orders = [[i] for i in range(len(texts))] + [[*range(len(texts))], [*range(len(texts))][::-1]]
@@ -77,7 +77,7 @@ def assert_scored_as_by_hand(
 
 @torch.no_grad()
 def assert_written_as_likeliest(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
-    """Each token is the likeliest after those before it, and so is the EOS after a shorter text."""
+    """Check that each token, and the EOS of a shorter text, is the most likely next token."""
     eos = lm.tokenizer.eos_id
     for place, made in lm.generate(TEXTS, _GREEDY):
         context = [eos, *reversed(lm.tokenizer.encode(TEXTS[place]).ids)]
@@ -102,7 +102,7 @@ def assert_written_as_generate(lm: HFLanguageModel, plain: PreTrainedModel) -> N
 def assert_trained_as_plain(
     folder: Path, plain: PreTrainedModel, recipe: Recipe, data: PreparedData
 ) -> Path:
-    """The loss of a whole run's only step is the mean over documents, each alone; -> the model."""
+    """Check that a one-step run's loss is the mean over single documents; returns the model."""
     recipe = recipe.model_copy(update={"init_from": str(folder)})
     finished = train(recipe, Direction.REVERSE, data, folder.parent / "run")
     row = json.loads((folder.parent / "run" / "metrics.jsonl").read_text().splitlines()[0])
@@ -118,7 +118,7 @@ def assert_trained_as_plain(
 
 
 def assert_loads_as(folder: Path, other: Path) -> None:
-    """The same config and tensors of the same names and shapes: transformers builds the same."""
+    """Check that config, tensor names and shapes are equal, so that transformers loads the same."""
     config, expected = (read_json_object(place / "config.json") for place in (folder, other))
     assert config.pop("dtype") == "bfloat16"
     assert expected.pop("dtype") == "float32"
@@ -136,7 +136,7 @@ def shapes(folder: Path) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Recipe:
-    """One step of three documents, and one more to validate on."""
+    """One step of three documents, and one more for validation."""
     folder = tmp_path_factory.mktemp("recipe")
     few = [
         Problem(id=str(i), question=f"Ava has {i} pens.", solution=f"{i} + {i} = {2 * i}")
@@ -161,10 +161,10 @@ def data(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> PreparedDa
 
 
 @pytest.mark.parametrize("kind", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-def test_an_architecture(
+def test_every_architecture_works_or_is_refused(
     kind: str, tmp_path: Path, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData
 ) -> None:
-    """Every one that transformers has: scored, sampled, trained and exported, or refused."""
+    """Each one in transformers is scored, sampled, trained and exported, or refused."""
     if kind in NOT_BUILT:
         pytest.skip(NOT_BUILT[kind])
     model = tiny(kind, tokenizer)
@@ -178,7 +178,7 @@ def test_an_architecture(
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     assert_scored_as_by_hand(lm, model)
     assert_written_as_likeliest(lm, model)
-    if kind == "reformer":  # does not train on texts of every length: see below
+    if kind == "reformer":  # cannot train on texts of every length, see below
         return
     finished = assert_trained_as_plain(folder, model, recipe, data)
     exported = export_model(find_run(finished), tmp_path / "exported", Direction.REVERSE)
@@ -187,18 +187,18 @@ def test_an_architecture(
     assert_loads_as(exported, folder)
 
 
-def test_the_lists_name_what_transformers_has() -> None:
+def test_the_lists_match_transformers() -> None:
     assert {*REFUSED, *NOT_BUILT, *_READ_OTHERWISE} <= {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
 
 
-def test_models_that_pack_rows_are_known(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """Qwen2-MoE also asks for a mask that no layer gets; Nemotron's layers hand no argument on."""
+def test_models_that_can_pack_rows_are_recognized(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Qwen2-MoE also builds a mask that no layer uses; Nemotron's layers pass no arguments on."""
     for kind in ("qwen2_moe", "nemotron"):
         assert load(tiny(kind, tokenizer), tokenizer, tmp_path / kind)._reach == 128
 
 
-def test_large_logits_round_more_and_still_pack(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """A trained model gives random tokens log-probabilities of -30, where fp32 is off by 2e-4."""
+def test_large_logits_round_more_but_still_pack(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A trained model gives random tokens log-probabilities of -30, where fp32 errs by 2e-4."""
     model = tiny("llama", tokenizer)
     with torch.no_grad():
         model.lm_head.weight.mul_(20_000)
@@ -208,10 +208,10 @@ def test_large_logits_round_more_and_still_pack(tmp_path: Path, tokenizer: Token
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_packing_does_not_hang_on_the_precision(
+def test_packing_does_not_depend_on_precision(
     dtype: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    """Falcon-H1's state leaks by 0.01 in the trial, less than a layer's rounding to bf16."""
+    """In the trial, Falcon-H1's state leaks by 0.01, less than a layer's rounding to bf16."""
     for kind, reach in (("llama", 128), ("mixtral", 128), ("falcon_h1", 0), ("zamba", 0)):
         save_checkpoint(
             tmp_path / kind, tiny(kind, tokenizer), tokenizer, Direction.REVERSE, PairFormat()
@@ -225,10 +225,10 @@ def test_packing_does_not_hang_on_the_precision(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_what_is_exact_does_not_hang_on_the_precision(
+def test_the_exactness_check_does_not_depend_on_precision(
     dtype: str, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each planted fault changes less than bf16 rounds."""
+    """Each planted fault is smaller than bf16 rounding."""
 
     model = tiny("llama", tokenizer)
     save_checkpoint(tmp_path, model, tokenizer, Direction.REVERSE, PairFormat())
@@ -249,12 +249,12 @@ def test_what_is_exact_does_not_hang_on_the_precision(
 @pytest.mark.parametrize(
     ("kind", "dtype", "reason"),
     [
-        ("xlstm", "bfloat16", "same dtype"),  # on more than a chunk of 64 tokens
+        ("xlstm", "bfloat16", "same dtype"),  # with more than one chunk of 64 tokens
         ("deepseek_v4", "float16", "same dtype"),
         ("xlnet", "bfloat16", "scalar type"),
     ],
 )
-def test_what_does_not_run_in_half_precision_is_told_so(
+def test_models_that_fail_in_half_precision_get_a_clear_error(
     kind: str, dtype: str, reason: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     model = tiny(kind, tokenizer)
@@ -266,7 +266,7 @@ def test_what_does_not_run_in_half_precision_is_told_so(
         HFLanguageModel(tmp_path, device="cpu", dtype=dtype)
 
 
-def test_a_large_model_is_tried_by_a_copy_of_its_first_layers(tokenizer: Tokenizer) -> None:
+def test_a_large_model_is_tested_on_a_copy_of_its_first_layers(tokenizer: Tokenizer) -> None:
     model = tiny("llama", tokenizer, num_hidden_layers=4).bfloat16()
     assert in_float32(model.float()) is None
     model.bfloat16()
@@ -279,15 +279,15 @@ def test_a_large_model_is_tried_by_a_copy_of_its_first_layers(tokenizer: Tokeniz
     assert (model.dtype, len(model.model.layers)) == (torch.bfloat16, 4)
 
 
-def test_a_row_may_round_as_much_as_another_length_does(
+def test_a_row_may_differ_as_much_as_another_length(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In bf16 SmolLM2-135M differs from itself by 0.35 nats at another length, in a row by 0.8."""
+    """In bf16, SmolLM2-135M differs by 0.35 nats at another length and by 0.8 in a row."""
     checked, move = exactness._checked, 0.0
 
     def moved(model: Any, run: Any, *others: Any) -> int:
         *given, noise, context = others
-        assert noise < 0.05  # that of these small weights
+        assert noise < 0.05  # for these small weights
         return checked(model, lambda *row: run(*row) + move, *given, 0.35, context)
 
     monkeypatch.setattr(exactness, "_checked", moved)
@@ -297,11 +297,11 @@ def test_a_row_may_round_as_much_as_another_length_does(
         assert HFLanguageModel(tmp_path, device="cpu", dtype="bfloat16")._reach == reach
 
 
-def test_a_row_may_differ_by_what_rounding_changes(
+def test_a_row_may_differ_by_rounding(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SmolLM2-135M, trained further, gives a first token without BOS a log P that differs by 5e-4
-    nats in a row, and by as much if its embeddings are rounded otherwise."""
+    nats in a row, and by as much with differently rounded embeddings."""
     checked, move = exactness._checked, 0.0
 
     def moved(model: Any, run: Any, *others: Any) -> int:
@@ -309,7 +309,7 @@ def test_a_row_may_differ_by_what_rounding_changes(
 
     monkeypatch.setattr(exactness, "_checked", moved)
     exact, rounding = tiny("llama", tokenizer), tiny("llama", tokenizer)
-    with torch.no_grad():  # what the tokens differ in is lost in the last places of the sums
+    with torch.no_grad():  # differences between tokens vanish in the last digits of the sums
         rounding.model.embed_tokens.weight.add_(300)
         rounding.lm_head.weight.sub_(rounding.lm_head.weight.mean(-1, keepdim=True)).mul_(2000)
     for move, reaches in ((1e-3, (0, 128)), (0.1, (0, 0))):
@@ -346,10 +346,10 @@ _DYNAMIC = {
         ("phi3", _LONGROPE, 32),
         ("llama", _DYNAMIC, 256),
         ("lfm2", {}, 0),
-        ("stablelm", {}, 128),  # its layers hand no argument on to attention
+        ("stablelm", {}, 128),  # its layers pass no arguments to attention
     ],
 )
-def test_a_short_text_beside_a_long_one(
+def test_a_short_text_next_to_a_long_one(
     kind: str, changes: dict[str, Any], reach: int, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     plain = tiny(kind, tokenizer, **changes)
@@ -377,7 +377,7 @@ def test_an_encoder_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
-def test_weights_that_give_no_numbers_are_refused(
+def test_weights_that_give_nan_are_refused(
     tmp_path: Path, tokenizer: Tokenizer, value: float
 ) -> None:
     model = tiny("llama", tokenizer)

@@ -1,4 +1,4 @@
-"""Confidence: by hand, and every backend against plain transformers."""
+"""Confidence: computed by hand, and every backend compared with plain transformers."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ SAMPLING = Sampling(temperature=0.8, max_tokens=12, seed=1, confidence=SETTINGS)
 PROMPT = "Ava has 2 pens.\n\n"
 
 
-def test_windows_by_hand() -> None:
+def test_windows_match_values_by_hand() -> None:
     assert of_alternatives([{1: -1.0, 2: -2.0, 3: -6.0}], SETTINGS) == Confidence(3.0, 3.0, 3.0)
     # Windows of 2: (5 + 1) / 2 = 3, (1 + 2) / 2 = 1.5, (2 + 8) / 2 = 5
     assert confidence_of([5.0, 1.0, 2.0, 8.0], 2) == Confidence(4.0, 5.0, 1.5)
     assert confidence_of([5.0, 1.0], 64) == Confidence(3.0, 3.0, 3.0)
     assert confidence_of([], 64) is None
-    # The token drawn, which a server adds, is not among the three most likely.
+    # The sampled token, which a server adds, is not among the three most likely.
     rows = [{"a": -1.0, "b": -2.0, "c": -3.0, "drawn": -9.0}]
     assert of_alternatives(rows, SETTINGS) == Confidence(2.0, 2.0, 2.0)
 
@@ -56,7 +56,7 @@ def test_a_threshold_is_a_number(least: float | tuple[float, ...]) -> None:
 
 
 def expected(plain: PlainModel, prompt: list[int], text: Generation) -> Confidence | None:
-    """From plain transformers' log-probabilities at every token drawn."""
+    """The confidence from plain transformers' log-probabilities at every sampled token."""
     ids = [*text.ids, *([plain.tokenizer.eos_id] if text.finish_reason == "stop" else [])]
     with torch.no_grad():
         logits = plain.model(torch.tensor([[*prompt, *ids]])).logits[0]
@@ -70,7 +70,7 @@ def numbers(confidence: Confidence | None) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("backend", [ledom.load, VLLMLanguageModel])
-def test_equals_that_of_plain_transformers(
+def test_confidence_equals_that_of_plain_transformers(
     backend: Callable[[Path], LanguageModel],
     checkpoints: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -87,7 +87,7 @@ def test_equals_that_of_plain_transformers(
 
 
 @pytest.mark.slow
-def test_server(checkpoints: dict[str, Path]) -> None:
+def test_confidence_from_a_server(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["forward"]
     plain = PlainModel(folder)
     server = CompletionsServer(plain.complete)
@@ -95,7 +95,7 @@ def test_server(checkpoints: dict[str, Path]) -> None:
         lm = ledom.load(f"openai:m,base_url={server.url},tokenizer={folder}", "forward")
         ((_, texts),) = lm.generate([PROMPT], SAMPLING, num_samples=2)
         assert server.requests[0]["logprobs"] == 3
-        # What the server drew is not what its text encodes to: ask it for the same ids again.
+        # The sampled ids differ from the ids of the text, so ask for the same ids again.
         drawn = plain.complete(server.requests[0] | {"return_token_ids": True})["choices"]
         prompt = drawn[0]["prompt_token_ids"]
         for text, choice in zip(texts, drawn, strict=True):
@@ -111,8 +111,8 @@ def test_server(checkpoints: dict[str, Path]) -> None:
         server.close()
 
 
-def test_a_text_ends_where_its_newest_window_is_unsure(checkpoints: dict[str, Path]) -> None:
-    """The same draws as without a threshold, cut after the first window whose mean is below it."""
+def test_a_text_ends_where_its_latest_window_is_not_confident(checkpoints: dict[str, Path]) -> None:
+    """Draws equal those without a threshold, cut after the first window with a mean below it."""
     lm, plain = ledom.load(checkpoints["forward"]), PlainModel(checkpoints["forward"])
     prompt = lm.prompt_ids(PROMPT, SAMPLING.max_tokens)
     ((_, whole),) = lm.generate([PROMPT], SAMPLING, num_samples=6)
@@ -134,7 +134,7 @@ def test_a_text_ends_where_its_newest_window_is_unsure(checkpoints: dict[str, Pa
     assert 0 < ends < 6
 
 
-def test_each_prompt_may_have_a_threshold_of_its_own(checkpoints: dict[str, Path]) -> None:
+def test_each_prompt_may_have_its_own_threshold(checkpoints: dict[str, Path]) -> None:
     lm = ledom.load(checkpoints["forward"])
     assert SAMPLING.confidence is not None
     (unsure, sure), prompts = (1e6, 0.0), [PROMPT, "7"]
@@ -160,17 +160,17 @@ def test_a_server_cannot_stop_a_text(tokenizer: Tokenizer) -> None:
         list(lm.generate([PROMPT], strict))
 
 
-def test_a_backend_that_reports_none_refuses(tokenizer: Tokenizer) -> None:
+def test_a_backend_without_confidence_refuses(tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="fake: this backend does not report confidence"):
         list(FakeLanguageModel(tokenizer).generate([PROMPT], SAMPLING))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
-def test_later_samples_are_broken_off_below_the_first_quarters_threshold(
+def test_later_samples_stop_below_the_threshold_of_the_first_quarter(
     run: Run, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Eight samples: two decide, and of the others those of the full run whose lowest is less."""
+    """Of eight samples, two set the threshold; of the others, those below it are cut off."""
     size = ("--num-problems", "2", "--samples", "8", "--max-tokens", "20")
     models = ("--forward", checkpoints["forward"], "--reverse", "none")
     command = ("rerank", *size, *models, "--confidence", "5", "--window", "4")
@@ -197,7 +197,7 @@ def test_later_samples_are_broken_off_below_the_first_quarters_threshold(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
-def test_candidates_carry_it_and_reports_choose_by_it(
+def test_candidates_carry_confidence_and_reports_choose_by_it(
     run: Run, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     size = ("--num-problems", "2", "--samples", "2", "--max-tokens", "20")

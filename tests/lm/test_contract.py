@@ -1,7 +1,7 @@
-"""What every backend keeps, in either direction; see `ledom.lm.language_model`.
+"""The contract of every backend, in either direction; see `ledom.lm.language_model`.
 
-Servers and vLLM are stand-ins (tests/stand_ins.py) on the same tiny models that `hf` loads, so that
-one reference, plain transformers fed by hand, holds for all of them.
+Servers and vLLM are mocks (tests/stand_ins.py) on the same tiny models that `hf` loads, so that
+one reference, plain transformers fed by hand, applies to all of them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def backend(request: pytest.FixtureRequest) -> tuple[str, ledom.Direction]:
 
 @pytest.fixture(scope="module")
 def plain(backend: tuple[str, ledom.Direction], checkpoints: dict[str, Path]) -> PlainModel:
-    """The model behind the backend, as transformers runs it."""
+    """The model behind the backend, run by transformers."""
     return PlainModel(checkpoints[str(backend[1])])
 
 
@@ -71,7 +71,7 @@ def lm(
 
 
 def by_hand(lm: LanguageModel, plain: PlainModel, ids: Sequence[int]) -> list[float]:
-    """Per-token log-probabilities in reading order, one text at a time, flipped by hand."""
+    """Per-token log-probabilities in reading order, one text at a time; ids flipped by hand."""
     reverse = lm.direction is ledom.Direction.REVERSE
     fed = [*reversed(ids)] if reverse else [*ids]
     if isinstance(lm, FakeLanguageModel):
@@ -97,7 +97,7 @@ def test_logprobs_are_the_models_own_in_reading_order(lm: LanguageModel, plain: 
 
 
 def test_hits_are_the_models_most_likely_tokens(lm: LanguageModel, plain: PlainModel) -> None:
-    """What greedy decoding writes is hit all along, and another text is not."""
+    """Greedy text hits at every token, and another text does not."""
     if not lm.reports_hits:
         with pytest.raises(InputError, match="does not report which token is the most likely"):
             lm.logprobs_and_hits([whole_text(lm, TEXTS[0])])
@@ -140,7 +140,7 @@ def test_a_span_is_a_part_of_the_whole(lm: LanguageModel) -> None:
 
 
 def test_ids_may_be_an_array_of_any_integers(lm: LanguageModel) -> None:
-    """A token store's windows are arrays of 16 or 32 bits."""
+    """A token store's windows are 16-bit or 32-bit arrays."""
     target = whole_text(lm, TEXTS[0])
     expected = lm.logprobs([target])[0].tolist()
     for dtype in (np.uint16, np.int32, np.uint64):
@@ -155,7 +155,7 @@ def test_an_empty_text_still_has_its_special_tokens(lm: LanguageModel) -> None:
     assert len(lm.logprobs([target])[0]) == 1
 
 
-def test_no_requests_no_work(lm: LanguageModel) -> None:
+def test_no_requests_mean_no_work(lm: LanguageModel) -> None:
     assert lm.logprobs([]) == []
     assert list(lm.generate([], Sampling())) == []
 
@@ -173,7 +173,7 @@ def test_bad_targets_are_refused(lm: LanguageModel) -> None:
     with pytest.raises(InputError, match="no context"):
         lm.logprobs([TokenSpan(ids, 0, len(ids))])
     size = lm.tokenizer.vocab_size
-    for wrong in (-100, size, 10**12):  # torch gives a label of -100 a probability of 1
+    for wrong in (-100, size, 10**12):  # torch gives the label -100 a probability of 1
         message = f"token id {wrong} is not in the vocabulary: this model's ids are 0 to {size - 1}"
         with pytest.raises(InputError, match=message):
             lm.logprobs([TokenSpan([0, wrong, 0], 1, 2)])
@@ -204,17 +204,17 @@ def test_greedy_text_follows_or_precedes_the_prompt(lm: LanguageModel, plain: Pl
         assert one.text == lm.tokenizer.decode(expected[::-1] if reverse else expected)
 
 
-def test_texts_end_in_time_and_hold_no_special_tokens(lm: LanguageModel) -> None:
+def test_texts_end_in_time_and_contain_no_special_tokens(lm: LanguageModel) -> None:
     for (one,) in made(lm, ["1", "12 + 3", ""], Sampling(max_tokens=6, seed=2)):
         assert one.finish_reason in ("stop", "length")
         assert one.text == lm.tokenizer.decode(one.ids)
         assert lm.tokenizer.eos_token not in one.text
-        if "\ufffd" not in one.text:  # half a character, which a server of text encodes anew
+        if "\ufffd" not in one.text:  # half a character, which a server re-encodes from text
             assert len(one.ids) <= 6
 
 
 @pytest.mark.slow
-def test_a_draw_depends_on_seed_prompt_and_number_alone(lm: LanguageModel) -> None:
+def test_a_draw_depends_only_on_seed_prompt_and_number(lm: LanguageModel) -> None:
     prompts = ["Ava has 12", "7", "What is 3 + 4?"]
     sampling = Sampling(temperature=0.9, max_tokens=6, seed=3)
     together = made(lm, prompts, sampling, 4)
@@ -235,7 +235,7 @@ def test_samples_can_be_drawn_in_parts(lm: LanguageModel) -> None:
     assert [rest[place] for place in range(2)] == [five[2:] for five in together]
 
 
-def test_steps_make_the_same_texts(lm: LanguageModel) -> None:
+def test_generation_in_steps_gives_the_same_texts(lm: LanguageModel) -> None:
     prompts = ["Ava has 12", "What is 3 + 4?"]
     sampling = Sampling(temperature=0.9, max_tokens=6, seed=3)
     steps = [*lm.generate_in_steps(prompts, sampling, 2)]
@@ -244,7 +244,7 @@ def test_steps_make_the_same_texts(lm: LanguageModel) -> None:
     assert len(steps) >= len(prompts)
 
 
-def test_greedy_text_stands_behind_the_samples(lm: LanguageModel) -> None:
+def test_greedy_text_comes_after_the_samples(lm: LanguageModel) -> None:
     prompts = ["Ava has 12", "What is 3 + 4?"]
     sampling = Sampling(temperature=0.9, max_tokens=6, seed=3)
     samples, greedy = made(lm, prompts, sampling, 2), made(lm, prompts, sampling.greedy)
@@ -254,13 +254,13 @@ def test_greedy_text_stands_behind_the_samples(lm: LanguageModel) -> None:
     ]
 
 
-def test_self_certainty_is_told_or_left_out(lm: LanguageModel) -> None:
+def test_self_certainty_is_reported_or_omitted(lm: LanguageModel) -> None:
     ((one,),) = made(lm, ["12 + 3"], Sampling(max_tokens=6))
     assert (one.self_certainty is not None) is lm.reports_certainty
     assert one.self_certainty is None or one.self_certainty > 0
 
 
-def test_top_k_keeps_to_the_likeliest(lm: LanguageModel) -> None:
+def test_top_k_keeps_the_most_likely(lm: LanguageModel) -> None:
     greedy = made(lm, ["Ava has"], Sampling(temperature=0, max_tokens=4))
     if not isinstance(lm, FakeLanguageModel):
         assert made(lm, ["Ava has"], Sampling(top_k=1, max_tokens=4)) == greedy
@@ -275,7 +275,7 @@ def test_bad_requests_are_refused(lm: LanguageModel) -> None:
     room = lm.context - len(lm.prompt_ids("1", 1))
     with pytest.raises(InputError, match=f"{does_not_fit}lower max_tokens to {room}, or shorten"):
         list(lm.generate(["1"], Sampling(max_tokens=lm.context)))
-    lm.prompt_ids("1", room)  # fits
+    lm.prompt_ids("1", room)  # this fits
     with pytest.raises(InputError, match="num_samples is 0"):
         list(lm.generate(["1"], Sampling(), num_samples=0))
     with pytest.raises(InputError, match="num_samples is 1.5; it must be a whole number"):
@@ -304,7 +304,7 @@ def test_stop_patterns_work_or_are_refused(lm: LanguageModel) -> None:
     assert more.ids
 
 
-def test_a_backend_says_what_it_is(
+def test_a_backend_reports_its_identity(
     lm: LanguageModel, backend: tuple[str, ledom.Direction], tokenizer: Tokenizer
 ) -> None:
     assert lm.direction is backend[1]
@@ -316,8 +316,8 @@ def test_a_backend_says_what_it_is(
     assert lm.pair_format.before_solution("Q?").startswith("Q?")
 
 
-def test_another_use_of_the_model_is_another_identity(lm: LanguageModel) -> None:
-    """So that no file made in one way is resumed in another."""
+def test_another_use_of_the_model_has_another_identity(lm: LanguageModel) -> None:
+    """A file made in one way is thus never resumed in another."""
     loaded, other = lm.identity, train_tokenizer([], 257)
     seen = []
     for name, value in (
@@ -353,10 +353,10 @@ def test_sampling_settings_are_checked() -> None:
         Sampling(confidence=5)  # type: ignore[arg-type]
 
 
-def test_the_number_of_parameters_is_the_models_or_unknown(
+def test_the_number_of_parameters_is_right_or_unknown(
     lm: LanguageModel, backend: tuple[str, ledom.Direction], plain: PlainModel
 ) -> None:
-    count = sum(weight.numel() for weight in plain.model.parameters())  # tied ones once
+    count = sum(weight.numel() for weight in plain.model.parameters())  # tied weights once
     expected = {"hf": count, "vllm": count, "openai": None, "fake": 0}
     assert lm.num_parameters == expected[backend[0]]
 
@@ -365,7 +365,7 @@ def test_the_number_of_parameters_is_the_models_or_unknown(
 def test_a_shortened_prompt_fits_however_it_is_encoded(
     tokenizer: Tokenizer, direction: str
 ) -> None:
-    """A character of four tokens at the cut is whole or gone; the far end is what is lost."""
+    """A four-token character at the cut is kept or dropped whole; the far end is lost."""
     lm = FakeLanguageModel(tokenizer, direction)
     text = "Ava has 12 \U0001f600 pens\n\nand é 345 more \U0001f680"
     encode = lm.tokenizer.encode
@@ -376,8 +376,8 @@ def test_a_shortened_prompt_fits_however_it_is_encoded(
     assert (kept, lost) == (text, 0)
 
 
-def test_a_prompt_of_more_tokens_than_alone_is_shortened() -> None:
-    """A reverse model reads a prompt without the dummy prefix, which may be part of whole words."""
+def test_a_prompt_with_more_tokens_than_alone_is_shortened() -> None:
+    """A reverse model reads a prompt without the dummy prefix, which may be part of words."""
     names = ["</s>", "a", "b", "c", "▁", "▁a", "▁ab", "▁abc"]
     vocabulary = {name: number for number, name in enumerate(names)}
     backend = RustTokenizer(

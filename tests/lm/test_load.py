@@ -22,30 +22,30 @@ def test_direction_is_read_from_the_checkpoint(checkpoints: dict[str, Path]) -> 
         ledom.load(checkpoints["reverse"], direction="forward")
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_folder_names_it(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         ledom.load(tmp_path / "nowhere", direction="forward")
 
 
-def test_the_embedded_name_needs_a_direction() -> None:
+def test_the_embedded_name_requires_a_direction() -> None:
     with pytest.raises(DirectionError, match="forward.*reverse"):
         ledom.load("tiny")
 
 
-def test_fingerprints_tell_models_apart(checkpoints: dict[str, Path]) -> None:
+def test_fingerprints_distinguish_models(checkpoints: dict[str, Path]) -> None:
     forward, reverse = (ledom.load(folder) for folder in checkpoints.values())
     assert forward.fingerprint != reverse.fingerprint
     assert forward.fingerprint == ledom.load(checkpoints["forward"]).fingerprint
 
 
-def test_options_behind_a_name(checkpoints: dict[str, Path]) -> None:
+def test_options_may_follow_a_name(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["reverse"]
     lm = ledom.load(f"{folder},rows=7,dtype=bfloat16", device="cpu")
     assert isinstance(lm, HFLanguageModel)
     assert (lm.rows, str(lm.model.dtype)) == (7, "torch.bfloat16")
     assert lm.name == str(folder)
     written = f"openai:m,tokenizer={folder},base_url=http://localhost:1/v1,requests_per_second=0.5"
-    server = ledom.load(written, dtype="bfloat16", device="cuda")  # not a server's business
+    server = ledom.load(written, dtype="bfloat16", device="cuda")  # ignored for a server
     assert isinstance(server, OpenAILanguageModel)
     assert server._limit._pause == 2.0
 
@@ -62,12 +62,12 @@ def test_options_behind_a_name(checkpoints: dict[str, Path]) -> None:
         ("direction=forward", "the command has its own option"),
     ],
 )
-def test_bad_options(checkpoints: dict[str, Path], written: str, message: str) -> None:
+def test_bad_options_are_refused(checkpoints: dict[str, Path], written: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ledom.load(f"{checkpoints['reverse']},{written}")
 
 
-def test_untyped_options_are_read_with_care() -> None:
+def test_untyped_options_are_checked() -> None:
     class Backend(FakeLanguageModel):
         def __init__(self, name: str, **options: object) -> None: ...
 
@@ -82,18 +82,18 @@ def test_untyped_options_are_read_with_care() -> None:
             read_options(Backend, [written], "m")
 
 
-def test_a_key_does_not_belong_on_a_command_line() -> None:
+def test_an_api_key_on_the_command_line_is_refused() -> None:
     with pytest.raises(InputError, match="environment variable OPENAI_API_KEY"):
         ledom.load("openai:m,api_key=secret")
 
 
-def test_a_folder_may_be_called_anything(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_may_have_any_name(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     odd = tmp_path / "openai:lr=0.1,rows=2"
     odd.symlink_to(checkpoints["reverse"])
     assert ledom.load(odd).direction is ledom.Direction.REVERSE
 
 
-def test_a_tokenizer_without_eos_is_named_and_can_be_helped(
+def test_a_tokenizer_without_eos_is_refused_unless_eos_is_given(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     for file in checkpoints["reverse"].iterdir():
@@ -112,14 +112,14 @@ def test_a_tokenizer_without_eos_is_named_and_can_be_helped(
 
 
 @pytest.mark.parametrize("backend", ["vllm", "openai"])
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+def test_a_missing_extra_error_names_it(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setitem(sys.modules, backend, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'ledom\[{backend}\]'"):
         ledom.load(f"{backend}:m", direction="forward")
 
 
 @pytest.mark.parametrize("option", ["rows=0", "rows=-1", "tokens_per_batch=0"])
-def test_a_batch_has_room(option: str) -> None:
+def test_a_batch_must_have_room(option: str) -> None:
     folder, (name, _, value) = ledom.lm.embedded_folder("forward"), option.partition("=")
     with pytest.raises(InputError, match=f"{option}: Input should be greater than 0"):
         ledom.load(f"{folder},{option}")
@@ -127,11 +127,11 @@ def test_a_batch_has_room(option: str) -> None:
         ledom.load(str(folder), **{name: int(value)})
 
 
-def test_spelled_out_special_tokens_make_another_model(checkpoints: dict[str, Path]) -> None:
+def test_spelling_out_special_tokens_changes_the_fingerprint(checkpoints: dict[str, Path]) -> None:
     lm = ledom.load(checkpoints["forward"])
     before = lm.fingerprint
     lm.tokenizer.spell_out_special_tokens()
-    assert lm.fingerprint == f"{before}-spelled-out"  # the name of EOS is scored otherwise
+    assert lm.fingerprint == f"{before}-spelled-out"  # the name of EOS is scored differently
     lm.bos_ids = []
     assert not lm.fingerprint.startswith(f"{before}-spelled")
 
@@ -139,7 +139,7 @@ def test_spelled_out_special_tokens_make_another_model(checkpoints: dict[str, Pa
 def test_the_hash_of_a_loaded_tokenizer_is_computed_once(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes 0.1 s for 128k tokens; but a caller who has got hold of it may change it."""
+    """It takes 0.1 s for 128k tokens; but a caller that holds the tokenizer may change it."""
     lm = ledom.load(checkpoints["forward"])
     before, known = lm.fingerprint, lm.tokenizer._backend
     monkeypatch.setattr(lm.tokenizer, "_backend", None)

@@ -1,4 +1,4 @@
-"""BOS, EOS and blanks at the joint, against plain transformers on models made elsewhere."""
+"""BOS, EOS and spaces at the joint, compared with plain transformers on foreign models."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def foreign(
     more: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> Path:
-    """A random Llama as transformers saves it, whose tokenizer puts `<s>` in front or nothing."""
+    """A random Llama saved by transformers, whose tokenizer puts `<s>` in front or nothing."""
     torch.manual_seed(1)
     size = tokenizer.vocab_size
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
@@ -56,7 +56,7 @@ def foreign(
 
 
 _SAYS_NOT = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
-"""What transformers 5 ignores where the post-processor adds BOS."""
+"""A setting that transformers 5 ignores if the post-processor adds BOS."""
 
 
 @pytest.fixture(params=[{}, _SAYS_NOT], ids=["plain", "add_bos_token false"])
@@ -78,7 +78,7 @@ def plain_greedy(folder: Path, ids: list[int], count: int) -> list[int]:
     return model.generate(torch.tensor([ids]), **settings)[0, len(ids) :].tolist()
 
 
-def test_a_forward_model_reads_its_own_bos_in_scoring_and_in_sampling(llama: Path) -> None:
+def test_a_forward_model_reads_its_own_bos_in_scoring_and_sampling(llama: Path) -> None:
     lm = ledom.load(llama, "forward", device="cpu")
     theirs = AutoTokenizer.from_pretrained(llama)
     assert lm.bos_ids == [1]
@@ -96,8 +96,8 @@ def test_a_forward_model_reads_its_own_bos_in_scoring_and_in_sampling(llama: Pat
     assert made.ids + [2] * (made.finish_reason == "stop") == greedy
 
 
-def test_demonstrations_have_special_tokens_of_their_own(llama: Path) -> None:
-    """<s> demonstration </s> <s> question solution </s>, each a document as in training."""
+def test_demonstrations_have_their_own_special_tokens(llama: Path) -> None:
+    """<s> demonstration </s> <s> question solution </s>: each is a document, as in training."""
     lm = ledom.load(llama, "forward", device="cpu")
     shown = Problem(id="d", question="two blanks", solution="b c")
     problem = Problem(id="p", question=QUESTION)
@@ -132,7 +132,7 @@ def test_a_reverse_model_ends_with_eos_whatever_it_reads_first(
 
 
 @pytest.mark.slow
-def test_a_model_without_bos_reads_eos_first_unless_told_otherwise(tmp_path: Path) -> None:
+def test_a_model_without_bos_reads_eos_first_by_default(tmp_path: Path) -> None:
     """GPT-2's and Pythia's documents are separated by EOS."""
     folder = foreign(tmp_path / "m", sentencepiece_like(), bos=False)
     assert ledom.load(folder, "forward").bos_ids == [2]
@@ -156,7 +156,7 @@ def test_a_recorded_bos_that_makes_no_sense_is_refused(tmp_path: Path, recorded:
 
 @pytest.mark.parametrize("form", ["prepend", "metaspace"])
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_prompt_and_text_are_the_text_of_all_ids(tmp_path: Path, form: str, direction: str) -> None:
+def test_prompt_plus_text_is_the_text_of_all_ids(tmp_path: Path, form: str, direction: str) -> None:
     lm = ledom.load(foreign(tmp_path / "m", sentencepiece_like(form), True), direction)
     blanks = 0
     for prompt in ("Once upon", "two\n\n", " and they" if direction == "reverse" else "a"):
@@ -172,8 +172,8 @@ def test_prompt_and_text_are_the_text_of_all_ids(tmp_path: Path, form: str, dire
     assert blanks or direction == "reverse"
 
 
-def test_a_prompt_of_a_reverse_model_is_the_end_of_a_document(llama: Path) -> None:
-    """Its ids are those that the whole document has there, without a blank at the joint."""
+def test_the_prompt_of_a_reverse_model_is_the_end_of_a_document(llama: Path) -> None:
+    """Its ids are those of the whole document there, without a space at the joint."""
     lm = ledom.load(llama, "reverse", device="cpu")
     whole = lm.tokenizer.encode("Once upon a time").ids
     assert lm.prompt_ids(" a time", 1) == [2, *lm.tokenizer.encode_inside(" a time")[::-1]]
@@ -182,7 +182,7 @@ def test_a_prompt_of_a_reverse_model_is_the_end_of_a_document(llama: Path) -> No
 
 
 def pieces(lm: LanguageModel, prompt: str, seed: int) -> tuple[str, list[int]]:
-    """Text and ids in reading order, written from stop to stop."""
+    """Text and ids in reading order, generated from stop to stop."""
     sampling = Sampling(max_tokens=12, seed=seed, stop_pattern=r"\S")
     ((_, (part,)),) = lm.generate([prompt], sampling)
     text, ids = part.text, part.ids
@@ -197,7 +197,7 @@ def pieces(lm: LanguageModel, prompt: str, seed: int) -> tuple[str, list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_parts_between_patterns_are_the_whole_text(tmp_path: Path, direction: str) -> None:
+def test_parts_between_patterns_add_up_to_the_whole_text(tmp_path: Path, direction: str) -> None:
     tokenizer = sentencepiece_like(byte_fallback=False)
     lm = ledom.load(foreign(tmp_path / "m", tokenizer, bos=True), direction, device="cpu")
     blanks = 0
@@ -210,10 +210,10 @@ def test_parts_between_patterns_are_the_whole_text(tmp_path: Path, direction: st
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("where", ["config", "generation_config"])
-def test_a_text_ends_at_any_token_that_generate_ends_at(
+def test_a_text_ends_at_any_token_at_which_generate_ends(
     tmp_path: Path, where: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As chat models name the end of a turn beside EOS. What is no special token ends nothing."""
+    """Chat models list an end-of-turn token next to EOS. Only special tokens end a text."""
     tokenizer = sentencepiece_like()
     tokenizer.backend.add_special_tokens(["<turn>"])
     turn = tokenizer.token_id("<turn>")
@@ -223,7 +223,7 @@ def test_a_text_ends_at_any_token_that_generate_ends_at(
     (folder / "generation_config.json").unlink()
     file.write_text(json.dumps(settings))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():  # it ends the turn at the third token, and would go on
+    with torch.no_grad():  # it ends the turn at the third token, and would continue
         model.lm_head.weight[turn] = model.lm_head.weight[2] = 0
         ids = [1, *tokenizer.encode(QUESTION).ids]
         greedy: Any = {"do_sample": False, "max_new_tokens": 8}
@@ -249,7 +249,7 @@ def test_no_pattern_is_found_inside_a_character(llama: Path) -> None:
     assert [search(bytes_of[:count]) for count in (1, 2, 3, 4)] == [False, False, False, True]
 
 
-def test_scoring_a_foreign_text_by_hand(llama: Path) -> None:
+def test_a_foreign_models_scores_equal_those_by_hand(llama: Path) -> None:
     lm = ledom.load(llama, "forward", device="cpu")
     ids = lm.add_special_tokens(lm.tokenizer.encode("Once upon a time").ids)
     assert ids == [*AutoTokenizer.from_pretrained(llama)("Once upon a time").input_ids, 2]
@@ -257,8 +257,8 @@ def test_scoring_a_foreign_text_by_hand(llama: Path) -> None:
     np.testing.assert_allclose(values, plain_logprobs(llama, ids), atol=2e-5)
 
 
-def test_a_text_before_a_prompt_keeps_its_last_blank() -> None:
-    """Also if the tokenizer changes the prompt's letters, as BERT's does."""
+def test_a_text_before_a_prompt_keeps_its_last_space() -> None:
+    """This holds even if the tokenizer changes the prompt's letters, as BERT's does."""
     words = ["[UNK]", "[SEP]", "the", "cat", "sat"]
     backend = RustTokenizer(models.WordPiece({word: i for i, word in enumerate(words)}))
     backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()

@@ -12,14 +12,14 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("family", SETTINGS)
-def test_which_logits_are_more_than_a_projection(family: str) -> None:
+def test_logits_beyond_a_projection_are_recognized(family: str) -> None:
     config = AutoConfig.for_model(family, **{SETTINGS[family]: 3.0})
     assert not has_plain_logits(config)
     logits = torch.tensor([[-30.0, 0.0, 6.0]])
     assert not torch.equal(finish_logits(logits, config), logits)
 
 
-def test_plain_logits_stay() -> None:
+def test_plain_logits_stay_unchanged() -> None:
     config = AutoConfig.for_model("llama")
     assert has_plain_logits(config)
     logits = torch.tensor([[-30.0, 0.0, 6.0]])

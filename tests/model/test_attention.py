@@ -14,13 +14,13 @@ SIZES = [5, 9, 1, 30]
 
 @pytest.fixture(scope="module")
 def model(tokenizer, tiny_config):
-    """Four query heads over two heads of keys and values."""
+    """Four query heads over two key-value heads."""
     return build_model(tiny_config, tokenizer, 0).eval()
 
 
 @pytest.fixture(scope="module")
 def plain(model):
-    """The same weights with transformers' own attention."""
+    """The same weights, with transformers' own attention."""
     config = type(model.config)(**{**model.config.to_dict(), "attn_implementation": "sdpa"})
     other = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     other.load_state_dict(model.state_dict())
@@ -44,7 +44,7 @@ def run_packed(model, documents, boundaries):
 
 
 @torch.no_grad()
-def test_packed_documents_are_as_each_alone(model, plain, documents):
+def test_packed_documents_give_the_same_results_as_alone(model, plain, documents):
     packed = run_packed(model, documents, [0, 5, 14, 15, 45])
     for document, logits in zip(documents, packed.split(SIZES, dim=1), strict=True):
         alone = model(input_ids=document, use_cache=False).logits
@@ -55,14 +55,14 @@ def test_packed_documents_are_as_each_alone(model, plain, documents):
 
 @torch.no_grad()
 def test_without_boundaries_documents_would_leak(model, documents):
-    """So the test above can fail: context does change these logits."""
+    """Context does change these logits, so the test above can fail."""
     packed = run_packed(model, documents, None)
     alone = model(input_ids=documents[1], use_cache=False).logits
     assert (packed[:, 5:14] - alone).abs().max() > 0.05
 
 
 @torch.no_grad()
-def test_a_batch_of_rows_is_as_each_row_alone(model, documents):
+def test_a_batch_of_rows_gives_the_same_results_as_each_row(model, documents):
     rows = torch.cat([documents[3], documents[3].flip(1)])
     both = model(input_ids=rows, use_cache=False).logits
     for row, logits in zip(rows, both, strict=True):
@@ -71,7 +71,7 @@ def test_a_batch_of_rows_is_as_each_row_alone(model, documents):
 
 
 def naive(query, key, value, boundaries, scale):
-    """Softmax attention one query at a time, in doubles."""
+    """Softmax attention, one query at a time, in fp64."""
     query, key, value = query.double(), key.double(), value.double()
     heads, length, _ = query.shape[1:]
     group = heads // key.shape[1]
@@ -89,7 +89,7 @@ def naive(query, key, value, boundaries, scale):
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("boundaries", [[0, 7], [0, 2, 3, 7], [0, 2, 4, 5, 6, 7]])
 @pytest.mark.parametrize("in_one_call", [False, True], ids=["cpu", "gpu"])
-def test_attention_by_hand(heads, kv_heads, boundaries, in_one_call, monkeypatch):
+def test_attention_equals_that_by_hand(heads, kv_heads, boundaries, in_one_call, monkeypatch):
     monkeypatch.setattr(attention, "has_varlen", lambda device, dtype: in_one_call)
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(1, heads, 7, 8, generator=generator)
@@ -113,8 +113,8 @@ def test_attention_by_hand(heads, kv_heads, boundaries, in_one_call, monkeypatch
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 @pytest.mark.parametrize("last", [12, 300])
-def test_values_and_derivatives_are_those_of_a_mask(compiled, dtype, tolerance, last):
-    """Documents of equal and of different lengths, against autograd through plain products."""
+def test_values_and_derivatives_equal_those_with_a_mask(compiled, dtype, tolerance, last):
+    """Documents of equal and different lengths, compared with autograd on plain matmuls."""
     boundaries = torch.tensor([0, 3, 6, 7, last])
     generator = torch.Generator().manual_seed(2)
     # Rounded to bf16, so that both sides start from the same numbers.

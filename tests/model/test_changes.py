@@ -1,4 +1,4 @@
-"""Changes of a model in memory are seen, however they are made."""
+"""Changes to a model in memory are noticed, however they are made."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_state_of_weights_shows_changes_that_torch_does_not_count(
 
 @KERNELS
 @pytest.mark.slow
-def test_the_contents_show_what_has_changed_since_and_what_has_not(
+def test_the_contents_reveal_exactly_what_has_changed(
     kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_kernels(monkeypatch, kernels)
@@ -91,7 +91,7 @@ def test_the_contents_show_what_has_changed_since_and_what_has_not(
     assert changed()
 
 
-def test_hooks_of_another_process_are_not_taken_for_the_same(
+def test_hooks_in_another_process_do_not_count_as_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = load("tiny", "forward").model
@@ -137,7 +137,7 @@ def test_every_number_and_function_of_a_module_counts(
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 4), ("none", "tanh")])
-def test_a_setting_of_an_activation_counts(old: Any, new: Any, tokenizer: Tokenizer) -> None:
+def test_the_settings_of_an_activation_count(old: Any, new: Any, tokenizer: Tokenizer) -> None:
     model = tiny("gpt2", tokenizer)
     act: Any = torch.nn.Softplus(beta=old) if old == 3 else torch.nn.GELU(approximate=old)
     model.transformer.h[1].mlp.act, name = act, "beta" if old == 3 else "approximate"
@@ -150,7 +150,7 @@ def test_a_setting_of_an_activation_counts(old: Any, new: Any, tokenizer: Tokeni
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
 def test_a_long_text_does_not_change_a_model(rope_type: str, tokenizer: Tokenizer) -> None:
-    """Its frequencies follow the longest text."""
+    """Its frequencies depend on the longest text seen."""
     rope: dict[str, Any] = {"rope_type": rope_type, "factor": 4.0, "rope_theta": 10000.0}
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 16}
     if rope_type == "longrope":
@@ -173,7 +173,7 @@ def test_a_long_text_does_not_change_a_model(rope_type: str, tokenizer: Tokenize
     assert contents.mark()
 
 
-def test_use_is_no_change() -> None:
+def test_using_a_model_does_not_change_it() -> None:
     lm = load("tiny", "reverse")
     loaded = lm.identity
     ids = lm.tokenizer.encode("a text, and one more").ids
@@ -184,7 +184,7 @@ def test_use_is_no_change() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*checkpointing.*:FutureWarning")
-def test_other_outputs_and_gradient_checkpointing_are_no_change() -> None:
+def test_other_outputs_and_gradient_checkpointing_do_not_count() -> None:
     lm = load("tiny", "forward")
     ids, loaded = lm.tokenizer.encode("a text, and one more").ids, lm.identity
     before = lm.logprobs([TokenSpan(ids, 1, len(ids))])[0]

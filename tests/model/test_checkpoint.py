@@ -22,7 +22,7 @@ IDS = torch.tensor([[0, 40, 41, 42, 99, 7]])
 
 @pytest.fixture
 def folder(tmp_path, checkpoints):
-    """A copy of the reverse model's folder, to be damaged."""
+    """A copy of the reverse model's folder that tests can damage."""
     return shutil.copytree(checkpoints["reverse"], tmp_path / "model")
 
 
@@ -41,7 +41,7 @@ def test_equal_seeds_give_equal_weights(tokenizer, tiny_config):
     assert first.config.vocab_size == tokenizer.vocab_size
 
 
-def test_a_vocabulary_with_holes_has_room_for_its_largest_id(tmp_path, tiny_config):
+def test_a_vocabulary_with_gaps_has_room_for_its_largest_id(tmp_path, tiny_config):
     vocabulary = {"<|end|>": 0, "a": 1, "b": 9}
     holes = Tokenizer(RustTokenizer(models.WordLevel(vocabulary, unk_token="a")))
     model = build_model(tiny_config, holes, 0)
@@ -52,7 +52,7 @@ def test_a_vocabulary_with_holes_has_room_for_its_largest_id(tmp_path, tiny_conf
 
 
 @pytest.mark.parametrize("direction", Direction)
-def test_what_is_saved_is_loaded(tmp_path, tokenizer, tiny_config, direction):
+def test_a_saved_model_is_loaded_unchanged(tmp_path, tokenizer, tiny_config, direction):
     model = build_model(tiny_config, tokenizer, 0)
     pair_format = PairFormat("Q {question} A {solution}")
     save_checkpoint(tmp_path / "m", model, tokenizer, direction, pair_format)
@@ -68,7 +68,7 @@ def test_what_is_saved_is_loaded(tmp_path, tokenizer, tiny_config, direction):
         assert torch.equal(model(IDS).logits, loaded.model(IDS).logits)
 
 
-def test_bf16_weights(tmp_path, tokenizer, tiny_config):
+def test_weights_can_be_saved_in_bf16(tmp_path, tokenizer, tiny_config):
     model = build_model(tiny_config, tokenizer, 0)
     save_checkpoint(
         tmp_path / "m", model, tokenizer, Direction.FORWARD, PairFormat(), torch.bfloat16
@@ -76,7 +76,7 @@ def test_bf16_weights(tmp_path, tokenizer, tiny_config):
     stored = load_file(tmp_path / "m" / "model.safetensors")
     assert {weight.dtype for weight in stored.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "bfloat16"
-    assert model.dtype == torch.float32  # the one in memory is left alone
+    assert model.dtype == torch.float32  # the model in memory is unchanged
     loaded = load_checkpoint(tmp_path / "m").model
     assert loaded.dtype == torch.float32
     for name, weight in model.state_dict().items():
@@ -93,7 +93,7 @@ def test_tied_weights_are_stored_once_and_load_tied(tmp_path, tokenizer, tiny_co
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
-def test_nothing_is_printed(tmp_path, tokenizer, tiny_config, capfd):
+def test_loading_prints_nothing(tmp_path, tokenizer, tiny_config, capfd):
     model = build_model(tiny_config, tokenizer, 0)
     save_checkpoint(tmp_path / "m", model, tokenizer, Direction.FORWARD, PairFormat())
     load_checkpoint(tmp_path / "m")
@@ -115,7 +115,7 @@ def test_the_wrong_direction_is_refused(checkpoints, asked):
     assert load_checkpoint(checkpoints["forward"], asked).direction is Direction.FORWARD
 
 
-def test_a_foreign_checkpoint_must_be_told_its_direction(folder):
+def test_a_foreign_checkpoint_needs_an_explicit_direction(folder):
     change_config(folder, ledom_direction="REMOVE", ledom_pair_format="REMOVE")
     with pytest.raises(DirectionError, match="records no direction"):
         load_checkpoint(folder)
@@ -134,7 +134,7 @@ def test_an_unknown_recorded_direction_is_refused(folder):
 
 
 @pytest.mark.parametrize("kept", [0, 100, -1])
-def test_cut_weights_are_refused(folder, kept):
+def test_truncated_weights_are_refused(folder, kept):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match="model: cannot be loaded: "):
@@ -142,7 +142,7 @@ def test_cut_weights_are_refused(folder, kept):
 
 
 def test_weights_that_lack_a_tensor_are_refused(folder):
-    """transformers would fill it at random and go on."""
+    """transformers would initialize it randomly and continue."""
     file = folder / "model.safetensors"
     weights = load_file(file)
     del weights["model.layers.1.mlp.up_proj.weight"]
@@ -156,20 +156,20 @@ def test_weights_that_lack_a_tensor_are_refused(folder):
     [
         "model.layers.0.self_attn.q_proj.bias",  # attention_bias is false
         "model.layers.0.self_attn.q_norm.weight",
-        "model.layers.2.mlp.up_proj.weight",  # it has two layers
+        "model.layers.2.mlp.up_proj.weight",  # the model has two layers
         "lm_head.bias",
     ],
 )
-def test_weights_that_the_config_leaves_out_are_refused(folder, name):
-    """transformers would go on without them."""
+def test_weights_without_a_place_in_the_config_are_refused(folder, name):
+    """transformers would continue without them."""
     file = folder / "model.safetensors"
     save_file(load_file(file) | {name: torch.ones(3)}, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=rf"a model without '{re.escape(name)}', which the"):
         load_checkpoint(folder)
 
 
-def test_weights_of_other_uses_are_left_out_with_a_word(folder, caplog):
-    """A value head is none of the language model's; a buffer that is computed is nobody's."""
+def test_weights_for_other_uses_are_skipped_with_a_note(folder, caplog):
+    """A value head is not part of the language model; a computed buffer is not a weight."""
     file = folder / "model.safetensors"
     more = ("v_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq")
     save_file(load_file(file) | {n: torch.ones(3) for n in more}, file, metadata={"format": "pt"})
@@ -185,7 +185,7 @@ def test_weights_of_another_shape_are_refused(folder):
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_missing_file_is_refused_by_name(folder, missing):
+def test_the_error_for_a_missing_file_names_it(folder, missing):
     (folder / missing).unlink()
     with pytest.raises(CheckpointError, match=f"(?s){folder}.*{missing}"):
         load_checkpoint(folder)
@@ -205,7 +205,7 @@ def test_a_missing_file_is_refused_by_name(folder, missing):
         ("camembert", {"max_position_embeddings": 50, "pad_token_id": 0}, 49),
     ],
 )
-def test_the_context_is_under_the_architectures_own_key(tmp_path, kind, settings, context):
+def test_the_context_is_read_from_the_architectures_own_key(tmp_path, kind, settings, context):
     AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
     assert longest_text(load_config(tmp_path)) == context
 
@@ -241,7 +241,7 @@ def test_a_damaged_config_is_refused(folder, content):
         ("ledom_solution_style", "verse", "solution style 'verse'; the styles are as written"),
     ],
 )
-def test_a_bad_value_in_the_config_is_named(folder, key, value, message):
+def test_the_error_for_a_bad_config_value_names_it(folder, key, value, message):
     change_config(folder, **{key: value})
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(folder)
@@ -256,7 +256,7 @@ def test_a_bad_value_in_the_config_is_named(folder, key, value, message):
         ("vocab_size", 10**9, "3.2e+10 weights (2 layers of width 32, 1000000000 tokens)"),
     ],
 )
-def test_a_config_of_another_size_than_the_weights_is_refused_unbuilt(folder, key, value, message):
+def test_a_config_that_does_not_match_the_weights_is_refused_early(folder, key, value, message):
     change_config(folder, **{key: value})
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(folder)
@@ -264,7 +264,7 @@ def test_a_config_of_another_size_than_the_weights_is_refused_unbuilt(folder, ke
 
 
 class Opens:
-    """What a pickle may do when it is read."""
+    """An object whose pickle does something when it is read."""
 
     def __init__(self, file):
         self.file = file
@@ -274,7 +274,7 @@ class Opens:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_of_code_is_refused_unread(folder, tmp_path, legacy):
+def test_a_pickle_with_code_is_refused_without_running_it(folder, tmp_path, legacy):
     (folder / "model.safetensors").unlink()
     weights = {"lm_head.weight": Opens(tmp_path / "ran")}
     torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
@@ -285,7 +285,7 @@ def test_a_pickle_of_code_is_refused_unread(folder, tmp_path, legacy):
     assert not (tmp_path / "ran").exists()
 
 
-def test_code_of_a_models_own_is_refused(folder):
+def test_a_models_custom_code_is_refused(folder):
     change_config(
         folder, model_type="other", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "c.M"}
     )
@@ -309,9 +309,7 @@ def test_saving_replaces_the_whole_folder(tmp_path, folder, tokenizer, tiny_conf
     assert os.listdir(tmp_path) == ["model"]
 
 
-def test_saving_that_fails_leaves_the_old_folder(
-    tmp_path, folder, tokenizer, tiny_config, monkeypatch
-):
+def test_a_failed_save_leaves_the_old_folder(tmp_path, folder, tokenizer, tiny_config, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""Freed memory stays; a user's settings stand; other C libraries are left alone."""
+"""Freed memory is kept, the user's settings win, and other C libraries are left alone."""
 
 import ctypes
 import os
@@ -13,8 +13,8 @@ from ledom.model import device
 from started import started
 from waiting import SECONDS
 
-# 20 times a block of 48 MB, every page of it written, by the main thread or by another. Mapped anew
-# each time, the block's 12,288 pages are 245,760 faults.
+# A block of 48 MB, 20 times, every page written, by the main thread or another one. If mapped again
+# each time, the block's 12,288 pages cause 245,760 faults.
 _CHILD = """
 import ctypes, resource, sys, threading
 from ledom.model.device import _keep_pages
@@ -44,7 +44,7 @@ else:
 
 @pytest.mark.skipif(device._mallopt() is None, reason="not glibc")
 @pytest.mark.parametrize("where", ["main", "other"])
-def test_freed_blocks_are_not_mapped_anew(where: str) -> None:
+def test_freed_blocks_are_not_mapped_again(where: str) -> None:
     usual = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, where],
@@ -63,7 +63,7 @@ def test_freed_blocks_are_not_mapped_anew(where: str) -> None:
     "environment",
     [{"MALLOC_TRIM_THRESHOLD_": "1000"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}],
 )
-def test_a_users_own_settings_stand(
+def test_a_users_own_settings_are_kept(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment.items():
@@ -75,7 +75,7 @@ def test_a_users_own_settings_stand(
 
 
 @pytest.mark.parametrize(("cpus", "heaps"), [(1, 1), (15, 1), (64, 8)])
-def test_few_threads_share_a_heap(cpus: int, heaps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_share_a_few_heaps(cpus: int, heaps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(device.processes, "available_cpus", lambda: cpus)
@@ -126,7 +126,7 @@ def test_large_blocks_are_mapped_until_the_last_block_ends() -> None:
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     class Musl:
-        """It has malloc, but neither of these functions."""
+        """A C library with malloc but neither of these functions."""
 
     monkeypatch.setattr("ctypes.CDLL", lambda name: Musl())
     assert device._mallopt() is None
@@ -134,13 +134,13 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class _Use(ctypes.Structure):
-    """glibc's struct mallinfo2, its fields by letters: e is what is mapped, h what is in use."""
+    """glibc's struct mallinfo2, with letters as fields: e is memory mapped, h memory in use."""
 
     _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
 
 
 def _multiply() -> None:
-    """Products of 480 shapes; writes the bytes in use after the first 320, and after all."""
+    """Run matmuls of 480 shapes; writes the bytes in use after the first 320 and after all."""
     for name in device._CACHES:
         os.environ.pop(name, None)
     device.configure_memory()
@@ -156,19 +156,19 @@ def _multiply() -> None:
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc 2.33 or newer")
 @pytest.mark.slow
-def test_memory_stops_to_grow_with_the_number_of_shapes(tmp_path: Path) -> None:
-    """Unbounded, it would grow by 90 MB here. Of a process that has multiplied nothing yet."""
+def test_memory_stops_growing_with_the_number_of_shapes(tmp_path: Path) -> None:
+    """Unbounded, it would grow by 90 MB here. It needs a process that has run no matmul yet."""
     with started(tmp_path / "said", run=_multiply) as process:
         assert process.wait() == 0, process.said()
     before, after = map(int, process.said().split())
     assert after - before < 10 * 2**20
 
 
-def test_a_users_size_of_the_caches_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_cache_size_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = device._CACHES
     monkeypatch.setenv(first, "1000")
     monkeypatch.setenv(second, "")
-    monkeypatch.delenv(second)  # and back to what it was, after the test
+    monkeypatch.delenv(second)  # and restored after the test
     monkeypatch.setattr(device, "_keep_pages", lambda: True)
     device.configure_memory()
     assert (os.environ[first], os.environ[second]) == ("1000", "256")
@@ -183,7 +183,7 @@ def test_a_users_size_of_the_caches_stays(monkeypatch: pytest.MonkeyPatch) -> No
         ({}, "cuda", True),
     ],
 )
-def test_where_bf16_is_fast(
+def test_where_bf16_counts_as_fast(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], kind: str, fast: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)

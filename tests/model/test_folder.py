@@ -22,7 +22,7 @@ from waiting import until
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own, for files of any age and size."""
+    """A separate cache for this test, for files of any age and size."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "_CACHED_BYTES", 0)
     monkeypatch.setattr(module, "_SETTLED_SECONDS", -1.0)
@@ -38,7 +38,7 @@ def fingerprint(folder: Path, **options: str) -> str:
     return read_checkpoint_info(folder, **options).fingerprint
 
 
-def test_a_digest_is_that_of_every_byte(tmp_path: Path) -> None:
+def test_a_digest_covers_every_byte(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     contents = bytearray(2**24 + 1)
     file.write_bytes(contents)
@@ -59,18 +59,18 @@ def test_a_known_file_is_not_read_again(
     assert file_digest(file) == first
 
 
-def test_a_changed_file_is_read_again_though_it_looks_the_same(tmp_path: Path) -> None:
-    """Written in place, with size and modification time as before."""
+def test_a_changed_file_is_read_again_even_if_it_looks_the_same(tmp_path: Path) -> None:
+    """It is written in place, with the same size and modification time."""
     file = tmp_path / "weights"
     file.write_bytes(b"1234")
     before, times = file_digest(file), file.stat()
-    # Written until the clock of the file system has ticked.
+    # Rewrite it until the file system's clock has ticked.
     until(lambda: file.write_bytes(b"1235") and file.stat().st_ctime_ns != times.st_ctime_ns)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert file_digest(file) != before
 
 
-def test_the_digest_of_a_file_just_written_is_not_kept(
+def test_the_digest_of_a_file_just_written_is_not_cached(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_SETTLED_SECONDS", 60.0)
@@ -81,7 +81,7 @@ def test_the_digest_of_a_file_just_written_is_not_kept(
 
 
 @pytest.mark.parametrize("kept", [b"", b"{", b"[1, 2]", b"[]", b"null", b"\xff", b"7"])
-def test_a_damaged_cache_is_not_believed(tmp_path: Path, cache: Path, kept: bytes) -> None:
+def test_a_damaged_cache_is_not_trusted(tmp_path: Path, cache: Path, kept: bytes) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"1234")
     digest = file_digest(file)
@@ -105,7 +105,7 @@ def test_it_works_without_a_place_to_write(
 @pytest.mark.parametrize(
     "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
 )
-def test_every_file_that_is_loaded_decides(model: Path, name: str) -> None:
+def test_every_loaded_file_affects_the_fingerprint(model: Path, name: str) -> None:
     before = fingerprint(model)
     contents = bytearray((model / name).read_bytes())
     if name.endswith(".json"):
@@ -116,7 +116,7 @@ def test_every_file_that_is_loaded_decides(model: Path, name: str) -> None:
     assert fingerprint(model) != before
 
 
-def test_other_files_do_not_decide(model: Path) -> None:
+def test_other_files_do_not_affect_the_fingerprint(model: Path) -> None:
     before = fingerprint(model)
     for name in ("README.md", "optimizer.bin", "other.safetensors", "pytorch_model.bin"):
         (model / name).write_text("not loaded: model.safetensors is there")
@@ -124,7 +124,7 @@ def test_other_files_do_not_decide(model: Path) -> None:
     assert fingerprint(Path(shutil.copytree(model, model.with_name("copy")))) == before
 
 
-def test_how_a_model_is_used_decides(model: Path) -> None:
+def test_the_use_of_a_model_affects_the_fingerprint(model: Path) -> None:
     assert fingerprint(model) != fingerprint(model, eos_token="a")
     config = read_json_object(model / "config.json")
     del config["ledom_direction"]
@@ -144,7 +144,7 @@ def sharded_weights(model: Path) -> Iterator[Path]:
     yield model / "model.safetensors.index.json"
 
 
-def test_weights_in_shards_decide(model: Path) -> None:
+def test_weights_in_shards_affect_the_fingerprint(model: Path) -> None:
     files = list(sharded_weights(model))
     (model / "model.safetensors").unlink()
     assert set(weight_files(model, {})) == set(files)
@@ -154,8 +154,8 @@ def test_weights_in_shards_decide(model: Path) -> None:
     assert fingerprint(model) != before
 
 
-def test_an_adapter_is_not_taken_for_its_base(model: Path) -> None:
-    """transformers would load another folder's weights in place of those here."""
+def test_an_adapter_is_not_mistaken_for_its_base(model: Path) -> None:
+    """transformers would load another folder's weights instead of these."""
     (model / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
     with pytest.raises(CheckpointError, match=r"this is an adapter .*merge_and_unload"):
         fingerprint(model)
@@ -163,7 +163,7 @@ def test_an_adapter_is_not_taken_for_its_base(model: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 @pytest.mark.parametrize("kind", ["pipe", "directory"])
-def test_what_is_not_a_regular_file_is_refused(model: Path, name: str, kind: str) -> None:
+def test_anything_but_a_regular_file_is_refused(model: Path, name: str, kind: str) -> None:
     (model / name).unlink()
     if kind == "pipe":
         os.mkfifo(model / name)
@@ -181,7 +181,7 @@ def test_a_damaged_index_is_refused(model: Path, index: str) -> None:
         fingerprint(model)
 
 
-def test_a_missing_shard_is_refused_by_name(model: Path) -> None:
+def test_the_error_for_a_missing_shard_names_it(model: Path) -> None:
     files = list(sharded_weights(model))
     (model / "model.safetensors").unlink()
     files[1].unlink()
@@ -199,14 +199,14 @@ def test_a_missing_shard_is_refused_by_name(model: Path) -> None:
         (b'{"a":' * 10**5 + b"1" + b"}" * 10**5, "nested more than 64 deep"),
     ],
 )
-def test_what_is_no_json_object_is_refused(tmp_path: Path, contents: bytes, message: str) -> None:
+def test_only_a_json_object_is_accepted(tmp_path: Path, contents: bytes, message: str) -> None:
     file = tmp_path / "config.json"
     file.write_bytes(contents)
     with pytest.raises(CheckpointError, match=rf"config\.json: {message}"):
         read_json_object(file)
 
 
-def test_for_the_folder_of_a_run_the_error_names_its_model(tmp_path: Path) -> None:
+def test_the_error_for_a_run_folder_names_its_model(tmp_path: Path) -> None:
     run = tmp_path / "reverse"
     (run / "model").mkdir(parents=True)
     (run / "model" / "config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""The fastest products and attention, against plain torch in doubles and their public fallbacks."""
+"""The fastest matmuls and attention, compared with torch in fp64 and their public fallbacks."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ledom.train.objective import token_losses
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("wide", [False, True])
-def test_products_are_those_of_plain_torch(
+def test_matmuls_equal_plain_torch(
     rows: int, dtype: torch.dtype, has_bias: bool, wide: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On processors with and without AVX-512."""
+    """This covers processors with and without AVX-512."""
     monkeypatch.setattr(kernels, "_WIDE", wide)
     torch.manual_seed(0)
     x, weight, total = (
@@ -52,10 +52,10 @@ def test_products_are_those_of_plain_torch(
     ("rows", "filled"),
     [(1, 1), (31, 31), (32, 32), (33, 40), (100, 104), (500, 512), (4000, 4096), (4097, 4352)],
 )
-def test_products_have_few_numbers_of_rows(
+def test_matmuls_use_few_different_numbers_of_rows(
     rows: int, filled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where oneDNN multiplies: it keeps code for each number."""
+    """oneDNN keeps code for each number of rows."""
     x, weight = torch.ones(rows, 4), torch.ones(3, 4)
     monkeypatch.setattr(kernels, "_WIDE", True)
     assert kernels.filled_rows(x, weight) == filled
@@ -74,8 +74,8 @@ def test_the_inputs_may_be_views() -> None:
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_int8_products_by_whole_numbers(private: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against whole numbers of numpy's, for one row and many, and rows and outputs of zeros."""
+def test_int8_matmuls_equal_integer_matmuls(private: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared with numpy integers, for one row and many, and for rows and outputs of zeros."""
     if not private:
         monkeypatch.setattr(kernels, "_INT8", None)
     rng = np.random.default_rng(0)
@@ -94,14 +94,14 @@ def test_int8_products_by_whole_numbers(private: bool, monkeypatch: pytest.Monke
     found = product(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     alone = [product(torch.from_numpy(row[None]))[0].numpy() for row in x]
-    np.testing.assert_array_equal(alone, found)  # to the last bit
+    np.testing.assert_array_equal(alone, found)  # bit-identical
     exact = x.astype(np.float64) @ weight.T.astype(np.float64)
     assert 0 < np.abs(found - exact).mean() < 0.03 * np.abs(exact).mean()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_int8_sums_do_not_overflow(sign: int) -> None:
-    """All numbers at their largest: where 16 bits were too few, sums would be wrong."""
+    """All numbers are at their maximum: with only 16 bits, the sums would be wrong."""
     product = kernels.Int8Weight(torch.full((8, 512), 63.0))
     x = torch.full((64, 512), sign * 127.0)
     assert torch.equal(product(x), torch.full((64, 8), sign * 127.0 * 63 * 512))
@@ -111,10 +111,10 @@ def test_int8_sums_do_not_overflow(sign: int) -> None:
 
 
 def test_int8_inputs_are_unsigned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With AVX-512, oneDNN computes signed ones by reference code, hundreds of times slower."""
+    """With AVX-512, oneDNN runs signed inputs in reference code, hundreds of times slower."""
     product, run, seen = kernels.Int8Weight(torch.ones(8, 16)), kernels._INT8, list[torch.dtype]()
     if product._plain:
-        pytest.skip("this torch has no product of integers")
+        pytest.skip("this torch has no integer matmul")
 
     def watched(x: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(x.dtype)
@@ -131,7 +131,7 @@ PRIVATE = ("_LINEAR", "_FLASH", "_FLASH_BACKWARD", "_SOFTMAX_BACKWARD")
 
 @pytest.fixture
 def public(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs a function as a torch without the private operations would."""
+    """Run a function as if torch lacked the private operations."""
 
     def run(function: Callable[..., Any], *arguments: Any) -> Any:
         with monkeypatch.context() as patch:
@@ -143,11 +143,11 @@ def public(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 def test_this_torch_has_the_private_operations() -> None:
-    """Otherwise the comparisons below compare nothing."""
+    """Otherwise the comparisons below would be meaningless."""
     assert all(getattr(kernels, name) is not None for name in PRIVATE)
 
 
-def test_without_onednn_it_is_plain_torch(public: Callable[..., Any]) -> None:
+def test_without_onednn_plain_torch_is_used(public: Callable[..., Any]) -> None:
     x, weight = torch.randn(64, 48), torch.randn(80, 48)
     assert torch.equal(public(linear, x, weight), torch.nn.functional.linear(x, weight))
     added = public(add_linear, torch.zeros(64, 80), x, weight)
@@ -156,10 +156,10 @@ def test_without_onednn_it_is_plain_torch(public: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("heads", [2, 6])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_and_its_normalizers_without_the_kernel(
+def test_attention_and_its_normalizers_work_without_the_kernel(
     public: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, heads: int, masked: bool
 ) -> None:
-    """What other devices run too, a few queries at a time."""
+    """This is the code for other devices, a few queries at a time."""
     torch.manual_seed(0)
     q = torch.randn(1, heads, 50, 16)
     k, v = torch.randn(2, 1, 2, 70, 16)
@@ -173,7 +173,7 @@ def test_attention_and_its_normalizers_without_the_kernel(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
 @pytest.mark.parametrize("length", [3, 200, 300])
-def test_causal_attention_and_its_derivatives_without_the_kernels(
+def test_causal_attention_and_derivatives_work_without_the_kernels(
     public: Callable[..., Any], length: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     torch.manual_seed(0)
@@ -188,7 +188,7 @@ def test_causal_attention_and_its_derivatives_without_the_kernels(
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
-def test_weights_that_are_kept_give_the_same_derivatives_bit_for_bit(
+def test_saved_attention_weights_give_bit_identical_derivatives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     q, k, v, grad = torch.randn(4, 2, 3, 200, 8, dtype=torch.bfloat16)
@@ -203,7 +203,7 @@ def test_weights_that_are_kept_give_the_same_derivatives_bit_for_bit(
         assert torch.equal(ours, theirs)
 
 
-def test_a_models_losses_and_gradients_without_the_kernels(
+def test_a_models_losses_and_gradients_work_without_the_kernels(
     public: Callable[..., Any], tokenizer: Tokenizer, tiny_config: ModelConfig
 ) -> None:
     model = build_model(tiny_config, tokenizer, 0)
@@ -219,10 +219,10 @@ def test_a_models_losses_and_gradients_without_the_kernels(
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_stretches_of_a_row_are_handed_to_torch_as_it_documents(
+def test_segments_of_a_row_are_passed_to_torch_as_documented(
     causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its kernel needs a GPU: here a stand-in that takes what the real function takes."""
+    """The real kernel needs a GPU; this mock accepts the same arguments."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(9, 4, 8, generator=generator)
     k, v = torch.randn(2, 12, 2, 8, generator=generator)
@@ -247,7 +247,7 @@ def test_stretches_of_a_row_are_handed_to_torch_as_it_documents(
             )
             keys, values = (x.repeat_interleave(2, dim=1) for x in (keys, values))
             scores = torch.einsum("qhd,khd->hqk", mine, keys) * given["scale"]
-            if given["window_size"] == (-1, 0):  # aligned at the ends
+            if given["window_size"] == (-1, 0):  # aligned at the end
                 last = len(keys) - len(mine) + torch.arange(len(mine))
                 hidden = torch.arange(len(keys)) > last[:, None]
                 scores = scores.masked_fill(hidden, -torch.inf)
@@ -270,7 +270,7 @@ def test_stretches_of_a_row_are_handed_to_torch_as_it_documents(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("causal", [False, True])
-def test_stretches_of_a_row_on_a_gpu(causal: bool) -> None:
+def test_segments_of_a_row_on_a_gpu(causal: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(70, 4, 64, generator=generator).bfloat16()
     k, v = torch.randn(2, 90, 2, 64, generator=generator).bfloat16()

@@ -1,4 +1,4 @@
-"""Values in config.json with which transformers would give nonsense, or no results by name."""
+"""Values in config.json with which transformers would give nonsense or no named outputs."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def _with_config(folder: Path, **changed: object) -> Path:
         ({"max_position_embeddings": -5}, "max_position_embeddings is -5; it must be a whole"),
     ],
 )
-def test_numbers_with_which_every_score_would_be_wrong_are_refused(
+def test_numbers_that_would_make_every_score_wrong_are_refused(
     tmp_path: Path, changed: dict[str, object], said: str
 ) -> None:
     folder = _with_config(tmp_path, **changed)
@@ -46,7 +46,7 @@ def test_numbers_with_which_every_score_would_be_wrong_are_refused(
 
 
 @pytest.mark.parametrize("factor", [0, -2.0])
-def test_rotary_frequencies_that_mean_nothing_are_refused(tmp_path: Path, factor: float) -> None:
+def test_meaningless_rotary_frequencies_are_refused(tmp_path: Path, factor: float) -> None:
     rope = {"rope_theta": 10000.0, "rope_type": "linear", "factor": factor}
     with pytest.raises(CheckpointError, match=f"config.json: .*frequencies must be.*{factor}"):
         load_checkpoint(_with_config(tmp_path, rope_parameters=rope))
@@ -64,7 +64,7 @@ def test_rotary_frequencies_that_mean_nothing_are_refused(tmp_path: Path, factor
         ({"text_config": {"a": 1}}, "cannot be loaded: "),
     ],
 )
-def test_a_config_of_another_model_is_refused_in_one_line(
+def test_a_config_for_another_model_is_refused_in_one_line(
     tmp_path: Path, changed: dict[str, object], said: str
 ) -> None:
     folder = _with_config(tmp_path, **changed)
@@ -75,14 +75,14 @@ def test_a_config_of_another_model_is_refused_in_one_line(
         import_model(str(folder), tmp_path / "imported")
 
 
-def test_a_name_for_weights_that_is_no_name_is_refused(tmp_path: Path) -> None:
+def test_a_weight_name_that_is_not_a_name_is_refused(tmp_path: Path) -> None:
     folder = _with_config(tmp_path, transformers_weights=0)
     for read in (load_checkpoint, lambda folder: import_model(str(folder), tmp_path / "imported")):
         with pytest.raises(LedomError):
             read(folder)
 
 
-def test_a_config_cannot_turn_outputs_by_name_off(tmp_path: Path) -> None:
+def test_a_config_cannot_turn_named_outputs_off(tmp_path: Path) -> None:
     ids = [0, 40, 41, 0]
     span = [ledom.TokenSpan(ids, 1, 4)]
     found = ledom.load(_with_config(tmp_path, return_dict=False)).logprobs(span)[0]

@@ -1,4 +1,4 @@
-"""Which numbers a model computes in, and that int8 computes what it says."""
+"""The precision a model computes in, and that int8 computes what it claims."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 @torch.no_grad()
 def by_hand(model: Any, ids: list[int]) -> list[float]:
-    """log P of all ids but the first, by transformers."""
+    """log P of all ids but the first, computed by transformers."""
     found = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
     return [float(found[i, after]) for i, after in enumerate(ids[1:])]
 
@@ -71,14 +71,14 @@ def test_auto_is_float32_where_bf16_is_slow(
 
 
 @pytest.mark.parametrize(("limit", "chosen"), [(1.0, "bfloat16"), (1e-9, "float32")])
-def test_auto_is_decided_by_the_error_on_a_trial(
+def test_auto_is_decided_by_the_error_in_a_trial(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     said: Callable[[], list[str]],
     limit: float,
     chosen: str,
 ) -> None:
-    """The error is that of transformers' own passes over the worse text, in the model's order."""
+    """The error equals that of transformers' own passes on the worse text, in model order."""
     monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "TOLERANCE", limit)
     lm = ledom.load(folder, device="cpu")
@@ -94,18 +94,18 @@ def test_auto_is_decided_by_the_error_on_a_trial(
         f"average (limit: {limit})"
     ]
     named = ledom.load(folder, device="cpu", dtype=chosen)
-    assert lm.fingerprint == named.fingerprint  # the number decides, not how it was asked for
+    assert lm.fingerprint == named.fingerprint  # the precision counts, not how it was requested
 
 
-def test_auto_reads_more_than_english(
+def test_auto_tests_more_than_english(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model whose large weights are those of tokens that no English text has."""
+    """The model has large weights only for tokens that do not occur in English."""
     monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
     model, tokenizer = plain(folder, torch.float32), Tokenizer.load(folder)
     english = {id for text in precision._TEXTS[:1] for id in tokenizer.encode(text).ids}
     others = [id for id in range(tokenizer.vocab_size) if id not in english]
-    for weight in model.parameters():  # bf16 numbers, so that rounding them changes nothing
+    for weight in model.parameters():  # bf16 values, so rounding changes nothing
         weight.data.zero_()
     for norm in (m for name, m in model.named_parameters() if name.endswith("norm.weight")):
         norm.data.fill_(1.0)
@@ -128,7 +128,7 @@ def test_auto_is_float32_for_a_model_that_does_not_run_in_bf16(
     monkeypatch: pytest.MonkeyPatch,
     said: Callable[[], list[str]],
 ) -> None:
-    """XLNet makes parts of its input in fp32, whatever its weights; refused for what it is."""
+    """XLNet creates parts of its input in fp32 whatever its weights, so it cannot run in bf16."""
     monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
     folder = tmp_path / "model"
     save_checkpoint(folder, tiny("xlnet", tokenizer), tokenizer, Direction.REVERSE, PairFormat())
@@ -140,16 +140,16 @@ def test_auto_is_float32_for_a_model_that_does_not_run_in_bf16(
 @pytest.mark.parametrize(
     ("kept", "expected"), [("bfloat16", ["auto"]), ("float16", ["auto"]), ("float32", ["auto", ""])]
 )
-def test_half_precision_stays_on_a_gpu(
+def test_half_precision_is_kept_on_a_gpu(
     kept: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights kept in fp32 go on to the trial, which this model does not pass."""
+    """Weights stored in fp32 go through the trial, which this model fails."""
     asked = []
 
     def load(dtype: Any) -> Any:
         asked.append("auto" if dtype == "auto" else "")
         name = kept if dtype == "auto" else "float32"
-        return SimpleNamespace(model=SimpleNamespace(dtype=getattr(torch, name)))  # runs on no ids
+        return SimpleNamespace(model=SimpleNamespace(dtype=getattr(torch, name)))  # cannot run
 
     checkpoint, name = precision.load_in("auto", torch.device("cuda"), load)
     assert (name, asked) == (kept, expected)
@@ -157,7 +157,7 @@ def test_half_precision_stays_on_a_gpu(
 
 
 def rounded_product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """x * weight, both in whole numbers."""
+    """x * weight, both as integers."""
     w_scale, x_scale = (
         values.abs().amax(-1, keepdim=True).clamp(min=1e-30) / largest
         for values, largest in ((weight, 63), (x, 127))
@@ -166,9 +166,9 @@ def rounded_product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (whole * x_scale * w_scale.T).float()
 
 
-def test_int8_equals_whole_numbers_in_every_product(int8: HFLanguageModel, folder: Path) -> None:
-    """transformers' own pass with rounded inputs and weights; both round at the same places, but
-    for numbers that lie between two."""
+def test_int8_equals_integers_in_every_matmul(int8: HFLanguageModel, folder: Path) -> None:
+    """Compares with transformers' own pass with rounded inputs and weights; both round the same
+    way except for ties."""
     model = plain(folder, torch.float32)
     matrices = layer_matrices(model)
     linears = [module for module in model.modules() if id(getattr(module, "weight", 0)) in matrices]
@@ -181,7 +181,7 @@ def test_int8_equals_whole_numbers_in_every_product(int8: HFLanguageModel, folde
         expected = by_hand(model, list(target.ids)[::-1])[::-1]
         np.testing.assert_allclose(found, expected, atol=2e-3)
         difference = np.abs(found - exact.logprobs([target])[0])
-        assert 0 < difference.mean() < 0.1  # nats; the model is random, and far from sure
+        assert 0 < difference.mean() < 0.1  # nats; the model is random and far from certain
 
 
 def test_int8_scores_do_not_depend_on_their_batch(int8: HFLanguageModel) -> None:
@@ -191,7 +191,7 @@ def test_int8_scores_do_not_depend_on_their_batch(int8: HFLanguageModel) -> None
         np.testing.assert_allclose(int8.logprobs([target])[0], values, atol=2e-3)
 
 
-def test_int8_writes_what_it_says_is_likeliest(int8: HFLanguageModel) -> None:
+def test_int8_generates_the_tokens_it_scores_highest(int8: HFLanguageModel) -> None:
     ((_, (made,)),) = int8.generate(["12 apples"], Sampling(temperature=0, max_tokens=6))
     ids = [*made.ids, *int8.tokenizer.encode("12 apples").ids, int8.tokenizer.eos_id]
     likeliest = int8.alternatives(TokenSpan(ids, 0, len(made.ids)), 1)
@@ -203,7 +203,7 @@ def test_int8_scores_are_not_mixed_with_others(int8: HFLanguageModel, folder: Pa
     assert int8.fingerprint == f"{exact.fingerprint}-int8"
 
 
-def test_what_int8_cannot_do_is_refused(int8: HFLanguageModel) -> None:
+def test_unsupported_uses_of_int8_are_refused(int8: HFLanguageModel) -> None:
     with pytest.raises(InputError, match="int8 is for the CPU, not for cuda; give bfloat16"):
         precision.load_in("int8", torch.device("cuda"), lambda dtype: pytest.fail("loaded"))
     message = "a: int8 is for Llama-shaped models .* this LlamaForCausalLM is not; give float32"

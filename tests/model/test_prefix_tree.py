@@ -9,13 +9,13 @@ def rebuilt(tree):
     return [[tree.ids[column] for column in places] for places in tree.places]
 
 
-def test_shared_length():
+def test_the_shared_length_of_two_texts():
     assert shared_length([1, 2, 3], [1, 2, 4]) == 2
     assert shared_length([1, 2], [1, 2, 4]) == 2
     assert shared_length([1], [2]) == shared_length([], [2]) == 0
 
 
-def test_two_levels_by_hand():
+def test_a_tree_of_two_levels():
     demonstrations, first, second = [7] * 20, [1] * 16, [2] * 16
     texts = sorted(demonstrations + q + y for q in (first, second) for y in ([3, 4], [5]))
     tree = PrefixTree.build(texts)
@@ -25,20 +25,20 @@ def test_two_levels_by_hand():
     assert rebuilt(tree) == texts
 
 
-def test_little_in_common_is_not_shared():
+def test_short_common_prefixes_are_not_shared():
     tree = PrefixTree.build([[1] * 15 + [2], [1] * 15 + [3]])
     assert tree.ancestors == [[], []]
     assert len(tree.ids) == 32
 
 
-def test_equal_texts_are_one():
+def test_equal_texts_are_stored_once():
     tree = PrefixTree.build([[1, 2, 3]] * 4)
     assert tree.ids == [1, 2, 3]
     assert rebuilt(tree) == [[1, 2, 3]] * 4
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_any_texts_are_rebuilt(seed):
+def test_any_texts_can_be_rebuilt_from_the_tree(seed):
     rng = random.Random(seed)
     stems = [[rng.randrange(3) for _ in range(rng.randrange(60))] for _ in range(4)]
     texts = sorted(
@@ -52,7 +52,7 @@ def test_any_texts_are_rebuilt(seed):
         assert [tree.positions[column] for column in places] == list(range(len(text)))
 
 
-def test_batches_hold_every_text_once_within_the_budget():
+def test_batches_contain_every_text_once_within_the_budget():
     rng = random.Random(0)
     question = [9] * 50
     texts = [question + [rng.randrange(8) for _ in range(rng.randrange(1, 30))] for _ in range(200)]
@@ -61,15 +61,15 @@ def test_batches_hold_every_text_once_within_the_budget():
     for group in groups:
         assert [texts[i] for i in group] == sorted(texts[i] for i in group)
         assert len(PrefixTree.build([texts[i] for i in group]).ids) <= 200 + len(group) * 16
-    assert len(groups) < sum(map(len, texts)) / 200 / 2  # sharing pays
+    assert len(groups) < sum(map(len, texts)) / 200 / 2  # sharing pays off
     assert list(batches([[1] * 500], 100)) == [[0]]
     assert list(batches([], 100)) == []
 
 
 def test_workers_get_equal_shares_of_texts_with_one_long_prefix() -> None:
-    """Each share computes the prefix, of 100 tokens, and then half of the 40 tails of 20."""
+    """Each share computes the prefix of 100 tokens, then half of the 40 tails of 20 tokens."""
     texts = [[*range(100), *([1000 + i] * 20)] for i in range(40)]
     for workers, sizes in ((1, [35, 5]), (2, [20, 20]), (4, [10, 10, 10, 10])):
         assert [len(batch) for batch in batches(texts, 300, workers)] == sizes
     assert len(list(batches(texts, 300, workers=40))) == 4  # not below the budget
-    assert len(list(batches(texts[:35], 300, workers=2))) == 1  # which computes the prefix once
+    assert len(list(batches(texts[:35], 300, workers=2))) == 1  # computes the prefix once

@@ -16,7 +16,7 @@ SHAPE = {
 }
 
 
-def test_a_shape_that_fits():
+def test_a_valid_shape_is_accepted():
     assert ModelConfig(**SHAPE).hidden_size == 32
 
 
@@ -27,12 +27,12 @@ def test_a_shape_that_fits():
         (
             {"hidden_size": 12},
             "hidden_size 12 is not an even multiple",
-        ),  # 3 a head: RoPE needs pairs
+        ),  # 3 per head, but RoPE needs pairs
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_va"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
     ],
 )
-def test_a_shape_that_does_not_fit_is_refused(change, message):
+def test_an_invalid_shape_is_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         ModelConfig(**{**SHAPE, **change})
 
@@ -40,14 +40,14 @@ def test_a_shape_that_does_not_fit_is_refused(change, message):
 @pytest.mark.parametrize(
     ("name", "vocab_size", "num_parameters"),
     [
-        ("tiny", 2048, 2_755_008),  # what docs/results.md says of the embedded pair
+        ("tiny", 2048, 2_755_008),  # as docs/results.md says of the embedded pair
         ("small", 8192, 30e6),
         ("base", 50257, 124e6),
         ("2b", 64000, 2.24e9),
         ("7b", 64000, 15.59e9 / 2),  # the size of the published bf16 files
     ],
 )
-def test_a_preset_has_the_size_that_it_is_known_by(name, vocab_size, num_parameters):
+def test_a_preset_has_its_published_size(name, vocab_size, num_parameters):
     tokenizer = SimpleNamespace(vocab_size=vocab_size, eos_id=0)
     with torch.device("meta"):
         model = build_model(ModelConfig.model_validate(name), tokenizer, seed=0)
@@ -64,12 +64,12 @@ def test_a_preset_may_be_changed_in_part():
 
 
 @pytest.mark.parametrize("value", ["9b", {"preset": "9b"}, {"preset": ["7b"]}])
-def test_an_unknown_preset_is_refused_with_the_known_ones(value):
+def test_the_error_for_an_unknown_preset_lists_the_known_ones(value):
     with pytest.raises(ValidationError, match="the presets are tiny, small, base, 2b, 7b"):
         ModelConfig.model_validate(value)
 
 
-def test_a_mistyped_key_beside_a_preset_is_refused():
+def test_a_mistyped_key_next_to_a_preset_is_refused():
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         ModelConfig.model_validate({"preset": "7b", "num_layers": 2})
 

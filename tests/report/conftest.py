@@ -1,4 +1,4 @@
-"""The report that tests of its pages change."""
+"""A sample report that page tests modify."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from selection_report import sample_report
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    """A report of a selection as JSON, with every section."""
+    """A selection report as JSON, with every section."""
     return sample_report()

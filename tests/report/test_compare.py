@@ -1,4 +1,4 @@
-"""What metrics say of both directions: small files by hand, and a real pair."""
+"""What metrics say about both directions: small handwritten files and a real pair."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def compare_runs(folders):
 
 
 def row_of(step, loss=5.0, valid=None, tokens=100, **more):
-    """A row of metrics; `valid` has a loss for each of three windows of 10, 10 and 20 tokens."""
+    """A metrics row; `valid` gives the losses of three windows of 10, 10 and 20 tokens."""
     row = {"step": step, "loss": loss, "tokens": tokens, "tokens_per_second": 10.0 * step, **more}
     if valid is not None:
         row |= {
@@ -33,7 +33,7 @@ def row_of(step, loss=5.0, valid=None, tokens=100, **more):
 
 
 def write_run(folder, **directions):
-    """A run's folder with the rows of each direction."""
+    """Write a run folder with the rows of each direction."""
     for direction, rows in directions.items():
         (folder / direction).mkdir(parents=True)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -42,7 +42,7 @@ def write_run(folder, **directions):
 
 
 def twins(folder, forward, reverse):
-    """Two validations a direction, at steps 2 and 4."""
+    """Write two validations per direction, at steps 2 and 4."""
     return write_run(
         folder,
         **{
@@ -56,7 +56,7 @@ FORWARD = [[4.0, 4.0, 4.0], [3.0, 3.0, 3.0]]
 REVERSE = [[4.0, 4.4, 4.0], [3.1, 3.2, 3.3]]
 
 
-def test_the_gap_is_the_difference_over_tokens(tmp_path):
+def test_the_gap_is_the_mean_difference_over_tokens(tmp_path):
     (run,) = compare_runs([twins(tmp_path / "r", FORWARD, REVERSE)])["runs"]
     assert [gap["step"] for gap in run["gap"]] == [2, 4]
     assert [gap["tokens"] for gap in run["gap"]] == [200, 400]
@@ -72,8 +72,8 @@ def test_the_gap_is_the_difference_over_tokens(tmp_path):
     ]
 
 
-def test_the_interval_is_that_of_resampled_windows():
-    """The means over tokens of windows drawn anew, worked out without linearization."""
+def test_the_interval_is_that_of_resampling_windows():
+    """The means over tokens of resampled windows, computed without linearization."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(20, 200, 400)
     forward = rng.normal(4.0, 1.0, 400)
@@ -87,15 +87,15 @@ def test_the_interval_is_that_of_resampled_windows():
     sums = ((reverse - forward) * tokens)[drawn].sum(axis=1)
     low, high = np.quantile(sums / tokens[drawn].sum(axis=1), [0.025, 0.975])
     assert gap.mean == pytest.approx(np.average(reverse - forward, weights=tokens))
-    assert (gap.low, gap.high) == pytest.approx((low, high), abs=0.0008)  # of a width of 0.02
+    assert (gap.low, gap.high) == pytest.approx((low, high), abs=0.0008)  # the width is 0.02
 
 
-def test_equal_twins_show_nothing(tmp_path):
+def test_equal_twins_show_no_difference(tmp_path):
     (run,) = compare_runs([twins(tmp_path / "r", FORWARD, FORWARD)])["runs"]
     assert [run["final_gap"][key] for key in ("mean", "low", "high")] == [0, 0, 0]
 
 
-def test_curves_and_settings(tmp_path):
+def test_curves_and_settings_are_collected(tmp_path):
     folder = twins(tmp_path / "r", FORWARD, REVERSE)
     (folder / "recipe.yaml").write_text("name: r\noptim: {steps: 8}\ndata: {sources: []}\n")
     (run,) = compare_runs([folder])["runs"]
@@ -108,7 +108,7 @@ def test_curves_and_settings(tmp_path):
     assert run["settings"] == {"name": "r", "optim.steps": 8, "data.sources": []}
 
 
-def test_pairs_that_differ_in_their_seed_alone_are_one_group(tmp_path):
+def test_pairs_that_differ_only_in_their_seed_form_one_group(tmp_path):
     folders = []
     for seed, width, shift in ((1, 8, 0.0), (2, 8, 0.1), (3, 16, 0.3)):
         reverse = [[loss + shift for loss in losses] for losses in REVERSE]
@@ -120,7 +120,7 @@ def test_pairs_that_differ_in_their_seed_alone_are_one_group(tmp_path):
     assert group["mean"] == pytest.approx(0.275)
     assert (group["lowest"], group["highest"]) == pytest.approx((0.225, 0.325))
     assert group["deviation"] == pytest.approx(0.1 / 2**0.5)
-    (folders[0] / "recipe.yaml").unlink()  # still going: not known to be alike
+    (folders[0] / "recipe.yaml").unlink()  # still running: not known to be equal
     assert compare_runs(folders)["seeds"] == []
 
 
@@ -132,7 +132,7 @@ def test_many_steps_are_averaged_by_tokens(tmp_path):
     assert training["tokens"] == [40 * (i + 1) for i in range(200)]
 
 
-def test_parts_at_the_end_and_over_training(tmp_path):
+def test_parts_of_the_loss_at_the_end_and_over_training(tmp_path):
     def parts(a, b):
         return {
             "valid_loss_by_source": {"a": a, "b": b},
@@ -157,7 +157,7 @@ def test_tokens_to_reach_a_loss(tmp_path):
     losses = {2: 5.0, 4: 4.0, 6: 4.5, 8: 3.0}
     rows = [row_of(i, valid=[losses[i]] * 3 if i in losses else None) for i in range(1, 9)]
     course = read_curves(write_run(tmp_path / "r", reverse=rows))["reverse"]
-    assert tokens_to_reach(course, 4.5) == (300, True)  # half-way between 200 and 400 tokens
+    assert tokens_to_reach(course, 4.5) == (300, True)  # halfway between 200 and 400 tokens
     assert tokens_to_reach(course, 4.0) == (400, True)
     assert tokens_to_reach(course, 3.5) == (pytest.approx(600 + 200 * 2 / 3), True)
     assert tokens_to_reach(course, 5.5) == (200, False)
@@ -188,15 +188,15 @@ def test_crossings_are_between_twins_and_between_runs_of_one_direction(tmp_path)
 
 
 def write_checkpoints(folder, **recipes):
-    """A checkpoint's settings of each step."""
+    """Write the settings of one checkpoint per step."""
     for step, recipe in recipes.items():
         file = folder / "checkpoints" / step.removeprefix("at_") / "run.json"
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps({"step": int(file.parent.name), "recipe": recipe}))
 
 
-def test_directions_that_were_trained_otherwise_are_no_twins(tmp_path):
-    """recipe.yaml tells only the settings of the last; the newest checkpoints tell both."""
+def test_directions_with_different_training_are_not_twins(tmp_path):
+    """recipe.yaml has only the last run's settings; the newest checkpoints have both."""
     folder = twins(tmp_path / "r", FORWARD, REVERSE)
     plan = {"name": "r", "seed": 1, "optim": {"steps": 4}, "train": {"trackers": []}}
     other = {"name": "r", "seed": 1, "optim": {"steps": 8}, "train": {"trackers": ["wandb"]}}
@@ -211,13 +211,13 @@ def test_directions_that_were_trained_otherwise_are_no_twins(tmp_path):
     assert line.endswith("not twins, as they differ in more than direction: optim.steps: 4, 8")
 
 
-def test_directions_that_read_other_numbers_of_tokens_are_no_twins(tmp_path):
+def test_directions_with_different_token_counts_are_not_twins(tmp_path):
     rows = [[row_of(1, valid=[loss] * 3, tokens=tokens)] for loss, tokens in ((3, 100), (4, 200))]
     (run,) = compare([write_run(tmp_path / "r", forward=rows[0], reverse=rows[1])]).runs
     assert run.differing == ["tokens seen by step 1: 100, 200"]
 
 
-def test_twins_that_were_never_validated_after_the_same_step(tmp_path):
+def test_twins_never_validated_at_the_same_step_have_no_gap(tmp_path):
     forward = [row_of(1), row_of(2, valid=[3] * 3)]
     reverse = [row_of(1, valid=[3] * 3), row_of(2)]
     report = compare([write_run(tmp_path / "r", forward=forward, reverse=reverse)])
@@ -225,14 +225,14 @@ def test_twins_that_were_never_validated_after_the_same_step(tmp_path):
     assert report.notes == ["r: there is no gap, as no step has a validation of both directions"]
 
 
-def test_a_forward_loss_of_zero(tmp_path):
-    """Of a text learnt by heart: the gap has no share of it."""
+def test_a_forward_loss_of_zero_gives_no_relative_gap(tmp_path):
+    """The text is memorized, so the gap cannot be given as a share of the loss."""
     report = compare([twins(tmp_path / "r", [[0] * 3] * 2, REVERSE)])
     assert report.runs[0].final_gap.relative is None
     assert "%" not in claims(report)[0]
 
 
-def test_one_direction_a_run_still_going_and_no_validation(tmp_path):
+def test_unfinished_runs_and_missing_validations_are_handled(tmp_path):
     alone = write_run(tmp_path / "alone", reverse=[row_of(1), row_of(2)])
     report = compare_runs([alone])
     (run,) = report["runs"]
@@ -248,7 +248,7 @@ def test_one_direction_a_run_still_going_and_no_validation(tmp_path):
 
 
 def test_steps_without_a_row_are_noted(tmp_path):
-    """A removed metrics.jsonl, or a line removed from it: the tokens seen are too few."""
+    """A removed metrics.jsonl, or a line removed from it, makes the token count too low."""
     run = twins(tmp_path / "r", FORWARD, REVERSE)
     file = run / "reverse" / "metrics.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
@@ -259,7 +259,7 @@ def test_steps_without_a_row_are_noted(tmp_path):
     assert report.runs[0].differing == ["tokens seen by step 4: 400, 300"]
 
 
-def test_a_date_in_a_recipe_is_text(tmp_path):
+def test_a_date_in_a_recipe_is_read_as_text(tmp_path):
     run = twins(tmp_path / "r", FORWARD, REVERSE)
     (run / "recipe.yaml").write_text("seed: 2020-01-01\ndata: {sources: [{path: 2020-01-02}]}\n")
     (found,) = compare_runs([run])["runs"]
@@ -278,7 +278,7 @@ def test_metrics_of_older_versions_make_a_report_without_interval(tmp_path):
     assert "do not say on which tokens" in report["notes"][0]
 
 
-def test_other_tokens_are_refused(tmp_path):
+def test_runs_with_different_tokens_are_refused(tmp_path):
     ours = twins(tmp_path / "ours", FORWARD, REVERSE)
     rows = [row_of(1, valid=[3.0] * 3, valid_data="bb", valid_tokens=41)]
     theirs = write_run(tmp_path / "theirs", reverse=rows)
@@ -287,7 +287,7 @@ def test_other_tokens_are_refused(tmp_path):
         compare_runs([ours, theirs])
 
 
-def test_folders_that_will_not_do(tmp_path):
+def test_unsuitable_folders_are_refused(tmp_path):
     run = twins(tmp_path / "r", FORWARD, REVERSE)
     for folder in (tmp_path, run / "reverse", tmp_path / "nowhere"):
         with pytest.raises(InputError, match="no metrics of a run: neither forward/metrics.jsonl"):
@@ -297,7 +297,7 @@ def test_folders_that_will_not_do(tmp_path):
     (run / "recipe.yaml").write_text("{name: ")
     with pytest.raises(InputError, match=r"recipe\.yaml:1: not YAML"):
         compare_runs([run])
-    for name in ("recipe.yaml", "reverse/metrics.jsonl"):  # there, but nothing that can be read
+    for name in ("recipe.yaml", "reverse/metrics.jsonl"):  # exists but cannot be read
         (run / name).unlink()
         (run / name).symlink_to("nowhere")
         with pytest.raises(InputError, match=f"{name}: no such file"):
@@ -308,6 +308,6 @@ def test_folders_that_will_not_do(tmp_path):
             compare_runs([run])
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path):
+def test_runs_with_the_same_name_are_distinguished(tmp_path):
     folders = [twins(tmp_path / place / "r", FORWARD, REVERSE) for place in ("a", "b")]
     assert [run["name"] for run in compare_runs(folders)["runs"]] == ["a/r", "b/r"]

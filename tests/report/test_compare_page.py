@@ -1,4 +1,4 @@
-"""The report of both directions' training: what it says in words, tables and figures."""
+"""The training report on both directions: its words, tables and figures."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_what_the_interval_says(
     assert words in render_markdown(report)
 
 
-def test_the_claim_in_full(report: dict[str, Any]) -> None:
+def test_the_claim_is_written_in_full(report: dict[str, Any]) -> None:
     assert claims(report) == [
         "scratch: after step 20 the reverse model is at 3.012 nats per token, its forward twin at "
         "3.000, on 99,999 tokens in 512 windows: +0.0123 [+0.0012, +0.0234], +0.41%; "
@@ -150,7 +150,7 @@ def test_the_claim_in_full(report: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_claim_of_several_seeds(report: dict[str, Any]) -> None:
+def test_the_claim_covers_several_seeds(report: dict[str, Any]) -> None:
     group = {"runs": ["a", "b"], "mean": 0.02, "deviation": 0.005, "lowest": 0.01, "highest": 0.03}
     report["seeds"] = [group]
     assert claims(report)[1] == (
@@ -162,7 +162,7 @@ def test_the_claim_of_several_seeds(report: dict[str, Any]) -> None:
     assert "standard deviation between pairs 0.0050" in render_html(report)
 
 
-def test_tables(report: dict[str, Any]) -> None:
+def test_tables_show_the_numbers(report: dict[str, Any]) -> None:
     page = render_markdown(report)
     for row in (
         "| scratch | forward | 20 of 30 | 12.3M | 2,346 | 3.0000 |",
@@ -175,7 +175,7 @@ def test_tables(report: dict[str, Any]) -> None:
     ):
         assert row in page.splitlines()
     settings = page[page.index("## Settings") :]
-    assert settings.index("optim.steps") < settings.index("seed")  # what differs comes first
+    assert settings.index("optim.steps") < settings.index("seed")  # settings that differ come first
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_a_single_run_is_not_named_in_the_figure(report: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
-def test_the_page_needs_nothing_and_escapes_everything(report: dict[str, Any]) -> None:
+def test_the_page_is_self_contained_and_escapes_everything(report: dict[str, Any]) -> None:
     page = render_html(report)
     assert "<script" not in page
     assert page.count("alert(1)&lt;/script&gt; a|b $x$ \ufffd {{ 7*7 }}") == 2  # source, setting
@@ -206,8 +206,8 @@ def test_the_page_needs_nothing_and_escapes_everything(report: dict[str, Any]) -
     assert "\x00" not in page
 
 
-def test_little_to_show_is_shown() -> None:
-    """A run that has not come to a validation: nothing but its training loss."""
+def test_a_page_with_little_data_renders() -> None:
+    """The run has not been validated yet, so there is only its training loss."""
     course = _course()
     course |= {"training": {"tokens": [100, 200], "loss": [5.0, 4.5]}}
     course["validation"] |= {"by_position": {}, "by_source": {}}
@@ -220,7 +220,7 @@ def test_little_to_show_is_shown() -> None:
     assert "Settings" not in render_markdown(report)
 
 
-def test_nothing_to_draw_gives_nothing() -> None:
+def test_no_data_gives_no_figure() -> None:
     course = _course()
     course["validation"] |= {"by_position": {}, "by_source": {}}
     figures = _figures([{"name": "r", "directions": {"reverse": course}, "settings": {}}])
@@ -242,20 +242,20 @@ def test_three_files_are_written(tmp_path: Path, report: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
-def test_the_keyboard_reaches_what_scrolls_and_every_figure_has_a_name(
+def test_scrolling_parts_take_focus_and_every_figure_has_a_name(
     report: dict[str, Any],
 ) -> None:
     check_reachable(render_html(report))
 
 
-def test_long_names_leave_a_figure_its_axes(report: dict[str, Any]) -> None:
-    """matplotlib warns of axes that a legend has pushed out."""
+def test_long_names_leave_room_for_the_axes(report: dict[str, Any]) -> None:
+    """matplotlib warns if a legend pushes out the axes."""
     for run in report["runs"]:
         run["name"] += "W" * 300
     assert "W" * 45 not in "".join(re.findall("<svg .*?</svg>", render_html(report), re.DOTALL))
 
 
-def test_a_part_of_one_direction_alone_is_named(report: dict[str, Any]) -> None:
+def test_a_part_with_only_one_direction_is_named(report: dict[str, Any]) -> None:
     run = report["runs"][0]
     for direction, parts in {"forward": {}, "reverse": {"web": [4.0, 3.0]}}.items():
         run["directions"][direction]["validation"]["by_source"] = parts

@@ -1,4 +1,4 @@
-"""The figures: well-formed, self-contained, deterministic SVG with the text left as text."""
+"""The figures are well-formed, self-contained, deterministic SVG, with text kept as text."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _draw_all() -> list[str]:
 
 @pytest.fixture(scope="module")
 def figures() -> list[str]:
-    """One of each kind."""
+    """One figure of each kind."""
     return _draw_all()
 
 
@@ -109,14 +109,14 @@ def test_figures_are_deterministic_and_leave_matplotlib_settings_alone(figures: 
     assert dict(matplotlib.rcParams) == before
 
 
-def test_names_stay_text_and_are_not_read_as_mathematics() -> None:
+def test_names_stay_text_and_are_not_parsed_as_math() -> None:
     texts = _texts(strategies_figure(STRATEGIES))
     assert {"greedy", "reverse <reward> & $x^2$ $", "漢字 vote", "62.5"} <= set(texts)
     assert "Baselines" in texts
     assert "Bounds" not in texts
 
 
-def test_a_long_name_keeps_its_end_which_tells_it_from_others() -> None:
+def test_a_long_name_keeps_its_distinctive_end() -> None:
     names = [f"{'n' * 500} {way}" for way in ("forward", "reverse")]
     texts = _texts(strategies_figure([_strategy(name, "pick", 0.5) for name in names]))
     assert {f"{'n' * 21}…{'n' * 14} {way}" for way in ("forward", "reverse")} <= set(texts)
@@ -127,7 +127,7 @@ def test_lines_are_labeled_with_their_last_value() -> None:
     assert {"greedy 40.0", "漢字 vote 62.5"} <= texts
 
 
-def test_lambda_figure_marks_the_chosen_value() -> None:
+def test_the_lambda_figure_marks_the_chosen_value() -> None:
     assert "chosen 0.5" in _texts(by_lambda_figure(BY_LAMBDA))
 
 
@@ -139,7 +139,7 @@ def test_colors_are_variables_that_a_page_can_set(figures: list[str]) -> None:
         assert not re.search(r": #(?!0{6}|f{6})[0-9a-f]{6}", bare)
 
 
-def test_nothing_to_draw_gives_nothing() -> None:
+def test_no_data_gives_no_figure() -> None:
     assert strategies_figure([]) == ""
     assert by_n_figure(None, []) == ""
     assert by_lambda_figure(None) == ""
@@ -158,8 +158,8 @@ def test_a_single_point_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        ([1.0, 5.0, 9.0], [1.0, 5.0, 9.0]),  # far enough apart: left alone
-        ([3.0, 3.0], [2.0, 4.0]),  # equal: both give way, centered
+        ([1.0, 5.0, 9.0], [1.0, 5.0, 9.0]),  # far enough apart: unchanged
+        ([3.0, 3.0], [2.0, 4.0]),  # equal: both move apart, centered
         ([0.0, 4.0, 1.0], [-0.5, 4.0, 1.5]),  # the first and last pushed apart
         ([0.0, 1.0, 2.0], [-1.0, 1.0, 3.0]),
     ],
@@ -170,8 +170,8 @@ def test_labels_are_spread(wanted: list[float], expected: list[float]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [0.0, 1.0])
-def test_many_lines_with_one_end_leave_the_axes_their_room(first: float) -> None:
-    """Forty names piled up, alone or below another; a warning is an error here."""
+def test_many_lines_with_the_same_end_leave_room_for_the_axes(first: float) -> None:
+    """Forty names are stacked, alone or below another one; warnings are errors here."""
     many = [_strategy(f"strategy {i}", "vote", 0.5) for i in range(40)]
     shares = {s.id: [0.0, 0.0] for s in many} | {many[0].id: [0.0, first]}
     assert by_n_figure(AccuracyByN(n=[1, 8], strategies=shares), many)

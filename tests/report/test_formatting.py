@@ -1,4 +1,4 @@
-"""Numbers, verdicts and JSON of results."""
+"""Formatting of numbers, verdicts and results as JSON."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_a_verdict_needs_an_interval_without_zero(low: float, high: float, shown
     assert verdict(Interval((low + high) / 2, low, high)) == shown
 
 
-def test_what_is_no_number_is_a_dash() -> None:
+def test_a_missing_number_is_shown_as_a_dash() -> None:
     for value in (None, float("nan"), float("inf")):
         assert number(value) == count(value) == MISSING
 
 
-def test_to_json() -> None:
+def test_results_are_converted_to_json() -> None:
     assert to_json(Interval(0.5, 0.25, 0.75)) == {"mean": 0.5, "low": 0.25, "high": 0.75}

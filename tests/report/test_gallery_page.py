@@ -1,4 +1,4 @@
-"""The gallery's page: orders worked out by hand, nothing run but its own script."""
+"""The gallery page: orders worked out by hand, and no script but its own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def page(*examples: Example, missing: tuple[Missing, ...] = ()) -> str:
 
 
 class Elements(HTMLParser):
-    """Every element with its attributes, and the text in each."""
+    """Collect every element with its attributes and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def test_a_reverse_text_is_read_and_written_from_its_end() -> None:
     assert FORWARD.steps == [1, 2]
 
 
-def test_both_orders_are_there_as_text_without_a_script() -> None:
+def test_both_orders_are_present_as_text_without_a_script() -> None:
     elements = Elements(page(REVERSE))
     written = [(a["data-step"], text) for a, text in elements.named("span") if "data-step" in a]
     assert written == [("3", "a"), ("2", "b"), ("1", "c")]
@@ -72,7 +72,7 @@ def test_both_orders_are_there_as_text_without_a_script() -> None:
     assert "hidden" in controls  # the script shows them
 
 
-def test_scripts_in_texts_are_shown_and_the_policy_lets_only_the_pages_own_run() -> None:
+def test_scripts_in_texts_are_shown_and_only_the_pages_own_may_run() -> None:
     text = page(Example(ATTACK, "reverse", [], [ATTACK], [ATTACK]))
     assert ATTACK not in text
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 6  # label, 2 x 2 tokens, cell
@@ -84,7 +84,7 @@ def test_scripts_in_texts_are_shown_and_the_policy_lets_only_the_pages_own_run()
     )
 
 
-def test_the_rule_and_what_is_missing_are_named() -> None:
+def test_the_page_states_its_rule_and_what_is_missing() -> None:
     text = page(REVERSE, missing=(Missing("Benchmarks", "ledom eval --out RUN"),))
     assert "<strong>Shown:</strong> the first. From <code>runs/x</code>." in text
     assert "Benchmarks: <code>ledom eval --out RUN</code>" in text

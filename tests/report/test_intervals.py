@@ -1,4 +1,4 @@
-"""Intervals against exact distributions computed by another route; AUC against its definition."""
+"""Intervals compared with exact distributions computed another way; AUC with its definition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def array(*values: float) -> np.ndarray:
 
 
 def binomial_quantile(num: int, share: float, level: float) -> float:
-    """The level-quantile of Binomial(num, share) / num: what resampling 0s and 1s tends to."""
+    """The level-quantile of Binomial(num, share) / num, the limit of resampling 0s and 1s."""
     total = 0.0
     for count in range(num + 1):
         total += math.comb(num, count) * share**count * (1 - share) ** (num - count)
@@ -50,13 +50,13 @@ def test_bounds_of_shares_are_binomial_quantiles(num: int, num_ones: int) -> Non
     interval = bootstrap_interval(values)
     share = num_ones / num
     assert interval.mean == pytest.approx(share)
-    # One step of 1 / num is the resolution: 10,000 resamples may end on either side of it.
+    # The resolution is 1 / num: 10,000 resamples may end up on either side of a step.
     low, high = (binomial_quantile(num, share, level) for level in (0.025, 0.975))
     assert interval.low == pytest.approx(low, abs=1.01 / num)
     assert interval.high == pytest.approx(high, abs=1.01 / num)
 
 
-def test_bounds_of_many_values_are_normal() -> None:
+def test_bounds_of_many_values_are_those_of_a_normal() -> None:
     values = np.random.default_rng(7).gamma(2.0, size=3000)
     interval = bootstrap_interval(values)
     standard_error = values.std() / math.sqrt(3000)
@@ -65,8 +65,8 @@ def test_bounds_of_many_values_are_normal() -> None:
     assert interval.high == pytest.approx(values.mean() + 1.96 * standard_error, rel=5e-3)
 
 
-def test_more_problems_than_a_narrow_index_can_count() -> None:
-    """Indices of 16 bits would never draw the last 4,464 of 70,000, the only ones that are 1."""
+def test_more_problems_than_a_16_bit_index_can_count() -> None:
+    """16-bit indices would never draw the last 4,464 of 70,000, the only ones that are 1."""
     values = np.where(np.arange(70_000) < 2**16, 0.0, 1.0)
     interval = bootstrap_interval(values, num_resamples=40)
     assert interval.low < values.mean() < interval.high
@@ -77,14 +77,14 @@ def test_one_value_and_equal_values_have_no_width() -> None:
     assert bootstrap_interval(array(2, 2, 2)) == Interval(2.0, 2.0, 2.0)
 
 
-def test_the_values_stay_as_they_are() -> None:
+def test_the_values_are_not_modified() -> None:
     values = array(3, 1, 2)
     values.flags.writeable = False
     bootstrap_interval(values)
     assert values.tolist() == [3, 1, 2]
 
 
-def test_memory_does_not_grow_with_resamples() -> None:
+def test_memory_does_not_grow_with_the_number_of_resamples() -> None:
     """3,000 problems x 10,000 resamples would be 240 MB at once."""
     values = np.random.default_rng(3).random(3000)
     tracemalloc.start()
@@ -104,12 +104,12 @@ def test_memory_does_not_grow_with_resamples() -> None:
         ([math.inf, 1.0], r"values\[0\] is inf"),
     ],
 )
-def test_bad_values_are_named(values: list[float], problem: str) -> None:
+def test_the_error_for_bad_values_names_them(values: list[float], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         bootstrap_interval(np.array(values))
 
 
-def test_no_resamples() -> None:
+def test_zero_resamples_are_refused() -> None:
     with pytest.raises(InputError, match="num_resamples is 0"):
         bootstrap_interval(array(1, 2), num_resamples=0)
 
@@ -118,19 +118,19 @@ def test_no_resamples() -> None:
 
 
 def test_a_constant_difference_is_certain() -> None:
-    """Each side alone is very uncertain; the pairing takes all of it out."""
+    """Each side alone is very uncertain; pairing removes all uncertainty."""
     baseline = array(0, 10, 20, 30)
     assert paired_interval(baseline + 0.5, baseline) == Interval(0.5, 0.5, 0.5)
 
 
-def test_a_pair_is_the_interval_of_the_differences() -> None:
+def test_a_paired_interval_is_that_of_the_differences() -> None:
     values, baseline = array(1, 1, 0, 1), array(0, 1, 1, 0)
     expected = bootstrap_interval(array(1, 0, -1, 1), num_resamples=500)
     assert paired_interval(values, baseline, num_resamples=500) == expected
     assert expected.mean == 0.25
 
 
-def test_sides_of_different_length() -> None:
+def test_sides_of_different_length_are_refused() -> None:
     with pytest.raises(InputError, match="values has 3 problems and baseline 2"):
         paired_interval(array(1, 2, 3), array(1, 2))
     with pytest.raises(InputError, match=r"baseline\[1\]"):
@@ -144,7 +144,7 @@ def test_sides_of_different_length() -> None:
 
 @pytest.mark.parametrize("num", [1, 5, 30, 79])
 def test_shares_that_are_all_0_or_all_1_have_the_interval_of_clopper_and_pearson(num: int) -> None:
-    """Its upper bound is where no success in `num` trials has a probability of 2.5%."""
+    """At its upper bound, no success in `num` trials has a probability of 2.5%."""
     none, all_ = share_interval(np.zeros(num)), share_interval(np.ones(num))
     assert (none.mean, none.low) == (0, 0)
     assert binomial_quantile(num, none.high, 0.0249) == 0
@@ -158,8 +158,8 @@ def test_none_of_79_is_at_most_4_6_percent() -> None:
     assert share_interval(np.zeros(79)).high == pytest.approx(0.04562, abs=1e-5)
 
 
-def test_equal_shares_may_be_anything_where_none_was_seen() -> None:
-    """Of ten halves at most 30.85% are others, and those 0 or 1."""
+def test_equal_shares_allow_for_values_that_were_not_seen() -> None:
+    """With ten halves, at most 30.85% have another value, 0 or 1."""
     assert share_interval(np.full(10, 0.5)) == Interval(
         0.5, pytest.approx(0.5 - 0.30850 / 2, abs=1e-5), pytest.approx(0.5 + 0.30850 / 2, abs=1e-5)
     )
@@ -172,7 +172,7 @@ def test_other_shares_are_resampled() -> None:
     assert paired_share_interval(values, base) == paired_interval(values, base)
 
 
-def test_shares_that_differ_by_rounding_alone_are_equal() -> None:
+def test_shares_that_differ_only_by_rounding_are_equal() -> None:
     """1 - 1/3 and 2/3 - 0 differ in the last bit."""
     values, base = np.array([1.0, 2 / 3] * 15), np.array([1 / 3, 0.0] * 15)
     assert len(set(values - base)) == 2
@@ -181,8 +181,8 @@ def test_shares_that_differ_by_rounding_alone_are_equal() -> None:
     assert found.high == pytest.approx(2 / 3 + 0.11570 / 3, abs=1e-5)
 
 
-def test_differences_that_are_all_equal() -> None:
-    """Of 30 problems at most 11.57% have another difference, from -1 to 1."""
+def test_equal_differences_allow_for_others_that_were_not_seen() -> None:
+    """With 30 problems, at most 11.57% have another difference, from -1 to 1."""
     ones, none = np.ones(30), np.zeros(30)
     unseen = pytest.approx(0.11570, abs=1e-5)
     equal = paired_share_interval(ones, ones)
@@ -193,25 +193,25 @@ def test_differences_that_are_all_equal() -> None:
 
 
 @pytest.mark.parametrize(("num", "shown"), [(5, "open"), (6, "better")])
-def test_so_few_wins_show_nothing(num: int, shown: str) -> None:
+def test_few_wins_are_not_significant(num: int, shown: str) -> None:
     """The sign test: five wins of five have a probability of 1/32 by chance, six of six 1/64."""
     assert verdict(paired_share_interval(np.ones(num), np.zeros(num))) == shown
 
 
-def test_what_is_no_share_is_refused() -> None:
+def test_values_outside_0_to_1_are_refused_as_shares() -> None:
     with pytest.raises(InputError, match=r"values\[1\] is 1.5, expected a share from 0 to 1"):
         share_interval(array(0, 1.5))
     with pytest.raises(InputError, match=r"baseline\[0\] is -0.5"):
         paired_share_interval(array(0), array(-0.5))
     with pytest.raises(InputError, match="values has 2 problems and baseline 1"):
         paired_share_interval(array(0, 1), array(0))
-    assert share_interval(array(0, 1 + 1e-12)).high == pytest.approx(1)  # as computed means may be
+    assert share_interval(array(0, 1 + 1e-12)).high == pytest.approx(1)  # as rounding may give
 
 
 # ---- pairwise_auc ----
 
 
-def test_auc_by_hand() -> None:
+def test_auc_equals_that_by_hand() -> None:
     """Pairs (right, wrong): (3, 1) won, (3, 3) tied, (2, 1) won, (2, 3) lost: 2.5 of 4."""
     scores, correct = array(3, 1, 2, 3), np.array([True, False, True, False])
     assert pairwise_auc([scores], [correct]).tolist() == [0.625]
@@ -240,7 +240,7 @@ def test_auc_counts_pairs() -> None:
     assert pairwise_auc(scores, correct).tolist() == pytest.approx(expected)
 
 
-def test_auc_takes_infinite_scores() -> None:
+def test_auc_accepts_infinite_scores() -> None:
     scores = array(-math.inf, -3, -math.inf)
     assert pairwise_auc([scores], [np.array([False, True, True])]).tolist() == [0.75]
 
@@ -256,7 +256,7 @@ def test_auc_takes_infinite_scores() -> None:
         ([[1.0, 2.0]], [[1, 0]], "labels of type int64, expected bool"),
     ],
 )
-def test_auc_of_bad_input(scores: list[object], correct: list[object], problem: str) -> None:
+def test_auc_refuses_bad_input(scores: list[object], correct: list[object], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         pairwise_auc([np.array(s) for s in scores], [np.array(c) for c in correct])
 
@@ -265,12 +265,12 @@ def test_auc_of_bad_input(scores: list[object], correct: list[object], problem: 
 
 
 def test_auc_interval_leaves_out_problems_without_both_kinds() -> None:
-    """AUCs 1, 0 and none; resampling {1, 0} gives means 0, 1/2 and 1."""
+    """The AUCs are 1, 0 and none; resampling {1, 0} gives the means 0, 1/2 and 1."""
     scores = [array(1, 2), array(2, 1), array(1, 2)]
     correct = [np.array(labels) for labels in ([False, True], [False, True], [True, True])]
     assert auc_interval(scores, correct) == Interval(0.5, 0.0, 1.0)
 
 
-def test_auc_interval_without_any_problem_of_both_kinds() -> None:
+def test_auc_interval_requires_a_problem_of_both_kinds() -> None:
     with pytest.raises(InputError, match="none of the 1 problems"):
         auc_interval([array(1, 2)], [np.array([True, True])])

@@ -1,4 +1,4 @@
-"""The files of a report: whole, safe and readable by any JSON parser."""
+"""The files of a report: complete, safe and readable by any JSON parser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> Path:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_files_are_written_and_json_round_trips(tmp_path: Path, report: dict[str, Any]) -> None:
+def test_files_are_written_and_the_json_round_trips(tmp_path: Path, report: dict[str, Any]) -> None:
     typed = as_report(report)
     page = write_report(tmp_path / "new" / "folder", report)
     assert page == tmp_path / "new" / "folder" / "report.html"
@@ -32,7 +32,7 @@ def test_files_are_written_and_json_round_trips(tmp_path: Path, report: dict[str
     assert markdown == selection_page.render_markdown(typed)
     written = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert written == {"format": 2, **to_json(typed)}
-    assert written["cases"] == report["cases"]  # the hostile text too, its lone surrogate included
+    assert written["cases"] == report["cases"]  # including the hostile text and its lone surrogate
     assert sorted(path.name for path in page.parent.iterdir()) == [
         "report.html",
         "report.json",
@@ -42,9 +42,7 @@ def test_files_are_written_and_json_round_trips(tmp_path: Path, report: dict[str
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_numbers_that_are_not_finite_become_null(
-    tmp_path: Path, report: dict[str, Any], bad: float
-) -> None:
+def test_non_finite_numbers_become_null(tmp_path: Path, report: dict[str, Any], bad: float) -> None:
     report["headline"][0]["difference"]["low"] = bad
     report["cases"][0]["candidates"][0]["question_tokens"][1]["logprob"] = bad
     report["settings"]["bad"] = bad

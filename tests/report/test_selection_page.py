@@ -1,4 +1,4 @@
-"""The report of a selection: its page and its Markdown."""
+"""The selection report: its page and its Markdown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def render_markdown(report: dict[str, Any]) -> str:
 
 
 class _Page(HTMLParser):
-    """What a browser would make of a page: its tags with attributes, and the visible text."""
+    """What a browser would see in a page: its tags with attributes, and the visible text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def _columns(line: str) -> int:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_what_a_stopped_vote_needed_stands_beside_its_accuracy(report: dict[str, Any]) -> None:
+def test_the_cost_of_a_stopped_vote_is_next_to_its_accuracy(report: dict[str, Any]) -> None:
     report["strategies"][2] |= {
         "needed": {
             "candidates": bounds(19.24, 18.71, 19.6),
@@ -68,8 +68,8 @@ def test_what_a_stopped_vote_needed_stands_beside_its_accuracy(report: dict[str,
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_no_share_reaches_beyond_itsbounds(report: dict[str, Any]) -> None:
-    """All right in 29 problems: not 100.0 ± 12.0, in the summary and among the strategies."""
+def test_no_share_extends_beyond_its_bounds(report: dict[str, Any]) -> None:
+    """All of 29 problems are right: not 100.0 ± 12.0, in the summary or the strategies."""
     report["strategies"][2]["accuracy"] = bounds(1.0, 0.88, 1.0)  # majority
     text = _Page(render_html(report)).text
     assert "± 12.0" not in text
@@ -139,17 +139,17 @@ def test_page_shows_every_strategy_and_number(report: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_headline_says_what_was_shown(report: dict[str, Any]) -> None:
+def test_the_headline_says_what_was_shown(report: dict[str, Any]) -> None:
     report["headline"].append({"claim": "Third", "difference": bounds(-0.2, -0.3, -0.1)})
     items = re.findall(r'<li class="(\w+)">(.*?)</li>', render_html(report), re.DOTALL)
-    # The claim that was named before the test comes first, all of them are folded below.
+    # The claim named before the test comes first; all claims are folded below.
     assert [verdict for verdict, _ in items] == ["better", "better", "open", "worse"]
     assert ["✓" in item for _, item in items] == [True, True, False, False]
     assert ["not shown" in item for _, item in items] == [False, False, True, False]
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_all_but_the_first_screen_is_folded(report: dict[str, Any]) -> None:
+def test_everything_below_the_first_screen_is_folded(report: dict[str, Any]) -> None:
     page = render_html(report)
     first, folded = page.split('<section class="folded">')
     for text in ("Majority voting is right", "Points above the greedy answer", "Where it helps"):
@@ -192,13 +192,13 @@ def test_without_labels_the_chosen_answers_are_shown(report: dict[str, Any]) -> 
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_question_is_shown_whole_under_both_answers(report: dict[str, Any]) -> None:
+def test_the_whole_question_is_shown_under_both_answers(report: dict[str, Any]) -> None:
     questions = re.findall(r'<p class="question">(.*?)</p>', render_html(report), re.DOTALL)
     assert [_Page(question).text for question in questions] == [QUESTION] * 2
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_badly_explained_words_are_stronger_and_marked(report: dict[str, Any]) -> None:
+def test_badly_explained_words_are_highlighted_and_marked(report: dict[str, Any]) -> None:
     words = _words(render_html(report))
     picked, rejected = words[: len(words) // 2], words[len(words) // 2 :]
 
@@ -217,14 +217,14 @@ def test_badly_explained_words_are_stronger_and_marked(report: dict[str, Any]) -
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_gap_is_told_in_words(report: dict[str, Any]) -> None:
+def test_the_gap_is_stated_in_words(report: dict[str, Any]) -> None:
     text = " ".join(_Page(render_html(report)).text.split())
     assert "explains the question 4.0 nats better than the rejected one" in text
     assert "falls short most on red (4.0)." in text
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_huge_texts_are_clipped(report: dict[str, Any]) -> None:
+def test_huge_texts_are_truncated(report: dict[str, Any]) -> None:
     case = report["cases"][0]
     case["question"] = "q" * 1_000_000
     case["candidates"][0]["text"] = "t" * 1_000_000
@@ -244,7 +244,7 @@ def test_missing_sections_render(report: dict[str, Any]) -> None:
     figures = ("strategies", "accuracy_by_n", "accuracy_by_lambda", "reliability")
     for key in set(report) - set(smallest):
         kept = set(report) - {key} - (set() if key in figures else set(figures))
-        kept -= {"accuracy_by_n"} if key == "strategies" else set()  # which it names by id
+        kept -= {"accuracy_by_n"} if key == "strategies" else set()  # it refers to them by id
         less = {name: report[name] for name in kept}
         assert render_html(less)
         assert render_markdown(less)
@@ -263,7 +263,7 @@ def test_missing_parts_of_a_case_render(report: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_rendering_is_pure(report: dict[str, Any]) -> None:
+def test_rendering_does_not_change_the_report(report: dict[str, Any]) -> None:
     before = json.dumps(report)
     assert render_html(report) == render_html(json.loads(before))
     assert render_markdown(report) == render_markdown(json.loads(before))
@@ -288,14 +288,14 @@ def test_markdown_shows_names_and_numbers(report: dict[str, Any]) -> None:
     assert f"| red | {MINUS}1.00 | {MINUS}5.00 |" in markdown
 
 
-def test_markdown_texts_are_shown_as_they_are(report: dict[str, Any]) -> None:
+def test_markdown_shows_texts_verbatim(report: dict[str, Any]) -> None:
     report["notes"] = ["# _no_ *mark* ![x](y) a_b [0, 1] 1\n\n2 & <b>"]
     line = r"* \# \_no\_ \*mark\* ![x\](y) a_b [0, 1] 1 2 &amp; &lt;b>"
     assert line in render_markdown(report).splitlines()
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_many_groups_go_down_the_table(report: dict[str, Any]) -> None:
+def test_many_groups_are_listed_as_rows(report: dict[str, Any]) -> None:
     report["by_group"] = [
         {"group": f"g{number}", "num_problems": 1, "accuracy": {"greedy": 0.5}}
         for number in range(50)
@@ -306,7 +306,7 @@ def test_many_groups_go_down_the_table(report: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_case_states_the_score_that_the_table_states(report: dict[str, Any]) -> None:
+def test_a_case_states_the_same_score_as_the_table(report: dict[str, Any]) -> None:
     case = report["cases"][0]
     for candidate in case["candidates"]:
         candidate["scores"] = {"reverse": -73.67 if candidate["role"] == "picked" else -77.71}
@@ -316,7 +316,7 @@ def test_a_case_states_the_score_that_the_table_states(report: dict[str, Any]) -
     assert "explains the question 4.0 nats better" in text
 
 
-def test_the_keyboard_reaches_what_scrolls_and_every_figure_has_a_name(
+def test_scrolling_parts_take_focus_and_every_figure_has_a_name(
     report: dict[str, Any],
 ) -> None:
     check_reachable(render_html(report))

@@ -1,4 +1,4 @@
-"""What a report says first, against sentences written by hand."""
+"""The first sentences of a report, compared with handwritten ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _report(difference: Interval, **changes: Any) -> SelectionReport:
     return _made(strategies=strategies, **(known | changes))
 
 
-def test_the_sentence_names_the_strategy_chosen_before_not_the_best() -> None:
+def test_the_sentence_names_the_strategy_chosen_in_advance() -> None:
     summary = summarize(_report(Interval(0.07, 0.04, 0.1)))
     assert summary.sentence == (
         "Voting weighted by every score is right on 67.0% of the 400 problems, 7.0 points more "
@@ -65,7 +65,7 @@ def test_the_sentence_names_the_strategy_chosen_before_not_the_best() -> None:
         ),
     ],
 )
-def test_the_sentence_says_what_was_not_shown(difference: Interval, end: str) -> None:
+def test_the_sentence_says_if_there_is_no_gain(difference: Interval, end: str) -> None:
     assert summarize(_report(difference)).sentence.endswith(end)
 
 
@@ -78,7 +78,7 @@ def test_labels_are_counted() -> None:
     assert none.rows == {}
 
 
-def test_without_greedy_the_majority_is_the_opponent() -> None:
+def test_without_greedy_the_comparison_is_with_the_majority() -> None:
     versus = {"majority": Interval(0.02, 0.01, 0.03), "random": Interval(0.2, 0.1, 0.3)}
     strategies = [_strategy("majority", 0.6), _strategy("vote_reverse_only", 0.62, **versus)]
     summary = summarize(_made(num_problems=9, chosen="vote_reverse_only", strategies=strategies))
@@ -86,8 +86,8 @@ def test_without_greedy_the_majority_is_the_opponent() -> None:
     assert summary.columns == ("majority",)
 
 
-def test_the_sample_tells_what_it_can_show() -> None:
-    """A half-width of 3 points is a standard error of 3 / 1.96; 2.8 of these are 4.3 points."""
+def test_the_report_says_what_the_sample_can_show() -> None:
+    """A half-width of 3 points means a standard error of 3 / 1.96; 2.8 of these are 4.3 points."""
     summary = summarize(_report(Interval(0.07, 0.04, 0.1)))
     assert "a true difference of about 4.3 points four times out of five" in summary.sample
     assert "rough" not in summary.sample
@@ -96,7 +96,7 @@ def test_the_sample_tells_what_it_can_show() -> None:
     assert tiny.endswith("A sample of 1 problem is too small to show any difference.")
 
 
-def test_the_term_that_carries_the_signal() -> None:
+def test_the_term_that_carries_the_signal_is_named() -> None:
     def signal(prior: Interval | None) -> str:
         certain = Interval(0.99, 0.98, 1.0)
         auc = [
@@ -118,8 +118,8 @@ def test_the_term_that_carries_the_signal() -> None:
     assert summarize(_made()).signal == ""
 
 
-def test_the_page_explains_the_dashed_line_only_where_there_is_one() -> None:
-    """It marks the greedy answer; texts of right-to-left scripts begin at the right."""
+def test_the_page_explains_the_dashed_line_only_if_there_is_one() -> None:
+    """The line marks the greedy answer; right-to-left texts begin at the right."""
     known = _report(Interval(0.1, 0.0, 0.2))
     unknown = _made(strategies=[_strategy("random", 0.5), _strategy("majority", 0.6)])
     for report, is_drawn in ((known, True), (unknown, False)):

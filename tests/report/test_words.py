@@ -37,26 +37,26 @@ def test_words_sum_the_logprobs_of_their_tokens() -> None:
     words = {w.text: w.logprob for w in words_of(QUESTION, tokens)}
     assert words["Ann"] == -6.5
     assert words["3"] == -1.0
-    assert words["red"] == -0.5 - 4.0  # a token of white space counts to the word after it
+    assert words["red"] == -0.5 - 4.0  # a whitespace token belongs to the word after it
     assert words["apples."] == -1.0 - 0.5 - 0.25
     assert words["How"] == -2.0
     assert words["many?"] == -0.125
     assert words["  "] is None
 
 
-def test_tokens_that_fit_no_word() -> None:
+def test_tokens_outside_words_are_assigned_or_dropped() -> None:
     words = words_of("one two ", [{"start": 7, "end": 8, "logprob": -1.0}])
     assert [w.logprob for w in words] == [None, None, -1.0, None]  # no word after it: before
     words = words_of("one", [{"start": 9, "end": 12, "logprob": -1.0}])
-    assert words == [Word("one")]  # past the end, as of a clipped question
+    assert words == [Word("one")]  # past the end, as in a truncated question
     assert words_of("", [{"start": 0, "end": 1, "logprob": -1.0}]) == []
 
 
-def test_heat_grows_with_surprise_and_is_clipped_at_six_nats() -> None:
+def test_heat_grows_with_surprisal_and_is_clipped_at_six_nats() -> None:
     heats = [Word("w", logprob).heat for logprob in (None, 0.1, 0.0, -1.5, -3.0, -6.0, -60.0)]
     assert heats == [0.0, 0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
 
 
-def test_words_are_marked_beyond_one_nat() -> None:
+def test_words_beyond_one_nat_are_marked() -> None:
     marks = [Word("w", -1.0, gap).mark for gap in (None, 1.0, 1.01, -1.0, -1.01)]
     assert marks == ["", "", "lost", "", "gained"]

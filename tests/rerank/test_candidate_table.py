@@ -16,7 +16,7 @@ SPANS = [[0, 3], [3, 9], [9, 11], [11, 16], [16, 21], [21, 26], [26, 29]]
 
 
 def score(target: str, values: list[float], **more: Any) -> Score:
-    spans = [*SPANS, [0, 0]][: len(values)]  # forward the document's end comes last
+    spans = [*SPANS, [0, 0]][: len(values)]  # forward, the document's end comes last
     return token_score(target, values, spans, **more)
 
 
@@ -32,17 +32,17 @@ def test_tokens_belong_to_the_step_of_their_last_character() -> None:
     assert [s.num_tokens for s in steps] == [2, 2, 2]  # neither the blank line nor the end
 
 
-def test_the_worst_step_averages_readings_of_one_text() -> None:
+def test_the_worst_step_averages_both_models_if_they_read_one_text() -> None:
     assert worst_step(REVERSE, None, TEXT) == -4.0
     assert worst_step(REVERSE, FORWARD, TEXT) == -2.5
     other = score("y|x", [-50.0], text="2 + 3")
     assert worst_step(REVERSE, other, TEXT) == -4.0
     assert worst_step(made_score("y"), None, TEXT) == 0.0
     ended = token_score("y|x", [-7.0], [[0, 0]])
-    assert worst_step(token_score("y", [], []), ended, "") == -7.0  # not better than any step
+    assert worst_step(token_score("y", [], []), ended, "") == -7.0  # no better than any step
 
 
-def test_it_is_a_feature() -> None:
+def test_the_worst_step_is_a_feature() -> None:
     problem = Problem(id="p", question="How many?", answer="10")
     candidate = Candidate(problem_id="p", index=0, text=TEXT)
     scores = [FORWARD, made_score("x|y"), REVERSE]

@@ -1,4 +1,4 @@
-"""Candidates, their external scores, and the scores that equal texts share."""
+"""Candidates, their external scores, and scores shared by equal texts."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_a_pool_has_no_greedy_candidates_and_keeps_the_problems_order() -> None:
 
 
 @pytest.mark.parametrize("number", ["12", -7, 2.5, True])
-def test_what_is_no_number_of_tokens(number: object) -> None:
+def test_invalid_token_counts_are_refused(number: object) -> None:
     check = candidate_check([Problem(id="p", question="?")])
     with pytest.raises(InputError, match="candidate 0 of problem 'p': 'num_tokens' is .*"):
         check(judged(num_tokens=number))
 
 
-def test_tokens_of_a_candidate_that_was_broken_off() -> None:
-    """It is never scored, so nothing else tells its cost. A table may write 12 as 12.0."""
+def test_a_candidate_stopped_early_must_give_its_token_count() -> None:
+    """It is never scored, so its cost is not known otherwise. A table may write 12 as 12.0."""
     check = candidate_check([Problem(id="p", question="?")])
     for index, known in enumerate((12, 12.0, 0)):
         check(replace(judged(index, num_tokens=known), finish_reason="unsure"))
@@ -66,23 +66,23 @@ def judged(index: int = 0, greedy: bool = False, **scores: object) -> Candidate:
     return Candidate(problem_id="p", index=index, text="#### 1", greedy=greedy, extra=scores)
 
 
-def test_self_certainty_is_taken_where_all_have_it() -> None:
+def test_self_certainty_is_used_if_all_candidates_have_it() -> None:
     sure = [judged(0, self_certainty=1.5), judged(1, self_certainty=2)]
-    greedy = judged(2, greedy=True)  # stands apart, and need not have it
+    greedy = judged(2, greedy=True)  # separate, so it need not have it
     assert choose_external_scores([*sure, greedy]) == ("self_certainty",)
     assert choose_external_scores([*sure, judged(3)]) == ()
     assert choose_external_scores([*sure, judged(3, self_certainty=None)]) == ()
     assert choose_external_scores(sure, []) == ()
 
 
-def test_a_candidate_that_was_broken_off_needs_no_score() -> None:
+def test_a_candidate_stopped_early_needs_no_score() -> None:
     broken_off = replace(judged(3), finish_reason="unsure")
     assert choose_external_scores([judged(self_certainty=1.5), broken_off]) == ("self_certainty",)
     drawn = [judged(verifier=0.5), broken_off]
     assert choose_external_scores(drawn, ["verifier"]) == ("verifier",)
 
 
-def test_score_fields_asked_for_and_needed() -> None:
+def test_requested_and_required_score_fields_are_read() -> None:
     both = [judged(verifier=0.5, other=-3)]
     assert choose_external_scores(both, ["verifier"]) == ("verifier",)
     assert choose_external_scores(both, None, ["other"]) == ("other",)
@@ -104,13 +104,13 @@ def test_score_fields_asked_for_and_needed() -> None:
         (-2e100, "-2e.100, expected a number of at most 1e.100"),
     ],
 )
-def test_what_is_no_number_is_named_with_file_and_line(
+def test_the_error_for_a_non_number_names_file_and_line(
     tmp_path: Path, value: object, message: str
 ) -> None:
     path = tmp_path / "c.jsonl"
     rows = [judged(0, verifier=1), judged(1, greedy=True), judged(2, verifier=value)]
     path.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
-    assert len(read_candidates(path)) == 3  # whatever is not asked for does not matter
+    assert len(read_candidates(path)) == 3  # fields that are not requested do not matter
     with pytest.raises(InputError, match=message) as error:
         read_candidates(path, ["verifier"])
     assert str(error.value).startswith(f"{path}:3: candidate 2 of problem 'p'")

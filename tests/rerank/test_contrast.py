@@ -1,4 +1,4 @@
-"""The contrastive premise score: which copies there are, and what is computed of them."""
+"""The contrastive premise score: which copies it uses and what it computes from them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ PROBLEM = Problem(id="p", question="Ava has 24 pens, gives 6 away. Left?", answe
 
 
 def log_prob(lm: LanguageModel, question: str, solution: str) -> float:
-    """log P(question | solution), by an ordinary scoring."""
+    """log P(question | solution), by ordinary scoring."""
     problem = Problem(id="q", question=question)
     candidate = Candidate(problem_id="q", index=0, text=solution)
     ((given, _),) = score_candidates([problem], [candidate], lm)
     return given.logprob
 
 
-def test_each_number_changes_in_turn_to_one_of_its_kind() -> None:
+def test_each_number_is_replaced_in_turn_by_one_of_its_kind() -> None:
     changes = change_numbers(QUESTION, 8)
     assert len(set(changes)) == len(changes) == 8
     places = [QUESTION[change.start : change.end] for change in changes]
-    assert sorted(places) == sorted(["3", "1,200", "2.5", "40"] * 2)  # 7:30 is no number
+    assert sorted(places) == sorted(["3", "1,200", "2.5", "40"] * 2)  # 7:30 is not a number
     for change in changes:
         copy = change.apply(QUESTION)
         assert copy != QUESTION
@@ -45,8 +45,8 @@ def test_each_number_changes_in_turn_to_one_of_its_kind() -> None:
 
 
 @pytest.mark.parametrize("number", ["٣", "１２", "२५", "３,０００.５"])
-def test_a_copy_keeps_the_script_of_its_digits(number: str) -> None:
-    """Else a copy would differ by its script, or only by it: 3 for a full-width 3."""
+def test_a_copy_keeps_the_script_of_the_digits(number: str) -> None:
+    """Otherwise a copy might also, or only, differ in script: 3 for a full-width 3."""
     changes = change_numbers(f"Ava has {number} pens.", 5)
     assert len(changes) == 5
     zero = ord(number[0]) - unicodedata.decimal(number[0])
@@ -58,7 +58,7 @@ def test_a_copy_keeps_the_script_of_its_digits(number: str) -> None:
 
 @pytest.mark.parametrize("number", ["12 000", "1\u202f234\u202f567.5", "12\xa0000"])
 def test_digits_grouped_by_spaces_are_one_number(number: str) -> None:
-    """Else a copy of 12 000 would be 12 3, which is no number."""
+    """Otherwise a copy of 12 000 would be 12 3, which is not a number."""
     separator = number.strip("0123456789.")[0]
     changes = change_numbers(f"Ava earns {number} dollars.", 5)
     assert len(changes) == 5
@@ -72,7 +72,7 @@ def test_digits_grouped_by_spaces_are_one_number(number: str) -> None:
     ("question", "numbers"),
     [("In 2019 350 came.", ["2019", "350"]), ("12 0000 and 5 12", ["0000", "12", "12", "5"])],
 )
-def test_numbers_side_by_side_stay_apart(question: str, numbers: list[str]) -> None:
+def test_adjacent_numbers_stay_separate(question: str, numbers: list[str]) -> None:
     found = {(c.start, question[c.start : c.end]) for c in change_numbers(question, 40)}
     assert sorted(text for _, text in found) == numbers
 
@@ -87,14 +87,14 @@ def test_numbers_side_by_side_stay_apart(question: str, numbers: list[str]) -> N
         ("Room B12, the 2nd door, 5kg", []),  # part of a name, an order, a unit
     ],
 )
-def test_numbers_between_letters_of_scripts_without_spaces(
+def test_numbers_between_letters_in_scripts_without_spaces_count(
     question: str, numbers: list[str]
 ) -> None:
     changes = change_numbers(question, 8)
     assert sorted({question[change.start : change.end] for change in changes}) == numbers
 
 
-def test_copies_depend_on_the_question_alone() -> None:
+def test_copies_depend_only_on_the_question() -> None:
     assert change_numbers(QUESTION, 8) == change_numbers(QUESTION, 8)
     assert change_numbers(QUESTION, 8)[:3] == change_numbers(QUESTION, 3)
     assert change_numbers("How many are there?", 8) == []
@@ -134,7 +134,7 @@ def test_the_feature_is_the_difference(checkpoints: dict[str, Path]) -> None:
 
 @pytest.mark.usefixtures("no_pictures", "embedded_once")
 @pytest.mark.slow
-def test_it_is_a_stage_of_its_own(
+def test_the_contrast_is_a_separate_stage(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
 ) -> None:
     files = ("--problems", problem_file, "--candidates", candidate_file)
@@ -151,7 +151,7 @@ def test_it_is_a_stage_of_its_own(
     assert "contrast: 2 there, 3 now" in " ".join(text.split())
 
 
-def test_it_needs_a_reverse_model(run: Run, problem_file: Path, candidate_file: Path) -> None:
+def test_contrast_needs_a_reverse_model(run: Run, problem_file: Path, candidate_file: Path) -> None:
     files = ("--problems", problem_file, "--candidates", candidate_file)
     code, text = run("rerank", *files, "--reverse", "none", "--contrast", "2")
     assert code == 2

@@ -1,4 +1,4 @@
-"""What strategies cost, on two problems worked out by hand."""
+"""The costs of strategies, on two problems worked out by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def candidate(problem: str, index: int, text: str, tokens: int, greedy: bool = F
     )
 
 
-# 10, 20, 10 and greedily 12; 40 and greedily 8
+# 10, 20, 10 and greedy 12; 40 and greedy 8
 CANDIDATES = [
     candidate("p", 0, "#### 2", 10),
     candidate("p", 1, "so #### 3", 20),
@@ -51,7 +51,7 @@ def costs(**parameters: int | None) -> Costs:
 @pytest.mark.parametrize(
     ("name", "generated", "scored", "flops"),
     [
-        # Written: (40 + 40) / 2. Scored: 5 texts of 10, 14 and 30 tokens, of 2 problems.
+        # Generated: (40 + 40) / 2. Scored: 5 texts of 10, 14 and 30 tokens, for 2 problems.
         ("majority", 40, 0, 200 * 40),
         ("oracle", 40, 0, 200 * 40),
         ("greedy", (12 + 8) / 2, 0, 200 * 10),
@@ -60,18 +60,18 @@ def costs(**parameters: int | None) -> Costs:
         ("reverse_only", 40, 35, 200 * 40 + 2000 * 35),
         ("noisy_channel", 40, 60, 200 * 40 + 200 * 25 + 2000 * 35),
         ("contrast", 40, 110, 200 * 40 + 2000 * (35 + 75)),
-        ("flip", 40 + 125, 0, 200 * 40 + 2000 * 125),  # it writes 5 times 50 tokens, and reads none
+        ("flip", 40 + 125, 0, 200 * 40 + 2000 * 125),  # generates 5 times 50 tokens and reads none
         ("worst_step", 40, 60, 200 * 40 + 200 * 25 + 2000 * 35),
     ],
 )
-def test_costs_by_hand(name: str, generated: float, scored: float, flops: float) -> None:
+def test_costs_match_hand_values(name: str, generated: float, scored: float, flops: float) -> None:
     found = costs().of(STRATEGIES[name])
     assert found.generated_tokens == pytest.approx(generated)
     assert found.scored_tokens == pytest.approx(scored)
     assert found.flops == pytest.approx(flops)
 
 
-def test_a_stopped_vote_writes_what_it_draws() -> None:
+def test_a_stopped_vote_generates_only_what_it_draws() -> None:
     # Two of p's three answers agree, but only after the third; q has one candidate.
     assert costs().of(STRATEGIES["majority_stopped"]).generated_tokens == 40
     three = [candidate("p", i, text, 10) for i, text in enumerate(["#### 2", "a #### 2", "#### 3"])]
@@ -81,14 +81,14 @@ def test_a_stopped_vote_writes_what_it_draws() -> None:
     assert found.of(STRATEGIES["majority_stopped"]).generated_tokens == 20
 
 
-def test_unknown_sizes_and_lengths() -> None:
+def test_unknown_sizes_and_lengths_give_unknown_costs() -> None:
     assert costs(reverse=None).of(STRATEGIES["reverse_only"]).flops is None
     assert costs(reverse=None).of(STRATEGIES["forward"]).flops is not None
     given = [
         Candidate(problem_id=c.problem_id, index=c.index, text=c.text, greedy=c.greedy)
         for c in CANDIDATES
     ]
-    # Without counts of their own a candidate has the tokens of its text's score: 3 x 10 and 10.
+    # Without its own count, a candidate has the tokens of its text's score: 3 x 10 and 10.
     found = Costs.count(TABLE, given, SCORES, {"writer": 0, "forward": 100, "reverse": 1000})
     np.testing.assert_array_equal(found.written, [[10, 10, 10], [10, 0, 0]])
     assert found.of(STRATEGIES["forward"]) == Cost(
@@ -96,7 +96,7 @@ def test_unknown_sizes_and_lengths() -> None:
     )
 
 
-def test_seconds_are_those_of_the_files_that_a_strategy_needs() -> None:
+def test_seconds_are_summed_over_the_files_a_strategy_needs() -> None:
     """Two problems; candidates.jsonl holds 80 sampled and 20 greedy tokens, and took 10 s."""
     timings = {"candidates.jsonl": 10.0, "scores.forward.jsonl": 3.0, "scores.reverse.jsonl": 5.0}
     sizes = {"writer": 1, "forward": 1, "reverse": 1}
@@ -109,13 +109,13 @@ def test_seconds_are_those_of_the_files_that_a_strategy_needs() -> None:
     assert seconds("majority") == pytest.approx(10 * 0.8 / 2)
     assert seconds("forward") == pytest.approx((8 + 3) / 2)
     assert seconds("noisy_channel") == pytest.approx((8 + 3 + 5) / 2)
-    assert seconds("flip") is None  # its file's are not known
+    assert seconds("flip") is None  # unknown for its file
     given = Costs.count(TABLE, CANDIDATES, SCORES, sizes | {"writer": 0}, timings)
     assert given.of(STRATEGIES["forward"]).seconds == pytest.approx(3 / 2)
 
 
-def test_a_cost_is_summed_in_one_order() -> None:
-    """Else two equal runs would differ in the last bit: the order of a set changes between them."""
+def test_a_cost_is_summed_in_a_fixed_order() -> None:
+    """Otherwise equal runs could differ in the last bit, because the order of a set changes."""
     ones = dict.fromkeys(["writer", "forward", "reverse"], 1)
     written, scored = np.array([[0.05], [0.05]]), {"forward": 0.05, "reverse": 0.2}
     found = Costs(TABLE, written, 0.0, scored, ones, {}, 0.0).of(STRATEGIES["noisy_channel"])

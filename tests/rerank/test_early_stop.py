@@ -1,4 +1,4 @@
-"""Votes that stop early: always the winner of the full vote, and no later than can be known."""
+"""Votes that stop early: always the full vote's winner, as early as it can be known."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ N = 16
 
 @pytest.fixture
 def lm(tokenizer: Tokenizer) -> FakeLanguageModel:
-    """Answers 1 six times out of ten."""
+    """A model that answers 1 six times out of ten."""
     return FakeLanguageModel(tokenizer, answers=[f"#### {n}" for n in (1, 1, 1, 1, 1, 1, 2, 3, 4)])
 
 
 def table(answers: list[list[int]], correct: int = 0) -> CandidateTable:
-    """Problems whose candidates have these answers; -1 is none, -2 no candidate."""
+    """Problems whose candidates have these answers; -1 is no answer, -2 no candidate."""
     numbers = np.array(answers)
     return CandidateTable(
         problem_ids=[str(i) for i in range(len(answers))],
@@ -46,11 +46,11 @@ def table(answers: list[list[int]], correct: int = 0) -> CandidateTable:
     ("votes", "remaining", "decided"),
     [
         ([], 3, False),
-        ([3], 3, False),  # an answer not seen yet may still tie
+        ([3], 3, False),  # an unseen answer may still tie
         ([3], 2, True),
         ([5, 3, 1], 2, False),  # a tie is not the same answer
         ([5, 2, 2], 2, True),
-        ([1, 2, 5], 2, True),  # in whatever order
+        ([1, 2, 5], 2, True),  # in any order
         ([4, 4], 0, False),
     ],
 )
@@ -58,7 +58,7 @@ def test_when_a_vote_is_decided(votes: list[int], remaining: int, decided: bool)
     assert is_decided(votes, remaining) is decided
 
 
-def test_needed_by_hand() -> None:
+def test_the_number_needed_equals_that_by_hand() -> None:
     made = table(
         [
             [0, 0, 0, 1, 1],  # 3 - 0 > 2
@@ -69,12 +69,12 @@ def test_needed_by_hand() -> None:
         ]
     )
     assert needed_candidates(made).tolist() == [3, 4, 5, 5, 2]
-    # Of nine planned, the five that are there decide only where nothing is left to hope for.
+    # Of nine planned, the five present decide only if the rest cannot change the winner.
     assert needed_candidates(replace(made, num_planned=9)).tolist() == [5, 5, 5, 5, 3]
 
 
 def test_the_winner_is_that_of_the_full_vote() -> None:
-    """On random tables of every shape, ties, unread answers and missing candidates included."""
+    """Random tables of every shape, with ties, unreadable answers and missing candidates."""
     rng = np.random.default_rng(0)
     for _ in range(60):
         kinds, count = int(rng.integers(1, 6)), int(rng.integers(1, 14))
@@ -88,12 +88,12 @@ def test_the_winner_is_that_of_the_full_vote() -> None:
 
 
 def check_needed(answers: list[int], needed: int) -> None:
-    """The prefix has the full vote's winners, and one candidate fewer could still be overturned."""
+    """Check that the prefix has the full vote's winners and that a shorter one is undecided."""
     assert 1 <= needed <= len(answers)
     assert winners(answers[:needed]) == winners(answers)
     if needed > 1:
         before, remaining = answers[: needed - 1], len(answers) - needed + 1
-        rivals = {*before, 99} - winners(before)  # 99: an answer that was not seen
+        rivals = {*before, 99} - winners(before)  # 99: an unseen answer
         worst = [winners(before + [rival] * remaining) for rival in rivals]
         tied = len(winners(before)) != 1
         assert tied or any(after != winners(before) for after in worst)
@@ -104,7 +104,7 @@ def winners(answers: list[int]) -> set[int]:
     return {answer for answer, count in votes.items() if count == max(votes.values())}
 
 
-def test_rounds_begin_where_a_vote_can_end() -> None:
+def test_rounds_begin_where_a_vote_can_be_decided() -> None:
     assert rounds(32) == [17, 21, 25, 29, 32]
     assert rounds(5) == [3, 4, 5]
     assert rounds(2) == [2]
@@ -135,7 +135,7 @@ def winner(candidates: list[Candidate]) -> list[str]:
     return sorted(text for text, count in votes.items() if count == max(votes.values()))
 
 
-def test_what_is_drawn_early_is_the_beginning_of_all(lm: FakeLanguageModel) -> None:
+def test_an_early_stop_draws_a_prefix_of_all_candidates(lm: FakeLanguageModel) -> None:
     full = by_problem(list(sample_candidates(PROBLEMS, lm, SAMPLING, N)))
     early = by_problem(drawn_early(lm, {}))
     counts = set()
@@ -153,7 +153,7 @@ def test_what_is_drawn_early_is_the_beginning_of_all(lm: FakeLanguageModel) -> N
 
 
 @pytest.mark.slow
-def test_sampling_goes_on_from_what_is_there(lm: FakeLanguageModel) -> None:
+def test_sampling_resumes_from_existing_candidates(lm: FakeLanguageModel) -> None:
     chunks = drawn_early(lm, {})
     expected = by_problem(chunks)
     for cut in range(0, len(chunks), 7):
@@ -168,7 +168,7 @@ def test_sampling_goes_on_from_what_is_there(lm: FakeLanguageModel) -> None:
         assert by_problem(chunks[:cut] + rest) == expected
 
 
-def test_the_last_candidates_of_a_problem_are_said(lm: FakeLanguageModel) -> None:
+def test_the_last_candidates_of_a_problem_are_marked(lm: FakeLanguageModel) -> None:
     ended = []
     drawn: dict[str, list[Candidate]] = {problem.id: [] for problem in PROBLEMS}
     for chunk, is_last in sample_until_decided(PROBLEMS, lm, SAMPLING, N, {}):

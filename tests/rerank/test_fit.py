@@ -1,4 +1,4 @@
-"""Weights: fitted where there is something to find, saved, and kept off their own problems."""
+"""Weights: fitted if there is a signal, saved, and never used on their own problems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ledom.rerank.weights import TunedWeights
 
 
 def made_pools(num_problems: int = 300, seed: int = 0) -> CandidateTable:
-    """A table in which right candidates have a higher log P(x|y), and nothing else tells."""
+    """A table where right candidates have a higher log P(x|y) and nothing else has a signal."""
     rng = np.random.default_rng(seed)
     shape = (num_problems, 8)
     correct = rng.random(shape) < 0.3
@@ -35,7 +35,7 @@ def made_pools(num_problems: int = 300, seed: int = 0) -> CandidateTable:
 
 
 def with_few_terms(table: CandidateTable) -> CandidateTable:
-    """A table with the terms of interpolation alone, so that few strategies are fitted."""
+    """A table with only the terms of interpolation, so that few strategies are fitted."""
     terms = ("forward", "forward_mean", "reverse", "reverse_mean")
     return replace(table, features={name: table.features[name] for name in terms})
 
@@ -45,14 +45,14 @@ def problems(count: int) -> list[Problem]:
 
 
 @pytest.mark.slow
-def test_the_feature_that_tells_gets_the_weight() -> None:
+def test_the_informative_feature_gets_the_weight() -> None:
     tuned = tune(made_pools(), problems(300))
     lam = tuned.weights["reverse_reward"]
     second = lam.get("reverse", lam.get("reverse_mean", 0.0))
     assert second > 0.8
     every = tuned.weights["all_terms"]
     assert every["reverse"] > 5 * max(abs(v) for k, v in every.items() if k != "reverse")
-    # The logit that made the data has the weight 2: classes are normals two apart.
+    # The true logit has weight 2, because the classes are normals two apart.
     assert every["reverse"] == pytest.approx(2.0, rel=0.25)
     fresh = made_pools(seed=1)
     for with_reverse, without in (("all_terms", "forward_tuned"), ("vote_all_terms", "majority")):
@@ -63,14 +63,14 @@ def test_the_feature_that_tells_gets_the_weight() -> None:
         assert gain > 0.1
 
 
-def test_interpolation_is_the_papers() -> None:
+def test_interpolation_is_that_of_the_paper() -> None:
     strategy = STRATEGIES["reverse_reward"]
     assert strategy.interpolation(0.25, mean=False) == {"forward": 0.75, "reverse": 0.25}
     assert set(strategy.interpolation(0.25, mean=True)) == {"forward_mean", "reverse_mean"}
 
 
 def with_external_score(table: CandidateTable, unit: float) -> CandidateTable:
-    """A verifier whose logit tells right from wrong as well as log P(x|y) does, in some unit."""
+    """A verifier whose logit, in some unit, is as informative as log P(x|y)."""
     noise = np.random.default_rng(7).normal(size=table.mask.shape)
     verifier = unit * (noise + 2.0 * table.correct)
     return replace(
@@ -79,13 +79,13 @@ def with_external_score(table: CandidateTable, unit: float) -> CandidateTable:
 
 
 @pytest.mark.slow
-def test_an_external_score_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
+def test_an_external_score_is_weighted_in_any_unit(tmp_path: Path) -> None:
     for unit in (1e-200, 1e98):
         table = with_external_score(made_pools(), unit)
         tuned = tune(table, problems(300))
         assert tuned.external_scores == ("verifier",)
         every = tuned.weights["all_external"]
-        # Two independent signals, each two spreads apart: both have the same weight in their unit.
+        # Two independent signals, each two standard deviations apart: equal weights in their units.
         assert every["verifier"] * unit == pytest.approx(every["reverse"], rel=0.25)
         fresh, known = with_external_score(made_pools(seed=1), unit), strategies(["verifier"])
         accuracy = {
@@ -99,7 +99,7 @@ def test_an_external_score_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
 
 
 def test_a_constant_score_has_no_weight_in_a_sum() -> None:
-    """0.1 + 0.1 + ... rounds: that is no difference between candidates."""
+    """0.1 + 0.1 + ... rounds, which is not a difference between candidates."""
     table = made_pools()
     constant = np.full(table.mask.shape, 0.1)
     for values in (constant, 0 * constant, 1e-200 * constant):
@@ -109,10 +109,10 @@ def test_a_constant_score_has_no_weight_in_a_sum() -> None:
 
 
 @pytest.mark.slow
-def test_more_problems_bring_the_weights_to_the_true_ones() -> None:
-    """Of normals at 0 and 2 with spread 1 the log odds of (x right, x' wrong) are 2 (x - x').
+def test_weights_converge_to_the_true_ones_with_more_problems() -> None:
+    """For normals at 0 and 2 with spread 1, the log odds of (x right, x' wrong) are 2 (x - x').
 
-    The penalty's share of the loss falls with the number of problems, so what is left is noise: a
+    The penalty's share of the loss falls with the number of problems, so only noise remains: a
     standard error of about 4%.
     """
     features = ("reverse", "verifier", "forward")
@@ -122,7 +122,7 @@ def test_more_problems_bring_the_weights_to_the_true_ones() -> None:
     assert many["forward"] == pytest.approx(0.0, abs=0.2)
 
 
-def test_weights_survive_the_file(tmp_path: Path) -> None:
+def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
     tuned = tune(with_few_terms(made_pools(50)), problems(50))
     tuned.save(tmp_path / "weights.json")
     assert TunedWeights.load(tmp_path / "weights.json") == tuned
@@ -135,14 +135,14 @@ def test_weights_refuse_the_problems_they_were_tuned_on() -> None:
         tuned.refuse_overlap([Problem(id="y", question="question 7")])
 
 
-def test_nothing_to_tune_is_said() -> None:
+def test_having_nothing_to_tune_is_reported() -> None:
     table = made_pools(20)
     table.correct[:] = True
     with pytest.raises(InputError, match="both right and wrong"):
         tune(table, problems(20))
 
 
-def test_cross_fitting_never_sees_the_fold_it_is_used_on() -> None:
+def test_cross_fitting_never_sees_the_fold_it_is_applied_to() -> None:
     table = with_few_terms(made_pools(60))
     folds = cross_fit(table, problems(60), 3)
     assert sorted(row for rows, _ in folds for row in rows) == list(range(60))
@@ -157,21 +157,21 @@ def test_cross_fitting_never_sees_the_fold_it_is_used_on() -> None:
 
 def test_cross_fitting_keeps_equal_questions_in_one_fold() -> None:
     table, asked = with_few_terms(made_pools(60)), problems(60)
-    ends = ("", " ", "\n")  # copies of a problem from other files
+    ends = ("", " ", "\n")  # copies of a problem in other files
     asked = [
         replace(p, question=asked[i % 20].question + ends[i // 20]) for i, p in enumerate(asked)
     ]
     folds = cross_fit(table, asked, 3)
     assert sorted(row for rows, _ in folds for row in rows) == list(range(60))
     for rows, weights in folds:
-        weights.refuse_overlap([asked[row] for row in rows])  # a question that both have raises
+        weights.refuse_overlap([asked[row] for row in rows])  # raises if both have a question
         assert weights.num_problems == 60 - len(rows)
     with pytest.raises(InputError, match="21 folds of 20 problems"):
         cross_fit(table, asked, 21)
 
 
 def test_unlabeled_problems_are_neither_fitted_on_nor_counted() -> None:
-    """Of 60 problems the last 20 are unlabeled: whatever is there must not matter."""
+    """The last 20 of 60 problems are unlabeled, so their contents must not matter."""
     table, asked = with_few_terms(made_pools(60)), problems(60)
     labeled = np.arange(60) < 40
     tuned = tune(table, asked, labeled)
@@ -185,6 +185,6 @@ def test_unlabeled_problems_are_neither_fitted_on_nor_counted() -> None:
 
 
 @pytest.mark.parametrize("num_folds", [-1, 1, 61])
-def test_a_senseless_number_of_folds(num_folds: int) -> None:
+def test_a_senseless_number_of_folds_is_refused(num_folds: int) -> None:
     with pytest.raises(InputError, match=f"{num_folds} folds of 60 problems"):
         cross_fit(made_pools(60), problems(60), num_folds)

@@ -1,4 +1,4 @@
-"""FLIP: what overlap is, what is written backwards, and its stage."""
+"""FLIP: the overlap, the questions written backwards, and its stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ledom.rerank.score import ScoreFiles
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
-QUESTION = "Ava has 3 pens. How many has Ava?"  # 8 words: ava twice, has twice
+QUESTION = "Ava has 3 pens. How many has Ava?"  # 8 words; "ava" and "has" occur twice
 
 
 @pytest.mark.parametrize(
@@ -32,18 +32,18 @@ QUESTION = "Ava has 3 pens. How many has Ava?"  # 8 words: ava twice, has twice
         ("", 0.0),
     ],
 )
-def test_overlap_is_f1_of_words(written: str, overlap: float) -> None:
+def test_overlap_is_the_f1_score_of_words(written: str, overlap: float) -> None:
     assert word_overlap(written, QUESTION) == pytest.approx(overlap)
 
 
 def test_without_spaces_a_character_is_a_word() -> None:
-    """Else a sentence would be one word, and every other sentence would have nothing of it."""
+    """Otherwise a sentence would be one word, and different sentences would never overlap."""
     real = "小明有12支red笔"  # 小 明 有 12 支 red 笔
     assert word_overlap("小明有3支笔", real) == pytest.approx(2 * 5 / (6 + 7))  # all but the 3
 
 
-def test_the_score_is_the_log_of_the_mean(tokenizer: Tokenizer) -> None:
-    """A model that writes one of two texts: 1 or 6 / 11 of the question, or nothing of it."""
+def test_the_score_is_the_log_of_the_mean_overlap(tokenizer: Tokenizer) -> None:
+    """A model that writes one of two texts: an overlap of 1 or 6 / 11, or none."""
     lm = FakeLanguageModel(tokenizer, "reverse", [QUESTION, "Ava has pens", "Bo sold 4 hats"])
     problem = Problem(id="p", question=QUESTION)
     candidates = [Candidate(problem_id="p", index=i, text=f"{i} + 1\n#### {i}") for i in range(9)]
@@ -64,7 +64,7 @@ def test_the_score_is_the_log_of_the_mean(tokenizer: Tokenizer) -> None:
     assert len({score.logprob for score in made}) > 1
 
 
-def test_it_writes_what_the_model_writes_before_the_solution(
+def test_questions_are_generated_before_the_solution(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     """A text may be 16 tokens longer than the longest question."""
@@ -79,8 +79,8 @@ def test_it_writes_what_the_model_writes_before_the_solution(
     assert [one["text"] for one in score.extra["questions"]] == [one.text for one in texts]
 
 
-def test_the_formats_own_words_are_no_part_of_a_question(tokenizer: Tokenizer) -> None:
-    """`Question:` stands before every question that the model writes."""
+def test_the_formats_own_words_are_not_part_of_a_question(tokenizer: Tokenizer) -> None:
+    """`Question:` precedes every question that the model writes."""
     lm = FakeLanguageModel(tokenizer, "reverse", [f"Question: {QUESTION}"])
     lm.pair_format = PairFormat("Question: {question}\nAnswer: {solution}")
     problem = Problem(id="p", question=QUESTION)
@@ -99,7 +99,7 @@ def test_a_solution_without_room_loses_its_end(checkpoints: dict[str, Path]) -> 
 
 @pytest.mark.usefixtures("no_pictures", "embedded_once")
 @pytest.mark.slow
-def test_it_is_a_stage_of_its_own(
+def test_flip_is_a_separate_stage(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
 ) -> None:
     files = ("--problems", problem_file, "--candidates", candidate_file)

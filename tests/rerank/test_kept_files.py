@@ -1,4 +1,4 @@
-"""Files that models fill: equal to the byte after any kill, and refused when they are damaged."""
+"""Files filled by models: byte-identical after any kill, and refused if damaged."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ANSWERS = [f"1 + 1 = {n}\nso\n#### {n}" for n in (2, 2, 2, 3, 4, 5, 6)]
 
 
 class Company(FakeLanguageModel):
-    """A model whose results depend on all that is computed in the same call, as on a device."""
+    """A model whose results depend on everything in the same call, as on a real device."""
 
     batches_requests = True
 
@@ -65,7 +65,7 @@ class Company(FakeLanguageModel):
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that eleven problems make several groups."""
+    """Use small groups, so that eleven problems give several."""
     monkeypatch.setattr(sample, "_TOGETHER", 24)
     monkeypatch.setattr(score, "_TOGETHER", 10)
     monkeypatch.setattr(search_module, "_TOGETHER", 3)
@@ -96,12 +96,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only seconds may differ between equal runs."""
+    """Freeze the clock, since only seconds may differ between equal runs."""
     monkeypatch.setattr(stage, "monotonic", lambda: 0.0)
 
 
 def killed_after(count: int) -> Any:
-    """Progress that ends the process, as nothing can be caught, when it has come so far."""
+    """A progress callback that kills the process (uncatchably) after `count` items."""
     seen = iter(range(10**9))
 
     def track(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
@@ -133,7 +133,7 @@ def test_any_kills_leave_the_same_bytes(
 def test_any_number_of_processes_leaves_the_same_bytes(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[..., None]
 ) -> None:
-    """Two shares made one after the other stand for two processes, which one then joins."""
+    """Two shares computed in turn stand for two processes; a single one then joins them."""
     work(tokenizer, tmp_path / "whole")
     monkeypatch.setattr(parallel, "size", lambda: 2)
     monkeypatch.setattr(parallel, "wait", lambda: None)
@@ -157,7 +157,7 @@ def test_any_number_of_processes_leaves_the_same_bytes(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_groups_are_whole_problems_where_they_fit() -> None:
+def test_groups_are_whole_problems_if_they_fit() -> None:
     sizes = {"a": 4, "b": 5, "c": 3, "d": 21, "e": 2}
     candidates = [
         Candidate(problem_id=name, index=i, text=str(i))
@@ -206,7 +206,7 @@ def changed(file: Path, line: int, **values: Any) -> None:
         ({"extra": 1}, None),
     ],
 )
-def test_a_damaged_score_is_named_by_line(
+def test_the_error_for_a_damaged_score_names_the_line(
     tokenizer: Tokenizer, tmp_path: Path, values: dict[str, Any], message: str | None
 ) -> None:
     reranked(tokenizer, tmp_path)
@@ -219,14 +219,14 @@ def test_a_damaged_score_is_named_by_line(
     where = rf"scores.reverse.jsonl:\d+: .*{message}"
     if message is None:
         where = "scores.reverse.jsonl: was changed after it was finished"
-    elif values.get("target") != "y":  # else it is seen where the other one stands
+    elif values.get("target") != "y":  # otherwise it is noticed in the other one
         where = where.replace(r"\d+", str(line), 1)
     for again in (lambda: reranked(tokenizer, tmp_path), lambda: tune_folder(tmp_path)):
         with pytest.raises(InputError, match=where):
             again()
 
 
-def test_a_span_beyond_its_text_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_span_beyond_its_text_is_refused_by_line(tokenizer: Tokenizer, tmp_path: Path) -> None:
     reranked(tokenizer, tmp_path)
     file = tmp_path / "scores.forward.jsonl"
     row = json.loads(file.read_text().splitlines()[0])
@@ -264,9 +264,9 @@ def test_tune_refuses_other_problems_and_candidates(tokenizer: Tokenizer, tmp_pa
 def test_tune_refuses_scores_that_an_earlier_reverse_model_left(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A contrast is log P(x|y) less that of other questions, of one model and one way of reading.
+    """A contrast is log P(x|y) minus that of other questions, by one model reading in one way.
 
-    Its folder was made with model A; then only the reverse scores were made again, with model B.
+    Its folder was made with model A; then only the reverse scores were recomputed, with model B.
     """
     lm = FakeLanguageModel(tokenizer, "reverse")
     problems = [Problem(id=str(i), question=f"What is {i} + 1?", answer="2") for i in range(1, 9)]
@@ -300,8 +300,8 @@ def test_tune_refuses_scores_that_an_earlier_reverse_model_left(
     assert {score.target for score in read_scores(tmp_path, problems, drawn)} == {"x|y", "y"}
 
 
-def test_the_stand_in_depends_on_its_company(tokenizer: Tokenizer) -> None:
-    """Else the tests of kills could not fail."""
+def test_the_mock_model_depends_on_its_batch(tokenizer: Tokenizer) -> None:
+    """Otherwise the kill tests could not fail."""
     lm = Company(tokenizer)
     targets = [
         TokenSpan(lm.add_special_tokens(lm.tokenizer.encode(text).ids), 1, 3) for text in ANSWERS

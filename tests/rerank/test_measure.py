@@ -1,4 +1,4 @@
-"""The measured part of a report, against numbers worked out on made table."""
+"""The measured part of a report, compared with numbers worked out for an artificial table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_PROBLEMS = 200
 
 @pytest.fixture(scope="module")
 def table() -> CandidateTable:
-    """Half of the candidates are right; log P(x|y) tells which, nothing else does."""
+    """Half of the candidates are right; only log P(x|y) tells which."""
     rng = np.random.default_rng(0)
     shape = (NUM_PROBLEMS, 6)
     correct = np.tile([True, False, True, False, True, False], (NUM_PROBLEMS, 1))
@@ -40,7 +40,7 @@ def table() -> CandidateTable:
 
 @pytest.fixture(scope="module")
 def report(table: CandidateTable) -> Measurement:
-    tuned = tune(table.select(np.arange(60)), [])  # enough for what only one term tells
+    tuned = tune(table.select(np.arange(60)), [])  # enough for a single informative term
     return measure(table, tuned)
 
 
@@ -48,11 +48,11 @@ def by_name(report: Measurement) -> dict[str, StrategyResult]:
     return {row.id: row for row in report.strategies}
 
 
-def test_accuracies(report: Measurement) -> None:
+def test_accuracies_match_those_worked_out(report: Measurement) -> None:
     rows = by_name(report)
     assert rows["greedy"].accuracy.mean == pytest.approx(0.5)
     assert rows["random"].accuracy.mean == pytest.approx(0.5)
-    unseen = 1 - 0.025 ** (1 / NUM_PROBLEMS)  # the same for every problem that was seen
+    unseen = 1 - 0.025 ** (1 / NUM_PROBLEMS)  # equal for all problems seen
     assert rows["random"].accuracy.low == pytest.approx(0.5 - unseen / 2)
     assert rows["reverse_only"].accuracy.mean == 1.0
     assert rows["majority"].accuracy.mean == 1.0
@@ -62,7 +62,7 @@ def test_accuracies(report: Measurement) -> None:
     assert 0.4 < versus["greedy"].low < 0.5 < versus["greedy"].high < 0.6
 
 
-def test_headline_differences(report: Measurement) -> None:
+def test_headline_differences_match_those_worked_out(report: Measurement) -> None:
     claims = {row.claim: row.difference for row in report.headline}
     assert [row.claim for row in report.headline if row.main] == [
         "Reverse Reward with its third term beats the greedy answer",
@@ -72,17 +72,17 @@ def test_headline_differences(report: Measurement) -> None:
     assert claims["Picking: adding reverse scores to the forward ones helps"].low > 0.3
 
 
-def test_accuracy_against_n(report: Measurement) -> None:
+def test_accuracy_by_n_matches_the_formula(report: Measurement) -> None:
     curves = report.accuracy_by_n
     assert curves.n == [1, 2, 4, 6]
     oracle = curves.strategies["oracle"]
-    # 1 - C(3, n) / C(6, n): the chance that a subset has a right one.
+    # 1 - C(3, n) / C(6, n): the chance that a subset contains a right one.
     for value, expected in zip(oracle, [0.5, 0.8, 1.0, 1.0], strict=True):
         assert value == pytest.approx(expected, abs=0.02)
     assert curves.strategies["reverse_reward"][-1] == 1.0
 
 
-def test_accuracy_against_lambda(report: Measurement) -> None:
+def test_accuracy_by_lambda_covers_0_to_1(report: Measurement) -> None:
     curve = report.accuracy_by_lambda
     assert curve.lambda_[0] == 0.0
     assert curve.lambda_[-1] == 1.0
@@ -90,15 +90,15 @@ def test_accuracy_against_lambda(report: Measurement) -> None:
     assert curve.chosen in curve.lambda_
 
 
-def test_auc_of_every_score(report: Measurement) -> None:
+def test_every_score_has_an_auc(report: Measurement) -> None:
     aucs = {row.score: row.auc.mean for row in report.auc}
     assert aucs[FEATURES["reverse"][1]] == 1.0
     assert aucs[FEATURES["forward"][1]] == pytest.approx(0.5, abs=0.06)
 
 
 @pytest.mark.slow
-def test_reliability_is_that_of_the_vote_that_chooses(table: CandidateTable) -> None:
-    """With a lambda alone, that is the vote by Reverse Reward."""
+def test_reliability_belongs_to_the_vote_that_chooses(table: CandidateTable) -> None:
+    """With only a lambda, that is the vote by Reverse Reward."""
     weights = {"forward": 1.0, "reverse": 0.0}
     votes = dict.fromkeys(("reverse_reward", "vote_reverse_reward"), weights)
     means = {f"{name}_mean": table.features[name] for name in weights}
@@ -116,15 +116,15 @@ def test_reliability_counts_every_problem(report: Measurement) -> None:
     assert all(row.low <= row.accuracy <= row.high for row in bins)
 
 
-def test_groups(report: Measurement) -> None:
+def test_groups_are_measured_separately(report: Measurement) -> None:
     rows = {row.group: row for row in report.by_group}
     assert rows["a"].num_problems == rows["b"].num_problems == NUM_PROBLEMS // 2
     assert rows["a"].accuracy["greedy"] == 1.0
     assert rows["b"].accuracy["greedy"] == 0.0
 
 
-def test_a_stopped_vote_says_what_it_needed(report: Measurement, table: CandidateTable) -> None:
-    """Answers 0 1 0 2 0 3: after five the lead is 3 - 1, more than the one that is left."""
+def test_a_stopped_vote_reports_what_it_needed(report: Measurement, table: CandidateTable) -> None:
+    """Answers 0 1 0 2 0 3: after five, the lead of 3 - 1 exceeds the one candidate left."""
     rows = by_name(report)
     assert rows["majority_stopped"].accuracy == rows["majority"].accuracy
     assert rows["majority_stopped"].kind == "vote"
@@ -139,7 +139,7 @@ def test_a_stopped_vote_says_what_it_needed(report: Measurement, table: Candidat
 
 
 def unequal(*pools: str) -> CandidateTable:
-    """Pools of given answers; 1 is right."""
+    """Pools with these answers; 1 is right."""
     problems = [Problem(id=str(row), question="?", answer="1") for row in range(len(pools))]
     drawn = [
         Candidate(problem_id=problem.id, index=i, text=f"#### {answer}")
@@ -149,8 +149,8 @@ def unequal(*pools: str) -> CandidateTable:
     return build_candidate_table(problems, drawn, [])
 
 
-def test_a_stopped_vote_among_pools_of_unequal_size() -> None:
-    """2 of 2 and 4 of 6 candidates are needed: 3 of 4 on average."""
+def test_a_stopped_vote_averages_over_pools_of_unequal_size() -> None:
+    """2 of 2 and 4 of 6 candidates are needed, 3 of 4 on average."""
     found = measure(unequal("12", "111123"), TunedWeights({}, 0, 0, frozenset()))
     needed = by_name(found)["majority_stopped"].needed
     assert (needed.candidates.mean, needed.of) == (3.0, 4)
@@ -158,12 +158,12 @@ def test_a_stopped_vote_among_pools_of_unequal_size() -> None:
 
 
 def test_accuracy_by_number_averages_over_subsets_of_the_larger_pools() -> None:
-    """Two of a hundred candidates are right with probability 1/2 each, whichever are drawn."""
+    """Any two of a hundred candidates are right with probability 1/2 each."""
     found = measure(unequal("22", "12" * 50), TunedWeights({}, 0, 0, frozenset()))
     assert found.accuracy_by_n is not None
     assert found.accuracy_by_n.n == [1, 2]
     values = found.accuracy_by_n.strategies["random"]
-    assert all(value not in (0, 0.25, 0.5) for value in values)  # those of a single subset
+    assert all(value not in (0, 0.25, 0.5) for value in values)  # values from a single subset
     np.testing.assert_allclose(values, 0.25, atol=0.1)
 
 
@@ -183,7 +183,7 @@ def test_problems_without_a_group_form_one() -> None:
 
 
 @pytest.mark.slow
-def test_external_scores_are_measured_alone_and_joined(table: CandidateTable) -> None:
+def test_external_scores_are_measured_alone_and_combined(table: CandidateTable) -> None:
     features = table.features | {"verifier": np.where(table.correct, 0.9, 0.1)}
     noise = table.features | {"reverse": table.features["forward"]}
     table = replace(table, features=noise | {"verifier": features["verifier"]})
@@ -214,7 +214,7 @@ def test_strategies_without_weights_are_left_out(table: CandidateTable) -> None:
 
 @pytest.mark.slow
 def test_each_fold_uses_its_own_weights(table: CandidateTable) -> None:
-    """Weights that are turned round in one fold choose wrongly there, and only there."""
+    """Weights with flipped signs in one fold choose wrongly there, and only there."""
 
     def weights(sign: float) -> TunedWeights:
         return TunedWeights({"reverse_reward": {"reverse": sign}}, 1, 1, frozenset())
@@ -227,7 +227,7 @@ def test_each_fold_uses_its_own_weights(table: CandidateTable) -> None:
 
 
 def test_only_labeled_problems_are_measured(table: CandidateTable) -> None:
-    """Greedy is right on every other problem, so on all of the even ones."""
+    """Greedy is right on every second problem, so on all even ones."""
     labeled = np.arange(NUM_PROBLEMS) % 2 == 0
     report = measure(table, TunedWeights({}, 0, 0, frozenset()), labeled=labeled)
     assert report.num_labeled == NUM_PROBLEMS // 2
@@ -245,7 +245,7 @@ def test_folds_keep_their_weights_among_the_labeled(table: CandidateTable) -> No
 
     rows = np.arange(NUM_PROBLEMS)
     folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
-    labeled = (rows % 2 == 0) | (rows < 100)  # 100 even and 50 odd ones
+    labeled = (rows % 2 == 0) | (rows < 100)  # 100 even and 50 odd problems
     report = measure(table, weights(1.0), folds, labeled)
     assert report.num_labeled == 150
     assert by_name(report)["reverse_reward"].accuracy.mean == pytest.approx(100 / 150)
@@ -253,23 +253,23 @@ def test_folds_keep_their_weights_among_the_labeled(table: CandidateTable) -> No
     assert by_name(evens)["reverse_reward"].accuracy.mean == 1.0
 
 
-def test_who_says_what_is_right() -> None:
+def test_labels_come_from_answers_or_candidates() -> None:
     problems = [Problem(id=str(i), question="?", answer="1" if i == 0 else None) for i in range(4)]
     labels: list[tuple[str, bool | None]] = [("1", True), ("1", False), ("2", True), ("2", None)]
     candidates = [
         Candidate(problem_id=problem, index=i, text="#### 1", correct=correct)
         for i, (problem, correct) in enumerate(labels)
     ]
-    # An answer; a label on every candidate; a label on some only; none at all.
+    # An answer; a label on every candidate; a label on only some; none at all.
     assert labeled_problems(problems, candidates).tolist() == [True, True, False, False]
     broken_off = Candidate(problem_id="1", index=9, text="1", finish_reason="unsure")
     assert labeled_problems(problems, [*candidates, broken_off])[1]  # it is never chosen
-    blank = [Problem(id=p.id, question="?", answer=" ") for p in problems]  # says nothing either
+    blank = [Problem(id=p.id, question="?", answer=" ") for p in problems]  # no label either
     assert labeled_problems(blank, candidates).tolist() == [False, True, False, False]
 
 
 def changing(reverse: list[list[float]], correct: list[list[bool]]) -> CandidateTable:
-    """Two candidates per problem, of which the forward model picks the first."""
+    """Two candidates per problem; the forward model picks the first."""
     shape = (len(reverse), 2)
     return CandidateTable(
         problem_ids=[str(row) for row in range(len(reverse))],
@@ -282,17 +282,17 @@ def changing(reverse: list[list[float]], correct: list[list[bool]]) -> Candidate
     )
 
 
-def test_cases_are_first_what_the_reverse_model_mends_then_what_it_changes_most() -> None:
+def test_cases_are_first_the_reverse_models_fixes_then_its_largest_changes() -> None:
     table = changing(
         [[-9.0, -4.0], [-5.0, -4.0], [-1.0, -8.0], [-7.0, -4.0]],
         [[True, False], [False, True], [True, False], [False, True]],
     )
     untuned = TunedWeights({}, 0, 0, frozenset())
     found = changes(table, untuned)
-    assert [change.row for change in found] == [3, 1, 0]  # of 2 both models pick the first
+    assert [change.row for change in found] == [3, 1, 0]  # for 2, both models pick the first
     assert {change.rejected for change in found} == {0}
     assert [change.row for change in changes(table, untuned, most=1)] == [3]
-    # By means, the second is picked for 2 alone, at a loss of log P(x|y): it is the only change.
+    # By means, the second is picked only for 2, with a lower log P(x|y): it is the only change.
     means = np.array([[-1.0, -2.0]] * 2 + [[-2.0, -1.0]] + [[-1.0, -2.0]])
     zeros = {"reverse_mean": np.zeros((4, 2))}
     by_means = replace(table, features=table.features | {"forward_mean": means} | zeros)

@@ -1,4 +1,4 @@
-"""`ledom rerank` never mixes the work of two models, and never reads the answers that it tests."""
+"""`ledom rerank` never mixes two models' work and never sees the answers it is tested on."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from ledom.text.tokenizer import Tokenizer
 
 @pytest.fixture
 def fine_tuned(tmp_path: Path, tokenizer: Tokenizer) -> tuple[Path, Path]:
-    """Two low-rank changes of one model of 17 MB, merged: equal files but for the last part.
+    """Two merged low-rank updates of one 17 MB model, whose files differ only in the last part.
 
-    Most of it are positions that no text reaches, which cost nothing to score with.
+    Most of the size is positions that no text reaches, which cost nothing in scoring.
     """
     torch.manual_seed(0)
     config = OPTConfig(

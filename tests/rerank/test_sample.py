@@ -1,4 +1,4 @@
-"""What is drawn at once and in rounds alike."""
+"""Sampling behavior that is the same at once and in rounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLING = Sampling(temperature=0.7, seed=1)
 N = 16
 
 
-def test_a_reverse_model_writes_no_answers(tokenizer: Tokenizer) -> None:
+def test_a_reverse_model_cannot_sample_answers(tokenizer: Tokenizer) -> None:
     reverse = FakeLanguageModel(tokenizer, Direction.REVERSE)
     with pytest.raises(DirectionError, match="give a forward one to sample solutions"):
         next(sample_until_decided(PROBLEMS, reverse, SAMPLING, N, {}))
@@ -28,8 +28,8 @@ def test_a_reverse_model_writes_no_answers(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_the_formats_ending_is_no_part_of_an_answer(tokenizer: Tokenizer, early: bool) -> None:
-    """A model trained on `...</a>` writes it; it would be scored twice, and read as the answer."""
+def test_the_formats_ending_is_not_part_of_an_answer(tokenizer: Tokenizer, early: bool) -> None:
+    """A model trained on `...</a>` writes it; it would be scored twice and read as the answer."""
     lm = FakeLanguageModel(tokenizer, answers=["1 + 1 = 2\n#### 2</a>"])
     lm.pair_format = PairFormat("<q>{question}</q>\n<a>{solution}</a>")
     drawn = (

@@ -1,4 +1,4 @@
-"""Scores of pairs: which tokens count, and what is refused."""
+"""Scores of pairs: which tokens count and what is refused."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_reverse_scores_question_and_solution_in_one_pass(checkpoints: dict[str,
     # The document's start counts as part of the question; the literal belongs to neither.
     np.testing.assert_allclose(given.token_logprobs or [], every[: len(question) + 1], atol=1e-4)
     np.testing.assert_allclose(prior.token_logprobs or [], every[-len(solution) :], atol=1e-4)
-    # log P(y) has not seen the question: another question changes nothing.
+    # log P(y) does not depend on the question: another question changes nothing.
     other = Problem(id="p", question="Something else altogether?")
     (chunk,) = score_candidates([other], [candidate(0, "2 pens\n#### 2")], lm)
     assert chunk[1].logprob == pytest.approx(prior.logprob, abs=1e-4)
 
 
-def test_spans_are_the_fields_own_characters(tokenizer: Tokenizer) -> None:
+def test_spans_cover_the_fields_own_characters(tokenizer: Tokenizer) -> None:
     given, prior = scores(FakeLanguageModel(tokenizer, "reverse"), "2 pens\n#### 2")
     for score, text in ((given, PROBLEM.question), (prior, "2 pens\n#### 2")):
         assert "".join(text[start:end] for start, end in score.token_spans or []) == text
@@ -89,11 +89,11 @@ def test_a_text_longer_than_the_context_loses_its_end(tokenizer: Tokenizer) -> N
 
 @pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("long", ["7 " * 500, "\U0001f600 7" * 40])
-@pytest.mark.parametrize("context", range(57, 61))  # places inside and between the characters
-def test_a_cut_text_has_the_scores_of_its_beginning(
+@pytest.mark.parametrize("context", range(57, 61))  # cuts inside and between characters
+def test_a_truncated_text_has_the_scores_of_its_beginning(
     tokenizer: Tokenizer, direction: Direction, long: str, context: int
 ) -> None:
-    """A character of four bytes is read whole or not at all."""
+    """A four-byte character is read whole or not at all."""
     lm = FakeLanguageModel(tokenizer, direction, context=context)
     cut = scores(lm, long)
     beginning = long[: max(end for _, end in cut[-1].token_spans or [])]
@@ -111,7 +111,7 @@ def test_a_cut_text_has_the_scores_of_its_beginning(
         ([], "1 of 1 problems have no candidates, the first is 'p'"),
     ],
 )
-def test_problems_and_candidates_must_fit(candidates: list[Candidate], message: str) -> None:
+def test_problems_and_candidates_must_match(candidates: list[Candidate], message: str) -> None:
     with pytest.raises(InputError, match=message):
         match_candidates([PROBLEM], candidates)
 
@@ -121,7 +121,7 @@ def test_problems_and_candidates_must_fit(candidates: list[Candidate], message: 
     ("written", "read"),
     [
         ("<think>Ava has 2 pens. How many?</think>\n\n#### 2", "#### 2"),
-        ("Hm.</think>Or 3?</think>#### 2", "#### 2"),  # the chat template has the opening tag
+        ("Hm.</think>Or 3?</think>#### 2", "#### 2"),  # the chat template contains the opening tag
         ("<think>It is 2.</think>\n", "<think>It is 2.</think>\n"),
         (" #### 2", " #### 2"),
     ],
@@ -137,12 +137,12 @@ def test_a_thought_is_not_scored(
         assert score.target == "x|y" or score.solution(written) == read
 
 
-def test_problem_ids_are_unique() -> None:
+def test_problem_ids_must_be_unique() -> None:
     with pytest.raises(InputError, match="the id 'p' occurs twice"):
         match_candidates([PROBLEM, PROBLEM], [candidate(0, "a")])
 
 
-def test_directions_are_the_models_own(tokenizer: Tokenizer) -> None:
+def test_scores_record_the_models_direction(tokenizer: Tokenizer) -> None:
     for direction in Direction:
         made = scores(FakeLanguageModel(tokenizer, direction), "a")
         assert {score.direction for score in made} == {str(direction)}
@@ -169,7 +169,7 @@ def test_demonstrations_are_read_first(checkpoints: dict[str, Path], direction: 
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_a_score_that_is_no_number_is_refused(
+def test_a_score_that_is_not_a_number_is_refused(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     lm = FakeLanguageModel(tokenizer, "reverse")

@@ -1,4 +1,4 @@
-"""Search as a job: its files, its measurement, and a stop in the middle."""
+"""Search as a job: its files, its measurement, and an interruption."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def job(tokenizer: Tokenizer, out: Path, **changes: Any) -> SearchJob:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_files_and_measurement(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_search_writes_files_and_a_measurement(tokenizer: Tokenizer, tmp_path: Path) -> None:
     report = search_job(job(tokenizer, tmp_path), no_progress)
     assert json.loads((tmp_path / "search.json").read_text()) == to_json(report)
     searched = read_records(tmp_path / "searched.jsonl", Candidate)
@@ -40,7 +40,7 @@ def test_files_and_measurement(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert set(report.search_against) == {"best of N, same score", "majority of N", "random"}
     share = sum("#### 2" in c.text for c in searched) / len(searched)
     assert report.accuracy["step-level search"].mean == pytest.approx(share)
-    # Every rival's candidates cost at most what the search cost.
+    # The candidates of every rival cost at most as much as the search.
     for problem, found in zip(PROBLEMS, searched, strict=True):
         pool = [
             c
@@ -53,7 +53,7 @@ def test_files_and_measurement(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.slow
-def test_a_search_that_broke_off_goes_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_an_interrupted_search_resumes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def stop_after(count: int) -> Any:
         def track(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
             for number, chunk in enumerate(chunks):
@@ -103,17 +103,17 @@ def test_only_labeled_problems_are_measured(tokenizer: Tokenizer, tmp_path: Path
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_without_a_reverse_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_search_works_without_a_reverse_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path, lam=0.0)
     made.reverse = None
     assert search_job(made, no_progress).accuracy["random"].mean > 0
 
 
 @pytest.mark.slow
-def test_best_of_n_is_drawn_until_it_costs_what_the_search_did(
+def test_best_of_n_is_sampled_until_it_costs_as_much_as_the_search(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A search that cost far more than its k * n * 2 candidates would."""
+    """The search costs far more than its k * n * 2 candidates would."""
     made = job(tokenizer, tmp_path, width=1, expansions=1)
     budget = 500
     searched = [
@@ -125,8 +125,8 @@ def test_best_of_n_is_drawn_until_it_costs_what_the_search_did(
         assert [c.index for c in candidates] == list(range(len(candidates)))
 
 
-def test_the_formats_ending_costs_tokens_too(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Best of N pays for all that the model wrote, as the search does."""
+def test_the_formats_ending_also_costs_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Best of N pays for everything that the model wrote, as the search does."""
     made = job(tokenizer, tmp_path, width=1, expansions=1)
     assert isinstance(made.forward, FakeLanguageModel)
     made.forward.answers = [f"{text}</a>" for text in made.forward.answers]
@@ -143,10 +143,10 @@ def _by_problem(candidates: list[Candidate]) -> dict[str, list[Candidate]]:
     return {p.id: [c for c in candidates if c.problem_id == p.id] for p in PROBLEMS}
 
 
-def test_rivals_drawn_for_other_budgets_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Equal in sum, but not problem by problem."""
+def test_rivals_sampled_for_other_budgets_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The budgets are equal in total, but not problem by problem."""
     two = replace(job(tokenizer, tmp_path), problems=PROBLEMS[:2])
-    for budgets in ((60, 90), (60, 90)):  # the same again is reused
+    for budgets in ((60, 90), (60, 90)):  # equal budgets are reused
         _equal_cost(two, searched(budgets), no_progress)
     with pytest.raises(InputError, match="budgets"):
         _equal_cost(two, searched((90, 60)), no_progress)

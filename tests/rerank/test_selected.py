@@ -1,6 +1,6 @@
-"""selected.jsonl: one answer per problem, for the pools in which there is little to choose from.
+"""selected.jsonl: one answer per problem, for pools with little to choose from.
 
-The fake models' scores follow from the tokens, so equal texts tie and every text has a score.
+The fake models' scores depend only on the tokens, so equal texts tie and every text has a score.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 def select(
     tokenizer: Tokenizer, out: Path, *pools: Sequence[str], reverse: bool = True
 ) -> list[Selection]:
-    """Rerank given texts; `pools` holds those of each problem."""
+    """Rerank these texts; `pools` contains those of each problem."""
     problems = [
         Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(len(pools))
     ]
@@ -47,8 +47,8 @@ def notes(out: Path) -> list[str]:
     return found
 
 
-def test_no_candidate_has_a_readable_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """One of the texts is chosen all the same, without an answer and without any confidence."""
+def test_without_readable_answers_a_text_is_chosen(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """One of the texts is chosen, without an answer or confidence."""
     found = select(tokenizer, tmp_path, ["no idea", "who knows"], ["so\n#### 2", "so\n#### 2."])
     assert [s.problem_id for s in found] == ["p0", "p1"]
     assert (found[0].answer, found[1].answer) == (None, "2")
@@ -57,7 +57,7 @@ def test_no_candidate_has_a_readable_answer(tokenizer: Tokenizer, tmp_path: Path
     assert found[1].confidence == 1
     assert "2 candidates (50.0%) have no readable answer" in notes(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
-    assert "answer" not in rows[0]  # as every key that is None
+    assert "answer" not in rows[0]  # like every key that is None
 
 
 def test_empty_texts_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_model_that_wrote_few_candidates_is_named_in_a_note(
     assert f"{note}wrote them" in notes(tmp_path)
 
 
-def test_a_pool_of_empty_texts_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_pool_may_have_only_empty_texts(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (found,) = select(tokenizer, tmp_path, ["", ""])
     assert (found.answer, found.text, found.index, found.confidence) == (None, "", 0, 0)
 
@@ -93,8 +93,8 @@ def test_the_first_of_equal_texts_is_chosen(tokenizer: Tokenizer, tmp_path: Path
     assert (found.index, found.answer, found.confidence) == (0, "2", 1)
 
 
-def test_a_tie_of_votes_is_decided_by_score(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Two answers with one vote each: the more likely text, wherever it stands in the pool."""
+def test_a_tied_vote_is_decided_by_score(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Two answers have one vote each: the more likely text wins, wherever it is in the pool."""
     texts = ["so it is\n#### 2", "but no\n#### 3"]
     (found,) = select(tokenizer, tmp_path / "a", texts)
     (turned,) = select(tokenizer, tmp_path / "b", texts[::-1])
@@ -104,7 +104,7 @@ def test_a_tie_of_votes_is_decided_by_score(tokenizer: Tokenizer, tmp_path: Path
 
 
 @pytest.mark.parametrize("reverse", [True, False])
-def test_a_single_candidate_of_one_problem(
+def test_a_problem_may_have_a_single_candidate(
     tokenizer: Tokenizer, tmp_path: Path, reverse: bool
 ) -> None:
     (found,) = select(tokenizer, tmp_path, ["so it is\n#### 2"], reverse=reverse)
@@ -113,10 +113,10 @@ def test_a_single_candidate_of_one_problem(
 
 
 @pytest.mark.slow
-def test_with_folds_the_chosen_answers_are_those_that_are_measured(
+def test_with_folds_the_chosen_answers_are_the_measured_ones(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Weights that saw a problem's own label would choose better than the report says."""
+    """Weights that had seen a problem's own label would choose better than the report says."""
     rng = np.random.default_rng(0)
     problems = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(12)]
     drawn = [
@@ -135,10 +135,10 @@ def test_with_folds_the_chosen_answers_are_those_that_are_measured(
     assert np.mean([s.answer == "2" for s in found]) == pytest.approx(measured[made[0].chosen])
 
 
-def test_given_candidates_leave_the_problems_that_they_were_measured_on(
+def test_given_candidates_save_the_problems_they_are_measured_on(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A label that was corrected after an earlier run in the folder."""
+    """A label was corrected after an earlier run in the folder."""
     old = Problem(id="p0", question="What is 0 + 1?", answer="1")
     write_records(tmp_path / "problems.jsonl", [old])
     select(tokenizer, tmp_path, ["#### 2"])
@@ -148,7 +148,7 @@ def test_given_candidates_leave_the_problems_that_they_were_measured_on(
 def test_weights_are_fitted_on_the_labels_of_the_last_run(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Candidates that were sampled, then given again with labels of their own."""
+    """The candidates were sampled first, then given again with labels."""
     texts = ["#### 1", "#### 2"]
     kept = [Candidate(problem_id="p0", index=i, text=text) for i, text in enumerate(texts)]
     write_records(tmp_path / "candidates.jsonl", [replace(c, correct=False) for c in kept])

@@ -1,4 +1,4 @@
-"""The beam over steps: what is kept, what counts as finished, what it costs."""
+"""Beam search over steps: what is kept, what counts as finished, and what it costs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reverse(tokenizer: Tokenizer) -> FakeLanguageModel:
 
 @pytest.fixture
 def good_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores by the word `good`, whatever the model."""
+    """Score texts by the word `good`, whatever the model."""
 
     def scored(
         problems: Sequence[Problem], candidates: Sequence[Candidate], lm: LanguageModel
@@ -60,7 +60,7 @@ def good_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("good_is_better")
-def test_the_better_part_is_gone_on_with(
+def test_the_better_beams_are_continued(
     forward: FakeLanguageModel, reverse: FakeLanguageModel
 ) -> None:
     config = SearchConfig(width=1, expansions=12)
@@ -71,11 +71,11 @@ def test_the_better_part_is_gone_on_with(
         assert beams[0].finish_reason == "stop"
         assert beams[0].score == pytest.approx(-1.0)
         assert beams[0].num_tokens > 5
-        assert generated > 12  # what was thrown away counts too
+        assert generated > 12  # discarded text counts too
 
 
 @pytest.mark.usefixtures("good_is_better")
-def test_duplicates_are_one_beam(forward: FakeLanguageModel, reverse: FakeLanguageModel) -> None:
+def test_duplicates_form_one_beam(forward: FakeLanguageModel, reverse: FakeLanguageModel) -> None:
     for _, beams, _ in search(PROBLEMS, forward, reverse, SearchConfig(width=4, expansions=3)):
         texts = [beam.text for beam in beams]
         assert len(set(texts)) == len(texts)
@@ -83,7 +83,7 @@ def test_duplicates_are_one_beam(forward: FakeLanguageModel, reverse: FakeLangua
         assert texts[0] == ANSWERS[0]  # twelve first draws of three answers
 
 
-def test_a_finished_text_is_no_duplicate_of_the_same_one_cut_short(
+def test_a_finished_text_is_not_a_duplicate_of_its_truncation(
     forward: FakeLanguageModel, reverse: FakeLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [Generation("#### 2", [5, 6], "length"), Generation("#### 2", [5, 6], "stop")]
@@ -92,7 +92,7 @@ def test_a_finished_text_is_no_duplicate_of_the_same_one_cut_short(
     assert [beam.finish_reason for beam in beams] == ["stop", "length"]
 
 
-def test_what_ran_out_of_tokens_is_not_finished(
+def test_a_text_that_ran_out_of_tokens_is_not_finished(
     forward: FakeLanguageModel, reverse: FakeLanguageModel, tokenizer: Tokenizer
 ) -> None:
     short = SearchConfig(sampling=Sampling(temperature=0.7, max_tokens=2))
@@ -110,7 +110,7 @@ def test_what_ran_out_of_tokens_is_not_finished(
     assert seen == {"stop", "length"}
 
 
-def test_a_context_that_is_full_ends_a_beam(
+def test_a_full_context_ends_a_beam(
     forward: FakeLanguageModel, reverse: FakeLanguageModel, tokenizer: Tokenizer
 ) -> None:
     prompt = len(tokenizer.encode(PROBLEMS[0].question + "\n\n").ids)
@@ -121,7 +121,7 @@ def test_a_context_that_is_full_ends_a_beam(
     assert {beam.finish_reason for beam in beams} == {"length"}
 
 
-def test_a_search_that_never_ends_is_ended(
+def test_an_endless_search_is_stopped(
     forward: FakeLanguageModel, reverse: FakeLanguageModel
 ) -> None:
     ((_, beams, _),) = search(PROBLEMS[:1], forward, reverse, SearchConfig(max_steps=1))
@@ -130,7 +130,7 @@ def test_a_search_that_never_ends_is_ended(
 
 
 def test_a_greedy_beam_of_one_is_the_greedy_text(checkpoints: dict[str, Path]) -> None:
-    """With real models: step by step, from kept keys and values, the text of one go."""
+    """With real models, steps from cached keys and values give the same text as one pass."""
     lm = ledom.load(checkpoints["forward"], device="cpu")
     whole = Sampling(temperature=0.0, max_tokens=40)
     prompts = [lm.pair_format.before_solution(p.question) for p in PROBLEMS[:3]]
@@ -143,7 +143,7 @@ def test_a_greedy_beam_of_one_is_the_greedy_text(checkpoints: dict[str, Path]) -
     assert len(found) == 3
 
 
-def test_models_that_do_not_fit(forward: FakeLanguageModel, reverse: FakeLanguageModel) -> None:
+def test_models_must_match(forward: FakeLanguageModel, reverse: FakeLanguageModel) -> None:
     with pytest.raises(DirectionError, match="give a forward one to sample steps"):
         list(search(PROBLEMS, reverse, reverse, SearchConfig()))
     with pytest.raises(DirectionError, match="give a reverse one to score steps"):
@@ -165,12 +165,12 @@ def test_models_that_do_not_fit(forward: FakeLanguageModel, reverse: FakeLanguag
         ({"step_end": r"\n*"}, "matches an empty text"),
     ],
 )
-def test_bad_settings(settings: dict[str, float], message: str) -> None:
+def test_bad_settings_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SearchConfig(**settings)  # type: ignore[arg-type]
 
 
-def test_the_formats_ending_is_no_part_of_a_solution(
+def test_the_formats_ending_is_not_part_of_a_solution(
     tokenizer: Tokenizer, reverse: FakeLanguageModel
 ) -> None:
     """`</a>` ends a text; an open beam is scored without it, a finished one with it."""

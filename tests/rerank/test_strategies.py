@@ -1,4 +1,4 @@
-"""Every strategy on table small enough to work out by hand."""
+"""Every strategy on a table small enough to work out by hand."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def accuracy(name: str, pool: CandidateTable, weights: dict[str, float] | None =
     return float(STRATEGIES[name].accuracy(pool, weights)[0])
 
 
-def test_picks_by_hand() -> None:
+def test_picks_equal_those_by_hand() -> None:
     pool = table([-1.0, -3.0, -2.0], ["3", "2", "3"], reverse=[-9.0, -7.0, -9.0])
     assert accuracy("forward", pool) == 0.0
     assert accuracy("reverse_only", pool) == 1.0
@@ -52,9 +52,9 @@ def test_picks_by_hand() -> None:
     assert accuracy("reverse_reward", pool, {"forward": 0.75, "reverse": 0.25}) == 0.0
 
 
-def test_votes_by_hand() -> None:
+def test_votes_equal_those_by_hand() -> None:
     pool = table([-1.0, -1.0, 0.0], ["3", "3.0", "2"])
-    assert accuracy("majority", pool) == 0.0  # 3 and 3.0 are one answer
+    assert accuracy("majority", pool) == 0.0  # 3 and 3.0 are the same answer
     # exp(0) = 1 against 2 exp(-1) = 0.74
     assert accuracy("vote_forward", pool) == 1.0
     shares = STRATEGIES["vote_forward"].shares(pool, None)[0]
@@ -68,7 +68,7 @@ def test_a_tied_vote_is_between_answers_not_candidates() -> None:
     assert accuracy("majority", pool) == pytest.approx(0.5)
 
 
-def test_answers_that_cannot_be_read_do_not_vote() -> None:
+def test_unreadable_answers_do_not_vote() -> None:
     pool = table([0.0, 0.0, 0.0], ["", "", "2"])
     assert accuracy("majority", pool) == 1.0
     assert accuracy("random", pool) == pytest.approx(1 / 3)
@@ -77,7 +77,7 @@ def test_answers_that_cannot_be_read_do_not_vote() -> None:
 
 
 def labeled(text: str, answers: str, labels: list[bool]) -> tuple[CandidateTable, list[Candidate]]:
-    """Candidates with labels of their own, each likelier than the one before."""
+    """Candidates with their own labels, each more likely than the previous one."""
     drawn = [
         Candidate(problem_id="p", index=i, text=f"{chr(97 + i)} {text}{answer}", correct=right)
         for i, (answer, right) in enumerate(zip(answers, labels, strict=True))
@@ -86,17 +86,17 @@ def labeled(text: str, answers: str, labels: list[bool]) -> tuple[CandidateTable
     return build_candidate_table([replace(PROBLEM, answer=None)], drawn, scores), drawn
 
 
-def test_a_vote_among_texts_without_answers_is_measured_by_what_it_chooses() -> None:
-    """Labeled translations, say: the best of all is chosen, as if each had an answer of its own."""
+def test_a_vote_without_answers_is_measured_by_the_text_it_chooses() -> None:
+    """For example, labeled translations: the best is chosen, as if all answers differed."""
     pool, drawn = labeled("cat sleeps", "   ", [True, False, True])
     assert accuracy("vote_forward", pool) == 1.0
-    assert accuracy("majority", pool) == pytest.approx(2 / 3)  # a tie of all three
+    assert accuracy("majority", pool) == pytest.approx(2 / 3)  # a three-way tie
     (selection,) = select(pool, drawn, "vote_forward", default_weights())
     assert (selection.index, selection.answer) == (2, None)
 
 
-def test_labels_that_disagree_about_an_answer() -> None:
-    """Such as those of a judge who reads the steps: the chosen candidate's own label counts."""
+def test_labels_may_disagree_about_an_answer() -> None:
+    """A judge who reads the steps may give these; the chosen candidate's own label counts."""
     pool, drawn = labeled("#### ", "2223", [True, False, False, True])
     assert accuracy("majority", pool) == pytest.approx(1 / 3)  # any of the three may be chosen
     assert accuracy("vote_forward", pool, {"forward": 0.01}) == 0.0  # candidate 2
@@ -109,8 +109,8 @@ def test_labels_that_disagree_about_an_answer() -> None:
     assert (selection.index, drawn[2].correct) == (2, False)
 
 
-def test_far_behind_one_without_an_answer_the_best_still_decides() -> None:
-    """A short refusal is likelier by thousands of nats than any solution; exp(-2000) is 0."""
+def test_far_below_a_text_without_an_answer_the_best_still_wins() -> None:
+    """A short refusal is thousands of nats more likely than any solution; exp(-2000) is 0."""
     pool = table([-5.0, -2000.0, -2010.0, -2010.0], ["", "2", "3", "3"])
     assert accuracy("vote_forward", pool) == 1.0
     shares = STRATEGIES["vote_forward"].shares(pool, None)[0]
@@ -120,8 +120,8 @@ def test_far_behind_one_without_an_answer_the_best_still_decides() -> None:
     assert STRATEGIES["vote_forward"].shares(nothing, None).tolist() == [[0.0, 0.0]]
 
 
-def test_the_chosen_answer_is_the_one_that_is_measured() -> None:
-    """A lead of 3e-6 is a lead, though the follower has the best single candidate."""
+def test_the_chosen_answer_is_the_measured_one() -> None:
+    """A lead of 3e-6 is a lead, even though the other answer has the best single candidate."""
     pool = table([0.0, -np.log(2) + 3e-6, -np.log(2) + 3e-6], ["3", "2", "2"])
     assert accuracy("vote_forward", pool) == 1.0
     drawn = [
@@ -131,7 +131,7 @@ def test_the_chosen_answer_is_the_one_that_is_measured() -> None:
     assert selection.answer == "2"
 
 
-def test_greedy_stands_apart() -> None:
+def test_the_greedy_candidate_is_separate() -> None:
     candidates = [
         Candidate(problem_id="p", index=0, text="#### 5"),
         Candidate(problem_id="p", index=1, text="#### 2", greedy=True),
@@ -142,8 +142,8 @@ def test_greedy_stands_apart() -> None:
     assert accuracy("random", pool) == 0.0
 
 
-def test_a_greedy_candidate_of_which_nothing_is_known_is_not_wrong() -> None:
-    """The pool has labels and the problem no answer: the greedy text is neither right nor wrong."""
+def test_an_unlabeled_greedy_candidate_does_not_count_as_wrong() -> None:
+    """The pool has labels but the problem no answer: the greedy text is neither right nor wrong."""
     unlabeled = replace(PROBLEM, answer=None)
     candidates = [
         Candidate(problem_id="p", index=0, text="#### 2", correct=True),
@@ -156,8 +156,8 @@ def test_a_greedy_candidate_of_which_nothing_is_known_is_not_wrong() -> None:
     assert accuracy("greedy", build_candidate_table([unlabeled], candidates, [])) == 0.0
 
 
-def test_features_by_hand() -> None:
-    """The numbers of the question (characters 8 and 12) are told apart from its words."""
+def test_features_equal_those_by_hand() -> None:
+    """The numbers in the question (characters 8 and 12) are separated from its words."""
     candidates = [Candidate(problem_id="p", index=0, text="1 + 1 = 2")]
     spans = [[0, 7], [7, 9], [9, 11], [11, 13], [13, 14]]
     scores = [
@@ -172,7 +172,7 @@ def test_features_by_hand() -> None:
     assert "forward" not in features
 
 
-def test_a_label_in_the_file_wins() -> None:
+def test_a_label_in_the_file_takes_precedence() -> None:
     candidates = [Candidate(problem_id="p", index=0, text="two", correct=True)]
     pool = build_candidate_table([PROBLEM], candidates, [score(0, "y|x", [-1.0], [[0, 3]])])
     assert accuracy("forward", pool) == 1.0
@@ -184,19 +184,19 @@ def test_equal_texts_share_the_score_of_the_first() -> None:
     assert pool.features["forward"].tolist() == [[-3.0, -3.0]]
 
 
-def test_a_missing_score_is_named() -> None:
+def test_the_error_for_a_missing_score_names_it() -> None:
     candidates = [Candidate(problem_id="p", index=i, text=f"#### {i}") for i in range(2)]
     with pytest.raises(InputError, match="candidate 1 of problem 'p' has no score for y|x"):
         build_candidate_table([PROBLEM], candidates, [score(0, "y|x", [-3.0], [[0, 4]])])
 
 
-def test_sampling_keeps_n_without_replacement() -> None:
+def test_subsets_are_drawn_without_replacement() -> None:
     pool = table([float(-i) for i in range(6)], [str(i) for i in range(6)])
     rng = np.random.default_rng(0)
     kept = [pool.sample(3, rng).features["forward"][0] for _ in range(200)]
     assert all(len(set(row)) == 3 for row in kept)
     counts = np.bincount((-np.concatenate(kept)).astype(int), minlength=6)
-    assert counts.min() > 60  # 100 each in expectation
+    assert counts.min() > 60  # 100 each expected
 
 
 def test_every_strategy_is_described_and_of_a_known_kind() -> None:
@@ -208,7 +208,7 @@ def test_every_strategy_is_described_and_of_a_known_kind() -> None:
         assert np.isnan(value) if name == "greedy" else value in (0.5, 1.0)
 
 
-def test_a_column_picks_votes_and_joins_the_scores() -> None:
+def test_a_column_can_pick_vote_and_join_the_scores() -> None:
     """A verifier that prefers candidate 1, with 0.9 against 0.2 and 0.3."""
     verifier = [0.2, 0.9, 0.3]
     candidates = [
@@ -232,7 +232,7 @@ def test_a_column_picks_votes_and_joins_the_scores() -> None:
         joint.score(pool, {"forward": 1.0, "verifier": 10.0}), [[2.0, 9.0 - 1.0, 3.0 - 2.0]]
     )
     assert set(known["reverse_external"].features) < set(joint.features)
-    # Without the external score they are unknown, or not to be had.
+    # Without the external score, they are unknown or unavailable.
     assert "external:verifier" not in strategies()
     assert not joint.available(build_candidate_table([PROBLEM], candidates, scores))
     with pytest.raises(InputError, match="candidate 0 of problem 'p' has no 'reward'"):
@@ -254,14 +254,14 @@ def test_columns_are_carried_and_centered_like_scores() -> None:
     ]
     pool = build_candidate_table(problems, candidates, [], ["verifier"])
     assert pool.by_model
-    # 0, 101, 2, 103 and the problem's number: less what each model has on average, -1 and +1.
+    # 0, 101, 2, 103 plus the problem's number, minus each model's average: -1 and +1.
     np.testing.assert_allclose(pool.features["verifier"], np.tile([-1.0, -1.0, 1.0, 1.0], (30, 1)))
     some = pool.select(np.array([3, 4])).sample(2, np.random.default_rng(0))
     assert some.external_scores == ("verifier",)
     assert some.features["verifier"].shape == (2, 2)
 
 
-def test_pools_know_of_an_early_stop() -> None:
+def test_pools_record_an_early_stop() -> None:
     drawn = Candidate(problem_id="p", index=0, text="#### 2", sampling={"early_stop_of": 8})
     pool = build_candidate_table([PROBLEM], [drawn], [])
     assert pool.num_planned == 8
@@ -271,8 +271,8 @@ def test_pools_know_of_an_early_stop() -> None:
         assert build_candidate_table([PROBLEM], [odd], []).num_planned == 0
 
 
-def test_scores_are_relative_to_the_model_that_wrote() -> None:
-    """Two models of opposite styles: raw scores tell the model, relative ones the truth."""
+def test_scores_are_relative_to_the_model_that_wrote_the_text() -> None:
+    """Two models of opposite styles: raw scores reveal the model, relative ones the truth."""
     problems = [Problem(id=f"p{i}", question="How many?", answer="1") for i in range(30)]
     candidates, scores = [], []
     for number, problem in enumerate(problems):
@@ -289,7 +289,7 @@ def test_scores_are_relative_to_the_model_that_wrote() -> None:
     right, wrong = values[table.correct], values[~table.correct]
     np.testing.assert_allclose(right, 2.5)
     np.testing.assert_allclose(wrong, -2.5)
-    # Without the labels of who wrote what, nothing is changed; nor with few of each.
+    # Without labels of the writer, or with few texts by each, nothing changes.
     unnamed = [replace(candidate, model=None) for candidate in candidates]
     raw = build_candidate_table(problems, unnamed, scores)
     assert not raw.by_model
@@ -309,7 +309,7 @@ def test_scores_are_relative_to_the_model_that_wrote() -> None:
         ("", "letters, digits"),
     ],
 )
-def test_names_that_are_taken_or_odd(name: str, message: str) -> None:
+def test_names_that_are_taken_or_invalid_are_refused(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_score_names(["verifier", name])
 

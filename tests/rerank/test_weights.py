@@ -1,4 +1,4 @@
-"""The weights file: a bad one is refused, with the key and the remedy."""
+"""The weights file: the error for a bad one names the key and the remedy."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_bad_contents_are_refused(tmp_path: Path, changes: dict[str, object], me
         ('{"format": 3, "weights": {}}', "key num_problems: Field required"),
     ],
 )
-def test_other_texts_are_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_other_contents_are_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "weights.json"
     file.write_text(text)
     with pytest.raises(InputError, match=message) as error:

@@ -1,4 +1,4 @@
-"""A server on fake models in this process, and a browser."""
+"""A server with fake models in this process, and a browser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from serving import Models, running
 
 @pytest.fixture
 def pair(tokenizer: Tokenizer) -> tuple[FakeLanguageModel, FakeLanguageModel]:
-    """Fake models of both directions, each with a tokenizer of its own to change."""
+    """Fake models of both directions, each with its own tokenizer that tests may change."""
     copies = [Tokenizer(type(tokenizer.backend).from_str(tokenizer.backend.to_str())) for _ in "fr"]
     forward, reverse = (
         FakeLanguageModel(copy, direction)
@@ -36,7 +36,7 @@ def pair(tokenizer: Tokenizer) -> tuple[FakeLanguageModel, FakeLanguageModel]:
 
 @pytest.fixture
 def limits() -> Limits:
-    """Small ones, so that tests reach them; a test module may have its own."""
+    """Small limits that tests can reach; a test module may define its own."""
     return Limits(max_candidates=50, max_tokens=5000, max_bytes=50_000)
 
 
@@ -44,7 +44,7 @@ def limits() -> Limits:
 def client(
     pair: tuple[FakeLanguageModel, FakeLanguageModel], limits: Limits
 ) -> Iterator[TestClient]:
-    """A client of a server on fake models."""
+    """A client of a server with fake models."""
     app = make_app(Service(Judge(*pair), Settings(limits=limits)))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
@@ -52,7 +52,7 @@ def client(
 
 @pytest.fixture(scope="module")
 def server(checkpoints: dict[str, Path]) -> Iterator[Server]:
-    """A server of two tiny random models on a real port."""
+    """A server with two tiny random models on a real port."""
     models = {name: ledom.load(folder, name) for name, folder in checkpoints.items()}
     with running(Judge(models["forward"], models["reverse"]), Limits()) as server:
         yield server
@@ -68,13 +68,13 @@ def models(checkpoints: dict[str, Path]) -> Models:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium; tests are skipped without it."""
+    """Headless Chromium; without it, tests are skipped."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("no Chromium: apt-get install chromium")
     flags = ["--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    root = ["--no-sandbox"] if os.geteuid() == 0 else []  # a container's user
+    root = ["--no-sandbox"] if os.geteuid() == 0 else []  # usual in a container
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=flags + root)
         yield browser

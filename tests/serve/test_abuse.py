@@ -62,7 +62,7 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_bad_bodies(client: TestClient, name: str) -> None:
+def test_bad_bodies_are_refused(client: TestClient, name: str) -> None:
     body, status, message = BODIES[name]
     answer = client.post("/ledom/score", content=body, headers=JSON)
     assert answer.status_code == status, answer.text
@@ -74,13 +74,13 @@ def test_bad_bodies(client: TestClient, name: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/reward", "/get_reward", "/rerank", "/v1/chat/completions"])
-def test_bad_bodies_are_the_same_everywhere(client: TestClient, path: str) -> None:
+def test_bad_bodies_are_refused_on_every_route(client: TestClient, path: str) -> None:
     for name in ("not json", "deep", "bytes", "large", "nan"):
         body, status, _ = BODIES[name]
         assert client.post(path, content=body, headers=JSON).status_code == status
 
 
-def test_odd_answers_are_scored(client: TestClient) -> None:
+def test_unusual_answers_are_scored(client: TestClient) -> None:
     answers = ["", " ", "\x00", "\u202e", "<script>alert(1)</script>", "😀" * 50, "<|end|>" * 9]
     body = {"question": "<script>", "answers": answers, "tokens": True}
     answer = client.post("/ledom/score", json=body)
@@ -94,7 +94,7 @@ def test_odd_answers_are_scored(client: TestClient) -> None:
     "path",
     ["/../../etc/passwd", "/..%2f..%2fetc/passwd", "/%2e%2e/etc/passwd", "//etc/passwd", "/\\etc"],
 )
-def test_paths_lead_nowhere(client: TestClient, path: str) -> None:
+def test_unknown_paths_are_not_found(client: TestClient, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 404
     assert "root:" not in answer.text
@@ -110,12 +110,12 @@ def test_other_hosts_are_refused_without_a_token(client: TestClient) -> None:
         answer = client.get("/healthz", headers={"Host": host})
         assert answer.status_code == 403
     here = ["localhost:8000", "127.0.0.1", "[::1]:80", "127.0.0.2:8000", "[::1]"]
-    here += ["LOCALHOST", "LocalHost:8000", "localhost.", "localhost.:8000"]  # as DNS has names
+    here += ["LOCALHOST", "LocalHost:8000", "localhost.", "localhost.:8000"]  # forms valid in DNS
     for host in here:
         assert client.get("/healthz", headers={"Host": host}).status_code == 200
 
 
-def test_a_token_is_asked_for(pair: Models) -> None:
+def test_a_token_is_required(pair: Models) -> None:
     app = make_app(Service(Judge(*pair), Settings(token="secret")))
     body = {"queries": "a", "documents": ["b"]}
     with TestClient(app, base_url="http://any.example") as client:
@@ -129,7 +129,7 @@ def test_a_token_is_asked_for(pair: Models) -> None:
         assert client.post("/score", json=body, headers=right).status_code == 200
 
 
-def test_a_defect_says_nothing_of_itself(pair: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_reveals_nothing(pair: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Judge, pairs: Any) -> Any:
         raise RuntimeError("secret detail")
 
@@ -143,7 +143,7 @@ def test_a_defect_says_nothing_of_itself(pair: Models, monkeypatch: pytest.Monke
 
 
 class Gate:
-    """A judge that waits until it is let go."""
+    """A judge that waits until it is released."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open, self.entered = threading.Event(), threading.Event()
@@ -169,7 +169,7 @@ def post(server: Server, answers: list[str]) -> httpx.Response:
     return httpx.post(f"{server.url}/ledom/score", json=body, timeout=SECONDS)
 
 
-def test_a_full_queue_is_429(pair: Models, gate: Gate) -> None:
+def test_a_full_queue_gives_429(pair: Models, gate: Gate) -> None:
     with running(Judge(*pair), Limits(max_waiting=2)) as server, ThreadPoolExecutor(8) as pool:
         first = pool.submit(post, server, ["a"])
         assert gate.entered.wait(SECONDS)
@@ -183,7 +183,7 @@ def test_a_full_queue_is_429(pair: Models, gate: Gate) -> None:
         assert post(server, ["c"]).status_code == 200
 
 
-def test_work_of_a_client_that_has_gone_is_dropped(pair: Models, gate: Gate) -> None:
+def test_work_for_a_disconnected_client_is_dropped(pair: Models, gate: Gate) -> None:
     with running(Judge(*pair), Limits()) as server, ThreadPoolExecutor(8) as pool:
         first = pool.submit(post, server, ["a"])
         assert gate.entered.wait(SECONDS)
@@ -223,7 +223,7 @@ SLOW: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_nobody_waits_for_the_reading_of_a_long_text(
+def test_nobody_waits_while_a_long_text_is_tokenized(
     pair: Models, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     path, body, place = SLOW[name]
@@ -256,7 +256,7 @@ def test_nobody_waits_for_the_reading_of_a_long_text(
         ("/v1/completions", {"model": "ledom/majority", "prompt": "a" * 40_000}),
     ],
 )
-def test_a_prompt_that_no_model_reads_is_refused_unread(
+def test_a_prompt_too_long_for_any_model_is_refused_early(
     client: TestClient, pair: Models, monkeypatch: pytest.MonkeyPatch, path: str, body: Any
 ) -> None:
     for lm in pair:
@@ -272,7 +272,7 @@ def test_a_prompt_that_no_model_reads_is_refused_unread(
     assert "the model reads 512 tokens" in answer.json()["error"]["message"]
 
 
-def test_a_question_without_room_for_an_answer_is_one_clear_line(
+def test_a_question_that_leaves_no_room_gives_one_clear_line(
     client: TestClient, pair: Models
 ) -> None:
     pair[0].context = 512
@@ -284,7 +284,7 @@ def test_a_question_without_room_for_an_answer_is_one_clear_line(
     )
 
 
-def test_a_request_that_takes_too_long_is_504(pair: Models, gate: Gate) -> None:
+def test_a_request_that_takes_too_long_gives_504(pair: Models, gate: Gate) -> None:
     with running(Judge(*pair), Limits(seconds=0.2)) as server:
         answer = post(server, ["a"])
         assert answer.status_code == 504
@@ -292,13 +292,13 @@ def test_a_request_that_takes_too_long_is_504(pair: Models, gate: Gate) -> None:
         gate.open.set()
 
 
-def test_what_was_taken_is_finished_before_the_end(pair: Models, gate: Gate) -> None:
+def test_accepted_requests_are_finished_at_shutdown(pair: Models, gate: Gate) -> None:
     with ThreadPoolExecutor(2) as pool:
         with running(Judge(*pair), Limits()) as server:
             taken = pool.submit(post, server, ["a", "b"])
             assert gate.entered.wait(SECONDS)
             server.stop()
-            until(lambda: server._socket.fileno() < 0)  # it takes no more
+            until(lambda: server._socket.fileno() < 0)  # it accepts no more
             gate.open.set()
         answer = taken.result(SECONDS)
     assert answer.status_code == 200
@@ -309,7 +309,7 @@ def test_what_was_taken_is_finished_before_the_end(pair: Models, gate: Gate) -> 
 def test_a_client_that_does_not_read_is_dropped(
     pair: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer is larger than what the system and the server hold for a client together."""
+    """The answer is larger than the buffers of the system and the server together."""
     dropped = threading.Event()
     whole = BoundedProtocol.connection_lost
 
@@ -318,7 +318,7 @@ def test_a_client_that_does_not_read_is_dropped(
         dropped.set()
 
     monkeypatch.setattr(BoundedProtocol, "connection_lost", lost)
-    limits = Limits(write_seconds=0.3, read_seconds=2 * SECONDS)  # idle, it would stay
+    limits = Limits(write_seconds=0.3, read_seconds=2 * SECONDS)  # an idle client would stay
     with running(Judge(*pair), limits) as server:
         server._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         with socket.socket() as client:
@@ -330,7 +330,7 @@ def test_a_client_that_does_not_read_is_dropped(
         assert post(server, ["a"]).status_code == 200
 
 
-def test_more_connections_than_allowed_are_503(pair: Models) -> None:
+def test_more_connections_than_allowed_get_503(pair: Models) -> None:
     with running(Judge(*pair), Limits(max_connections=3)) as server:
         assert server._server is not None
         connections = server._server.server_state.connections

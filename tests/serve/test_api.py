@@ -1,4 +1,4 @@
-"""The API's description and its page: every example runs, and nothing comes from elsewhere."""
+"""The API description and its page: every example runs, and nothing is loaded elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from waiting import SECONDS
 
 
 def example(schema: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
-    """The body that the page shows: the first example of each field that has some."""
+    """The body shown on the page: the first example of each field that has examples."""
     fields = description["components"]["schemas"][schema["$ref"].split("/")[-1]]["properties"]
     return {key: field["examples"][0] for key, field in fields.items() if "examples" in field}
 
@@ -38,7 +38,7 @@ def test_every_example_runs(server: Server) -> None:
     assert {"/score", "/rerank", "/reward", "/v1/chat/completions", "/ledom/generate"} <= ran
 
 
-def test_the_page_asks_nobody_else(server: Server) -> None:
+def test_the_page_loads_nothing_from_other_servers(server: Server) -> None:
     page = httpx.get(f"{server.url}/docs", timeout=SECONDS)
     assert "default-src 'none'" in page.headers["content-security-policy"]
     texts = [page.text]

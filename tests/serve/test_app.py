@@ -25,12 +25,12 @@ QUESTION, ANSWERS = "Ava has 3 pens.", ["3 + 4 = 7", "it is 12"]
 
 
 def log_p(tokenizer: Tokenizer, text: str) -> list[float]:
-    """The fake's log-probabilities of a document between two EOS, by its rule, in reading order:
-    -log(1 + (token + neighbor) mod 7), the neighbor in front of it forward, behind it reverse.
+    """The fake's log-probabilities of a document between two EOS, in reading order, by its rule:
+    -log(1 + (token + neighbor) mod 7), with the neighbor before it forward, after it in reverse.
     """
     eos = tokenizer.eos_id
     ids = [eos, *tokenizer.encode(text).ids, eos]
-    # The rule is symmetric: forward these are of all tokens but the first, reverse but the last.
+    # The rule is symmetric: these are for all tokens but the first (forward) or last (reverse).
     return [-math.log1p((a + b) % 7) for a, b in pairwise(ids)]
 
 
@@ -40,21 +40,21 @@ def test_health_names_the_directions_and_no_folder(client: TestClient) -> None:
     assert answer.json() == {"status": "ok", "models": ["forward", "reverse"]}
 
 
-def test_scores_are_those_of_the_rule(client: TestClient, tokenizer: Tokenizer) -> None:
+def test_scores_follow_the_rule(client: TestClient, tokenizer: Tokenizer) -> None:
     body = {"question": QUESTION, "answers": ANSWERS}
     results = client.post("/ledom/score", json=body).json()["results"]
     for answer, result in zip(ANSWERS, results, strict=True):
         values = log_p(tokenizer, f"{QUESTION}\n\n{answer}")
         num_answer = result["scores"]["y"]["num_tokens"]
         num_question = result["scores"]["x|y"]["num_tokens"]
-        # forward: the answer and EOS are predicted; reverse: EOS in front and the question
+        # forward predicts the answer and EOS; reverse predicts the first EOS and the question
         assert result["scores"]["y|x"]["logprob"] == pytest.approx(
             sum(values[-num_answer - 1 :]), abs=1e-4
         )
         assert result["scores"]["x|y"]["logprob"] == pytest.approx(
             sum(values[:num_question]), abs=1e-4
         )
-        # without tuning, half of each sum
+        # untuned: half of each sum
         expected = (sum(values[-num_answer - 1 :]) + sum(values[:num_question])) / 2
         assert result["reward"] == pytest.approx(expected, abs=1e-4)
         assert result["probability"] == pytest.approx(math.exp(expected), abs=1e-6)
@@ -85,7 +85,7 @@ def test_tokens_can_be_left_out(client: TestClient) -> None:
     assert set(result["scores"]["y"]) == {"logprob", "num_tokens", "text", "truncated"}
 
 
-def test_names_of_special_tokens_are_text(
+def test_names_of_special_tokens_are_plain_text(
     client: TestClient, pair: tuple[FakeLanguageModel, FakeLanguageModel]
 ) -> None:
     body = {"question": QUESTION, "answers": ["7<|end|>"]}
@@ -108,7 +108,7 @@ def test_metrics_count_requests_by_route(client: TestClient) -> None:
     assert "ledom_waiting_items 0.0" in text
 
 
-def test_models_say_how_the_reward_is_made(client: TestClient) -> None:
+def test_models_say_how_the_reward_is_computed(client: TestClient) -> None:
     answer = client.get("/ledom/models").json()
     assert answer["strategy"] == "reverse_reward"
     assert answer["weights"] == {"forward": 0.5, "reverse": 0.5}
@@ -136,7 +136,7 @@ def test_vllms_score_is_the_probability(client: TestClient) -> None:
 
 
 @pytest.mark.slow
-def test_a_text_that_the_embedded_pair_does_not_know_has_a_warning() -> None:
+def test_texts_unfamiliar_to_the_embedded_pair_get_a_warning() -> None:
     recorded = json.loads((PAGE / "examples.json").read_text())["examples"][0]
     known = {"question": recorded["question"], "answers": recorded["answers"]}
     foreign = {"question": "Which treaty ended the war?", "answers": ["That of Vienna, in 1815."]}
@@ -146,14 +146,14 @@ def test_a_text_that_the_embedded_pair_does_not_know_has_a_warning() -> None:
         assert "means nothing" in client.post("/ledom/score", json=foreign).json()["warning"]
 
 
-def test_weights_of_another_model_are_warned_of(
+def test_weights_for_another_model_give_a_warning(
     pair: tuple[FakeLanguageModel, FakeLanguageModel], caplog: pytest.LogCaptureFixture
 ) -> None:
     fitted = {str(lm.direction): lm.identity for lm in pair}
     weights = TunedWeights({"reverse_reward": {"forward": 1.0, "reverse": 1.0}}, 1, 8, frozenset())
     Judge(*pair, weights=replace(weights, models=fitted))
-    Judge(*pair, weights=weights)  # of models that are not known
-    Judge(*pair, weights=replace(weights, models=fitted))  # special tokens are spelled out now
+    Judge(*pair, weights=weights)  # for unknown models
+    Judge(*pair, weights=replace(weights, models=fitted))  # special tokens are now spelled out
     assert not caplog.records
     fitted = {str(lm.direction): lm.identity for lm in pair}
     fitted["forward"] = fitted["forward"] | {"hash": "other"}
@@ -187,7 +187,7 @@ def test_a_body_must_be_announced_as_json(
         }
 
 
-def test_sums_over_long_answers_keep_their_order_from_0_to_1() -> None:
+def test_sums_over_long_answers_keep_their_order_between_0_and_1() -> None:
     rewards = [0.0, -1.0, -699.0, -701.0, -800.0, -9e3, -1e6]
     values = [Judgement(reward, {}, {}).probability for reward in rewards]
     assert values == sorted(set(values), reverse=True)
@@ -195,7 +195,7 @@ def test_sums_over_long_answers_keep_their_order_from_0_to_1() -> None:
     assert values[1] == math.exp(-1)
 
 
-def test_of_a_union_the_error_names_what_is_wrong_inside(client: TestClient) -> None:
+def test_the_error_for_a_union_names_the_inner_problem(client: TestClient) -> None:
     answer = client.post("/v1/embeddings", json={"input": ["a\n\nb", [1, 2]]})
     assert answer.status_code == 422
     assert answer.json()["error"]["message"].startswith("input.list[str].1: ")

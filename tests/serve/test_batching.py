@@ -18,8 +18,8 @@ Pending = asyncio.Task[list[int]]
 
 
 class Work:
-    """Doubles numbers in two steps; waits at a gate in each, fails for negative numbers, and notes
-    its batches and which of them ended.
+    """Doubles numbers in two steps, waits at a gate in each, fails for negative numbers, and
+    records its batches and which of them ended.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ def batcher(work: Work, capacity: int = 100, cost: float = 1.0) -> Batcher[int, 
 
 
 async def busy_with(work: Work, queue: Batcher[int, int], items: list[int]) -> Pending:
-    """A first request, whose batch waits at the gate."""
+    """Send a first request, whose batch waits at the gate."""
     work.gate.clear()
     first = asyncio.create_task(queue.submit(items))
     await until_async(lambda: len(work.batches) == 1)
@@ -62,7 +62,7 @@ async def busy_with(work: Work, queue: Batcher[int, int], items: list[int]) -> P
 
 
 async def small_behind_large(work: Work, queue: Batcher[int, int]) -> None:
-    """One item is sent while the first batch of twelve is worked on; both answers are right."""
+    """Send one item during the first batch of twelve; both answers must be right."""
     large = await busy_with(work, queue, list(range(100, 112)))
     small = asyncio.create_task(queue.submit([1]))
     await until_async(lambda: queue.waiting == 9)
@@ -218,7 +218,7 @@ async def test_what_is_cancelled_is_not_computed() -> None:
 
 
 async def cancelled_in_its_first_step(others: list[list[int]]) -> tuple[Work, list[list[int]]]:
-    """A request whose caller leaves in its first step, in one batch with the others."""
+    """A request whose caller leaves during its first step, in a batch with the others."""
     work = Work()
     queue = batcher(work)
     work.gate.clear()
@@ -291,7 +291,7 @@ async def test_small_requests_do_not_starve_a_large_one() -> None:
     queue = batcher(work, cost=1e6)  # one item per batch
     large = asyncio.create_task(queue.submit([100, 101, 102]))
     count = 0
-    while not large.done():  # there is always a small one waiting
+    while not large.done():  # a small one is always waiting
         first, second = await asyncio.gather(queue.submit([1]), queue.submit([2]))
         assert (first, second) == ([2], [4])
         count += 1
@@ -313,11 +313,11 @@ async def test_so_many_requests_share_a_batch_however_long_it_takes() -> None:
 @pytest.mark.parametrize(
     ("overhead", "per_item", "least", "most"),
     [
-        (0.2, 0.001, 50, 400),  # a distant server: half of a batch's time may be overhead
-        (0.2, 0.0, 200, 2000),  # nothing else: batches grow until the request is done
+        (0.2, 0.001, 50, 400),  # a remote server: half of a batch's time may be overhead
+        (0.2, 0.0, 200, 2000),  # only overhead: batches grow until the request is done
         (0.0, 0.01, 4, 6),  # a local model: the time limit of 0.05 s
         (0.01, 0.01, 3, 5),
-        (0.0, 1.0, 1, 1),  # slower than the limit: one at a time, between which others are served
+        (0.0, 1.0, 1, 1),  # slower than the limit: one at a time, with others served in between
     ],
 )
 @in_loop

@@ -1,4 +1,4 @@
-"""Question and answer out of chat markup, special tokens and cut prompts."""
+"""Extracting question and answer from chat markup, special tokens and truncated prompts."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_markup_is_taken_off(name: str) -> None:
+def test_markup_is_removed(name: str) -> None:
     prompt, response = TEMPLATES[name]
     assert question_of(prompt) == "How many?"
     assert answer_of(response) == "It is 7."
@@ -91,7 +91,7 @@ def test_markup_is_taken_off(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "plain"])
-def test_a_prompt_that_lost_its_start_is_found_by_its_end(name: str) -> None:
+def test_a_truncated_prompt_is_found_by_its_end(name: str) -> None:
     prompt, response = TEMPLATES[name]
     for lost in (1, 5, len(prompt) // 2):
         assert response_in(prompt[lost:] + response, prompt) == response
@@ -103,7 +103,7 @@ def test_a_query_that_does_not_continue_its_prompt_is_refused() -> None:
         response_in("something else altogether", "How many pens are there?")
 
 
-def test_the_last_turn_of_the_user_is_the_question() -> None:
+def test_the_users_last_turn_is_the_question() -> None:
     messages = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hello"},
@@ -139,23 +139,23 @@ def test_a_plain_dialog_has_no_special_tokens() -> None:
     assert split_dialog("<s>How many?\n\n7</s>", "\n\n") == ("How many?", "7")
 
 
-def test_unknown_markup_is_refused_by_name_where_the_question_would_be_lost() -> None:
+def test_unknown_markup_is_refused_if_the_question_would_be_lost() -> None:
     with pytest.raises(InputError, match=r"'<\|role:user\|>'"):
         question_of("<|role:user|>How many?<|role:model|>")
     assert question_of("How many?<|role:end|>") == "How many?"
 
 
-def test_means_and_floors_of_absolute_values_are_no_markup() -> None:
+def test_math_with_angle_brackets_and_bars_is_not_markup() -> None:
     assert answer_of("<|x|> is 2, [|x|] is 3</s>") == "<|x|> is 2, [|x|] is 3"
 
 
 def test_special_tokens_at_the_start_take_linear_time() -> None:
     start = time.perf_counter()
     assert question_of("<s> " * 1_000_000 + "How many?") == "How many?"
-    assert time.perf_counter() - start < SECONDS / 10  # minutes, were each one cut off alone
+    assert time.perf_counter() - start < SECONDS / 10  # removing one at a time would take minutes
 
 
-def test_an_answer_of_nothing_is_nothing() -> None:
+def test_an_empty_answer_stays_empty() -> None:
     assert answer_of("<|im_end|>\n<|im_start|>user\nNext?<|im_end|>") == ""
     assert answer_of("") == ""
 

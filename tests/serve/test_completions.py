@@ -1,4 +1,4 @@
-"""Completions in either direction, against plain transformers and through lm-eval's own client."""
+"""Completions in either direction, compared with plain transformers and via lm-eval's client."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def post(server: Server, path: str, **body: Any) -> Any:
 
 
 def plain(folder: Path, ids: list[int]) -> list[float]:
-    """log P of each id but the first, in model order, by plain transformers."""
+    """log P of each id but the first, in model order, from plain transformers."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -39,7 +39,7 @@ def echo(server: Server, model: str, prompt: Any, **more: Any) -> Any:
     return post(server, "/v1/completions", model=model, prompt=prompt, **body)["choices"]
 
 
-def test_a_forward_prompts_ids_are_scored_as_they_are(
+def test_a_forward_prompts_ids_are_scored_unchanged(
     server: Server, checkpoints: dict[str, Path]
 ) -> None:
     ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
@@ -53,7 +53,7 @@ def test_a_forward_prompts_ids_are_scored_as_they_are(
     assert "".join(choice["logprobs"]["tokens"][:-1]) == TEXT
 
 
-def test_a_text_is_read_behind_what_the_model_reads_first(
+def test_a_text_is_read_after_the_models_first_token(
     server: Server, checkpoints: dict[str, Path]
 ) -> None:
     ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
@@ -78,7 +78,7 @@ def test_reverse_values_of_a_continuation_are_its_log_probability_after_the_cont
     assert sum(values[:-1]) == pytest.approx(joint[len(ids)], abs=1e-4)
 
 
-def test_a_completion_is_what_generate_writes(server: Server, checkpoints: dict[str, Path]) -> None:
+def test_a_completion_is_what_generate_gives(server: Server, checkpoints: dict[str, Path]) -> None:
     for name in ("forward", "reverse"):
         lm = ledom.load(checkpoints[name], name)
         body = {"model": name, "prompt": TEXT, "max_tokens": 6, "temperature": 0, "logprobs": 2}
@@ -92,13 +92,13 @@ def test_a_completion_is_what_generate_writes(server: Server, checkpoints: dict[
             piece = made.text[start:end]
             if piece and "\ufffd" not in piece:
                 assert token == piece
-            else:  # a part of a character has the name that it has in the vocabulary
+            else:  # part of a character has its vocabulary name
                 assert lm.tokenizer.backend.token_to_id(token) in made.ids
         for value, top in zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True):
-            assert value == max(top.values())  # greedy takes the most likely
+            assert value == max(top.values())  # greedy picks the most likely
 
 
-def test_samples_stops_and_counts(server: Server) -> None:
+def test_samples_stops_and_counts_are_right(server: Server) -> None:
     body = {"model": "forward", "prompt": ["3 + 4", "5"], "max_tokens": 8, "n": 2, "seed": 3}
     found = post(server, "/v1/completions", **body)
     assert [choice["index"] for choice in found["choices"]] == [0, 1, 2, 3]
@@ -119,7 +119,7 @@ def test_the_logprobs_end_where_a_stop_cuts_the_text(server: Server, model: str)
     body = {"model": model, "prompt": TEXT, "max_tokens": 16, "seed": 3, "logprobs": 1}
     (whole,) = post(server, "/v1/completions", **body)["choices"]
     tokens, values = whole["logprobs"]["tokens"], whole["logprobs"]["token_logprobs"]
-    place = next(  # a stop that is found once, between whole characters
+    place = next(  # a stop that occurs once, between whole characters
         i
         for i in range(2, len(tokens) - 2)
         if "".join(tokens[i - 1 : i + 2]).isascii() and whole["text"].count(tokens[i]) == 1
@@ -134,7 +134,7 @@ def test_the_logprobs_end_where_a_stop_cuts_the_text(server: Server, model: str)
     assert len(cut["logprobs"]["text_offset"]) == len(tokens[kept])
 
 
-def test_what_is_streamed_is_the_text(server: Server) -> None:
+def test_the_streamed_parts_add_up_to_the_text(server: Server) -> None:
     body = {"model": "reverse", "prompt": "7", "max_tokens": 8, "temperature": 0}
     whole = post(server, "/v1/completions", **body)["choices"][0]["text"]
     with httpx.stream(
@@ -148,7 +148,7 @@ def test_what_is_streamed_is_the_text(server: Server) -> None:
     assert not any("usage" in event for event in events)
 
 
-def test_the_usage_of_a_stream_has_an_event_of_its_own(server: Server) -> None:
+def test_the_usage_of_a_stream_is_a_separate_event(server: Server) -> None:
     body = {"model": "reverse", "prompt": ["7", "12"], "max_tokens": 8, "temperature": 0}
     whole = post(server, "/v1/completions", **body)
     body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -172,14 +172,14 @@ def test_steps_show_the_alternatives(server: Server, checkpoints: dict[str, Path
             assert len(token["alternatives"]) == 4
             assert token["alternatives"][0]["id"] == token["id"]  # greedy
             assert token["alternatives"][0]["logprob"] == token["logprob"]
-        # What may be written next is what the step before it chose from.
+        # The next alternatives are those that the previous step chose from.
         step = post(server, "/ledom/generate", **(body | {"max_tokens": 0}))
         assert step["text"] == ""
         first = [found["id"] for found in step["next"]]
         assert first == [found["id"] for found in order[0]["alternatives"]]
 
 
-def test_what_cannot_be_done_is_refused(server: Server) -> None:
+def test_unsupported_requests_are_refused(server: Server) -> None:
     for body, status, message in (
         ({"model": "nonsense", "prompt": "a"}, 404, "no model 'nonsense'"),
         ({"model": "/etc/passwd", "prompt": "a"}, 404, "no model"),
@@ -198,7 +198,7 @@ def test_what_cannot_be_done_is_refused(server: Server) -> None:
         assert message in answer.json()["error"]["message"]
 
 
-def test_tokenizers(server: Server) -> None:
+def test_tokenizers_are_served(server: Server) -> None:
     info = httpx.get(f"{server.url}/tokenizer_info", timeout=SECONDS).json()
     assert info["eos_token"] == "<|end|>"
     ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
@@ -215,7 +215,7 @@ def test_tokenizers(server: Server) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_lm_evals_client_gets_what_the_harness_gets_in_process(
+def test_lm_evals_client_gets_the_same_numbers_as_in_process(
     server: Server, checkpoints: dict[str, Path], direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
@@ -229,7 +229,7 @@ def test_lm_evals_client_gets_what_the_harness_gets_in_process(
     client = LocalCompletionsAPI(
         base_url=f"{server.url}/v1/completions", model=direction, max_retries=1, timeout=SECONDS
     )
-    assert client.tokenizer_backend == "remote"  # found by itself
+    assert client.tokenizer_backend == "remote"  # detected automatically
     pairs = [
         ("Ava has 3 pens and buys 4.", " 3 + 4 = 7"),
         ("Ava has 3 pens and buys 4.", " 3 * 4 = 12"),

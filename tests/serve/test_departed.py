@@ -1,4 +1,4 @@
-"""When a client has gone, or its time is up, the work on its request ends, and no other notices."""
+"""If a client disconnects or its time is up, its work ends and other requests are unaffected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from waiting import SECONDS, until
 
 
 class SlowModel(FakeLanguageModel):
-    """Takes a step whenever the test allows one, and counts its steps."""
+    """A model that takes a step when the test allows one, and counts its steps."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer, "reverse")
@@ -66,7 +66,7 @@ def server(model: SlowModel) -> Iterator[Server]:
 
 
 def send(server: Server, path: str, body: Any) -> socket.socket:
-    """A request on a connection of its own, whose answer nobody reads yet."""
+    """Send a request on its own connection without reading the answer."""
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     client = socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS)
@@ -75,7 +75,7 @@ def send(server: Server, path: str, body: Any) -> socket.socket:
 
 
 def gone(server: Server) -> bool:
-    """Whether the server has noticed that a client has gone."""
+    """Whether the server has noticed that a client has disconnected."""
     return 'status="499"' in httpx.get(f"{server.url}/metrics", timeout=SECONDS).text
 
 
@@ -89,7 +89,7 @@ WRITING = {
 
 
 @pytest.mark.parametrize("name", WRITING)
-def test_writing_ends_at_the_next_step(server: Server, model: SlowModel, name: str) -> None:
+def test_generation_ends_at_the_next_step(server: Server, model: SlowModel, name: str) -> None:
     with send(server, *WRITING[name]):
         model.allowed.release(2)
         until(lambda: model.steps == 3)  # it waits in the third step
@@ -128,8 +128,8 @@ def test_scoring_a_prompt_ends_at_the_next_step(
     assert model.steps == 2 + 100
 
 
-def test_other_requests_of_the_batch_are_computed(server: Server, model: SlowModel) -> None:
-    """A batch of several clients is finished, and the scores are those of each alone."""
+def test_other_requests_in_the_batch_are_computed(server: Server, model: SlowModel) -> None:
+    """A batch with several clients is finished, and the scores equal those of each alone."""
     url = f"{server.url}/ledom/score"
     with ThreadPoolExecutor(4) as pool:
 
@@ -160,8 +160,8 @@ def test_a_request_that_ran_out_of_time_ends_too(model: SlowModel) -> None:
         assert model.steps == 1
 
 
-def test_a_second_signal_ends_requests_under_way(model: SlowModel) -> None:
-    """The first one waits for them, as for a request that is still written."""
+def test_a_second_signal_ends_running_requests(model: SlowModel) -> None:
+    """The first one waits for them, as for a request that is still being generated."""
     with running(Judge(None, model), Limits()) as server, ThreadPoolExecutor(1) as pool:
         url = f"{server.url}/v1/completions"
         answer = pool.submit(httpx.post, url, json=COMPLETION, timeout=SECONDS)

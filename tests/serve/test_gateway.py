@@ -40,9 +40,7 @@ def made_up_weights() -> TunedWeights:
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.slow
-def test_by_every_strategy_it_chooses_as_rerank_does_on_the_same_candidates(
-    models: Models, tmp_path: Path
-) -> None:
+def test_with_every_strategy_it_chooses_as_rerank_does(models: Models, tmp_path: Path) -> None:
     weights = made_up_weights()
     problems = [Problem(id=str(i), question=q) for i, q in enumerate(QUESTIONS)]
     candidates = [
@@ -75,14 +73,14 @@ def test_by_every_strategy_it_chooses_as_rerank_does_on_the_same_candidates(
                 assert details["confidence"] == pytest.approx(selection.confidence, abs=2e-4)
                 assert answer["choices"][0]["message"]["content"] == selection.text
     votes = {selection.index for selection in expected["majority"]}
-    assert votes <= {0, 2}  # those that answer 7, the only answer that is given twice
+    assert votes <= {0, 2}  # those that answer 7, the only answer given twice
 
 
 def _no_track(items: Any, *args: Any, **options: Any) -> Any:
     return items
 
 
-def test_a_choice_does_not_wait_for_a_long_job_of_a_model(models: Models) -> None:
+def test_a_choice_does_not_wait_for_a_models_long_job(models: Models) -> None:
     chosen = threading.Event()
 
     def job() -> Steps[None]:
@@ -99,7 +97,7 @@ def test_a_choice_does_not_wait_for_a_long_job_of_a_model(models: Models) -> Non
         busy.result(SECONDS)
 
 
-def test_counts_and_cost_are_of_all_that_was_drawn(models: Models) -> None:
+def test_counts_and_cost_cover_everything_sampled(models: Models) -> None:
     with gateway(models, honest) as client:
         answer = chat(client).json()
     assert answer["usage"] == {"prompt_tokens": 11, "completion_tokens": 30, "total_tokens": 41}
@@ -125,7 +123,7 @@ def test_without_an_upstream_the_forward_model_answers(models: Models) -> None:
         )
 
 
-def test_without_max_tokens_answers_get_the_room_that_the_question_leaves(models: Models) -> None:
+def test_without_max_tokens_answers_get_the_remaining_context(models: Models) -> None:
     """Chat clients send no max_tokens; the question may take more than half of the context."""
     (forward, _), asked = models, QUESTIONS[0]
     size = len(forward.pair_format.before_solution(asked))
@@ -136,7 +134,7 @@ def test_without_max_tokens_answers_get_the_room_that_the_question_leaves(models
     assert answer.json()["usage"]["prompt_tokens"] > forward.context - 256
 
 
-def test_without_an_upstream_candidates_end_at_the_stop(models: Models) -> None:
+def test_without_an_upstream_candidates_end_at_the_stop_string(models: Models) -> None:
     with gateway(models, None) as client:
         more = {"ledom": {"n": 1}, "max_tokens": 8, "seed": 1}
         whole = chat(client, **more).json()["choices"][0]["message"]["content"]
@@ -172,7 +170,7 @@ def test_options_that_make_no_sense_are_refused(
         assert "the keys are strategy, n, lambda, model" in said
 
 
-def test_options_of_the_body_count_more_than_those_of_the_name() -> None:
+def test_options_in_the_body_override_those_in_the_name() -> None:
     read = Options.read("ledom/majority,n=4,lambda=0.25", {"n": 2}, 9)
     assert read == Options(strategy="majority", n=2, **{"lambda": 0.25})
     assert Options.read("ledom", None, None).strategy is None
@@ -188,7 +186,7 @@ def test_options_of_the_body_count_more_than_those_of_the_name() -> None:
         ("ledom/majority,lambda=0.9", "with a lambda; choose among: reverse-reward, vote-reverse"),
     ],
 )
-def test_nothing_is_drawn_for_a_strategy_that_cannot_choose(
+def test_nothing_is_sampled_for_a_strategy_that_cannot_choose(
     models: Models, model: str, message: str
 ) -> None:
     def upstream(request: httpx.Request) -> httpx.Response:
@@ -200,7 +198,7 @@ def test_nothing_is_drawn_for_a_strategy_that_cannot_choose(
     assert message in answer.json()["error"]["message"]
 
 
-def test_a_server_that_can_draw_nothing_has_no_gateway(models: Models) -> None:
+def test_a_server_that_cannot_sample_has_no_gateway(models: Models) -> None:
     service = Service(Judge(None, models[1]), Settings())
     with TestClient(make_app(service), base_url="http://127.0.0.1") as client:
         answer = chat(client)
@@ -218,7 +216,7 @@ def test_one_model_alone_has_no_lambda(models: Models) -> None:
     assert "only one of them" in answer.json()["error"]["message"]
 
 
-def test_a_stream_has_all_that_the_chosen_message_holds(models: Models) -> None:
+def test_a_stream_has_everything_in_the_chosen_message(models: Models) -> None:
     function = {"name": "add", "arguments": '{"a": 3}'}
     calls = [{"id": "call", "type": "function", "function": function}]
     logprobs = {"content": [{"token": "7", "logprob": -0.5, "bytes": [55], "top_logprobs": []}]}

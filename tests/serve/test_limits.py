@@ -1,4 +1,4 @@
-"""Requests that are too large are refused, soon and for good."""
+"""Requests that are too large are refused early and permanently."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ WRONG: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_long_list_is_read_up_to_its_first_mistake(pair: Models, name: str) -> None:
-    """All mistakes of a body of 4 MB took 10 s, in which nobody else was answered."""
+def test_a_long_list_is_checked_up_to_its_first_error(pair: Models, name: str) -> None:
+    """Reporting all errors in a 4 MB body took 10 s, during which no one else was answered."""
     path, body, message = WRONG[name]
     app = make_app(Service(Judge(*pair), Settings()))
     with TestClient(app, base_url="http://127.0.0.1") as client:
@@ -38,7 +38,7 @@ def test_a_long_list_is_read_up_to_its_first_mistake(pair: Models, name: str) ->
     assert int(re.findall(r"and (\d+) more", said + "(and 0 more)")[0]) < 10
 
 
-def test_more_texts_than_may_wait_are_refused_for_good(pair: Models) -> None:
+def test_more_texts_than_the_queue_holds_are_refused_for_good(pair: Models) -> None:
     """A 429 would let the client try again forever."""
     app = make_app(Service(Judge(*pair), Settings(limits=Limits(max_waiting=3))))
     with TestClient(app, base_url="http://127.0.0.1") as client:
@@ -48,9 +48,7 @@ def test_more_texts_than_may_wait_are_refused_for_good(pair: Models) -> None:
 
 
 @pytest.mark.parametrize(("model", "most"), [("forward", 10), ("reverse", 1)])
-def test_all_prompts_of_a_request_count_when_they_are_scored(
-    client: TestClient, model: str, most: int
-) -> None:
+def test_all_prompts_of_a_scoring_request_count(client: TestClient, model: str, most: int) -> None:
     """At most 5000 tokens are read: 500 per prompt forward, 90 * 91 / 2 in reverse."""
     size = 500 if model == "forward" else 90
     for count, status in ((most, 200), (most + 1, 413)):

@@ -1,4 +1,4 @@
-"""The page without a browser: what it may load, what it is made of, and what the server shows."""
+"""The page without a browser: what it may load, its parts, and what the server shows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Pair = tuple[FakeLanguageModel, FakeLanguageModel]
 
 @pytest.fixture
 def reports(tmp_path: Path) -> Path:
-    """A folder with two reports, and beside it a file that no request may reach."""
+    """A folder with two reports, and next to it a file that no request may reach."""
     folder = tmp_path / "out"
     for name in ("demo/report.html", "compare/compare.html", "a/b/c/d/deep.html", ".git/x.html"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def client_of(pair: Pair, **settings: object) -> TestClient:
     return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
 
 
-def test_the_page_may_load_only_what_the_server_has(client: TestClient) -> None:
+def test_the_page_may_load_only_from_its_server(client: TestClient) -> None:
     answer = client.get("/")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
@@ -72,7 +72,7 @@ def test_the_page_is_small_and_has_no_outside_address() -> None:
         assert "insertAdjacentHTML" not in text
 
 
-def test_nothing_stands_inline() -> None:
+def test_nothing_is_inline() -> None:
     page = (PAGE / "index.html").read_text()
     assert "<style" not in page
     assert not re.search(r"\s(style|on[a-z]+)=", page)
@@ -81,7 +81,7 @@ def test_nothing_stands_inline() -> None:
     ]
 
 
-def test_what_scripts_look_for_is_there() -> None:
+def test_elements_used_by_scripts_exist() -> None:
     page = (PAGE / "index.html").read_text()
     ids = re.findall(r'\sid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -108,7 +108,7 @@ def test_every_control_has_a_name() -> None:
     for label in re.findall(r"<label.*?</label>", page, re.DOTALL):
         assert re.sub(r"<.*?>|\s", "", label), label
         page = page.replace(label, "")
-    assert not re.search(r"<(input|select|textarea)\b", page)  # each stands in its label
+    assert not re.search(r"<(input|select|textarea)\b", page)  # each is inside its label
     for text in re.findall(r"<button[^>]*>(.*?)</button>", page):
         assert text.strip()
 
@@ -149,7 +149,7 @@ def test_reports_are_listed_and_served_without_scripts(pair: Pair, reports: Path
         "demo",
     ],
 )
-def test_nothing_else_in_the_folder_or_beside_it_is_served(
+def test_nothing_else_in_or_next_to_the_folder_is_served(
     pair: Pair, reports: Path, name: str
 ) -> None:
     with client_of(pair, reports=reports) as web:
@@ -158,7 +158,7 @@ def test_nothing_else_in_the_folder_or_beside_it_is_served(
         assert "not for others" not in answer.text
 
 
-def test_a_report_that_is_deleted_meanwhile_is_no_defect(
+def test_a_report_deleted_meanwhile_causes_no_error(
     pair: Pair, reports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walk = os.walk
@@ -183,12 +183,12 @@ def test_without_a_folder_there_are_no_reports(client: TestClient) -> None:
     assert client.get("/ledom/reports/report.html").status_code == 404
 
 
-def test_a_folder_of_reports_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_of_reports_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ledom.LedomError, match=r"none: is not a folder"):
         Settings(reports=tmp_path / "none").check()
 
 
-def test_a_browser_gives_the_token_as_its_password(pair: Pair) -> None:
+def test_a_browser_sends_the_token_as_a_password(pair: Pair) -> None:
     with client_of(pair, token="secret") as web:
         refused = web.get("/")
         assert refused.status_code == 401
@@ -203,8 +203,8 @@ def test_a_browser_gives_the_token_as_its_password(pair: Pair) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("embedded_once")
-def test_the_recorded_examples_are_those_of_the_embedded_pair() -> None:
-    """By the library instead of the server, for the first of them."""
+def test_the_recorded_examples_come_from_the_embedded_pair() -> None:
+    """The first of them is checked with the library instead of the server."""
     recorded = json.loads((PAGE / "examples.json").read_text())
     example = recorded["examples"][0]
     for name in ("forward", "reverse"):
@@ -220,19 +220,19 @@ def test_the_recorded_examples_are_those_of_the_embedded_pair() -> None:
         )[0]
         question, solution = pair.question, pair.solution
         span = {
-            "y|x": (solution[0], solution[1] + 1),  # with the end token behind it
-            "x|y": (question[0] - 1, question[1]),  # with the end token in front of it
+            "y|x": (solution[0], solution[1] + 1),  # with the end token after it
+            "x|y": (question[0] - 1, question[1]),  # with the end token before it
         }[target]
         (values,) = lm.logprobs([ledom.TokenSpan(pair.ids, *span)])
         assert features[name] == pytest.approx(float(values.sum()), abs=2e-3)
 
 
-def test_a_report_whose_name_is_not_utf8_is_left_out(pair: Pair, tmp_path: Path) -> None:
+def test_a_report_whose_name_is_not_utf8_is_skipped(pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "one.html").write_text("<p>one")
     try:
         (tmp_path / os.fsdecode(b"\xff.html")).write_text("<p>two")
     except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
+        pytest.skip("this file system accepts only UTF-8 names")
     with client_of(pair, reports=tmp_path) as client:
         found = client.get("/ledom/reports").json()["reports"]
     assert [report["name"] for report in found] == ["one.html"]

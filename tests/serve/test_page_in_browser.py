@@ -1,6 +1,6 @@
-"""The page as a person uses it, in headless Chromium, on two tiny random models.
+"""The page as a person uses it, in headless Chromium, with two tiny random models.
 
-Skipped where there is no Chromium. With LEDOM_SCREENSHOTS=FOLDER the pictures are kept.
+Skipped without Chromium. With LEDOM_SCREENSHOTS=FOLDER, screenshots are kept.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def server(reports: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def visit(browser: Any, server: Server) -> Iterator[Open]:
-    """Open a view; at the end the console must have been silent and no dialog have come."""
+    """Open a view; at the end, the console must be empty and no dialog have appeared."""
     wrong: list[str] = []
     contexts: list[Any] = []
 
@@ -82,19 +82,19 @@ def texts(page: Any, selector: str) -> list[str]:
 
 
 def tokens_by_index(pane: Any) -> dict[str, str]:
-    """Texts by the place in the order of writing."""
+    """Token texts by their place in the order of generation."""
     pairs = "all => all.map(token => [token.dataset.index, token.textContent])"
     return dict(pane.locator(".token").evaluate_all(pairs))
 
 
 def done(page: Any, direction: str) -> None:
-    """Wait until that model does not write any more."""
+    """Wait until that model has stopped generating."""
     side = {"reverse": "left", "forward": "right"}[direction]
     page.get_by_role("button", name=f"Write to the {side}").wait_for()
 
 
 def write_some(page: Any, given: str, direction: str = "reverse", tokens: int = 8) -> None:
-    """Let a model write at least so many tokens, and stop it."""
+    """Let a model generate at least `tokens` tokens, then stop it."""
     pane = page.locator(f"#{direction}-pane")
     pane.locator("textarea").fill(given)
     pane.locator("[data-part=write]").click()
@@ -160,7 +160,7 @@ def test_an_alternative_begins_a_branch_and_both_are_kept(visit: Open) -> None:
     label = pane.locator('.token[data-index="4"]').get_attribute("aria-label")
     assert label.startswith(piece + ", ")
     branches = pane.locator(".branch")
-    assert branches.count() == 3  # the recorded one, the first and this
+    assert branches.count() == 3  # the recorded one, the first one and this one
     assert branches.nth(2).get_attribute("aria-pressed") == "true"
     shared = branches.nth(1).locator(".faint").text_content()
     nearest = "".join(kept[str(i)] for i in (3, 2, 1, 0)).replace("↵", "")
@@ -175,7 +175,7 @@ def test_everything_works_by_keyboard(visit: Open) -> None:
     active = "document.activeElement.dataset.index ?? document.activeElement.className"
     page.locator('#reverse-pane .token[tabindex="0"]').focus()
     page.keyboard.press("End")
-    assert page.evaluate(active) == "0"  # the rightmost was written first
+    assert page.evaluate(active) == "0"  # the rightmost token was generated first
     page.keyboard.press("ArrowLeft")
     assert page.evaluate(active) == "1"
     page.keyboard.press("ArrowDown")
@@ -190,7 +190,7 @@ def test_everything_works_by_keyboard(visit: Open) -> None:
     assert page.locator("#reverse-pane .branch").count() == 3
 
 
-def test_the_twin_gets_the_question_that_was_written(visit: Open) -> None:
+def test_the_twin_gets_the_generated_question(visit: Open) -> None:
     page = visit("write")
     example = recorded()["examples"][0]["write"]["reverse"]
     question = "".join(token["text"] for token in example["tokens"]).split("\n\n")[0]
@@ -210,7 +210,7 @@ def test_answers_are_judged_and_lambda_ranks_without_a_request(visit: Open, serv
     page.locator("#ranking > li").nth(2).wait_for()
     body = {"question": question, "answers": answers}
     found = httpx.post(f"{server.url}/ledom/score", json=body, timeout=SECONDS).json()["results"]
-    assert texts(page, "#ranking .solution").count(answers[2]) == 1  # shown, not run
+    assert texts(page, "#ranking .solution").count(answers[2]) == 1  # shown as text, not run
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     for lam in (0, 0.3, 0.5, 1):
@@ -249,7 +249,7 @@ def test_answers_to_a_long_question_are_sampled_within_the_context(visit: Open) 
     page.locator("#answers textarea").nth(before + 3).wait_for()
 
 
-def test_an_answer_beyond_the_context_is_said_to_be_read_in_part(visit: Open) -> None:
+def test_a_note_says_that_a_long_answer_is_read_in_part(visit: Open) -> None:
     page = visit("judge")
     page.get_by_label("Answer 1", exact=True).fill("3 + 4 = 7\n" * 200)
     page.get_by_role("button", name="Judge", exact=True).click()
@@ -258,8 +258,8 @@ def test_an_answer_beyond_the_context_is_said_to_be_read_in_part(visit: Open) ->
     assert card.locator("h3").inner_text() == "Answer 1"
 
 
-def test_an_error_is_gone_once_the_model_writes_again(browser: Any, server: Server) -> None:
-    page = browser.new_page()  # its console says that a request failed
+def test_an_error_disappears_when_the_model_writes_again(browser: Any, server: Server) -> None:
+    page = browser.new_page()  # its console reports a failed request
     page.goto(server.url)
     page.wait_for_selector("body[data-ready]")
     page.route("**/ledom/generate", lambda route: route.abort())
@@ -274,7 +274,7 @@ def test_an_error_is_gone_once_the_model_writes_again(browser: Any, server: Serv
     page.close()
 
 
-def test_bad_input_is_said_in_the_page(visit: Open) -> None:
+def test_bad_input_is_reported_on_the_page(visit: Open) -> None:
     page = visit("write")
     page.locator("#reverse-pane textarea").fill("")
     page.get_by_role("button", name="Write to the left").click()
@@ -297,8 +297,8 @@ def test_the_gallery_leads_to_examples_and_reports(visit: Open) -> None:
     assert given == examples[2]["write"]["reverse"]["given"]
 
 
-def test_a_report_is_shown_and_its_script_is_not_run(browser: Any, server: Server) -> None:
-    page = browser.new_page()  # its console says that a script was blocked
+def test_a_report_is_shown_without_running_its_script(browser: Any, server: Server) -> None:
+    page = browser.new_page()  # its console reports a blocked script
     page.goto(f"{server.url}/#gallery")
     page.get_by_role("link", name="demo/report.html").click()
     page.get_by_text("found").wait_for()
@@ -306,13 +306,13 @@ def test_a_report_is_shown_and_its_script_is_not_run(browser: Any, server: Serve
     page.close()
 
 
-def test_an_example_can_be_chosen_again_after_something_else_was_done(visit: Open) -> None:
+def test_an_example_can_be_chosen_again_after_other_actions(visit: Open) -> None:
     page = visit("write")
     first = recorded()["examples"][0]
     choice, given = page.locator("#write-example"), page.locator("#reverse-pane textarea")
     assert choice.input_value() == "0"
     write_some(page, "#### 7", tokens=1)
-    assert choice.input_value() == ""  # what is shown is no example
+    assert choice.input_value() == ""  # what is shown is not an example
     choice.select_option("0")
     assert given.input_value() == first["write"]["reverse"]["given"]
     page.goto(f"{page.url.split('#')[0]}#judge")
@@ -358,6 +358,6 @@ def test_each_view_is_accessible_and_fits(
             page.locator("#reverse-pane .token").last.hover()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         picture = folder / f"{view}-{scheme}-{width}.png"
-        page.screenshot(path=picture, full_page=view != "write")  # which closes the alternatives
+        page.screenshot(path=picture, full_page=view != "write")  # this closes alternatives
         found = axe.Axe().run(page)
         assert found.violations_count == 0, found.generate_report()

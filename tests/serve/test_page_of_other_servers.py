@@ -1,4 +1,4 @@
-"""The page, in headless Chromium, of servers that were started with other settings."""
+"""The page of servers started with other settings, in headless Chromium."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from serving import Models, running
 pytestmark = pytest.mark.slow
 
 
-def test_a_reward_of_more_scores_than_the_page_has_is_named(browser: Any, pair: Models) -> None:
+def test_a_reward_with_scores_missing_on_the_page_is_noted(browser: Any, pair: Models) -> None:
     with running(Judge(*pair, "worst_step"), Limits()) as server:
         page = browser.new_page()
         page.goto(f"{server.url}/#judge")
         page.wait_for_selector("body[data-ready]")
-        assert not page.locator("#warning").is_visible()  # a recorded ranking, by lambda
+        assert not page.locator("#warning").is_visible()  # a recorded ranking by lambda
         page.locator("#judge-run").click()
         page.get_by_text("reward (worst_step) weighs other scores too: worst_step").wait_for()
         page.close()

@@ -1,4 +1,4 @@
-"""Bodies of other programs, as their clients send them, give the numbers of /ledom/score."""
+"""Requests as other programs' clients send them give the same numbers as /ledom/score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUESTION, ANSWERS = "Ava has 3 pens.", ["it is 12", "3 + 4 = 7", "7"]
 
 @pytest.fixture
 def own(client: TestClient) -> list[dict[str, Any]]:
-    """What our own route says of the answers."""
+    """The scores of the answers from our own route."""
     body = {"question": QUESTION, "answers": ANSWERS, "tokens": False}
     results: list[dict[str, Any]] = client.post("/ledom/score", json=body).json()["results"]
     return results
@@ -27,11 +27,11 @@ def post(client: TestClient, path: str, **body: Any) -> Any:
     return answer.json()
 
 
-def test_openrlhf(client: TestClient, own: list[dict[str, Any]]) -> None:
+def test_openrlhf_gets_the_same_numbers(client: TestClient, own: list[dict[str, Any]]) -> None:
     for index, answer in enumerate(ANSWERS):  # one sample per request
         prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
         query = f"{prompt}{answer}<|im_end|>"
-        for sent in (query, query[7:]):  # a prompt that lost its start
+        for sent in (query, query[7:]):  # a prompt without its start
             found = post(client, "/get_reward", query=[sent], prompts=[prompt], labels=["7"])
             assert found["rewards"] == pytest.approx([own[index]["reward"]])
             assert found["scores"] == pytest.approx([own[index]["probability"]])
@@ -52,13 +52,13 @@ def test_openrlhf_lists_of_different_lengths_are_refused(client: TestClient) -> 
     assert "1 queries for 0 prompts" in answer.json()["error"]["message"]
 
 
-def test_slime(client: TestClient, own: list[dict[str, Any]]) -> None:
+def test_slime_gets_the_same_numbers(client: TestClient, own: list[dict[str, Any]]) -> None:
     for prompt in (QUESTION, [{"role": "user", "content": QUESTION}]):
         body = {"prompt": prompt, "response": ANSWERS[1], "label": None}
         assert post(client, "/reward", **body) == pytest.approx(own[1]["reward"])
 
 
-def test_verl(client: TestClient, own: list[dict[str, Any]]) -> None:
+def test_verl_gets_the_same_numbers(client: TestClient, own: list[dict[str, Any]]) -> None:
     text = (
         f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n{ANSWERS[2]}<|im_end|>\n"
     )
@@ -75,7 +75,7 @@ def test_verl(client: TestClient, own: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
-def test_jina_and_cohere(client: TestClient, own: list[dict[str, Any]], path: str) -> None:
+def test_jina_and_cohere_rank(client: TestClient, own: list[dict[str, Any]], path: str) -> None:
     order = sorted(range(3), key=lambda i: -own[i]["reward"])
     found = post(client, path, model="m", query=QUESTION, documents=ANSWERS)
     assert [row["index"] for row in found["results"]] == order
@@ -98,7 +98,7 @@ def test_a_documents_tokens_can_be_limited(client: TestClient) -> None:
     assert row["document"] == {"text": "3 +"}
 
 
-def test_tei(client: TestClient, own: list[dict[str, Any]]) -> None:
+def test_tei_gets_the_same_numbers(client: TestClient, own: list[dict[str, Any]]) -> None:
     order = sorted(range(3), key=lambda i: -own[i]["reward"])
     found = post(client, "/rerank", query=QUESTION, texts=ANSWERS)
     assert [row["index"] for row in found] == order
@@ -111,7 +111,7 @@ def test_tei(client: TestClient, own: list[dict[str, Any]]) -> None:
     assert math.exp(found[0]["score"]) == pytest.approx(own[order[0]]["probability"])
 
 
-def test_teis_errors_have_its_form(
+def test_errors_for_tei_have_teis_form(
     client: TestClient, pair: tuple[FakeLanguageModel, FakeLanguageModel]
 ) -> None:
     pair[0].context = 64
@@ -129,7 +129,7 @@ def test_teis_errors_have_its_form(
         assert answer.json() == {"error": message, "error_type": "Validation"}
 
 
-def test_texts_and_documents_at_once_are_refused(client: TestClient) -> None:
+def test_texts_and_documents_together_are_refused(client: TestClient) -> None:
     for more in ({}, {"texts": ["a"], "documents": ["a"]}):
         answer = client.post("/rerank", json={"query": QUESTION, **more})
         assert answer.status_code == 422

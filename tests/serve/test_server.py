@@ -1,4 +1,4 @@
-"""A real port: it answers, refuses to listen without a token, and finishes what it took."""
+"""A server on a real port: it answers, may require a token, and finishes its requests."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def judge_of(tokenizer: Tokenizer) -> Judge:
 
 @pytest.fixture(scope="module")
 def server(tokenizer: Tokenizer) -> Iterator[Server]:
-    """A server that waits longer than any test."""
+    """A server with timeouts longer than any test."""
     with running(judge_of(tokenizer), Limits(read_seconds=2 * SECONDS)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def hasty(tokenizer: Tokenizer) -> Iterator[Server]:
-    """A server that does not wait long for a head."""
+    """A server that waits only briefly for request headers."""
     with running(judge_of(tokenizer), Limits(read_seconds=0.3)) as server:
         yield server
 
@@ -49,7 +49,7 @@ def test_it_answers_on_a_port(server: Server) -> None:
     assert "server" not in answer.headers
 
 
-def test_a_port_that_is_taken_is_one_line(server: Server) -> None:
+def test_a_port_in_use_gives_one_line(server: Server) -> None:
     settings = Settings(port=server.port)
     with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{server.port}"):
         Server(settings)
@@ -74,7 +74,7 @@ def test_without_a_token_only_this_machine_is_served() -> None:
     [b"", b"POST /v1/sc", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "],
     ids=["nothing", "line", "header"],
 )
-def test_a_head_that_does_not_come_ends_the_connection(hasty: Server, head: bytes) -> None:
+def test_missing_headers_end_the_connection(hasty: Server, head: bytes) -> None:
     with socket.create_connection(("127.0.0.1", hasty.port), timeout=SECONDS) as client:
         client.sendall(head)
         with suppress(ConnectionResetError):
@@ -82,7 +82,7 @@ def test_a_head_that_does_not_come_ends_the_connection(hasty: Server, head: byte
 
 
 @pytest.mark.slow
-def test_head_is_get_without_a_body(server: Server) -> None:
+def test_head_is_like_get_without_a_body(server: Server) -> None:
     with httpx.Client(base_url=server.url, timeout=SECONDS) as client:
         paths = client.get("/openapi.json").json()["paths"]
         assert not any("head" in operations for operations in paths.values())
@@ -95,12 +95,10 @@ def test_head_is_get_without_a_body(server: Server) -> None:
         assert client.post("/healthz").headers["allow"] == "GET, HEAD"
 
 
-def test_a_body_that_does_not_come_is_408(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_body_gives_408(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     head = b"POST /score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     head += b"Content-Length: 100\r\n\r\n"
-    # The head, which comes, has all the time that it needs.
+    # The headers, which do arrive, have all the time they need.
     monkeypatch.setattr(BoundedProtocol, "_expect_header", lambda self: None)
     with running(judge_of(tokenizer), Limits(read_seconds=0.3)) as server:
         address = ("127.0.0.1", server.port)
@@ -109,7 +107,7 @@ def test_a_body_that_does_not_come_is_408(
             assert client.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_head_without_end_ends_the_connection(server: Server) -> None:
+def test_endless_headers_end_the_connection(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n")
         with suppress(ConnectionResetError, BrokenPipeError):
@@ -119,7 +117,7 @@ def test_a_head_without_end_ends_the_connection(server: Server) -> None:
 
 
 def answer_to(server: Server, request: bytes) -> tuple[int, str]:
-    """The status and the body of the answer to a raw request, after which the connection ends."""
+    """Send a raw request and return status and body; then the connection ends."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS) as client:
         client.sendall(request)
         answer = b""
@@ -136,7 +134,7 @@ UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Setting
 @pytest.mark.parametrize(
     "request_", [b"\x16\x03\x01\r\n\r\n", b"BREW /tea HTTP/1.1\r\n\r\n", b"GET / HTTP/x\r\n\r\n"]
 )
-def test_what_is_not_http_gets_the_usual_error(server: Server, request_: bytes) -> None:
+def test_invalid_http_gets_the_usual_error(server: Server, request_: bytes) -> None:
     status, body = answer_to(server, request_)
     assert status == 400
     assert json.loads(body)["error"]["type"] == "bad_request"
@@ -157,7 +155,7 @@ def test_an_upgrade_without_a_body_is_ignored(
     assert "websockets" not in caplog.text
 
 
-def test_a_compressed_body_is_415(server: Server) -> None:
+def test_a_compressed_body_gives_415(server: Server) -> None:
     content = gzip.compress(b'{"queries": "a", "documents": ["b"]}')
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
     answer = httpx.post(f"{server.url}/score", content=content, headers=headers, timeout=SECONDS)
@@ -165,7 +163,7 @@ def test_a_compressed_body_is_415(server: Server) -> None:
     assert "Content-Encoding is 'gzip'; send the body uncomp" in answer.json()["error"]["message"]
 
 
-def test_wrong_routes_say_what_there_is(server: Server) -> None:
+def test_errors_for_wrong_routes_list_the_right_ones(server: Server) -> None:
     answer = httpx.get(f"{server.url}/v1/nothing", timeout=SECONDS)
     assert answer.status_code == 404
     assert "no route '/v1/nothing'; GET /openapi.json" in answer.json()["error"]["message"]
@@ -174,7 +172,7 @@ def test_wrong_routes_say_what_there_is(server: Server) -> None:
     assert answer.json()["error"]["message"] == "'/reward' does not accept GET; send POST"
 
 
-def test_nobody_connects_before_the_models_are_there() -> None:
+def test_no_connection_is_accepted_before_the_models_are_loaded() -> None:
     server = Server(Settings(port=0))
     with closing(server):
         with pytest.raises(ConnectionRefusedError):
@@ -186,6 +184,6 @@ def test_nobody_connects_before_the_models_are_there() -> None:
 
 
 @pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1"])
-def test_a_host_that_is_not_here_is_one_line(host: str) -> None:
+def test_a_host_that_is_not_local_gives_one_line(host: str) -> None:
     with pytest.raises(InputError, match=r"cannot listen on .*; give another --port or --host"):
         Server(Settings(host=host, port=0, token="t"))

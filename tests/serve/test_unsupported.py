@@ -1,4 +1,4 @@
-"""Settings that the server's own models do not support: refused, or passed on to an upstream."""
+"""Settings that our own models do not support are refused or passed on to an upstream."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def ask(client: TestClient, route: str, **more: Any) -> httpx.Response:
 
 
 def written(client: TestClient, route: str, **more: Any) -> Any:
-    """The text that the server writes."""
+    """The text that the server generates."""
     answer = ask(client, route, **more)
     assert answer.status_code == 200, (more, answer.text)
     found = answer.json()
@@ -168,7 +168,7 @@ def test_a_value_that_changes_nothing_is_accepted(own: TestClient, route: str) -
     assert written(own, route, **HARMLESS) == plain
 
 
-def test_as_many_texts_as_are_returned_may_be_the_best_of(own: TestClient) -> None:
+def test_best_of_may_equal_the_number_of_texts(own: TestClient) -> None:
     assert written(own, "completions", n=2, best_of=2) == written(own, "completions", n=2)
     refused = ask(own, "completions", n=2, best_of=1).json()["error"]["message"]
     assert refused.startswith("best_of is 1; ")
@@ -197,7 +197,7 @@ def test_an_upstream_gets_every_setting(models: Models, route: str) -> None:
     assert {name: value for name, value in body.items() if name in settings} == settings
 
 
-def test_images_are_for_an_upstream(own: TestClient, models: Models) -> None:
+def test_images_are_passed_to_an_upstream(own: TestClient, models: Models) -> None:
     text = {"type": "text", "text": QUESTIONS[0]}
     image = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
     messages = [{"role": "user", "content": [text, image]}]
@@ -218,7 +218,7 @@ def test_without_an_upstream_top_k_is_obeyed(own: TestClient, route: str) -> Non
     assert written(own, route, **settings, top_k=1) == greedy
 
 
-def test_options_of_the_gateway_are_refused_where_nothing_is_chosen(own: TestClient) -> None:
+def test_gateway_options_are_refused_where_nothing_is_chosen(own: TestClient) -> None:
     answer = ask(own, "completions", ledom={"n": 4})
     assert answer.status_code == 400
     assert "name a model such as ledom/auto" in answer.json()["error"]["message"]
@@ -234,7 +234,7 @@ READING: dict[str, tuple[str, dict[str, Any]]] = {
     "tokenize": ("/tokenize", {"prompt": "7"}),
     "detokenize": ("/detokenize", {"tokens": [7]}),
 }
-OF_READING: dict[str, tuple[Any, list[Any]]] = {  # a value that is refused, and neutral ones
+OF_READING: dict[str, tuple[Any, list[Any]]] = {  # one refused value, and neutral values
     "activation": (False, [True]),
     "chat_template": ("{{ messages }}", [""]),
     "dimensions": (2, [1]),
@@ -294,7 +294,7 @@ def test_a_setting_that_would_change_a_score_is_refused(own: TestClient, route: 
     assert numbers(read(own, route, **HARMLESS)) == plain
 
 
-def test_a_reranker_gives_the_reward_itself_if_asked(own: TestClient) -> None:
+def test_a_reranker_returns_the_raw_reward_on_request(own: TestClient) -> None:
     for route, name in (("rerank", "relevance_score"), ("TEI", "score")):
         raw, usual = (read(own, route, use_activation=value).json() for value in (False, True))
         rows = [found["results"] if route == "rerank" else found for found in (raw, usual)]
@@ -304,8 +304,8 @@ def test_a_reranker_gives_the_reward_itself_if_asked(own: TestClient) -> None:
             assert one[name] < 0
 
 
-def test_an_embedding_as_text_is_a_number_in_fp32(own: TestClient) -> None:
-    """OpenAI's own client asks for base64 unless it is told otherwise."""
+def test_a_base64_embedding_is_a_number_in_fp32(own: TestClient) -> None:
+    """OpenAI's own client requests base64 by default."""
     (reward,) = read(own, "embeddings").json()["data"][0]["embedding"]
     text = read(own, "embeddings", encoding_format="base64").json()["data"][0]["embedding"]
     assert np.frombuffer(base64.b64decode(text), "<f4") == np.float32(reward)

@@ -1,4 +1,4 @@
-"""The gateway's upstream: what it is sent, and one clear line whatever it does."""
+"""The gateway's upstream: what it is sent, and one clear line for every failure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_upstream_gets_the_body_without_our_keys(models: Models) -> None:
     }
 
 
-def test_an_upstream_that_sends_one_choice_is_asked_again(models: Models) -> None:
+def test_an_upstream_that_returns_one_choice_is_asked_again(models: Models) -> None:
     calls = iter(range(100))
 
     def one(request: httpx.Request) -> httpx.Response:
@@ -51,7 +51,7 @@ def test_an_upstream_that_sends_one_choice_is_asked_again(models: Models) -> Non
 
 
 def _only_one(request: httpx.Request) -> httpx.Response:
-    """An upstream that refuses n, as several do."""
+    """An upstream that refuses `n`, as several do."""
     body = json.loads(request.content)
     if "n" in body:
         return httpx.Response(400, json={"error": {"message": "n is not supported"}})
@@ -59,16 +59,16 @@ def _only_one(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, json={"choices": choices(1, body["seed"]), "usage": usage})
 
 
-def test_an_upstream_that_refuses_n_is_asked_for_each_candidate(models: Models) -> None:
+def test_an_upstream_that_refuses_n_gets_a_request_per_candidate(models: Models) -> None:
     with gateway(models, _only_one) as client:
         answer = chat(client, ledom={"n": 4}, seed=1).json()
-    # Each with a seed of its own: the same one would draw the same text.
+    # Each with its own seed: the same seed would give the same text.
     texts = [row["text"] for row in answer["ledom"]["candidates"]]
     assert sorted(texts) == sorted(ANSWERS[1:5])
     assert answer["usage"] == {"prompt_tokens": 40, "completion_tokens": 16, "total_tokens": 56}
 
 
-def test_when_one_of_many_requests_fails_the_others_are_ended(models: Models) -> None:
+def test_when_one_of_many_requests_fails_the_others_are_cancelled(models: Models) -> None:
     begun: list[int] = []
     ended: list[int] = []
 
@@ -96,7 +96,7 @@ def test_when_one_of_many_requests_fails_the_others_are_ended(models: Models) ->
 @pytest.mark.parametrize(
     "usage", [None, {}, {"prompt_tokens": "x", "completion_tokens": -5}, {"prompt_tokens": True}]
 )
-def test_counts_that_make_no_sense_are_unknown(models: Models, usage: Any) -> None:
+def test_invalid_counts_are_treated_as_unknown(models: Models, usage: Any) -> None:
     sent = {"choices": choices(2), "usage": usage}
     with gateway(models, lambda request: httpx.Response(200, json=sent)) as client:
         answer = chat(client, ledom={"n": 2})
@@ -113,7 +113,7 @@ def test_an_answer_in_parts_is_read(models: Models) -> None:
     assert answer["choices"][0]["message"]["content"] == parts
 
 
-def test_an_upstreams_model_writes_as_much_as_its_client_asks_for(models: Models) -> None:
+def test_max_tokens_is_limited_only_without_an_upstream(models: Models) -> None:
     with gateway(models, honest) as client:
         assert chat(client, max_tokens=100_000).status_code == 200
     with gateway(models, None) as client:
@@ -121,7 +121,7 @@ def test_an_upstreams_model_writes_as_much_as_its_client_asks_for(models: Models
 
 
 @pytest.mark.parametrize("address", ["", "up/v1", "ftp://up/v1", "http://", "http://up:port/v1"])
-def test_an_address_that_is_none_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(InputError, match="give its address"):
         Upstream(address, "big")
 
@@ -139,7 +139,7 @@ def _dies(request: httpx.Request) -> httpx.Response:
 
 
 class _Garbled(httpx.AsyncByteStream):
-    """Bytes that are not what the head says."""
+    """Bytes that do not match the headers."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield b"not gzip"
@@ -181,7 +181,7 @@ FAILURES: dict[str, tuple[Handler, int, str]] = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_a_failing_upstream_is_one_clear_line(
+def test_a_failing_upstream_gives_one_clear_line(
     models: Models, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ledom.serve.upstream._PAUSES", (0.0, 0.0))
@@ -211,7 +211,7 @@ def test_a_busy_upstream_says_when_to_try_again(
             assert (answer.status_code, answer.headers.get("retry-after")) == (502, passes)
 
 
-def test_an_upstream_that_asks_for_a_long_wait_is_not_asked_again(models: Models) -> None:
+def test_an_upstream_that_asks_for_a_long_wait_is_not_retried(models: Models) -> None:
     asked = []
 
     def busy(request: httpx.Request) -> httpx.Response:
@@ -224,10 +224,10 @@ def test_an_upstream_that_asks_for_a_long_wait_is_not_asked_again(models: Models
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 418, 429, 500])
-def test_no_message_has_the_key(
+def test_no_message_contains_the_key(
     models: Models, status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An upstream may repeat what it was sent; of a wrong key it may repeat a part."""
+    """An upstream may echo what it was sent, and for a wrong key a part of it."""
     monkeypatch.setattr("ledom.serve.upstream._PAUSES", ())
 
     def repeats(request: httpx.Request) -> httpx.Response:
@@ -241,7 +241,7 @@ def test_no_message_has_the_key(
 
 
 @pytest.mark.parametrize("key", ["sk-1\n", "sk 1", "sk-é", "\x00"])
-def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
+def test_a_key_that_cannot_be_in_a_header_is_refused(key: str) -> None:
     with pytest.raises(InputError, match="OPENAI_API_KEY") as refused:
         Upstream("http://up/v1", "big", key)
     assert key not in str(refused.value)
@@ -256,7 +256,7 @@ def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
     ],
 )
-def test_what_cannot_be_chosen_is_refused_before_anything_is_drawn(
+def test_impossible_choices_are_refused_before_anything_is_sampled(
     models: Models, more: dict[str, Any]
 ) -> None:
     asked = []

@@ -1,4 +1,4 @@
-"""The texts of tokens: joined they are the text, whatever the tokenizer does at a token's start."""
+"""The texts of tokens add up to the whole text, whatever the tokenizer does at token starts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_tokens_keep_the_spaces_that_sentencepiece_puts_at_their_start(form: str
 
 
 @pytest.mark.parametrize("direction", Direction)
-def test_the_last_of_the_tokens_that_share_a_character_has_it(direction: Direction) -> None:
+def test_a_shared_character_belongs_to_its_last_token(direction: Direction) -> None:
     lm = FakeLanguageModel(direction=direction)  # a token per byte
     made = Generation("é😀 b", lm.tokenizer.encode("é😀 b").ids, "stop")
     assert texts(lm, "", made) == ["", "é", "", "", "", "😀", " ", "b"]
@@ -47,7 +47,7 @@ def test_the_last_of_the_tokens_that_share_a_character_has_it(direction: Directi
     assert texts(lm, "", cut)[:3] == ["", "é", ""]
 
 
-def test_a_stop_cuts_tokens_by_their_texts() -> None:
+def test_a_stop_string_cuts_tokens_by_their_texts() -> None:
     tokens = [Token(i, 0.0, text) for i, text in enumerate([" a", "", "é", " time"])]
     for text, count in ((" aé time", 4), (" aé", 3), (" a", 1), (" ", 1), ("", 0)):
         assert tokens_of(tokens, text, Direction.FORWARD) == tokens[:count]
@@ -56,7 +56,7 @@ def test_a_stop_cuts_tokens_by_their_texts() -> None:
 
 
 @pytest.mark.parametrize("model", ["forward", "reverse"])
-def test_offsets_are_places_in_the_text(client: TestClient, model: str) -> None:
+def test_offsets_are_positions_in_the_text(client: TestClient, model: str) -> None:
     body = {"model": model, "prompt": "é b", "max_tokens": 0, "echo": True, "logprobs": 0}
     found = client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
     ids = client.post("/tokenize", json={"prompt": "é b", "model": model}).json()["tokens"]
@@ -67,8 +67,8 @@ def test_offsets_are_places_in_the_text(client: TestClient, model: str) -> None:
             assert text.startswith(name, offset)
 
 
-def test_the_token_after_a_text_is_one_more(client: TestClient) -> None:
-    """Clients drop it: without it they would drop the last token of the text."""
+def test_the_token_after_a_text_is_added(client: TestClient) -> None:
+    """Clients drop it; without it, they would drop the last token of the text."""
     for prompt in ("7 + 1", [10, 11, 12]):
         body = {"model": "reverse", "prompt": prompt, "echo": True, "logprobs": 0}
         one, none = (
@@ -79,14 +79,14 @@ def test_the_token_after_a_text_is_one_more(client: TestClient) -> None:
 
 
 def first_completed(text: str, stops: tuple[str, ...]) -> str:
-    """What precedes the stop that is complete first when the text is written by character."""
+    """The text before the stop that is completed first when writing character by character."""
     for end in range(1, len(text) + 1):
         if lengths := [len(stop) for stop in stops if text[:end].endswith(stop)]:
             return text[: end - max(lengths)]
     return text
 
 
-def test_of_several_stops_the_one_that_is_written_first_counts() -> None:
+def test_of_several_stops_the_first_completed_one_counts() -> None:
     stops = ["bc", "ab", "cab", "b", "xx", "abcab"]
     for chosen in permutations(stops, 2):
         for letters in product("abc", repeat=5):

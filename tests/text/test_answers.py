@@ -1,7 +1,7 @@
-"""Answers are found where a solution states them; nothing raises or hangs.
+"""Answers are extracted from where a solution states them; nothing raises or hangs.
 
-The last tests run on real solutions and are skipped where
-`../shared/data`, which is not part of the repository, is absent.
+The last tests use real solutions. They are skipped without `../shared/data`, which is not part
+of the repository.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        # the mark of GSM8K
+        # GSM8K's marker
         ("16 - 3 = 13\n#### 18", "18"),
         ("16 - 3 = 13\n#### 17\nNo:\n#### 1,800\n", "1,800"),
         ("so 18 #### 18\n\nQ: And 3 more?", "18"),
@@ -37,7 +37,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
         ("\\boxed {7} then \\boxed{8", "7"),
         ("\\boxed{4}. The answer is 5", "4"),
-        # what the 16 models of the candidates write
+        # forms written by the candidates' 16 models
         ("She makes 13 * 2 = $<<13*2=26>>26\nA: 26", "26"),
         ("A: 26\n\nQ: How many are 3 eggs?", "26"),
         ("He ran 3 * 3 * 60 = 540 meters. The answer is 540.", "540"),
@@ -56,7 +56,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ('{"answer": 1,234, "confidence": 0.9}', "1,234"),
         ('{"reasoning": "no numbers", "answer": null}', None),
         ('The answer is: \\"answer\\": \\"3,000\\""\n}\n```', "3,000"),
-        # other habits of models
+        # other forms that models write
         ("The final answer is $18$. I hope it is correct.", "18"),
         ("**Answer:** 42\n\nHope this helps with all 3 tasks!", "42"),
         ("**Final answer**: 42", "42"),
@@ -121,7 +121,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ('{"answer": [3, 4], "confidence": 0.9}', "3, 4"),
         ("The answer is 5.\n\nQ: What is 3 + 4?\nA: 7", "5"),
         ("He has 3.\nQuestion: how many in all?\nAnswer: 5", "5"),
-        # a text that is itself the answer
+        # the whole text is the answer
         ("B", "B"),
         ("**(B)**", "(B)"),
         ("C. 15", "C. 15"),
@@ -131,7 +131,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("\\ln 2", "\\ln 2"),
         ("(x+1)(x+2)", "(x+1)(x+2)"),
         ("2 hours and 30 minutes", "2 hours and 30 minutes"),
-        ("so x is -5", "-5"),  # no product of letters
+        ("so x is -5", "-5"),  # not a product of letters
         ("3 + 4 = 8", "8"),
         ("5 + 6 = 11, 11 * 2 = 22 apples", "22"),
         # thoughts and tags
@@ -140,7 +140,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("<think>5</think><answer> 1/2 </answer> in 3 steps", "1/2"),
         ("<answer>x + 1</answer>", "x + 1"),
         ("<ANSWER>5</ANSWER> in 3 steps", "5"),
-        # no mark: what the last number is a part of
+        # no marker: the expression that contains the last number
         ("Therefore, x = 5 or x = -5.", "x = 5 or x = -5"),
         ("The probability is $\\frac{1}{2}$.", "\\frac{1}{2}"),
         ("Thus $x = 5$.", "5"),
@@ -162,7 +162,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("so x is \\frac72", "\\frac72"),
         ("so it is 5×10³", "5×10³"),
         ("so there are 2³ ways.", "2³"),
-        # no mark: a formula without delimiters, whole
+        # no marker: a whole formula without delimiters
         ("So we get 3 + 2\\sqrt{2}.", "3 + 2\\sqrt{2}"),
         ("Therefore x = 3 - 2\\sqrt{2}", "3 - 2\\sqrt{2}"),
         ("so x is (1+\\sqrt{5})/2.", "(1+\\sqrt{5})/2"),
@@ -192,7 +192,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("The roots are 3 and 5.", "3 and 5"),
         ("The roots are 3 and 5. Their sum is 8.", "8"),
         ("so x = 3 or 5", "3 or 5"),
-        # no mark: a number in a notation of its own
+        # no marker: a number in special notation
         ("so it is 0.\\overline{3}", "0.\\overline{3}"),
         ("so it is 0.1(6).", "0.1(6)"),
         ("the number is 1011_2", "1011_2"),
@@ -202,11 +202,11 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("The date is 5/6/2020.", "5/6/2020"),
         ("The date is 2020-05-06.", "2020-05-06"),
         ("It takes 3-4 days.", "3-4"),
-        # no mark: what is no formula
+        # no marker: not a formula
         ("it is 5m long", "5"),
         ("an F-16", "16"),
         ("a 3-d box of 2m", "2"),
-        # no mark: the last number, which is no exponent
+        # no marker: the last number that is not an exponent
         ("the area is 20 cm^2.", "20"),
         ("the volume is 20 m^{3}.", "20"),
         ("the area is 20 cm²", "20"),
@@ -243,7 +243,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("", None),
     ],
 )
-def test_the_final_answer_of_a_text(text: str, answer: str | None) -> None:
+def test_the_final_answer_is_extracted(text: str, answer: str | None) -> None:
     assert extract_answer(text) == answer
 
 
@@ -269,7 +269,7 @@ def test_is_correct_compares_by_value() -> None:
         (None, " ", "4", None),
     ],
 )
-def test_the_label_counts_before_the_answer(
+def test_the_label_takes_precedence_over_the_answer(
     label: bool | None, known: str | None, answer: str | None, right: bool | None
 ) -> None:
     candidate = Candidate(problem_id="p", index=0, text="...", correct=label)
@@ -305,7 +305,7 @@ def test_the_label_counts_before_the_answer(
 )
 @pytest.mark.parametrize("prefix", ["", "The answer is ", "#### ", "\\boxed{"])
 def test_long_hostile_texts_take_linear_time(unit: str, prefix: str) -> None:
-    """Ten times the text may take 10 times as long, not 100; 30 allows for a busy machine."""
+    """Ten times the text may take 10 times as long, but not 100; 30 allows for a busy machine."""
     seconds = []
     for size in (5_000, 50_000):
         text = prefix + unit * (size // len(unit))
@@ -316,7 +316,7 @@ def test_long_hostile_texts_take_linear_time(unit: str, prefix: str) -> None:
     assert seconds[1] < 30 * max(seconds[0], 0.01)
 
 
-def test_a_megabyte_of_nested_boxes() -> None:
+def test_a_megabyte_of_nested_boxes_is_handled() -> None:
     depth = 1_000_000 // len("\\boxed{}")
     start = time.process_time()
     answer = extract_answer("\\boxed{" * depth + "5" + "}" * depth)
@@ -326,17 +326,17 @@ def test_a_megabyte_of_nested_boxes() -> None:
 
 def _lines(path: Path) -> list[dict[str, str]]:
     if not path.exists():
-        pytest.skip(f"{path} is not there: real data is no part of the repository")
+        pytest.skip(f"{path} is missing: real data is not part of the repository")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.slow
-def test_agrees_with_the_labels_of_real_candidates() -> None:
-    """Labels by the authors of four data sets, who read the answers in ways of their own.
+def test_verdicts_agree_with_the_labels_of_real_candidates() -> None:
+    """The labels come from the authors of four data sets, each with their own answer extraction.
 
-    What disagrees is nearly all of two models whose answers were not counted where no "The answer
-    is" stood before them; we take the last number there. Six answers are right and such as
-    118 000, which no label counts as right.
+    Nearly all disagreements are on two models whose answers did not count without "The answer is";
+    we take the last number there. Six answers are right but written like 118 000, which no label
+    counts as right.
     """
     problems = {p["id"]: p["answer"] for p in _lines(DATA / "gsm8k" / "test.jsonl")}
     num_all: Counter[str] = Counter()
@@ -357,7 +357,7 @@ def test_agrees_with_the_labels_of_real_candidates() -> None:
         assert num_agreeing[model] >= 0.95 * number, model
 
 
-def test_finds_the_answer_of_real_solutions() -> None:
+def test_the_answers_of_real_solutions_are_found() -> None:
     for problem in _lines(DATA / "math" / "math500.jsonl"):
         assert is_correct(problem["solution"], problem["answer"]), problem["id"]
     for problem in _lines(DATA / "gsm8k" / "test.jsonl"):

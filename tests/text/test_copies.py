@@ -1,4 +1,4 @@
-"""What of a solution is copied from its question."""
+"""The parts of a solution that are copied from its question."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ QUESTION = "Ava has 24 red pens and gives 6 of them away. How many are left?"
         ("", ""),
     ],
 )
-def test_copies_are_cut(solution: str, left: str) -> None:
+def test_copies_are_removed(solution: str, left: str) -> None:
     assert without_copies(solution, QUESTION, 4) == left
 
 
-def test_fewer_words_are_no_copy() -> None:
+def test_fewer_words_are_not_a_copy() -> None:
     words = "has 24 red pens"
     assert copied_passages(words, QUESTION, 5) == []
     assert copied_passages(words, QUESTION, 4) == [(0, len(words))]
@@ -37,7 +37,7 @@ def test_characters_are_the_words_of_scripts_without_spaces() -> None:
     assert copied_passages("小红有8支", "小明有24支红笔，送出6支。", 3) == []
 
 
-def test_digits_of_such_a_script_are_one_number() -> None:
+def test_digits_in_such_a_script_form_one_number() -> None:
     assert [match.group() for match in re.finditer(WORD, "๑๒ บ人々3")] == [
         "๑๒",
         "บ",

@@ -1,4 +1,4 @@
-"""Near duplicates: the similarity by hand, what does not count, and the index against all pairs."""
+"""Near duplicates: similarity by hand, what does not count, and the index vs. all pairs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TEXT = " ".join(WORDS)  # 36 n-grams of five words
 
 
 @pytest.mark.parametrize(("similarity", "is_found"), [(0.84, True), (0.85, False)])
-def test_one_other_word_among_forty(similarity: float, is_found: bool) -> None:
-    """The third word from the end is part of three n-grams: 33 shared of 36 + 3, which is 0.846."""
+def test_one_different_word_among_forty(similarity: float, is_found: bool) -> None:
+    """The third word from the end is in three n-grams, so 33 of 36 + 3 are shared: 0.846."""
     seen = NearDuplicates(similarity)
     seen.add(TEXT)
     other = " ".join([*WORDS[:37], "x", *WORDS[38:]])
@@ -32,7 +32,7 @@ def test_letter_case_and_punctuation_do_not_count() -> None:
 
 
 def test_characters_are_the_words_of_scripts_without_spaces() -> None:
-    text = "".join(map(chr, range(0x4E00, 0x4E28)))  # as above: forty words, another near the end
+    text = "".join(map(chr, range(0x4E00, 0x4E28)))  # as above: 40 words, one changed
     seen = NearDuplicates(0.84)
     seen.add(text)
     assert seen.find(text[:37] + "x" + text[38:])
@@ -46,7 +46,7 @@ def test_texts_of_fewer_words_than_an_n_gram_are_compared_whole() -> None:
     assert seen.find("") is None
 
 
-def test_the_most_similar_is_found_and_the_first_of_equals() -> None:
+def test_the_most_similar_is_found_or_the_first_of_equals() -> None:
     near, nearer = f"x {' '.join(WORDS[1:])}", f"{' '.join(WORDS)} y"
     seen = NearDuplicates(0.8)
     for text in (near, nearer, nearer.upper()):
@@ -54,8 +54,8 @@ def test_the_most_similar_is_found_and_the_first_of_equals() -> None:
     assert seen.find(TEXT) == nearer
 
 
-def test_the_index_finds_what_all_pairs_give() -> None:
-    """Texts of a similarity of 0.95 (a word more at the end) among many others."""
+def test_the_index_finds_the_same_as_comparing_all_pairs() -> None:
+    """Texts with a similarity of 0.95 (one more word at the end) among many others."""
     rng = random.Random(1)
     texts = [" ".join(str(rng.randrange(1000)) for _ in range(30)) for _ in range(60)]
     seen = NearDuplicates(0.8)
@@ -65,12 +65,12 @@ def test_the_index_finds_what_all_pairs_give() -> None:
 
 
 @pytest.mark.parametrize("similarity", [0, -1, 1.01, float("nan")])
-def test_a_similarity_out_of_range(similarity: float) -> None:
+def test_a_similarity_out_of_range_is_refused(similarity: float) -> None:
     with pytest.raises(InputError, match=r"similarity is .*; it must lie in \(0, 1\]"):
         NearDuplicates(similarity)
 
 
-def test_without_datasketch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_datasketch_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
     with pytest.raises(MissingExtraError, match=r"datasketch .*ledom\[data\]"):
         NearDuplicates()

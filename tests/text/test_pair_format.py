@@ -11,7 +11,7 @@ from ledom.text.tokenizer import EOS_TOKEN, Tokenizer, train_tokenizer
 
 @pytest.fixture(scope="module")
 def two_chars() -> Tokenizer:
-    """Every two characters are a token (id 1), so that spans can be counted by hand; EOS is 0."""
+    """Every two characters form a token (id 1), so spans can be counted by hand; EOS is 0."""
     backend = RustTokenizer(models.WordLevel({EOS_TOKEN: 0, "?": 1}, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]{1,2}"), "isolated")
     return Tokenizer(backend)
@@ -23,7 +23,7 @@ def encode(tokenizer, question, solution, template="{question}\n\n{solution}", s
     return pair
 
 
-def test_spans_by_hand(two_chars):
+def test_spans_equal_those_by_hand(two_chars):
     pair = encode(two_chars, "abcd", "efg")  # EOS ab cd \n\n ef g EOS
     assert pair.ids == [0, 1, 1, 1, 1, 1, 0]
     assert pair.question == (1, 3)
@@ -31,7 +31,7 @@ def test_spans_by_hand(two_chars):
     assert pair.offsets == [(0, 0), (0, 2), (2, 4), (0, 0), (0, 2), (2, 3), (0, 0)]
 
 
-def test_without_special_tokens(two_chars):
+def test_encoding_without_special_tokens(two_chars):
     pair = encode(two_chars, "abcd", "efg", special=False)
     assert (pair.ids, pair.question, pair.solution) == ([1] * 5, (0, 2), (3, 5))
     assert pair.offsets == [(0, 2), (2, 4), (0, 0), (0, 2), (2, 3)]
@@ -49,7 +49,7 @@ def test_a_token_across_a_literal_belongs_to_the_later_part(two_chars):
     assert pair.offsets == [(0, 0), (0, 2), (0, 0), (0, 1), (1, 2), (0, 0)]
 
 
-def test_literals_before_and_after(two_chars):
+def test_literals_may_come_before_and_after(two_chars):
     pair = encode(two_chars, "ab", "cd", "Q:{question}A:{solution}..")
     # EOS Q: ab A: cd .. EOS
     assert (pair.question, pair.solution) == ((2, 3), (4, 5))
@@ -68,13 +68,13 @@ def test_empty_fields_have_empty_spans(two_chars, question, solution, spans):
     assert (pair.question, pair.solution) == spans
 
 
-def test_many_pairs_are_as_each_alone(tokenizer):
+def test_encoding_many_pairs_equals_encoding_each_alone(tokenizer):
     pairs = [("How many?", "5"), ("", "x"), ("a much longer question than the others", "")]
     together = PairFormat().encode(tokenizer, pairs, [0], [0])
     assert together == [encode(tokenizer, *pair) for pair in pairs]
 
 
-def test_every_byte_of_an_emoji_is_the_same_character(tokenizer):
+def test_every_byte_of_an_emoji_belongs_to_the_same_character(tokenizer):
     pair = encode(tokenizer, "🍎", "7")  # the tokenizer has seen no emoji: four bytes, four tokens
     assert pair.question == (1, 5)
     assert pair.offsets[1:5] == [(0, 1)] * 4
@@ -94,7 +94,7 @@ def test_spans_cover_the_fields_of_any_script(tokenizer, question, solution):
     text = question + "\n\n" + solution
     assert tokenizer.decode(pair.ids) == text
     assert (pair.ids[0], pair.ids[-1]) == (tokenizer.eos_id, tokenizer.eos_id)
-    # A token's last character, found from the lengths of the decoded prefixes, says where it goes.
+    # A token belongs where its last character is, which the lengths of decoded prefixes show.
     starts, ends = len(question), len(question) + 2
     places = [offsets[1] for offsets in tokenizer.encode(text).offsets]
     assert pair.question == (1, 1 + sum(place <= starts for place in places))
@@ -104,8 +104,8 @@ def test_spans_cover_the_fields_of_any_script(tokenizer, question, solution):
 
 
 @pytest.mark.parametrize("trim", [False, True])
-def test_a_cut_ends_where_offsets_leave_out_spaces(trim):
-    """Pythia's and RoBERTa's offsets have no spaces: the cut left one, and never ended."""
+def test_truncation_ends_even_if_offsets_omit_spaces(trim):
+    """Pythia's and RoBERTa's offsets omit spaces: truncation left one and never ended."""
     tokenizer = train_tokenizer([], 257)  # a token per byte
     tokenizer.backend.post_processor = processors.ByteLevel(trim_offsets=trim)
     for room, kept in ((7, "a b c  "), (6, "a b c "), (5, "a b c"), (4, "a b "), (2, "a ")):
@@ -126,7 +126,7 @@ def test_a_solution_loses_the_tokens_that_do_not_fit(two_chars):
         PairFormat().fit(two_chars, pairs, [0], [0], room=4)
 
 
-def test_what_each_direction_reads_first():
+def test_the_format_knows_what_each_direction_reads_first():
     pair_format = PairFormat("Q: {question}\nA: {solution}\nend")
     assert pair_format.before_solution("why?") == "Q: why?\nA: "
     assert pair_format.after_question("because") == "\nA: because\nend"
@@ -155,7 +155,7 @@ def test_a_template_without_each_field_once_in_order_is_refused(template):
         PairFormat(template)
 
 
-# No braces, so that literals make a template; a surrogate is no text.
+# No braces, so that literals form a template; surrogates are not text.
 SHORT = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), max_size=7)
 
 
@@ -164,7 +164,7 @@ SHORT = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]
 def test_every_token_belongs_to_the_part_of_its_last_character(
     two_chars, before, question, between, solution, after
 ):
-    """Counted by hand: of tokens of two characters, that with character c is the (c // 2)th."""
+    """Counted by hand: with two characters per token, character c is in token c // 2."""
     template = f"{before}{{question}}{between}{{solution}}{after}"
     pair = encode(two_chars, question, solution, template, special=False)
     text = before + question + between + solution + after
@@ -176,7 +176,7 @@ def test_every_token_belongs_to_the_part_of_its_last_character(
         mine = [token for token, place in enumerate(last) if start <= place < end]
         assert list(range(*span)) == mine
         for token in mine:
-            first = max(0, 2 * token - start)  # a token that straddles counts its own part only
+            first = max(0, 2 * token - start)  # a straddling token counts only for its own part
             assert pair.offsets[token] == (first, last[token] + 1 - start)
         start = end + len(between)
     fields = {*range(*pair.question), *range(*pair.solution)}

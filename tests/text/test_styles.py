@@ -1,4 +1,4 @@
-"""The styles of a solution: what each keeps, and that equations stay true."""
+"""Solution styles: what each keeps, and that equations stay true."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ GSM8K = (
         ("", ""),
     ],
 )
-def test_plain_style(text: str, plain: str) -> None:
+def test_the_plain_style(text: str, plain: str) -> None:
     assert restyle(text, "plain") == plain
     assert restyle(plain, "plain") == plain
 
@@ -62,17 +62,17 @@ def test_plain_style(text: str, plain: str) -> None:
         ("(-2) * 3 = -6 and 5 + (-6) = -1", "-2 * 3 = -6 5 + -6 = -1\n#### -1"),
         ("180-355=-$175", "180 - 355 = -175\n#### -175"),
         ("5-8 days", "5 8\n#### 5-8"),
-        ("So x = -3, y = 2 and z = -4.\nThe answer is 7", "-3 2 -4\n#### 7"),  # also read again
+        ("So x = -3, y = 2 and z = -4.\nThe answer is 7", "-3 2 -4\n#### 7"),  # also if redone
         ("Of 12,000 minutes 40% is $4800. Now,\nit is so.", "12000 40% 4800\n#### 4800"),
         ("I do not know.", ""),
     ],
 )
-def test_numbers_style(text: str, bare: str) -> None:
+def test_the_numbers_style(text: str, bare: str) -> None:
     assert restyle(text, "numbers") == bare
     assert restyle(bare, "numbers") == bare
 
 
-def test_a_known_answer_takes_the_place_of_the_stated_one() -> None:
+def test_a_known_answer_replaces_the_stated_one() -> None:
     for style in ("plain", "numbers"):
         assert restyle("3 + 4 = 7 pens", style, "9") == restyle("3 + 4 = 7 pens\n#### 9", style)
     assert restyle("3 + 4 = 7 pens", "as written", "9") == "3 + 4 = 7 pens"
@@ -100,7 +100,7 @@ def test_a_final_answer_keeps_its_value(stated: str, final: str) -> None:
 @pytest.mark.parametrize(
     "text", ["(" * 9999, "1 + " * 9999, "\\frac{" * 999, "1 a" * 9999, "<<" * 9999, "9" * 30000]
 )
-def test_hostile_texts_take_no_time(style: str, text: str) -> None:
+def test_hostile_texts_are_converted_quickly(style: str, text: str) -> None:
     started = time.process_time()
     restyle(text, style)
     assert time.process_time() - started < 20  # a pattern that backtracks takes minutes
@@ -129,7 +129,7 @@ def test_hostile_texts_take_no_time(style: str, text: str) -> None:
         ("1 + 2(20) = 41", "1 + 2 * 20 = 41"),
         ("(so 3 + 4 = 7)", "3 + 4 = 7"),
         ("$90 (the cost) - $70 (the loss) = $20", "90 - 70 = 20"),
-        # powers, and sides in between
+        # powers, and intermediate sides
         ("2^3 + 1 = 9", "2 ^ 3 + 1 = 9"),
         ("2**3 = 8", "2 ^ 3 = 8"),
         (r"2\cdot3^2 = 18", "2 * 3 ^ 2 = 18"),
@@ -140,7 +140,7 @@ def test_hostile_texts_take_no_time(style: str, text: str) -> None:
         ("50/ 1/2 = 100 halves", "50 * 2 / 1 = 100"),
         ("2 cups / 1/4 cup/burger = 8 burgers", "2 * 4 / 1 = 8"),
         ("48 / 2 / 3 = 8", "48 / 2 / 3 = 8"),
-        # digits in groups
+        # grouped digits
         ("12 000 + 500 = 12 500", "12000 + 500 = 12500"),
         ("12\xa0500 + 500 = 13\xa0000 people", "12500 + 500 = 13000"),
         (r"12{,}000 / 3 = 4{,}000", "12000 / 3 = 4000"),
@@ -168,7 +168,7 @@ def test_a_number_in_brackets_stays_a_number() -> None:
     assert restyle("4 time(s) (or so)", "plain", "4") == "4 time(s) or so\n#### 4"
 
 
-def test_a_bullet_is_no_sign() -> None:
+def test_a_bullet_is_not_a_minus_sign() -> None:
     assert restyle("•5 + 3 = 8\n#### 8", "equations") == "5 + 3 = 8\n#### 8"
 
 
@@ -210,7 +210,7 @@ def test_a_calculation_that_is_not_understood_gives_no_equation(text: str) -> No
     ("text", "equation"),
     [
         ("5 pens + 3 cups = 9 things", None),
-        ("5 pens + 3 pens = 9 pens", "5 + 3 = 9"),  # as a wrong answer has it
+        ("5 pens + 3 pens = 9 pens", "5 + 3 = 9"),  # as in a wrong answer
         ("3 miles/hour * 2 hours = 6 miles", "3 * 2 = 6"),
         (r"6 \div \frac{1}{2} = 12", "6 * 2 / 1 = 12"),
         ("4 * 50 = 200 = x", "4 * 50 = 200"),

@@ -32,14 +32,14 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_any_text_comes_back(tokenizer, text):
+def test_any_text_survives_a_round_trip(tokenizer, text):
     encoding = tokenizer.encode(text)
     assert tokenizer.decode(encoding.ids) == text
     assert len(encoding.offsets) == len(encoding.ids)
     assert tokenizer.eos_id not in encoding.ids
 
 
-def test_every_single_token_comes_back(tokenizer):
+def test_every_single_token_survives_a_round_trip(tokenizer):
     assert tokenizer.decode([tokenizer.encode("7").ids[0]]) == "7"
     assert tokenizer.decode([]) == ""
 
@@ -48,17 +48,17 @@ def test_offsets_count_characters(tokenizer):
     assert tokenizer.encode("é5").offsets == [(0, 1), (0, 1), (1, 2)]  # two bytes, one character
 
 
-def test_a_batch_is_as_each_alone(tokenizer):
+def test_encoding_a_batch_equals_encoding_each_alone(tokenizer):
     assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
     assert tokenizer.encode_batch([]) == []
 
 
-def test_digits_are_single_tokens_however_frequent():
+def test_digits_are_single_tokens_even_if_frequent():
     tokenizer = train_tokenizer(["2024 costs 1000 and 2024, 1000"] * 50, 300)
     pieces = [tokenizer.decode([i]) for i in tokenizer.encode("2024 costs 1000").ids]
     assert [p for p in pieces if p.strip().isdigit()] == [*"2024", " 1", "0", "0", "0"]
     assert "costs" in "".join(pieces)
-    assert max(len(p) for p in pieces) > 2  # words did merge
+    assert max(len(p) for p in pieces) > 2  # letters did merge
 
 
 def test_digits_may_merge():
@@ -78,7 +78,7 @@ def test_a_vocabulary_too_small_for_bytes_or_too_large_for_memory_is_refused(siz
         train_tokenizer(["a"], size)
 
 
-def test_the_smallest_vocabulary_still_takes_any_text():
+def test_the_smallest_vocabulary_still_encodes_any_text():
     tokenizer = train_tokenizer(["abab"], 257)
     assert tokenizer.vocab_size == 257
     assert tokenizer.decode(tokenizer.encode("abab שלום").ids) == "abab שלום"
@@ -117,20 +117,20 @@ def test_which_token_is_eos(folder, configured, asked, eos_id):
 
 
 @pytest.mark.parametrize("token", ["<a>", {"content": "<a>"}])
-def test_eos_may_stand_in_the_map_of_special_tokens(folder, token):
+def test_eos_may_be_in_the_special_tokens_map(folder, token):
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": token}))
     assert Tokenizer.load(folder).eos_id == 1
 
 
 @pytest.mark.parametrize("config", ["[]", '{"eos_token": 3}', '{"eos_token": {"content": 3}}'])
-def test_a_config_that_makes_no_sense_is_refused(folder, config):
+def test_a_senseless_config_is_refused(folder, config):
     (folder / "tokenizer_config.json").write_text(config)
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: "):
         Tokenizer.load(folder)
 
 
-def test_a_vocabulary_with_holes_is_as_large_as_its_largest_id_asks(tmp_path):
+def test_a_vocabulary_with_gaps_covers_its_largest_id(tmp_path):
     backend = RustTokenizer(models.WordLevel({EOS_TOKEN: 0, "a": 1, "b": 9}, unk_token="a"))
     assert backend.get_vocab_size() == 3
     assert Tokenizer(backend).vocab_size == 10
@@ -142,8 +142,8 @@ def llama_like(request):
 
 
 @pytest.mark.parametrize("text", ["Once upon a time", "two  blanks", "it is 🎉 so", "a\n\nb c"])
-def test_a_text_cut_between_tokens_has_the_ids_of_the_whole(llama_like, tokenizer, text):
-    """ids(a) + ids(b) = ids(ab); a dummy prefix at b would be a blank that is not there."""
+def test_a_text_split_between_tokens_has_the_ids_of_the_whole(llama_like, tokenizer, text):
+    """ids(a) + ids(b) = ids(ab); a dummy prefix at b would add a space."""
     for one in (llama_like, tokenizer):
         whole = one.encode(text)
         assert one.decode(whole.ids) == text
@@ -151,11 +151,11 @@ def test_a_text_cut_between_tokens_has_the_ids_of_the_whole(llama_like, tokenize
         assert cuts
         for cut in cuts:
             joined = one.encode(text[:cut]).ids + one.encode_inside(text[cut:])
-            # A character of several tokens ends more than once at the same place.
+            # A character of several tokens ends at the same place more than once.
             assert joined == whole.ids, text[:cut]
 
 
-def test_a_byte_level_prefix_is_a_dummy_too():
+def test_a_byte_level_prefix_is_also_a_dummy():
     made = RustTokenizer.from_str(train_tokenizer(["an end an end"] * 9, 270).backend.to_str())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     one = Tokenizer(made)
@@ -164,23 +164,23 @@ def test_a_byte_level_prefix_is_a_dummy_too():
     assert one.encode_inside("end") != one.encode("end").ids
 
 
-def test_written_text_keeps_its_first_blank(llama_like):
+def test_generated_text_keeps_its_first_space(llama_like):
     before, whole = llama_like.encode("Once upon").ids, llama_like.encode("Once upon a time").ids
     assert whole[: len(before)] == before
-    assert llama_like.decode(whole[len(before) :]) == "a time"  # what is lost when read alone
+    assert llama_like.decode(whole[len(before) :]) == "a time"  # lost if decoded alone
     assert llama_like.decode_after(before, whole[len(before) :]) == " a time"
     assert llama_like.decode_after([], whole) == "Once upon a time"
 
 
-def test_bytes_that_spoil_the_text_before_them_leave_it_out(llama_like):
-    """Byte pieces that stand together are read together: one too many makes all of them U+FFFD."""
+def test_bytes_that_corrupt_preceding_text_are_kept_separate(llama_like):
+    """Adjacent byte pieces are decoded together: one too many turns all of them into U+FFFD."""
     before, stray = llama_like.encode("so 🎉").ids, llama_like.token_id("<0x8E>")
     assert llama_like.decode([*before, stray]) == "so " + "\ufffd" * 5
     assert llama_like.decode_after(before, [stray]) == "\ufffd"
 
 
 def test_a_literal_replacement_character_belongs_to_its_own_tokens(llama_like, tokenizer):
-    """The piece of a character's last token is the character, found from the offsets."""
+    """The piece of a character's last token is that character, found from the offsets."""
     for one in (llama_like, tokenizer):
         for text in ("a\ufffdb", "é\ufffd\ufffdé c", "\ufffd", "🎉\ufffd a\ufffd"):
             encoding = one.encode(text)
@@ -193,11 +193,11 @@ def test_a_literal_replacement_character_belongs_to_its_own_tokens(llama_like, t
     assert tokenizer.pieces([]) == []
 
 
-def test_the_pieces_of_any_tokens_are_their_text(llama_like, tokenizer):
+def test_the_pieces_of_any_tokens_add_up_to_their_text(llama_like, tokenizer):
     rng = random.Random(0)
     for one in (llama_like, tokenizer):
         for _ in range(50):
-            ids = [rng.randrange(one.vocab_size) for _ in range(20)]  # special tokens among them
+            ids = [rng.randrange(one.vocab_size) for _ in range(20)]  # including special tokens
             assert "".join(one.pieces(ids)) == one.decode(ids)
 
 
@@ -208,7 +208,7 @@ def test_pieces_take_linear_time(tokenizer):
         start = time.process_time()
         tokenizer.pieces(ids)
         seconds.append(time.process_time() - start)
-    assert seconds[1] < 30 * max(seconds[0], 0.01)  # 100 times where it is quadratic
+    assert seconds[1] < 30 * max(seconds[0], 0.01)  # quadratic time would give 100
 
 
 def test_half_a_surrogate_pair_is_refused(llama_like):
@@ -226,7 +226,7 @@ def test_half_a_surrogate_pair_is_refused(llama_like):
 @pytest.mark.parametrize("adds", [None, True, False])
 @pytest.mark.parametrize("processed", [True, False])
 @pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "LlamaTokenizer"])
-def test_bos_is_what_transformers_puts_in_front(tmp_path, kind, adds, processed):
+def test_bos_is_what_transformers_adds(tmp_path, kind, adds, processed):
     one = sentencepiece_like("prepend")
     if processed:
         start = ("<s>", one.token_id("<s>"))
@@ -236,7 +236,7 @@ def test_bos_is_what_transformers_puts_in_front(tmp_path, kind, adds, processed)
     config |= {} if adds is None else {"add_bos_token": adds}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     loaded = Tokenizer.load(tmp_path)
-    # transformers 5 ignores `add_bos_token` beside a tokenizer.json.
+    # transformers 5 ignores `add_bos_token` if there is a tokenizer.json.
     assert loaded.bos_tokens == (["<s>"] if processed else [])
     bos = [loaded.token_id(token) for token in loaded.bos_tokens]
     found = AutoTokenizer.from_pretrained(tmp_path)("a time").input_ids
@@ -245,7 +245,7 @@ def test_bos_is_what_transformers_puts_in_front(tmp_path, kind, adds, processed)
     assert AutoTokenizer.from_pretrained(tmp_path / "exported")("a time").input_ids == found
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path, tokenizer):
+def test_saving_and_loading_changes_nothing(tmp_path, tokenizer):
     tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
     assert loaded.fingerprint == tokenizer.fingerprint
@@ -258,7 +258,7 @@ def test_saving_keeps_the_name_of_eos(folder, tmp_path):
     assert Tokenizer.load(tmp_path).eos_token == "<b>"
 
 
-def test_padding_and_truncation_of_a_file_are_switched_off(tmp_path, tokenizer):
+def test_padding_and_truncation_in_a_file_are_switched_off(tmp_path, tokenizer):
     backend = RustTokenizer.from_str(tokenizer.backend.to_str())
     backend.enable_truncation(3)
     backend.enable_padding(length=9)
@@ -267,8 +267,8 @@ def test_padding_and_truncation_of_a_file_are_switched_off(tmp_path, tokenizer):
     assert loaded.encode_batch(["a", TEXTS[2]]) == tokenizer.encode_batch(["a", TEXTS[2]])
 
 
-def test_random_merges_of_a_file_are_switched_off(tmp_path, tokenizer):
-    """BPE dropout would give the same text other ids each time."""
+def test_random_merges_in_a_file_are_switched_off(tmp_path, tokenizer):
+    """BPE dropout would give the same text different ids each time."""
     settings = json.loads(tokenizer.backend.to_str())
     settings["model"]["dropout"] = 0.5
     (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
@@ -280,7 +280,7 @@ def test_random_merges_of_a_file_are_switched_off(tmp_path, tokenizer):
     assert Tokenizer.load(tmp_path / "saved").fingerprint == tokenizer.fingerprint
 
 
-def test_files_that_are_no_tokenizer_are_refused(tmp_path):
+def test_files_that_are_not_a_tokenizer_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -301,7 +301,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, tokenizer):
 
 
 @pytest.mark.slow
-def test_a_death_while_it_is_saved_leaves_one_or_the_other(tmp_path, tokenizer):
+def test_a_kill_during_saving_leaves_the_old_or_the_new_one(tmp_path, tokenizer):
     other = train_tokenizer(["3 + 4 = 7"], 300)
     for moment in range(10):
         tokenizer.save(tmp_path)
@@ -318,7 +318,7 @@ def test_a_death_while_it_is_saved_leaves_one_or_the_other(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("owner", ["config.json", "manifest.json"])
-def test_the_tokenizer_of_something_else_is_not_replaced(tmp_path, owner):
+def test_the_tokenizer_of_something_else_is_not_overwritten(tmp_path, owner):
     refuse_to_replace(tmp_path)
     (tmp_path / owner).write_text("{}")
     with pytest.raises(InputError, match=f"holds a .* \\({owner}\\), whose tokenizer would be"):

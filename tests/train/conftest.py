@@ -17,7 +17,7 @@ from ledom.train.recipe import Recipe, TrainConfig
 def recipe(
     tmp_path_factory: pytest.TempPathFactory, problems: list[Problem], tiny_config: ModelConfig
 ) -> Recipe:
-    """Thirty steps of four windows, a checkpoint every five."""
+    """Thirty steps of four windows, with a checkpoint every five steps."""
     file = tmp_path_factory.mktemp("problems") / "problems.jsonl"
     write_records(file, problems)
     return Recipe(
@@ -34,7 +34,7 @@ def recipe(
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
-    """Where the recipe's data lie, prepared."""
+    """The folder with the recipe's prepared data."""
     folder = tmp_path_factory.mktemp("data")
     prepare_data(recipe.data, folder)
     return folder

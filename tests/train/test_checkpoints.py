@@ -28,7 +28,7 @@ ALONE = ProcessGroup(torch.device("cpu"))
 
 @pytest.fixture
 def make(recipe, tokenizer):
-    """Makes a model and its optimizers, one step done, from a seed."""
+    """Create a model and its optimizers from a seed, after one step."""
 
     def make(seed, matrix_optimizer="muon"):
         model = build_model(recipe.model, tokenizer, seed)
@@ -46,12 +46,12 @@ def make(recipe, tokenizer):
 
 @pytest.fixture
 def checkpoints(tmp_path, recipe, make):
-    """Those of a run in `tmp_path`."""
+    """The checkpoints of a run in `tmp_path`."""
     return Checkpoints(tmp_path, *make(0), recipe, FORWARD, ALONE)
 
 
 def save(checkpoints, *steps):
-    """Write checkpoints, each to its end."""
+    """Write checkpoints, waiting for each to finish."""
     for step in steps:
         checkpoints.save(step)
         checkpoints.wait()
@@ -69,7 +69,7 @@ def test_without_a_checkpoint_a_run_starts_at_zero(tmp_path, recipe, make):
 
 
 @pytest.mark.parametrize("matrix_optimizer", ["muon", "adamw"])
-def test_all_that_is_saved_is_restored(tmp_path, recipe, make, matrix_optimizer):
+def test_everything_saved_is_restored(tmp_path, recipe, make, matrix_optimizer):
     model, optimizers = make(0, matrix_optimizer)
     save(Checkpoints(tmp_path, model, optimizers, recipe, FORWARD, ALONE), 7)
     other, other_optimizers = make(1, matrix_optimizer)
@@ -85,25 +85,25 @@ def test_all_that_is_saved_is_restored(tmp_path, recipe, make, matrix_optimizer)
                 assert torch.equal(value, restored_state[index][key])
 
 
-def test_what_is_written_is_what_was_there_when_asked(tmp_path, recipe, make):
+def test_a_checkpoint_has_the_state_at_the_time_of_the_call(tmp_path, recipe, make):
     model, optimizers = make(0)
     before = model.model.norm.weight.clone()
     checkpoints = Checkpoints(tmp_path, model, optimizers, recipe, FORWARD, ALONE)
     checkpoints.save(5)
     with torch.no_grad():
-        model.model.norm.weight.zero_()  # while it is written
+        model.model.norm.weight.zero_()  # during the write
     checkpoints.wait()
     assert checkpoints.restore() == 5
     assert torch.equal(model.model.norm.weight, before)
 
 
-def test_only_the_newest_are_kept(tmp_path, checkpoints):
+def test_only_the_newest_checkpoints_are_kept(tmp_path, checkpoints):
     save(checkpoints, 5, 10, 100)
     assert names(tmp_path) == ["00000010", "00000100"]
     assert checkpoints.restore() == 100
 
 
-def test_young_ones_are_kept_too(tmp_path, recipe, make):
+def test_recent_checkpoints_are_kept_too(tmp_path, recipe, make):
     hours = recipe.train.model_copy(update={"keep_hours": 2.0})
     recipe = recipe.model_copy(update={"train": hours})
     checkpoints = Checkpoints(tmp_path, *make(0), recipe, FORWARD, ALONE)
@@ -116,7 +116,7 @@ def test_young_ones_are_kept_too(tmp_path, recipe, make):
     assert names(tmp_path) == ["00000010", "00000020", "00000025"]
 
 
-def test_a_write_that_was_killed_is_ignored_and_cleared(tmp_path, checkpoints):
+def test_a_killed_write_is_ignored_and_removed(tmp_path, checkpoints):
     save(checkpoints, 5)
     complete = tmp_path / "checkpoints" / "00000005"
     shutil.copytree(complete, tmp_path / "checkpoints" / "00000010.tmp")
@@ -129,14 +129,14 @@ def test_a_write_that_was_killed_is_ignored_and_cleared(tmp_path, checkpoints):
     [
         (OSError(28, "No space left on device"), "No space left on device"),
         (RuntimeError("full"), "full"),
-        # What torch says on a full disk, seen on one of 2 MB.
+        # torch's errors on a full disk, observed on one of 2 MB.
         (
             RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
             "a file was cut short, with",
         ),
     ],
 )
-def test_a_full_disk_leaves_the_last_good_one(tmp_path, checkpoints, monkeypatch, error, said):
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, checkpoints, monkeypatch, error, said):
     save(checkpoints, 5)
 
     def half(self, plan, planner):
@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path, checkpoints, monkeypatch
     assert "cannot be written: " in str(failure)
     assert said in str(failure)
     assert "inline_container" not in str(failure)
-    assert checkpoints.failure() is None  # told once
+    assert checkpoints.failure() is None  # reported once
     assert names(tmp_path) == ["00000005"]
     assert checkpoints.restore() == 5
     save(checkpoints, 10)
@@ -166,7 +166,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, checkpoints
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "run.json"])
 @pytest.mark.parametrize("kept", [0, 20, -1])
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, checkpoints, file, kept):
+def test_the_error_for_a_damaged_checkpoint_names_it(tmp_path, checkpoints, file, kept):
     save(checkpoints, 5, 10)
     damaged = tmp_path / "checkpoints" / "00000010" / file
     damaged.write_bytes(damaged.read_bytes()[:kept])
@@ -185,8 +185,8 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, checkpoints, file, ke
         (FileNotFoundError(2, "No such file", "x"), CheckpointError, "damaged; remove it"),
     ],
 )
-def test_what_stops_the_reading_is_not_called_damage(checkpoints, monkeypatch, cause, raised, says):
-    """torch wraps every error, Ctrl-C too; who is told of damage removes a good checkpoint."""
+def test_interrupted_reading_is_not_called_damage(checkpoints, monkeypatch, cause, raised, says):
+    """torch wraps every error, even Ctrl-C; a false report would make users delete good files."""
     save(checkpoints, 5)
 
     def read_data(*_):
@@ -209,8 +209,8 @@ def with_optim(recipe, **changes):
     return recipe.model_copy(update={"optim": recipe.optim.model_copy(update=changes)})
 
 
-def test_a_run_may_become_longer_until_its_rate_falls(tmp_path, recipe, make):
-    """Of 30 steps the last ten lead down to 0: the 22nd is the first below the peak."""
+def test_a_run_may_be_extended_until_its_rate_decays(tmp_path, recipe, make):
+    """The last ten of 30 steps decay to 0: the 22nd is the first below the peak."""
     short, long = (with_optim(recipe, steps=steps, decay_steps=10) for steps in (30, 60))
     save(Checkpoints(tmp_path, *make(0), short, FORWARD, ALONE), 21)
     assert Checkpoints(tmp_path, *make(0), long, FORWARD, ALONE).restore() == 21
@@ -219,9 +219,7 @@ def test_a_run_may_become_longer_until_its_rate_falls(tmp_path, recipe, make):
         Checkpoints(tmp_path, *make(0), long, FORWARD, ALONE).restore()
 
 
-def test_a_run_with_other_settings_is_refused_with_what_differs(
-    tmp_path, recipe, make, checkpoints
-):
+def test_the_error_for_other_settings_says_what_differs(tmp_path, recipe, make, checkpoints):
     save(checkpoints, 5)
     run = json.loads((tmp_path / "checkpoints" / "00000005" / "run.json").read_text())
     assert (run["step"], run["direction"], run["recipe"]["seed"]) == (5, "forward", 1)
@@ -251,10 +249,10 @@ def test_a_twin_with_other_settings_is_refused_before_the_first_checkpoint(tmp_p
         with pytest.raises(CheckpointError, match=rf"twin {forward} .*\(seed: 1 there, 2 now\)"):
             twin.restore()
         assert Checkpoints(reverse, *make(0), recipe, Direction.REVERSE, ALONE).restore() == 0
-    assert twin.restore() == 0  # the other one has stopped, and left nothing
+    assert twin.restore() == 0  # the other twin has stopped and left nothing
 
 
-def test_of_twins_with_other_settings_that_start_at_once_one_is_refused(
+def test_one_of_two_concurrent_twins_with_other_settings_is_refused(
     tmp_path, recipe, make, monkeypatch
 ):
     found, ended, find = threading.Barrier(2), threading.Barrier(2), Checkpoints._find
@@ -279,7 +277,7 @@ def test_of_twins_with_other_settings_that_start_at_once_one_is_refused(
 
 
 def test_a_twin_with_other_settings_is_refused(tmp_path, recipe, make):
-    """`ledom compare` takes the difference between their losses for that of the direction."""
+    """`ledom compare` attributes the difference between their losses to the direction."""
     forward, reverse = tmp_path / "forward", tmp_path / "reverse"
     given = recipe.model_copy(update={"init_from": "a"})
     save(Checkpoints(forward, *make(0), given, FORWARD, ALONE), 5)
@@ -287,15 +285,15 @@ def test_a_twin_with_other_settings_is_refused(tmp_path, recipe, make):
     def begin(other, folder=reverse):
         return Checkpoints(folder, *make(0), other, Direction.REVERSE, ALONE).restore()
 
-    other = recipe.model_copy(update={"seed": 2, "init_from": "b"})  # a model of its own direction
+    other = recipe.model_copy(update={"seed": 2, "init_from": "b"})  # a model of its direction
     message = rf"^{reverse}: its twin {forward}/.*00005 was trained with other settings \(seed: 1 "
     with pytest.raises(CheckpointError, match=message + r"there, 2 now\); train both with"):
         begin(other)
     with pytest.raises(CheckpointError, match=r"settings \(optim.adamw_lr: .* there, 0.5 now\)"):
         begin(with_optim(recipe, adamw_lr=0.5))
-    assert begin(other, tmp_path / "elsewhere") == 0  # no twin
+    assert begin(other, tmp_path / "elsewhere") == 0  # not a twin
     same = other.model_copy(update={"seed": 1})
-    assert begin(with_optim(same, steps=60)) == 0  # the rates of the twin's 5 steps are the same
+    assert begin(with_optim(same, steps=60)) == 0  # the rates of the twin's 5 steps are equal
     more = {"parallel": ParallelConfig(tokens_per_microbatch=100)}
     assert begin(same.model_copy(update=more)) == 0
     save(Checkpoints(reverse, *make(0), same, Direction.REVERSE, ALONE), 5)
@@ -306,7 +304,7 @@ def test_a_twin_with_other_settings_is_refused(tmp_path, recipe, make):
 
 
 def test_files_may_be_moved(tmp_path, recipe, make, checkpoints):
-    """What they contain is compared when the data are prepared, and by `check_inputs`."""
+    """Their contents are compared during data preparation and by `check_inputs`."""
     save(checkpoints, 5)
     moved = {"train": "elsewhere.jsonl", "valid": "there.jsonl", "tokenizer": "t.json"}
     other = recipe.model_copy(update={"data": recipe.data.model_copy(update=moved)})
@@ -334,11 +332,11 @@ def test_stores_models_and_wrong_solutions_may_be_moved(tmp_path, recipe, make):
         restore(given("here").model_copy(update={"init_from": None}))
 
 
-def test_how_often_to_save_and_where_to_run_may_change(tmp_path, recipe, make, checkpoints):
+def test_save_intervals_and_devices_may_change(tmp_path, recipe, make, checkpoints):
     save(checkpoints, 5)
     file = tmp_path / "checkpoints/00000005/run.json"
     run = json.loads(file.read_text())
-    run["recipe"]["train"]["trackers"] = []  # as older versions recorded them
+    run["recipe"]["train"]["trackers"] = []  # as in older versions
     file.write_text(json.dumps(run))
     changes = {"validate_every": 7, "checkpoint_every": 9, "keep_checkpoints": 1, "keep_hours": 1}
     changes["trackers"] = ("tensorboard",)

@@ -1,4 +1,4 @@
-"""Several processes on this machine, joined as torchrun joins them (gloo, no GPU)."""
+"""Several processes on this machine, connected as by torchrun (gloo, no GPU)."""
 
 import json
 import os
@@ -67,13 +67,13 @@ def run(size, function, *arguments):
         deadline = time.monotonic() + SECONDS
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
-            process.kill()  # one that still runs would hold up the end of the tests
+            process.kill()  # a running one would delay the end of the tests
             process.join(SECONDS)
     return [process.exitcode for process in processes]
 
 
 def train_until(world, recipe, data_folder, folder, stop):
-    """Train; the first process alone is asked to stop after step `stop`."""
+    """Train; only the first process is asked to stop after step `stop`."""
 
     def on_progress(progress):
         if progress.step == stop and world.is_first:
@@ -97,7 +97,7 @@ def losses(folder):
 
 
 def validations(folder):
-    """What validations add to their rows."""
+    """The values that validations add to their rows."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in r.items() if "valid" in k} for r in rows if "valid_loss" in r]
 
@@ -112,8 +112,8 @@ def validate_on(world, recipe, data_folder, folder):
         (folder / "row.json").write_text(json.dumps(row))
 
 
-def test_windows_that_are_fewer_than_processes_count_once(tmp_path, recipe, data, data_folder):
-    """The last batch of a validation: three processes, and one or two windows."""
+def test_fewer_windows_than_processes_count_once(tmp_path, recipe, data, data_folder):
+    """The last validation batch has one or two windows for three processes."""
     number = len(Windows(data.valid, recipe.train.seq_len))
     size = next(size for size in range(3, 9) if number % size in (1, 2) and number > size)
     train = recipe.train.model_copy(update={"batch_size": size})
@@ -135,7 +135,7 @@ def gather_on(world, recipe, data_folder, folder):
 
 
 def test_tied_weights_are_gathered_as_one_tensor(tmp_path, recipe, data_folder):
-    """As two they would be written twice, and a model card would count them twice."""
+    """As two tensors, they would be written twice and counted twice in the model card."""
     assert recipe.model.tie_word_embeddings
     assert run(2, gather_on, recipe.model_dump_json(), data_folder, tmp_path) == [0, 0]
 
@@ -153,14 +153,14 @@ def short(recipe):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, short, data_folder):
-    """The folder of that run in one process."""
+    """The folder of that run, done in one process."""
     folder = tmp_path_factory.mktemp("alone")
     train(short, Direction.REVERSE, PreparedData(data_folder, DataConfig()), folder)
     return folder
 
 
-def test_four_processes_then_two_then_one_are_as_one(tmp_path, short, alone, data_folder):
-    """However the weights are sharded, over replicas too, with micro-batches or recomputing."""
+def test_four_processes_then_two_then_one_equal_one(tmp_path, short, alone, data_folder):
+    """This holds for any sharding, with replicas, micro-batches or recomputation."""
     folder = tmp_path / "elastic"
     legs = [
         (4, 4, ParallelConfig(shard_size=2, tokens_per_microbatch=60)),
@@ -184,7 +184,7 @@ def test_four_processes_then_two_then_one_are_as_one(tmp_path, short, alone, dat
 
 
 def train_and_lose_one(world, recipe, data_folder, folder):
-    """Train; the last process is killed in its eighth step, the others write what they raise."""
+    """Train; the last process is killed in its eighth step, the others write their errors."""
     steps, original = 0, Muon.step
 
     def step(self):
@@ -198,7 +198,7 @@ def train_and_lose_one(world, recipe, data_folder, folder):
     train_until(world, recipe, data_folder, folder, 99)
 
 
-def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(
+def test_when_a_process_is_killed_the_others_end_and_the_run_resumes(
     tmp_path, short, alone, data_folder
 ):
     recipe, folder = short.model_dump_json(), tmp_path / "run"
@@ -209,7 +209,7 @@ def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(
     assert losses(folder)[0] == pytest.approx(losses(alone)[0], abs=1e-5)
 
 
-def test_killed_at_any_moments_a_run_ends_as_if_it_never_was(tmp_path, recipe, data_folder):
+def test_kills_at_any_time_do_not_change_the_result_of_a_run(tmp_path, recipe, data_folder):
     often = recipe.train.model_copy(update={"checkpoint_every": 2, "validate_every": 7})
     recipe = recipe.model_copy(update={"train": often})
     alone, folder = tmp_path / "alone", tmp_path / "killed"
@@ -224,7 +224,7 @@ def test_killed_at_any_moments_a_run_ends_as_if_it_never_was(tmp_path, recipe, d
 
 
 def muon_steps(world, folder):
-    """Two Muon steps on sharded matrices: uneven rows, fewer rows than processes, an odd number."""
+    """Two Muon steps on sharded matrices: uneven rows, fewer rows than processes, odd count."""
     mesh = init_device_mesh("cpu", (world.size,), mesh_dim_names=("shard",))
     for place, weights in enumerate(muon_weights(lambda t: distribute_tensor(t, mesh, [Shard(0)]))):
         whole = weights.full_tensor()
@@ -244,24 +244,24 @@ def muon_weights(place):
     return [weight.detach() for weight in weights]
 
 
-def test_muon_on_sharded_matrices_is_muon_on_whole_ones(tmp_path):
+def test_muon_on_sharded_matrices_equals_muon_on_whole_ones(tmp_path):
     assert run(3, muon_steps, tmp_path) == [0, 0, 0]
     for place, expected in enumerate(muon_weights(lambda tensor: tensor)):
         found = torch.load(tmp_path / f"{place}.pt", weights_only=True)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
-def test_one_process_takes_a_batch_as_it_is():
+def test_one_process_uses_a_batch_unchanged():
     assert share_out([3, 9, 1, 4], ProcessGroup(torch.device("cpu"))) == [[0, 1, 2, 3]]
 
 
-def test_windows_are_shared_out_evenly():
+def test_windows_are_distributed_evenly():
     worlds = [ProcessGroup(torch.device("cpu"), rank, 2) for rank in range(2)]
     # 9 | 5, then 4 to the second (9 = 9), then 3 to the first, 1 to the second.
     assert [share_out([3, 9, 1, 4, 5], world) for world in worlds] == [[[0, 1]], [[2, 3, 4]]]
 
 
-def test_micro_batches_are_as_many_everywhere_and_hold_every_window_once():
+def test_micro_batches_are_equal_in_number_and_contain_every_window_once():
     rng = np.random.default_rng(0)
     for _ in range(30):
         sizes = rng.integers(1, 40, size=rng.integers(3, 30)).tolist()
@@ -276,7 +276,7 @@ def test_micro_batches_are_as_many_everywhere_and_hold_every_window_once():
         assert largest <= limit + max(sizes) + 1 or len(shares[0]) * size > len(sizes) - size
 
 
-def test_alone_nothing_communicates():
+def test_a_single_process_does_not_communicate():
     with connect() as world:
         assert (world.rank, world.size, world.is_first) == (0, 1, True)
         assert world.total(torch.tensor(2.5), 1) == [2.5, 1]
@@ -284,7 +284,7 @@ def test_alone_nothing_communicates():
         assert not dist.is_initialized()
 
 
-def test_what_looks_at_a_whole_batch_is_refused_on_many_processes(tmp_path, recipe, data):
+def test_lora_and_contrasts_are_refused_on_many_processes(tmp_path, recipe, data):
     adapted = recipe.model_copy(update={"lora": LoraConfig()})
     with pytest.raises(RecipeError, match="lora run in one process"):
         train(

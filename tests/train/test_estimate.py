@@ -1,4 +1,4 @@
-"""The plan's arithmetic against published figures, a built model, and memory worked out by hand."""
+"""The plan's arithmetic, compared with published figures, a built model and hand calculations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def recipe(
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_parameters_are_those_of_a_built_model(preset):
+def test_parameter_counts_equal_those_of_a_built_model(preset):
     config = ModelConfig.model_validate(preset)
     with torch.device("meta"):
         model = build_model(config, SimpleNamespace(vocab_size=VOCAB_SIZE, eos_id=0), seed=0)
@@ -58,8 +58,8 @@ def test_parameters_are_those_of_a_built_model(preset):
 
 
 @pytest.mark.parametrize(("preset", "hours", "implied"), [("7b", 628, 0.45), ("2b", 307, 0.27)])
-def test_the_published_runs(preset, hours, implied):
-    """435B tokens on 64 A100s: the hours imply a utilization, and the utilization the hours."""
+def test_the_plan_matches_the_published_runs(preset, hours, implied):
+    """435B tokens on 64 A100s: the hours imply a utilization, and vice versa."""
     count = count_parameters(ModelConfig.model_validate(preset), VOCAB_SIZE)
     reached = 6 * count.total * 435e9 / (hours * 3600 * 64 * 312e12)
     assert reached == pytest.approx(implied, abs=0.005)
@@ -69,7 +69,7 @@ def test_the_published_runs(preset, hours, implied):
     assert plan.tokens_per_second == pytest.approx(435e9 / hours / 3600, rel=1e-3)
 
 
-def test_products_in_fp32_have_their_own_peak():
+def test_matmuls_in_fp32_have_their_own_peak():
     """67 TFLOP/s on an H100 without TF32, where bf16 has 989."""
     bf16, fp32 = (
         make_plan(recipe(precision=precision), Setup(8)) for precision in ("bfloat16", "float32")
@@ -78,10 +78,10 @@ def test_products_in_fp32_have_their_own_peak():
     assert fp32.tokens_per_second == pytest.approx(0.4 * 8 * 67e12 / 6 / fp32.parameters.total)
 
 
-def test_sizes_on_disk():
+def test_sizes_on_disk_are_right():
     plan = make_plan(recipe(), Setup(64))
     assert plan.model == pytest.approx(15.59e9, rel=1e-3)  # the published files
-    assert plan.data == 2 * plan.tokens  # 64,000 ids fit into 16 bits
+    assert plan.data == 2 * plan.tokens  # 64,000 ids fit in 16 bits
     # Weights, Muon's momentum for the layers' matrices, AdamW's two moments for the rest.
     count = plan.parameters
     assert plan.checkpoint == 8 * count.layer_matrices + 12 * (count.total - count.layer_matrices)
@@ -96,14 +96,14 @@ SHAPE = ModelConfig(
 )
 
 
-def test_memory_in_fp32_on_one_device():
-    # Embedding 80; a layer 8*8*2 + 8*4*2 + 3*8*16 = 576 in matrices and 16 in norms; last norm 8.
+def test_memory_in_fp32_on_one_device_equals_that_by_hand():
+    # Embedding 80; per layer 8*8*2 + 8*4*2 + 3*8*16 = 576 in matrices and 16 in norms; last norm 8.
     part = memory(SHAPE, 10, tokens=5, precision="float32")
     assert part.weights == part.gradients == 4 * (80 + 3 * 592 + 8)
     assert part.optimizer == 4 * 3 * 576 + 8 * (80 + 3 * 16 + 8)
-    # A layer keeps 6h + 4h + 4f numbers a token and one a head, the loss 3h and one.
+    # A layer keeps 6h + 4h + 4f numbers per token and one per head; the loss keeps 3h and one.
     kept = 4 * (3 * (10 * 8 + 4 * 16 + 2) + 3 * 8 + 1)
-    # The loss keeps its logits, and works with logits, the head's gradient and what is added to it.
+    # The loss keeps its logits; it works with logits, the head's gradient and its increment.
     assert part.activations == 5 * kept + 4 * 5 * 10 + 4 * (5 * 10 + 2 * 10 * 8)
     assert part.peak == part.weights + part.optimizer + max(part.gradients, part.activations)
     assert part.checkpoint == part.weights + part.optimizer
@@ -113,8 +113,8 @@ def test_memory_in_fp32_on_one_device():
     assert adamw.optimizer == 2 * adamw.weights
 
 
-def test_activations_are_what_autograd_keeps(tokenizer):
-    """Counted by hooks on what the forward pass of the training step saves, weights aside."""
+def test_activations_equal_what_autograd_saves(tokenizer):
+    """Hooks count what the training step's forward pass saves, apart from weights."""
     config = SHAPE.model_copy(update={"hidden_size": 64, "intermediate_size": 176})
     model = build_model(config, tokenizer, seed=0)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -131,11 +131,11 @@ def test_activations_are_what_autograd_keeps(tokenizer):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         packed_losses(model, pack([window], Direction.FORWARD, tokenizer.eos_id)).mean()
     layers, loss = activation_bytes(config, "float32", activation_checkpointing=False)
-    logits = 4 * num_tokens * tokenizer.vocab_size  # so few are kept
+    logits = 4 * num_tokens * tokenizer.vocab_size  # few enough to be kept
     assert sum(kept.values()) == pytest.approx(num_tokens * (layers + loss) + logits, rel=0.03)
 
 
-def test_memory_is_sharded_but_for_what_is_in_use():
+def test_memory_is_sharded_except_for_what_is_in_use():
     whole, quarter = (memory(SHAPE, 10, tokens=5, shards=shards) for shards in (1, 4))
     assert whole.weights == 6 * 1864  # fp32, and autocast's bf16 copies
     assert quarter.weights == 1864 + 2 * (2 * 576 + 136)  # two layers and the rest in bf16
@@ -144,13 +144,13 @@ def test_memory_is_sharded_but_for_what_is_in_use():
     assert quarter.activations == whole.activations
 
 
-def test_recomputed_layers_keep_their_input_alone():
+def test_recomputed_layers_keep_only_their_input():
     (full, loss), (less, same) = (activation_bytes(SHAPE, "float32", r) for r in (False, True))
     assert less == 3 * 4 * 8 + full / 3
     assert same == loss
 
 
-def test_a_pass_that_does_not_fit_gets_advice_that_fits():
+def test_a_pass_that_does_not_fit_gets_advice_that_works():
     for gpu, tokens, recompute, passes in (("h100", 8192, False, 8), ("a100-40gb", 40960, True, 2)):
         setup = Setup(64, gpu)
         plan = make_plan(recipe(), setup)
@@ -169,8 +169,8 @@ def test_a_pass_that_does_not_fit_gets_advice_that_fits():
     assert "shard over more GPUs" in str(hopeless.advice)
 
 
-def test_a_contrast_takes_wrong_pairs_too_and_pairs_are_not_shared() -> None:
-    """Each right pair has a wrong one, and all are read in one pass."""
+def test_a_contrast_also_reads_wrong_pairs_and_pairs_are_not_split() -> None:
+    """Each right pair has a wrong one, and all are processed in one pass."""
     small = recipe("tiny", steps=100, batch_size=8, seq_len=256)
     plain = make_plan(small, Setup())
     objective = ObjectiveConfig(contrastive=1.0, negatives="wrong.jsonl")
@@ -188,13 +188,13 @@ def test_a_contrast_takes_wrong_pairs_too_and_pairs_are_not_shared() -> None:
     )
 
 
-def test_shards_within_a_node_need_more_memory_than_over_all():
+def test_sharding_within_a_node_needs_more_memory_than_over_all():
     in_node = make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(64))
     over_all = make_plan(recipe(), Setup(64))
     assert in_node.memory.optimizer == 8 * over_all.memory.optimizer
     assert in_node.memory.activations == over_all.memory.activations
     assert in_node.checkpoint == over_all.checkpoint
-    alone = make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(1))  # nothing to share
+    alone = make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(1))  # no sharding
     assert alone.memory == make_plan(recipe(), Setup(1)).memory
     with pytest.raises(RecipeError, match=r"shard_size is 8, which does not divide the 12 proc"):
         make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(12))
@@ -208,7 +208,7 @@ def test_shards_within_a_node_need_more_memory_than_over_all():
         ({"utilization": 1.5}, r"utilization is 1.5; it must lie in \(0, 1\]"),
     ],
 )
-def test_a_setup_that_cannot_be_is_refused(settings, message):
+def test_an_impossible_setup_is_refused(settings, message):
     with pytest.raises(InputError, match=message):
         Setup(**settings)
 
@@ -223,7 +223,7 @@ def test_windows_longer_than_the_context_are_refused_as_in_training():
         make_plan(recipe(seq_len=8193), Setup(8))
 
 
-def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer, tiny_config):
+def test_the_shape_may_come_from_the_initial_model(checkpoints, tokenizer, tiny_config):
     start = Recipe(
         name="test",
         init_from=str(checkpoints["forward"].parent / "{direction}"),
@@ -239,7 +239,7 @@ def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer
 
 
 def test_models_of_both_directions_are_planned(tmp_path, tokenizer, tiny_config):
-    """Whichever of them is there; a plan for two shapes would be wrong for one of them."""
+    """Whichever one exists is used; a plan for two shapes would be wrong for one of them."""
     start = recipe(seq_len=32).model_copy(
         update={"model": None, "init_from": str(tmp_path / "{direction}")}
     )
@@ -261,8 +261,8 @@ def test_models_of_both_directions_are_planned(tmp_path, tokenizer, tiny_config)
         make_plan(start, Setup())
 
 
-def test_the_vocabulary_is_that_of_the_model_to_start_from(checkpoints, tokenizer, tiny_config):
-    """Even where the recipe repeats its shape: `data.vocab_size` has no effect then."""
+def test_the_vocabulary_comes_from_the_initial_model(checkpoints, tokenizer, tiny_config):
+    """Even if the recipe repeats its shape, `data.vocab_size` has no effect."""
     start = recipe(seq_len=32).model_copy(
         update={"model": tiny_config, "init_from": str(checkpoints["forward"])}
     )
@@ -272,8 +272,8 @@ def test_the_vocabulary_is_that_of_the_model_to_start_from(checkpoints, tokenize
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
-def test_keys_that_a_config_leaves_out_have_the_architectures_defaults(tmp_path, kind):
-    """As in Llama's first configs: neither key-value heads nor tied weights are named."""
+def test_keys_missing_in_a_config_have_the_architectures_defaults(tmp_path, kind):
+    """Llama's first configs, for example, name neither key-value heads nor tied weights."""
     shape = {"vocab_size": 99, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 2}
     config = {"model_type": kind, "num_attention_heads": 16, **shape}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -301,14 +301,14 @@ def test_keys_that_a_config_leaves_out_have_the_architectures_defaults(tmp_path,
         ('{"hidden_size": "wide"}', "hidden_size is 'wide'; it must be a whole number above 0"),
     ],
 )
-def test_a_damaged_model_to_start_from_is_refused(tmp_path, config, message):
+def test_a_damaged_initial_model_is_refused(tmp_path, config, message):
     (tmp_path / "config.json").write_text(config)
     start = recipe().model_copy(update={"model": None, "init_from": str(tmp_path)})
     with pytest.raises(LedomError, match=rf"config\.json: {message}"):
         make_plan(start, Setup())
 
 
-def test_the_vocabulary_is_that_of_token_stores_once_they_are_there(tmp_path, tokenizer):
+def test_the_vocabulary_comes_from_the_token_stores_if_they_exist(tmp_path, tokenizer):
     store = tmp_path / "tokens"
     sources = DataConfig(sources=(SourceConfig(path=str(store)),), valid="v", vocab_size=64_000)
     mixed = recipe().model_copy(update={"data": sources})

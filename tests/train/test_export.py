@@ -1,4 +1,4 @@
-"""A released folder in the hands of someone without ledom, and the way to the hub."""
+"""A released folder used without ledom, and uploads to the hub."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 
 def snippet(card: Path) -> str:
-    """The program that the card shows."""
+    """The program shown in the card."""
     found = re.search(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
     assert found is not None
     return found[1]
@@ -56,7 +56,7 @@ torch.save((logits, tokenizer({TEXT!r})["input_ids"], tokenizer.eos_token_id), {
 
 
 def test_without_ledom_the_numbers_are_the_same(tmp_path, checkpoints, tokenizer):
-    """In a fresh process, with plain transformers, in both directions; the model folder, too."""
+    """In a fresh process with plain transformers, for both directions and the model folder."""
     programs = [PLAIN.format(folder=str(checkpoints["reverse"]), out=str(tmp_path / "out.pt"))]
     for direction, folder in checkpoints.items():
         out = export_model(find_run(folder), tmp_path / direction)
@@ -66,7 +66,7 @@ def test_without_ledom_the_numbers_are_the_same(tmp_path, checkpoints, tokenizer
     programs.append("import sys; print('ledom' in sys.modules)")
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(programs)],
-        cwd=tmp_path,  # the cards load the folders by their names
+        cwd=tmp_path,  # the cards load the folders by name
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -94,7 +94,7 @@ def test_without_ledom_the_numbers_are_the_same(tmp_path, checkpoints, tokenizer
 def run_folder(
     tmp_path_factory: pytest.TempPathFactory, problems: list[Problem], tiny_config: ModelConfig
 ) -> Path:
-    """A short run of the reverse direction, as `ledom train` leaves it."""
+    """A short run in the reverse direction, as written by `ledom train`."""
     root = tmp_path_factory.mktemp("runs") / "test"
     write_records(root / "problems.jsonl", problems)
     recipe = Recipe(
@@ -110,7 +110,7 @@ def run_folder(
     return root
 
 
-def test_the_card_of_a_run_says_how_the_model_came_about(tmp_path, run_folder):
+def test_the_card_of_a_run_says_how_the_model_was_trained(tmp_path, run_folder):
     out = export_model(find_run(run_folder / "reverse"), tmp_path / "out", license="apache-2.0")
     card = (out / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
@@ -120,13 +120,13 @@ def test_the_card_of_a_run_says_how_the_model_came_about(tmp_path, run_folder):
     assert f"| 10 | {last['loss']:.3f} | {last['valid_loss']:.3f} |" in card
     stored = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)[0])
     recipe = yaml.safe_load((run_folder / "recipe.yaml").read_text())
-    recipe["data"]["train"] = "problems.jsonl"  # not where it lies on this machine
+    recipe["data"]["train"] = "problems.jsonl"  # not its path on this machine
     assert stored == recipe
     assert str(run_folder) not in card
     manifest = json.loads((run_folder / "data" / "train" / "manifest.json").read_text())
     assert f"| train | problems.jsonl | {manifest['num_documents']} |" in card
     assert r"end token `<\|end\|>` |" in card  # a bare | would end the cell
-    assert "read first: `<|end|>`." in card  # in running text a backslash would be shown
+    assert "read first: `<|end|>`." in card  # in plain text, a backslash would be visible
     config = json.loads((out / "config.json").read_text())
     assert config["ledom_direction"] == "reverse"
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [0]
@@ -144,7 +144,7 @@ def test_the_card_names_the_stores_that_a_recipe_mixes(tmp_path, checkpoints, to
     sources = [{"path": str(tmp_path / name), "weight": 1} for name in ("prose", "sums", "gone")]
     data = {"sources": sources, "valid": str(tmp_path / "held")}
     recipe = yaml.safe_dump({"name": "mix", "data": data})
-    (run / "recipe.yaml").write_text(f"{recipe}\nmade: 2020-01-01\n")  # a date in YAML
+    (run / "recipe.yaml").write_text(f"{recipe}\nmade: 2020-01-01\n")  # a YAML date
     card = (export_model(find_run(run / "reverse"), tmp_path / "out") / "README.md").read_text()
     assert "| prose | the prose | 3 |" in card
     assert "| sums | the sums | 1 |" in card
@@ -152,11 +152,11 @@ def test_the_card_names_the_stores_that_a_recipe_mixes(tmp_path, checkpoints, to
     assert "made: '2020-01-01'" in card
     assert str(tmp_path) not in card
     assert "| valid | the held | 2 |" in card
-    assert "validation on 1,200 tokens." in card  # not on all documents of the store
-    assert "| tokens read in training | 5 in 1 of 7 steps |" in card  # the other rows are gone
+    assert "validation on 1,200 tokens." in card  # not on all documents in the store
+    assert "| tokens read in training | 5 in 1 of 7 steps |" in card  # the other rows are missing
 
 
-def test_the_model_folder_is_found_from_the_runs(run_folder):
+def test_the_model_folder_is_found_from_the_run_folder(run_folder):
     assert find_run(run_folder / "reverse") == find_run(run_folder / "reverse" / "model")
     rows = find_run(run_folder / "reverse").metrics
     assert [row["step"] for row in rows if "valid_loss" in row] == [10]
@@ -164,7 +164,7 @@ def test_the_model_folder_is_found_from_the_runs(run_folder):
 
 @pytest.mark.parametrize(("kind", "context"), [("gpt2", "128 tokens"), ("mamba", "any length")])
 def test_the_card_knows_the_shape_of_every_architecture(tmp_path, tokenizer, kind, context):
-    """GPT-2's config.json has no key hidden_size, nor num_hidden_layers."""
+    """GPT-2's config.json has no keys hidden_size and num_hidden_layers."""
     model = tiny(kind, tokenizer)
     save_checkpoint(tmp_path / "in", model, tokenizer, Direction.REVERSE, PairFormat())
     card = (export_model(find_run(tmp_path / "in"), tmp_path / "out") / "README.md").read_text()
@@ -178,15 +178,15 @@ def test_a_card_for_the_hub_loads_the_model_from_there(tmp_path, checkpoints):
     assert "# mine\n" in (out / "README.md").read_text()
 
 
-def test_any_name_and_license_make_a_card_that_reads(tmp_path, checkpoints):
+def test_any_name_and_license_give_a_readable_card(tmp_path, checkpoints):
     out = export_model(find_run(checkpoints["forward"]), tmp_path / 'm"x', license="a: b\nc: 1")
     card = (out / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["license"] == "a: b\nc: 1"
     compile(snippet(out / "README.md"), "card", "exec")
 
 
-def test_a_text_ends_at_every_token_at_which_the_model_ended_it(tmp_path, checkpoints):
-    """As at the end of a turn, which a model turned round may have kept from its chat model."""
+def test_exported_models_stop_at_the_same_tokens(tmp_path, checkpoints):
+    """For example, an end-of-turn token that a converted model kept from its chat model."""
     folder = tmp_path / "in"
     shutil.copytree(checkpoints["reverse"], folder)
     backend = json.loads((folder / "tokenizer.json").read_text())
@@ -202,7 +202,7 @@ def test_a_text_ends_at_every_token_at_which_the_model_ended_it(tmp_path, checkp
     assert ledom.load(out).stop_ids == before
 
 
-def test_a_model_without_a_direction_must_be_told_one(tmp_path, checkpoints):
+def test_a_model_without_a_direction_needs_an_explicit_one(tmp_path, checkpoints):
     folder = tmp_path / "foreign"
     shutil.copytree(checkpoints["forward"], folder)
     config = json.loads((folder / "config.json").read_text())
@@ -216,7 +216,7 @@ def test_a_model_without_a_direction_must_be_told_one(tmp_path, checkpoints):
         export_model(find_run(folder), out, direction="forward")
 
 
-def test_what_is_no_model_is_refused(tmp_path, checkpoints):
+def test_folders_that_are_not_models_are_refused(tmp_path, checkpoints):
     with pytest.raises(CheckpointError, match="no finished model here"):
         find_run(tmp_path)
     folder = tmp_path / "bare"
@@ -224,12 +224,12 @@ def test_what_is_no_model_is_refused(tmp_path, checkpoints):
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no safetensors here"):
         export_model(find_run(folder), tmp_path / "out")
-    (folder / "model.safetensors").symlink_to("/dev/zero")  # which has no end
+    (folder / "model.safetensors").symlink_to("/dev/zero")  # which never ends
     with pytest.raises(InputError, match=r"model\.safetensors: this is a pipe or a device"):
         export_model(find_run(folder), tmp_path / "out")
 
 
-def test_the_card_of_data(tmp_path, run_folder):
+def test_the_data_card_is_complete(tmp_path, run_folder):
     folder = tmp_path / "data"
     shutil.copytree(run_folder / "data", folder)
     write_dataset_card(folder, "me/words", "cc0-1.0")
@@ -250,7 +250,7 @@ def test_the_card_of_data(tmp_path, run_folder):
 
 
 class Hub:
-    """Stands in for `huggingface_hub.HfApi`; keeps what it is asked."""
+    """A mock of `huggingface_hub.HfApi` that records its calls."""
 
     calls: list[tuple[str, dict[str, object]]]
 
@@ -265,7 +265,7 @@ class Hub:
         Hub.calls.append(("upload", options))
 
 
-def test_push(monkeypatch, tmp_path):
+def test_push_uploads_the_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     assert push(tmp_path, "me/mine", private=True) == "https://hub.example/me/mine"
     (made, options), (_, uploaded) = Hub.calls
@@ -276,13 +276,13 @@ def test_push(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "me/mi ne", ""])
-def test_a_name_that_the_hub_does_not_take_is_refused(monkeypatch, tmp_path, name):
+def test_a_name_that_the_hub_does_not_accept_is_refused(monkeypatch, tmp_path, name):
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     with pytest.raises(InputError, match="the hub's name"):
         push(tmp_path, name)
 
 
-def test_a_hub_that_refuses_is_told(monkeypatch, tmp_path):
+def test_a_refusal_by_the_hub_is_reported(monkeypatch, tmp_path):
     class Closed(Hub):
         def create_repo(self, repo_id: str, **options: object) -> str:
             raise OSError("401 Unauthorized\nmore")

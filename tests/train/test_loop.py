@@ -38,16 +38,16 @@ def metrics_of(folder):
 
 
 def newest_checkpoint(folder):
-    """Its contents, read by PyTorch's own converter."""
+    """The contents of the newest checkpoint, read by PyTorch's own converter."""
     finished = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
-    newest = max(finished)  # one that was being written when the run was killed has a suffix
+    newest = max(finished)  # one being written when the run was killed has a suffix
     dcp_to_torch_save(newest, folder / "whole.pt")
     contents = torch.load(folder / "whole.pt", weights_only=True)
     return {"step": json.loads((newest / "run.json").read_text())["step"], **contents}
 
 
 def assert_same_end(folder, other, step=30):
-    """Bit for bit the same weights, optimizer state and losses."""
+    """Check for bit-identical weights, optimizer state and losses."""
     ours, theirs = newest_checkpoint(folder), newest_checkpoint(other)
     assert ours["step"] == theirs["step"] == step
     assert ours["model"].keys() == theirs["model"].keys()
@@ -67,7 +67,7 @@ def assert_same_end(folder, other, step=30):
 
 
 def leave_at(step):
-    """Progress that is reported to someone who stops the run after this step."""
+    """A progress callback that stops the run after this step."""
 
     def on_progress(progress):
         if progress.step == step:
@@ -78,7 +78,7 @@ def leave_at(step):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, recipe, data):
-    """A finished run in each direction, and the progress it reported."""
+    """A finished run in each direction, and its reported progress."""
     runs = {}
     for direction in Direction:
         progress = []
@@ -93,7 +93,7 @@ def test_a_run_lowers_the_loss(uninterrupted, recipe, data, direction):
     folder, finished, progress = uninterrupted[direction]
     rows = metrics_of(folder)
     assert [row["step"] for row in rows] == list(range(1, 31))
-    # Before the first step all 400 tokens are about equally likely.
+    # Before the first step, all 400 tokens are about equally likely.
     assert rows[0]["loss"] == pytest.approx(math.log(400), abs=0.1)
     losses = [row["loss"] for row in rows]
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.5
@@ -107,7 +107,7 @@ def test_a_run_lowers_the_loss(uninterrupted, recipe, data, direction):
     assert checkpoint.pair_format.template == recipe.data.pair_format
 
 
-def test_the_finished_model_is_the_last_checkpoint(uninterrupted):
+def test_the_finished_model_equals_the_last_checkpoint(uninterrupted):
     folder, finished, _ = uninterrupted[REVERSE]
     trained = newest_checkpoint(folder)["model"]
     for name, weight in load_checkpoint(finished).model.state_dict().items():
@@ -136,14 +136,14 @@ def test_both_directions_see_the_same_documents(tmp_path, recipe, data, monkeypa
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_exactly(tmp_path, uninterrupted, recipe, data):
+def test_a_killed_run_resumes_exactly(tmp_path, uninterrupted, recipe, data):
     done, original = 0, Muon.step
 
     def step(self):
         nonlocal done
         original(self)
         done += 1
-        if done == 18:  # step 18 is half done: Muon has moved its weights, AdamW has not
+        if done == 18:  # step 18 is half done: Muon has updated its weights, AdamW has not
             os.kill(os.getpid(), signal.SIGKILL)
 
     def run():
@@ -152,17 +152,17 @@ def test_a_killed_run_goes_on_exactly(tmp_path, uninterrupted, recipe, data):
 
     assert in_a_child(run) == signal.SIGKILL
     assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, 18))
-    # A write in the background may not have come to its end.
+    # A background write may not have finished.
     assert newest_checkpoint(tmp_path)["step"] in (10, 15)
     with (tmp_path / "metrics.jsonl").open("a") as out:
-        out.write('{"step": 18, "lo')  # nor that of a row
+        out.write('{"step": 18, "lo')  # nor the write of a row
     train(recipe, REVERSE, data, tmp_path)
     assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, 31))
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 
 
 def press_after(original, number):
-    """A function that sends this process a signal when it has returned."""
+    """Wrap a function so that it sends this process a signal after it returns."""
 
     def wrapped(*args, **kwargs):
         result = original(*args, **kwargs)
@@ -173,10 +173,10 @@ def press_after(original, number):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_ends_its_step_and_goes_on_exactly(
+def test_a_stopped_run_finishes_its_step_and_resumes_exactly(
     tmp_path, uninterrupted, recipe, data, monkeypatch
 ):
-    """Saved half-way through a step it could not. Its caller stops it, and signals do."""
+    """It could not resume from the middle of a step. Callers or signals may stop it."""
 
     def check_stop(step, error, on_progress=lambda progress: None):
         with pytest.raises(error) as stopped:
@@ -199,7 +199,7 @@ def test_a_stopped_run_ends_its_step_and_goes_on_exactly(
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path, uninterrupted, recipe, data):
+def test_a_finished_run_is_not_changed(tmp_path, uninterrupted, recipe, data):
     folder, finished, _ = uninterrupted[FORWARD]
     weights = (finished / "model.safetensors").read_bytes()
     rows = metrics_of(folder)
@@ -211,7 +211,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, uninterrupted, recipe, data):
 
 
 @pytest.mark.slow
-def test_a_run_that_gets_another_length_is_as_one_of_that_length(tmp_path, recipe, data):
+def test_a_run_whose_length_changes_equals_one_of_that_length(tmp_path, recipe, data):
     shorter = recipe.model_copy(
         update={"optim": recipe.optim.model_copy(update={"steps": 14, "decay_steps": 6})}
     )
@@ -236,14 +236,14 @@ def test_a_run_with_other_settings_or_direction_is_refused(uninterrupted, recipe
 
 
 def test_two_processes_in_one_folder_are_refused(tmp_path, recipe, data):
-    """Each would drop the other's metrics and replace its checkpoints."""
+    """Each would delete the other's metrics and overwrite its checkpoints."""
     in_use = pytest.raises(OutputError, match=r"in use by process \d+ on .*, which trains there")
     with lock_folder(tmp_path, "trains"), in_use:
         train(recipe, REVERSE, data, tmp_path)
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_run_shorter_than_its_checkpoints_are_apart_is_known_too(tmp_path, recipe, data):
+def test_a_run_shorter_than_its_checkpoint_interval_is_recognized(tmp_path, recipe, data):
     rare = recipe.train.model_copy(update={"checkpoint_every": 1000})
     optim = recipe.optim.model_copy(update={"steps": 3})
     short = recipe.model_copy(update={"train": rare, "optim": optim})
@@ -258,7 +258,7 @@ def test_a_run_shorter_than_its_checkpoints_are_apart_is_known_too(tmp_path, rec
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_leads_to_the_same_end(
+def test_a_damaged_checkpoint_is_refused_and_the_previous_one_works(
     tmp_path, uninterrupted, recipe, data
 ):
     whole, folder = uninterrupted[REVERSE][0], tmp_path / "run"
@@ -276,7 +276,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_leads_to_the_same_en
     assert_same_end(folder, whole)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path, recipe, data):
+def test_a_loss_that_is_nan_stops_the_run(tmp_path, recipe, data):
     optim = recipe.optim.model_copy(update={"muon_lr": 1e30, "adamw_lr": 1e30, "warmup_steps": 0})
     message = (
         r"the (loss|gradient.s norm) is (nan|inf) at step \d+, which is not saved; lower optim"
@@ -288,10 +288,10 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, recipe, data):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_the_run_goes_on(
+def test_a_full_disk_is_reported_and_the_run_continues(
     tmp_path, uninterrupted, recipe, data, monkeypatch
 ):
-    """The second and the last checkpoint cannot be written; the finished model can."""
+    """The second and last checkpoints cannot be written; the finished model can."""
     original, started, progress = dcp.FileSystemWriter.write_data, [], []
 
     def full(self, plan, planner):
@@ -321,8 +321,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize("given_direction", [REVERSE, FORWARD])
-def test_init_starts_from_a_checkpoint(recipe, data, tmp_path, given_direction):
-    """The first loss is that of the given model, not of a random one; it may be turned round."""
+def test_init_from_starts_from_a_checkpoint(recipe, data, tmp_path, given_direction):
+    """The first loss is that of the given model, not a random one; it may be converted."""
     given = build_model(recipe.model, data.tokenizer, seed=99)
     pair_format = PairFormat(recipe.data.pair_format)
     folder = tmp_path / "reverse"
@@ -338,7 +338,7 @@ def test_init_starts_from_a_checkpoint(recipe, data, tmp_path, given_direction):
     assert read_checkpoint_info(tmp_path / "run" / "model").direction is REVERSE
 
 
-def test_init_must_fit(recipe, data, checkpoints, tmp_path):
+def test_init_from_must_match(recipe, data, checkpoints, tmp_path):
     folder = checkpoints["reverse"]
     with pytest.raises(RecipeError, match="the tokenizer of .* is not the data's"):
         train(recipe.model_copy(update={"init_from": str(folder)}), REVERSE, data, tmp_path)
@@ -351,8 +351,8 @@ def test_init_must_fit(recipe, data, checkpoints, tmp_path):
         )
 
 
-def test_a_trained_pair_has_a_gap(uninterrupted, tmp_path):
-    """Of the two means over all tokens, whatever the windows' lengths."""
+def test_a_trained_pair_has_a_loss_gap(uninterrupted, tmp_path):
+    """The gap is between the two means over all tokens, whatever the windows' lengths."""
     for direction, (folder, _, _) in uninterrupted.items():
         shutil.copytree(folder, tmp_path / str(direction), ignore=lambda *_: ["checkpoints"])
     (run,) = compare_runs([tmp_path]).runs

@@ -17,7 +17,7 @@ REVERSE = Direction.REVERSE
 
 @pytest.fixture
 def tuned(recipe, data, tmp_path):
-    """A recipe that fine-tunes a given model by adapters."""
+    """A recipe that fine-tunes a given model with adapters."""
     given = build_model(recipe.model, data.tokenizer, seed=3)
     save_checkpoint(tmp_path / "given", given, data.tokenizer, REVERSE, PairFormat())
     return recipe.model_copy(
@@ -27,7 +27,7 @@ def tuned(recipe, data, tmp_path):
 
 @pytest.mark.slow
 def test_adapters_are_merged_into_a_plain_model(tuned, data, tmp_path):
-    """The finished folder, read by transformers alone, is better than the given one."""
+    """The finished folder, loaded by transformers alone, is better than the initial model."""
 
     def interrupt(progress):
         if progress.step == 12:
@@ -64,7 +64,7 @@ def test_only_adapters_are_trained(recipe, data):
 
 @pytest.mark.parametrize("kind", ["gpt2", "mixtral"])
 def test_unusual_layers_take_adapters_without_a_warning(tokenizer, kind):
-    """GPT-2's are stored transposed, Mixtral's experts as one; merging at once changes nothing."""
+    """GPT-2's are stored transposed, Mixtral's experts as one. Merging at once changes nothing."""
     model = tiny(kind, tokenizer)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     Adapters(model, LoraConfig(rank=2), seed=0).merge()
@@ -72,7 +72,7 @@ def test_unusual_layers_take_adapters_without_a_warning(tokenizer, kind):
         torch.testing.assert_close(weight, before[name])
 
 
-def test_without_peft_the_remedy_is_named(recipe, data, monkeypatch):
+def test_without_peft_the_error_names_the_remedy(recipe, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     model = build_model(recipe.model, data.tokenizer, seed=3)
     with pytest.raises(MissingExtraError, match=r"^key lora: peft .*pip install 'ledom\[lora\]'"):

@@ -1,4 +1,4 @@
-"""Losses in chunks of tokens are those of all logits at once, and so are their gradients."""
+"""Losses and gradients in chunks of tokens equal those of all logits at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_TOKENS = 45
     params=[(7, True), (7, False), (1024, True)], ids=["chunks", "chunks again", "one chunk"]
 )
 def chunks(request, monkeypatch):
-    """Seven chunks with a rest, or one; logits kept or computed again."""
+    """Seven chunks plus a remainder, or a single one; logits kept or recomputed."""
     rows, kept = request.param
     monkeypatch.setattr(module, "_LEAST_ROWS", rows)
     monkeypatch.setattr(module, "_LOGITS_BYTES", 1)
@@ -26,14 +26,14 @@ def chunks(request, monkeypatch):
 
 
 def batch(vocab_size):
-    """ids, positions, boundaries and targets of two documents in a row."""
+    """Ids, positions, boundaries and targets of two documents in one row."""
     ids = torch.randint(vocab_size, (NUM_TOKENS + 1,), generator=torch.Generator().manual_seed(0))
     positions = torch.cat([torch.arange(20), torch.arange(NUM_TOKENS - 20)])
     return ids[:-1], positions, torch.tensor([0, 20, NUM_TOKENS], dtype=torch.int32), ids[1:]
 
 
 def gradients(model, losses):
-    """Of a sum that weighs every token otherwise."""
+    """The gradients of a sum that weights every token differently."""
     model.zero_grad()
     (losses * torch.linspace(-1, 2, len(losses))).sum().backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters()}
@@ -45,7 +45,7 @@ def plain_losses(model, ids, positions, boundaries, targets):
     return cross_entropy(logits.float(), targets, reduction="none")
 
 
-def test_losses_and_gradients_are_those_of_all_logits_at_once(chunks, tokenizer, tiny_config):
+def test_losses_and_gradients_equal_those_of_all_logits_at_once(chunks, tokenizer, tiny_config):
     model = build_model(tiny_config, tokenizer, seed=3)
     given = batch(tokenizer.vocab_size)
     expected, losses = plain_losses(model, *given), token_losses(model, *given)
@@ -57,7 +57,7 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(chunks, tokenizer,
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_under_autocast_the_losses_stay_in_fp32(chunks, tokenizer, tiny_config):
+def test_losses_stay_in_fp32_under_autocast(chunks, tokenizer, tiny_config):
     model = build_model(tiny_config, tokenizer, seed=3)
     given = batch(tokenizer.vocab_size)
     expected = gradients(model, plain_losses(model, *given))
@@ -69,7 +69,7 @@ def test_under_autocast_the_losses_stay_in_fp32(chunks, tokenizer, tiny_config):
         assert (gradient - expected[name]).norm() < 0.05 * expected[name].norm(), name
 
 
-def test_logits_that_are_more_than_a_projection_are_the_models_own(tokenizer):
+def test_logits_beyond_a_projection_use_the_models_own_code(tokenizer):
     config = CohereConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=16,
@@ -88,9 +88,7 @@ def test_logits_that_are_more_than_a_projection_are_the_models_own(tokenizer):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kept_logits_give_the_same_gradients_bit_for_bit(
-    dtype, tokenizer, tiny_config, monkeypatch
-):
+def test_kept_logits_give_bit_identical_gradients(dtype, tokenizer, tiny_config, monkeypatch):
     model = build_model(tiny_config, tokenizer, seed=3)
     found = []
     for kept in (0, 2**20):
@@ -102,14 +100,14 @@ def test_kept_logits_give_the_same_gradients_bit_for_bit(
         assert torch.equal(gradient, found[1][name]), name
 
 
-def test_working_space_is_that_of_one_chunk_and_of_kept_logits(monkeypatch):
+def test_working_memory_covers_one_chunk_and_the_kept_logits(monkeypatch):
     monkeypatch.setattr(module, "_LEAST_ROWS", 100)
     monkeypatch.setattr(module, "_LOGITS_BYTES", 1)
     monkeypatch.setattr(module, "_KEPT_BYTES", 0)
-    # In fp32: logits, the weight's gradient and what is added; or logits and their exponentials.
+    # In fp32: logits, the weight's gradient and its increment; or logits and their exponentials.
     assert working_bytes(50, 10, 80, 4) == 4 * (50 * 10 + 2 * 10 * 80)
     assert working_bytes(1000, 10, 2, 4) == 4 * 2 * 100 * 10
-    # In bf16 the derivative stands beside the logits, and what is added is half as large.
+    # In bf16, the derivative is next to the logits, and the increment is half as large.
     assert working_bytes(1000, 10, 80, 2) == (4 + 2) * 100 * 10 + (4 + 2) * 10 * 80
     monkeypatch.setattr(module, "_KEPT_BYTES", 2 * 50 * 10)
     assert working_bytes(50, 10, 2, 2) == 2 * 50 * 10 + 2 * 4 * 50 * 10

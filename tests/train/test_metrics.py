@@ -1,4 +1,4 @@
-"""Rows in and out, and what trackers are given of them."""
+"""Writing and reading rows of metrics, and what trackers get."""
 
 import json
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from ledom.train.metrics import open_metrics, read_metrics
 ROW = {"step": 1, "loss": 2.5, "tokens": 10}
 
 
-def test_rows_come_back_as_they_were_written(tmp_path):
+def test_rows_are_read_back_as_written(tmp_path):
     validated = ROW | {"step": 2, "valid_data": "ab", "valid_loss_by_source": {"x": 1.5}}
     with open_metrics(tmp_path, 0) as log:
         log(ROW)
@@ -20,7 +20,7 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == [ROW, validated]
 
 
-def test_a_line_that_is_being_written_is_left_out(tmp_path):
+def test_a_line_still_being_written_is_skipped(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps(ROW) + '\n{"step": 2, "lo')
     assert read_metrics(file) == [ROW]
@@ -38,7 +38,7 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
         ("[" * 9000, "nested more than 64 deep"),
     ],
 )
-def test_a_damaged_line_is_named(tmp_path, line, message):
+def test_the_error_for_a_damaged_line_names_it(tmp_path, line, message):
     file = tmp_path / "metrics.jsonl"
     file.write_text(f"{json.dumps(ROW)}\n{line}\n{json.dumps(ROW | {'step': 3})}\n")
     with pytest.raises(InputError, match=rf"metrics\.jsonl:2: {message}"):
@@ -60,7 +60,7 @@ VALIDATED = {
 
 
 @pytest.mark.parametrize("key", VALIDATED)
-def test_a_damaged_part_of_a_validation_is_named(tmp_path, key):
+def test_the_error_for_a_damaged_part_of_a_validation_names_it(tmp_path, key):
     file = tmp_path / "metrics.jsonl"
     good = VALIDATED[key]
     damaged = [None, [[]], {"x": {}}]
@@ -77,16 +77,16 @@ def test_a_damaged_part_of_a_validation_is_named(tmp_path, key):
 @pytest.mark.parametrize(
     "damage",
     [
-        {"valid_loss_by_position": {"first": 3.0}},  # bins are named by numbers
+        {"valid_loss_by_position": {"first": 3.0}},  # names of bins are numbers
         {"valid_loss_by_position": {"1" * 5000: 3.0}},
-        {"valid_tokens_by_window": [0, 0]},  # no mean over tokens
+        {"valid_tokens_by_window": [0, 0]},  # the mean over tokens is undefined
         {"valid_loss": 1e300},
         {"step": 1.5},
         {"tokens": 10.5},
         {"valid_tokens_by_window": [20.5, 19.5]},
     ],
 )
-def test_values_that_no_report_could_use(tmp_path, damage):
+def test_values_that_no_report_could_use_are_refused(tmp_path, damage):
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps(ROW | VALIDATED | damage) + "\n")
     with pytest.raises(InputError, match=rf"metrics\.jsonl:1: key {next(iter(damage))}"):
@@ -109,7 +109,7 @@ def test_losses_without_their_tokens_are_refused(tmp_path, damage):
         read_metrics(file)
 
 
-def test_an_error_names_one_remedy(tmp_path):
+def test_an_error_names_a_single_remedy(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps(ROW | {"valid_data": 7}) + "\n")
     with pytest.raises(
@@ -118,7 +118,7 @@ def test_an_error_names_one_remedy(tmp_path):
         read_metrics(file)
 
 
-def test_nothing_to_read(tmp_path):
+def test_missing_metrics_are_reported(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_metrics(tmp_path / "metrics.jsonl")
     (tmp_path / "metrics.jsonl").write_text("")
@@ -129,7 +129,7 @@ def test_nothing_to_read(tmp_path):
         read_metrics(tmp_path / "metrics.jsonl")
 
 
-def test_trackers_get_numbers_and_numbers_by_name(tmp_path, monkeypatch):
+def test_trackers_get_numbers_and_named_numbers(tmp_path, monkeypatch):
     seen = []
 
     @contextmanager
@@ -142,7 +142,7 @@ def test_trackers_get_numbers_and_numbers_by_name(tmp_path, monkeypatch):
     assert seen == [ROW | {"by/x y": 1.5}]
 
 
-def test_a_damaged_line_is_not_taken_for_the_end_when_a_run_resumes(tmp_path):
+def test_a_resumed_run_does_not_mistake_a_damaged_line_for_the_end(tmp_path):
     file = tmp_path / "metrics.jsonl"
     rows = f"{json.dumps(ROW)}\n{{\n{json.dumps(ROW | {'step': 3})}\n"
     file.write_text(rows)
@@ -160,7 +160,7 @@ def test_a_damaged_line_is_not_taken_for_the_end_when_a_run_resumes(tmp_path):
         ({"step": 2, "tokens": 0}, "key tokens: Input should be greater than 0, found 0"),
     ],
 )
-def test_rows_that_count_twice_or_backwards_are_refused(tmp_path, second, message):
+def test_rows_with_repeated_or_decreasing_steps_are_refused(tmp_path, second, message):
     file = tmp_path / "metrics.jsonl"
     file.write_text(f"{json.dumps(ROW)}\n{json.dumps(ROW | second)}\n")
     with pytest.raises(InputError, match=rf"metrics\.jsonl:2: {message}"):

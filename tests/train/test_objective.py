@@ -25,7 +25,7 @@ RIGHT, WRONG = "3 + 4 = 7\n#### 7", "3 * 4 = 12\n#### 12"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tokenizer, tiny_config):
-    """A random model's folder, for either direction."""
+    """The folder of a random model, one per direction."""
     folders = {}
     for direction in Direction:
         folder = tmp_path_factory.mktemp("models") / str(direction)
@@ -43,15 +43,15 @@ def batches_of(config, direction, tokenizer, problems=None, wrong=None, seq_len=
 
 
 def scored(folder, text):
-    """log P of the target and its tokens, as selection sees them."""
+    """log P of the target and of its tokens, as used in selection."""
     problem = Problem(id="a", question=QUESTION, answer="7")
     candidate = Candidate(problem_id="a", index=0, text=text)
     return next(score_candidates([problem], [candidate], HFLanguageModel(folder)))[0]
 
 
 @pytest.mark.parametrize("direction", Direction)
-def test_the_terms_are_made_of_the_scores_that_selection_uses(trained, tokenizer, direction):
-    """Computed by the loop in one packed row, and by the scorer one candidate at a time."""
+def test_the_terms_use_the_same_scores_as_selection(trained, tokenizer, direction):
+    """The loop computes them in one packed row, the scorer one candidate at a time."""
     folder = trained[direction]
     right, wrong = scored(folder, RIGHT), scored(folder, WRONG)
     model = load_checkpoint(folder).model
@@ -68,8 +68,8 @@ def test_the_terms_are_made_of_the_scores_that_selection_uses(trained, tokenizer
 
 
 @torch.no_grad()
-def test_all_tokens_leaves_wrong_solutions_out(trained, tokenizer):
-    """Their text is set against the right one's, never imitated."""
+def test_all_tokens_excludes_wrong_solutions(trained, tokenizer):
+    """Their text is contrasted with the right one's, never imitated."""
     model = load_checkpoint(trained[REVERSE]).model
     batches = batches_of(ObjectiveConfig(contrastive=1e-9), REVERSE, tokenizer)
     assert len(batches[0].windows) == 2
@@ -80,7 +80,7 @@ def test_all_tokens_leaves_wrong_solutions_out(trained, tokenizer):
     assert batches[0].loss(losses).item() == pytest.approx(plain.item(), abs=1e-5)
 
 
-def test_an_epoch_takes_every_problem_once_in_an_order_of_its_own(tokenizer, problems):
+def test_an_epoch_uses_every_problem_once_in_its_own_order(tokenizer, problems):
     config = ObjectiveConfig(target=1)
     batches = batches_of(config, REVERSE, tokenizer, problems[:12], {}, seq_len=600)
     epochs = [
@@ -92,7 +92,7 @@ def test_an_epoch_takes_every_problem_once_in_an_order_of_its_own(tokenizer, pro
     assert len({tuple(ids) for ids in epochs[0]}) == 12
 
 
-def test_what_cannot_be_trained_on_is_refused(tokenizer):
+def test_unusable_training_problems_are_refused(tokenizer):
     config = ObjectiveConfig(contrastive=1, negatives="w.jsonl")
     with pytest.raises(InputError, match="none of the pairs fits into the 5 tokens"):
         batches_of(config, REVERSE, tokenizer, seq_len=5)
@@ -101,7 +101,7 @@ def test_what_cannot_be_trained_on_is_refused(tokenizer):
 
 
 def test_pairs_that_do_not_fit_are_counted(tokenizer, caplog):
-    """The right pair of b, and one wrong pair of each."""
+    """Too long are the right pair of b and one wrong pair of each."""
     problems = [
         Problem(id="a", question=QUESTION, answer="7", solution=RIGHT),
         Problem(id="b", question=QUESTION, answer="7", solution=f"{RIGHT}\n" * 9),
@@ -116,8 +116,8 @@ def test_pairs_that_do_not_fit_are_counted(tokenizer, caplog):
     ]
 
 
-def test_a_wrong_solution_that_reads_as_the_right_one_is_left_out(tokenizer):
-    """Without its words it is the same; set against itself it would teach nothing."""
+def test_a_wrong_solution_equal_to_the_right_one_is_skipped(tokenizer):
+    """Without its words it is the same, and contrasted with itself it would teach nothing."""
     problem = Problem(id="a", question=QUESTION, answer="7", solution=f"So {RIGHT}")
     wrong = {"a": [f"Or {RIGHT}", WRONG, f"Or {WRONG}"]}
     style = PairFormat(style="equations")
@@ -127,7 +127,7 @@ def test_a_wrong_solution_that_reads_as_the_right_one_is_left_out(tokenizer):
     assert len(batches._wrong[0]) == 1
 
 
-def test_problems_with_one_id_have_no_wrong_solutions_of_their_own(tmp_path):
+def test_wrong_solutions_for_a_repeated_id_are_refused(tmp_path):
     file = tmp_path / "candidates.jsonl"
     write_records(file, [Candidate(problem_id="a", index=0, text="#### 7", correct=False)])
     twice = [Problem(id="a", question=q, answer=a) for q, a in (("3 + 3?", "6"), ("3 + 4?", "7"))]
@@ -135,7 +135,7 @@ def test_problems_with_one_id_have_no_wrong_solutions_of_their_own(tmp_path):
         read_wrong_solutions(file, twice)
 
 
-def test_documents_hold_no_pairs(recipe, data, tmp_path):
+def test_documents_do_not_contain_pairs(recipe, data, tmp_path):
     file = tmp_path / "documents.jsonl"
     write_records(file, [Document(id=i, text="so") for i in "abc"])
     plain = recipe.data.model_copy(update={"train": str(file)})
@@ -144,7 +144,7 @@ def test_documents_hold_no_pairs(recipe, data, tmp_path):
         training_batches(asked, REVERSE, data)
 
 
-def test_wrong_solutions_are_those_labeled_or_judged_wrong(tmp_path):
+def test_wrong_solutions_are_those_labeled_or_found_wrong(tmp_path):
     file = tmp_path / "candidates.jsonl"
     rows = [("a", WRONG, None), ("a", RIGHT, None), ("a", WRONG, False), ("a", "x", True)]
     rows += [("b", WRONG, False), ("a", "no answer", False)]
@@ -154,14 +154,14 @@ def test_wrong_solutions_are_those_labeled_or_judged_wrong(tmp_path):
     )
     problem = Problem(id="a", question=QUESTION, answer="7", solution=RIGHT)
     assert read_wrong_solutions(file, [problem]) == {"a": [WRONG, "no answer"]}
-    for unknown in (None, " "):  # nothing says that RIGHT is wrong, or WRONG without its label
+    for unknown in (None, " "):  # nothing says that RIGHT, or WRONG without its label, is wrong
         problem.answer = unknown
         assert read_wrong_solutions(file, [problem]) == {"a": [WRONG, "no answer"]}
     write_records(file, [Candidate(problem_id="a", index=0, text=RIGHT)])
     assert read_wrong_solutions(file, [problem]) == {}
 
 
-def test_a_contrast_teaches_to_prefer_the_right_solution(trained, tokenizer):
+def test_a_contrast_teaches_the_model_to_prefer_the_right_solution(trained, tokenizer):
     model = load_checkpoint(trained[REVERSE]).model
     batches = batches_of(ObjectiveConfig(all_tokens=0, contrastive=1), REVERSE, tokenizer)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -173,7 +173,7 @@ def test_a_contrast_teaches_to_prefer_the_right_solution(trained, tokenizer):
         optimizer.step()
         optimizer.zero_grad()
         values.append(loss.item())
-    assert values[-1] < math.log(2) / 2  # the right one is by far the likelier
+    assert values[-1] < math.log(2) / 2  # the right one is by far the more likely
     assert values[-1] < values[0]
 
 

@@ -13,7 +13,7 @@ def orthonormal(rows: int, columns: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(32, 32), (16, 64), (64, 16), (1, 8), (8, 1)])
-def test_singular_values_come_near_one_and_the_axes_stay(rows, columns):
+def test_singular_values_approach_one_and_the_axes_stay(rows, columns):
     rank = min(rows, columns)
     left, right = orthonormal(rows, rank, 0), orthonormal(columns, rank, 1)
     matrix = left @ torch.diag(torch.linspace(0.05, 3, rank)) @ right.T
@@ -36,23 +36,23 @@ def test_a_zero_gradient_stays_zero():
     [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (60, 1.0), (80, 0.5), (99, 0.025)],
 )
 @pytest.mark.parametrize("decay", [{"decay_steps": 40}, {}])
-def test_schedule_by_hand(step, share, decay):
+def test_the_schedule_equals_that_by_hand(step, share, decay):
     config = OptimConfig(steps=100, warmup_steps=10, **decay)
     assert schedule(config, step) == pytest.approx(share)
 
 
-def test_schedule_without_warmup_or_decay():
+def test_a_schedule_may_have_no_warmup_or_decay():
     config = OptimConfig(steps=3, warmup_steps=0, decay_steps=0)
     assert [schedule(config, step) for step in range(3)] == [1, 1, 1]
 
 
-def test_schedule_of_very_short_runs_is_never_zero():
+def test_the_schedule_of_very_short_runs_is_never_zero():
     for steps in (1, 2, 5):
         config = OptimConfig(steps=steps)
         assert all(0 < schedule(config, step) <= 1 for step in range(steps))
 
 
-def test_the_scale_is_by_outputs_and_inputs_whichever_way_a_weight_lies(tokenizer):
+def test_the_scale_uses_outputs_and_inputs_in_either_layout(tokenizer):
     """GPT-2's first feed-forward matrix is [8, 32] for 8 inputs and 32 outputs: sqrt(4) = 2."""
     config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=tokenizer.vocab_size)
     model = AutoModelForCausalLM.from_config(config)
@@ -66,12 +66,12 @@ def test_the_scale_is_by_outputs_and_inputs_whichever_way_a_weight_lies(tokenize
         weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     muon.step()
     for weight, old, scale in zip((widening, narrowing), before, (2.0, 1.0), strict=True):
-        # Momentum from zero: the direction is the gradient's, whatever its length.
+        # Momentum starts at zero, so the direction is the gradient's, whatever its length.
         expected = old - 0.1 * scale * orthogonalize(weight.grad)
         torch.testing.assert_close(weight.detach(), expected, atol=1e-5, rtol=0)
 
 
-def test_which_weights_go_where(tokenizer, tiny_config):
+def test_each_weight_goes_to_the_right_optimizer(tokenizer, tiny_config):
     model = build_model(tiny_config, tokenizer, 0)
     names = {id(weight): name for name, weight in model.named_parameters()}
     muon, adamw = (
@@ -98,7 +98,7 @@ def test_rates_and_decay_come_from_the_config(tokenizer, tiny_config):
 
 
 def newton_schulz(matrix: np.ndarray) -> np.ndarray:
-    """Five quintic steps through the singular values, where each is a scalar polynomial."""
+    """Five quintic steps on the singular values, where each step is a scalar polynomial."""
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     values = values / np.linalg.norm(values)
     for _ in range(5):
@@ -107,7 +107,7 @@ def newton_schulz(matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(6, 4), (4, 6), (5, 5)])
-def test_muon_steps_by_another_route(rows, columns):
+def test_muon_steps_equal_those_by_svd(rows, columns):
     rng = np.random.default_rng(0)
     start = rng.normal(size=(rows, columns))
     gradients = rng.normal(size=(3, rows, columns))
@@ -125,7 +125,7 @@ def test_muon_steps_by_another_route(rows, columns):
         np.testing.assert_array_equal(weight.grad.numpy(), gradient.astype(np.float32))
 
 
-def test_a_weight_without_a_gradient_stays():
+def test_a_weight_without_a_gradient_stays_unchanged():
     weight = torch.nn.Parameter(torch.ones(2, 2))
     Muon([weight]).step()
     assert torch.equal(weight.detach(), torch.ones(2, 2))

@@ -1,4 +1,4 @@
-"""Losses of packed windows, against plain transformers on hand-flipped ids, one text at a time."""
+"""Losses of packed windows, compared with plain transformers on ids flipped by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
 
 @torch.no_grad()
 def plain_losses(model, windows, flip):
-    """Each window alone, through transformers' own attention; ids flipped by hand."""
+    """Losses of each window alone with transformers' own attention; ids flipped by hand."""
     config = type(model.config)(**{**model.config.to_dict(), "attn_implementation": "sdpa"})
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     plain.load_state_dict(model.state_dict())
@@ -36,11 +36,11 @@ def plain_losses(model, windows, flip):
 @torch.no_grad()
 @pytest.mark.parametrize("direction", Direction)
 def test_documents_within_a_window_do_not_see_each_other(data, tiny_config, direction):
-    """Fixed windows: the losses are those of each document alone, or of the whole row."""
+    """In fixed windows, the losses equal those of each document alone, or of the whole row."""
     model = build_model(tiny_config, data.tokenizer, 5).eval()
     store = data.sources[0].store
     windows = [Windows(store, 400, "fixed")[i] for i in (0, 3, 4)]
-    pieces = []  # as the model meets them: in reverse, a window's last document comes first
+    pieces = []  # in model order: in reverse, a window's last document comes first
     for window in windows:
         ends = np.flatnonzero(window[1:-1] == store.eos_id) + 1
         found = [p for p in split_overlapping(window, ends) if len(p) > 1]
@@ -58,14 +58,14 @@ def test_documents_within_a_window_do_not_see_each_other(data, tiny_config, dire
 
 
 def split_overlapping(window, ends):
-    """The stretches between document ends; an end belongs to both of its neighbors."""
+    """The segments between document ends; an end belongs to both of its neighbors."""
     edges = [0, *ends.tolist(), len(window) - 1]
     return [window[start : end + 1] for start, end in pairwise(edges)]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("direction", Direction)
-def test_packed_losses_are_those_of_plain_transformers(data, tiny_config, direction):
+def test_packed_losses_equal_those_of_plain_transformers(data, tiny_config, direction):
     model = build_model(tiny_config, data.tokenizer, 5).eval()
     store = data.sources[0].store
     windows = [Windows(store, 100)[i] for i in range(6)]

@@ -28,7 +28,7 @@ def recipe(tmp_path) -> Path:
     return file
 
 
-def test_there_are_recipes():
+def test_recipes_exist():
     assert RECIPES
 
 
@@ -37,14 +37,14 @@ def test_every_shipped_recipe_loads(path):
     assert load_recipe(path).name
 
 
-def test_defaults_file_and_overrides(recipe):
+def test_overrides_beat_the_file_which_beats_defaults(recipe):
     plain = load_recipe(recipe)
     assert (plain.optim.steps, plain.train.batch_size, plain.seed) == (7, 32, 0)
     changed = load_recipe(recipe, ["optim.steps=9", "train.batch_size=4", "seed=3"])
     assert (changed.optim.steps, changed.train.batch_size, changed.seed) == (9, 4, 3)
 
 
-def test_a_preset_by_name_and_with_overrides(recipe):
+def test_a_preset_may_be_named_or_overridden(recipe):
     named = load_recipe(recipe, ["model=tiny"])
     assert (named.model.hidden_size, named.model.num_hidden_layers) == (192, 6)
     for preset in ("{preset: tiny}", "tiny"):
@@ -57,7 +57,7 @@ def test_a_preset_by_name_and_with_overrides(recipe):
             load_recipe(recipe, [f"model={preset}", "model.preset.hidden_size=8"])
 
 
-def test_a_group_that_is_null_takes_overrides(recipe):
+def test_a_null_group_accepts_overrides(recipe):
     """A saved recipe spells out `lora: null`."""
     changed = load_recipe(recipe, ["init_from=x", "lora=null", "lora.rank=4"])
     assert changed.lora.rank == 4
@@ -68,7 +68,7 @@ def test_a_rate_may_be_written_in_any_way(recipe, value):
     assert load_recipe(recipe, [f"optim.muon_lr={value}"]).optim.muon_lr == 0.001
 
 
-def test_a_value_may_hold_an_equals_sign(recipe):
+def test_a_value_may_contain_an_equals_sign(recipe):
     changed = load_recipe(recipe, ["data.pair_format='Q={question} A={solution}'"])
     assert changed.data.pair_format == "Q={question} A={solution}"
 
@@ -137,7 +137,7 @@ def test_a_value_may_hold_an_equals_sign(recipe):
         ("optim.steps=[1", "override 'optim.steps=[1': not YAML: "),
     ],
 )
-def test_a_bad_override_is_named(recipe, override, message):
+def test_the_error_for_a_bad_override_names_it(recipe, override, message):
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe, [override])
     assert message in str(caught.value)
@@ -153,7 +153,7 @@ def test_a_bad_override_is_named(recipe, override, message):
         (["model"], "key model is missing: give a shape, or a model folder as init"),
     ],
 )
-def test_a_missing_key_is_named(tmp_path, missing, message):
+def test_the_error_for_a_missing_key_names_it(tmp_path, missing, message):
     tree = yaml.safe_load(yaml.safe_dump(TREE))
     node = tree
     for key in missing[:-1]:
@@ -165,7 +165,7 @@ def test_a_missing_key_is_named(tmp_path, missing, message):
         load_recipe(file)
 
 
-def test_a_mistyped_key_is_named_before_the_one_it_leaves_missing(tmp_path):
+def test_a_mistyped_key_is_reported_before_the_missing_one(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump({**TREE, "optim": {"stesp": 7}}))
     with pytest.raises(RecipeError, match=r"unknown key optim\.stesp; valid here: steps, "):
@@ -181,7 +181,7 @@ def test_a_mistyped_key_is_named_before_the_one_it_leaves_missing(tmp_path):
         (b"name: caf\xe9\n", "not UTF-8 text"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, message):
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path, content, message):
     file = tmp_path / "recipe.yaml"
     file.write_bytes(content)
     with pytest.raises(RecipeError) as caught:
@@ -227,7 +227,7 @@ optim:
         ("name: test", "name: test\ninit_from: none", ":2: key init_from is 'none': no such file"),
     ],
 )
-def test_the_line_is_named(tmp_path, old, new, place):
+def test_the_error_names_the_line(tmp_path, old, new, place):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("{}")
     file = tmp_path / "recipe.yaml"
@@ -239,7 +239,7 @@ def test_the_line_is_named(tmp_path, old, new, place):
     assert "\n" not in str(caught.value)
 
 
-def test_an_override_is_its_own_place(recipe):
+def test_the_error_for_an_override_points_to_the_override(recipe):
     with pytest.raises(RecipeError, match=r"^override 'optim\.steps=0': key optim\.steps is 0: "):
         load_recipe(recipe, ["optim.steps=0"])
     with pytest.raises(
@@ -248,7 +248,7 @@ def test_an_override_is_its_own_place(recipe):
         load_recipe(recipe, ["data.train=no.jsonl"], files=True)
 
 
-def test_files_are_not_looked_for_unless_asked(recipe):
+def test_files_are_checked_only_on_request(recipe):
     named = ["data={sources: [{path: a}], valid: b, tokenizer: c}", "init_from=runs/{direction}"]
     assert load_recipe(recipe, named).data.valid == "b"
 
@@ -260,17 +260,17 @@ def test_a_missing_file_is_refused(tmp_path):
         load_recipe(tmp_path)
 
 
-def test_a_recipe_cannot_be_changed(recipe):
+def test_a_recipe_is_immutable(recipe):
     with pytest.raises(ValueError, match="frozen"):
         load_recipe(recipe).optim.steps = 3
 
 
-def test_a_contrast_needs_wrong_solutions(recipe):
+def test_a_contrast_requires_wrong_solutions(recipe):
     with pytest.raises(RecipeError, match="a file as objective.negatives"):
         load_recipe(recipe, ["data.train=pairs.jsonl", "objective.contrastive=1"])
 
 
-def test_a_model_to_start_from_brings_shape_and_tokenizer(recipe):
+def test_an_initial_model_provides_shape_and_tokenizer(recipe):
     started = load_recipe(recipe, ["init_from=runs/a/{direction}/model", "model=null"])
     assert started.data_of(Direction.REVERSE).tokenizer == "runs/a/reverse/model/tokenizer.json"
     given = load_recipe(recipe, ["init_from=runs/a", "data.tokenizer=mine.json"])
@@ -285,7 +285,7 @@ def test_a_saved_recipe_loads_as_the_same(tmp_path, path):
 
 
 def test_a_saved_recipe_of_token_stores_trains_again(recipe, tmp_path):
-    """`data.train` beside `data.sources` is refused, so its default must not be written."""
+    """`data.train` next to `data.sources` is refused, so its default must not be written."""
     tokenizer = train_tokenizer(["one two"], 257)
     tokenizer.save(tmp_path / "store")
     write_store(tmp_path / "store", ["one two"], tokenizer)
@@ -298,7 +298,7 @@ def test_a_saved_recipe_of_token_stores_trains_again(recipe, tmp_path):
     assert prepared.sources[0].store.manifest.num_documents == 1
 
 
-def test_a_path_that_cannot_be_is_missing(recipe):
+def test_an_impossible_path_counts_as_missing(recipe):
     for path in ("x" * 5000, '"a\\0b"'):
         with pytest.raises(RecipeError, match="key data.train is .*: no such file"):
             load_recipe(recipe, [f"data.train={path}"], files=True)
@@ -309,7 +309,7 @@ def test_only_the_direction_is_filled_in(recipe):
     assert started.init_folder(Direction.REVERSE) == "runs/{0}{x}/reverse"
 
 
-def test_a_model_to_start_from_may_be_a_folder_of_the_hubs_cache(recipe, tmp_path):
+def test_an_initial_model_may_be_in_the_hubs_cache(recipe, tmp_path):
     repo = tmp_path / "models--me--twin"
     commit = repo / "snapshots" / "c0ffee"
     commit.mkdir(parents=True)
@@ -346,7 +346,7 @@ def test_a_model_to_start_from_may_be_a_folder_of_the_hubs_cache(recipe, tmp_pat
         (["data={sources: [{path: a}]}"], "data.num_valid=3", "data.sources are read whole"),
     ],
 )
-def test_a_key_without_effect_is_refused_as_override_and_noted_in_a_file(
+def test_a_key_without_effect_is_refused_as_override_or_noted_in_a_file(
     tmp_path, recipe, cause, unused, reason
 ):
     with pytest.raises(RecipeError) as caught:
@@ -377,7 +377,7 @@ def test_defaults_and_shipped_recipes_are_never_noted(tmp_path, recipe):
 
 
 def test_rates_that_never_reach_their_peak_are_noted(recipe):
-    """As when a recipe is tried for a few steps: warm-up and decay are those of the whole run."""
+    """If a recipe is tried for a few steps, warm-up and decay are still those of the whole run."""
     notes = []
     long = ["optim.warmup_steps=80", "optim.decay_steps=1600"]
     load_recipe(recipe, ["optim.steps=1680", *long], note=notes.append)
@@ -387,6 +387,6 @@ def test_rates_that_never_reach_their_peak_are_noted(recipe):
     assert line.startswith("override 'optim.steps=100': optim.steps is 100, fewer than the steps")
 
 
-def test_a_cosine_has_a_lowest_rate_without_decay_steps(recipe):
+def test_a_cosine_schedule_has_a_minimum_rate_without_decay_steps(recipe):
     overrides = ["optim.schedule=cosine", "optim.min_lr_ratio=0.2"]
     assert load_recipe(recipe, overrides).optim.min_lr_ratio == 0.2

@@ -1,4 +1,4 @@
-"""A run does not go on with other data than it began with, whatever it was that changed."""
+"""A run does not resume with different data than it started with, whatever has changed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ALONE = ProcessGroup(torch.device("cpu"))
 
 @pytest.fixture
 def inputs(tmp_path: Path, tokenizer: Tokenizer) -> dict[str, Path]:
-    """One of everything that a recipe can name, by its key."""
+    """One input for everything that a recipe can name, by key."""
     root = tmp_path / "inputs"
     write_store(root / "train", ["one", "two"], tokenizer)
     write_store(root / "valid", ["six", "ten"], tokenizer)
@@ -95,7 +95,7 @@ def change(path: Path, tokenizer: Tokenizer) -> None:
         "init_from.reverse",
     ],
 )
-def test_each_changed_input_is_refused_by_key(
+def test_the_error_for_a_changed_input_names_its_key(
     tmp_path: Path, full: Recipe, inputs: dict[str, Path], tokenizer: Tokenizer, key: str
 ) -> None:
     folder = tmp_path / "run"
@@ -108,16 +108,16 @@ def test_each_changed_input_is_refused_by_key(
     check_inputs(full, BOTH, folder)  # nor in a copy
     change(inputs[key], tokenizer)
     with pytest.raises(CheckpointError, match=rf"run: {key} \(.*\) has changed since this run beg"):
-        check_inputs(full, [Direction.REVERSE], folder)  # the twin of the one that has begun
+        check_inputs(full, [Direction.REVERSE], folder)  # the twin of the run that has started
     shutil.rmtree(folder / "forward")
-    check_inputs(full, BOTH, folder)  # of no step that is saved
+    check_inputs(full, BOTH, folder)  # no saved step has used them
     assert json.loads((folder / "inputs.json").read_text())[key] == content_hash(inputs[key])
 
 
 def test_an_input_changed_while_the_twin_trains_is_refused(
     tmp_path: Path, full: Recipe, inputs: dict[str, Path], tokenizer: Tokenizer
 ) -> None:
-    """Before its first checkpoint too: the two would have read different data."""
+    """This holds even before its first checkpoint, as the two would have read different data."""
     folder = tmp_path / "run"
     check_inputs(full, BOTH, folder)
     before = (folder / "inputs.json").read_bytes()
@@ -126,7 +126,7 @@ def test_an_input_changed_while_the_twin_trains_is_refused(
         with pytest.raises(CheckpointError, match=r"run: data.valid \(.*\) has changed since this"):
             check_inputs(full, [Direction.REVERSE], folder)
         assert (folder / "inputs.json").read_bytes() == before
-    (folder / "forward/.lock").touch()  # as a killed process leaves it
+    (folder / "forward/.lock").touch()  # as left by a killed process
     check_inputs(full, [Direction.REVERSE], folder)
     assert (folder / "inputs.json").read_bytes() != before
 
@@ -134,7 +134,7 @@ def test_an_input_changed_while_the_twin_trains_is_refused(
 @pytest.mark.parametrize("begun", [True, False])
 def test_another_direction_adds_its_model(tmp_path: Path, full: Recipe, begun: bool) -> None:
     check_inputs(full, [Direction.FORWARD], tmp_path)
-    if begun:  # otherwise both have just started, in two processes
+    if begun:  # otherwise both have just started in two processes
         (tmp_path / "forward/checkpoints/00000005").mkdir(parents=True)
     check_inputs(full, [Direction.REVERSE], tmp_path)
     known = json.loads((tmp_path / "inputs.json").read_text())
@@ -142,7 +142,7 @@ def test_another_direction_adds_its_model(tmp_path: Path, full: Recipe, begun: b
     assert known["init_from.forward"] != known["init_from.reverse"]
 
 
-def test_a_tokenizer_of_one_direction_alone_is_refused_before_any_work(
+def test_a_tokenizer_for_only_one_direction_is_refused_before_any_work(
     full: Recipe, inputs: dict[str, Path]
 ) -> None:
     for started in (full, full.model_copy(update={"data": DataConfig()})):
@@ -154,7 +154,7 @@ def test_a_tokenizer_of_one_direction_alone_is_refused_before_any_work(
             check_tokenizers(started, BOTH)
 
 
-def test_content_alone_counts(tmp_path: Path) -> None:
+def test_only_the_content_counts(tmp_path: Path) -> None:
     for name, text in (("a", "text"), ("b", "text"), ("c", "next")):
         (tmp_path / name).write_text(text)
         os.utime(tmp_path / name, ns=(1, 1))
@@ -168,7 +168,7 @@ def test_content_alone_counts(tmp_path: Path) -> None:
 def test_a_replaced_store_is_refused_before_a_step(
     tmp_path: Path, run: Run, full: Recipe, inputs: dict[str, Path], tokenizer: Tokenizer
 ) -> None:
-    """From the command line: forward, then reverse on another store under the same path."""
+    """From the command line: forward, then reverse with another store at the same path."""
     recipe = tmp_path / "recipe.yaml"
     store, valid = inputs["data.sources.0.path"], inputs["data.valid"]
     recipe.write_text(
@@ -186,10 +186,10 @@ def test_a_replaced_store_is_refused_before_a_step(
 
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.slow
-def test_auto_is_a_precision_by_name_for_the_whole_run(
+def test_auto_means_one_precision_for_the_whole_run(
     fast: bool, tmp_path: Path, recipe: Recipe, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a processor that would choose the other one, the run is not gone on with unasked."""
+    """On a processor that would choose another one, the run does not silently continue."""
     precisions = ["bfloat16", "float32"] if fast else ["float32", "bfloat16"]
     monkeypatch.setattr(start, "fast_bfloat16", lambda device: fast)
     recipe = with_precision("auto", recipe)
@@ -217,7 +217,7 @@ def with_precision(precision: Any, recipe: Recipe) -> Recipe:
 def test_a_model_that_fails_in_bf16_trains_in_float32(
     tokenizer: Tokenizer, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DBRX adds up what its experts say in another precision than they say it."""
+    """DBRX sums its experts' outputs in a different precision than they produce."""
     monkeypatch.setattr(start, "fast_bfloat16", lambda device: True)
     model = tiny("dbrx", tokenizer)
     chosen = choose_precision(model, with_precision("auto", recipe), ALONE)
@@ -232,7 +232,7 @@ def test_a_model_that_fails_in_bf16_trains_in_float32(
 def started_from(
     folder: Path, kind: str, recipe: Recipe, data: PreparedData, **changes: Any
 ) -> Recipe:
-    """A run of six steps from a tiny model of an architecture, which is saved in `folder`."""
+    """A six-step run from a tiny model of an architecture, saved in `folder`."""
     model = tiny(kind, data.tokenizer, **changes)
     save_checkpoint(folder, model, data.tokenizer, Direction.REVERSE, recipe.data.pairs)
     optim = OptimConfig(steps=6, warmup_steps=0, decay_steps=0, matrix_optimizer="adamw")
@@ -243,10 +243,10 @@ def losses_in(folder: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
 
 
-def test_a_window_longer_than_attention_reaches_is_for_one_process(
+def test_windows_beyond_the_attention_span_need_a_single_process(
     recipe: Recipe, tokenizer: Tokenizer
 ) -> None:
-    """Up to the sliding window (recipe: 64 tokens) rows are packed, on any number of processes."""
+    """Up to the sliding window (here 64 tokens), rows are packed, on any number of processes."""
     for window, processes, refusal in (
         (64, 2, None),
         (16, 1, None),
@@ -264,10 +264,10 @@ def test_a_window_longer_than_attention_reaches_is_for_one_process(
 
 
 @pytest.mark.slow
-def test_dropout_is_drawn_by_seed_and_step(
+def test_dropout_depends_only_on_seed_and_step(
     tmp_path: Path, recipe: Recipe, data: PreparedData
 ) -> None:
-    """A run that was stopped ends as one that was not, and another seed draws otherwise."""
+    """A stopped run ends like an uninterrupted one; another seed gives another mask."""
     given = started_from(tmp_path / "given", "gpt2", recipe, data, resid_pdrop=0.3)
 
     def interrupt(progress: Progress) -> None:
@@ -284,7 +284,7 @@ def test_dropout_is_drawn_by_seed_and_step(
     assert runs[0] == runs[1]
     config = json.loads((whole / "config.json").read_text())
     assert config["resid_pdrop"] == 0.3
-    # The same windows, read by the same weights: only what is dropped differs.
+    # The windows and weights are the same; only the dropout mask differs.
     run = TrainingRun(given, Direction.REVERSE, data, tmp_path / "run", ALONE)
     drawn = []
     for step, seed in ((0, 1), (0, 1), (0, 2), (1, 1)):
@@ -297,10 +297,10 @@ def test_dropout_is_drawn_by_seed_and_step(
 
 @pytest.mark.parametrize("kind", ["gemma", "mistral", "llama"])
 @pytest.mark.slow
-def test_the_model_to_start_from_is_trained_whatever_shape_is_given_too(
+def test_the_initial_model_is_trained_whatever_shape_is_also_given(
     kind: str, tmp_path: Path, recipe: Recipe, data: PreparedData
 ) -> None:
-    """Gemma's weights have the names of Llama's; a Llama with these weights is another model."""
+    """Gemma's weights have Llama's names, but a Llama with these weights is another model."""
     changes: dict[str, Any] = {"tie_word_embeddings": True}
     if kind == "llama":
         changes["rope_parameters"] = {"rope_type": "default", "rope_theta": 50.0}
@@ -330,7 +330,7 @@ def test_the_model_to_start_from_is_trained_whatever_shape_is_given_too(
         ("objective", {"target": 1.0}, "objective.contrastive and lora run in one process"),
     ],
 )
-def test_what_processes_cannot_share_is_refused_before_any_work(
+def test_settings_that_processes_cannot_share_are_refused_early(
     recipe: Recipe, part: str, changes: dict[str, Any], message: str
 ) -> None:
     changed = getattr(recipe, part).model_copy(update=changes)
@@ -343,10 +343,10 @@ def test_what_processes_cannot_share_is_refused_before_any_work(
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("direction", BOTH)
 @pytest.mark.slow
-def test_the_first_token_of_a_document_is_learned(
+def test_the_first_token_of_a_document_can_be_learned(
     tmp_path: Path, tokenizer: Tokenizer, direction: Direction, tied: bool
 ) -> None:
-    """It follows EOS alone, whose embedding transformers would leave at 0, as that of padding."""
+    """It follows only EOS, whose embedding transformers would leave at 0 as that of padding."""
     recipe = Recipe(
         name="first",
         data=DataConfig(train=str(tmp_path / "texts.jsonl")),
@@ -365,4 +365,4 @@ def test_the_first_token_of_a_document_is_learned(
     data = prepare_data(recipe.data, tmp_path / "data")
     train(recipe, direction, data, tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert rows[-1]["valid_loss_by_position"]["0"] < 2.5  # of 5.6 for an equal choice
+    assert rows[-1]["valid_loss_by_position"]["0"] < 2.5  # a uniform choice gives 5.6

@@ -1,4 +1,4 @@
-"""What a validation adds to a row, against plain transformers and against counts by hand."""
+"""What a validation adds to a row, compared with plain transformers and hand counts."""
 
 from collections import defaultdict
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ LONE = ProcessGroup(torch.device("cpu"))
 
 @pytest.fixture
 def valid(tmp_path, data):
-    """A store of four documents of two sources."""
+    """A store of four documents from two sources."""
     runs = [["shop", 1], ["count", 1], ["shop", 1], ["count", 1]]
     return write_store(tmp_path / "valid", TEXTS, data.tokenizer, sources=runs)
 
@@ -66,7 +66,7 @@ def mean_by(rows, key):
 
 
 def bin_of(position):
-    """0, 1, 2-3, 4-7 ... by the first of each."""
+    """The bin of a position (0, 1, 2-3, 4-7 ...), named by its first position."""
     start = 1
     while 2 * start <= position:
         start *= 2
@@ -74,7 +74,7 @@ def bin_of(position):
 
 
 @pytest.mark.parametrize("direction", Direction)
-def test_parts_of_the_loss_are_those_of_plain_transformers(
+def test_parts_of_the_loss_equal_those_of_plain_transformers(
     recipe, data, valid, tiny_config, direction
 ):
     model = build_model(tiny_config, data.tokenizer, 5)
@@ -108,10 +108,8 @@ def test_parts_of_the_loss_are_those_of_plain_transformers(
 
 
 @pytest.mark.parametrize("direction", Direction)
-def test_fixed_windows_share_a_window_among_its_documents(
-    recipe, data, valid, tiny_config, direction
-):
-    """One window over all documents: as the documents alone, whichever way they are read."""
+def test_a_fixed_window_is_divided_among_its_documents(recipe, data, valid, tiny_config, direction):
+    """One window over all documents gives the same as the documents alone, in any direction."""
     model = build_model(tiny_config, data.tokenizer, 5)
     lengths = [len(ids) for ids in ids_of(valid)]
     stretches = [(document, 0, length) for document, length in enumerate(lengths)]
@@ -126,7 +124,7 @@ def test_fixed_windows_share_a_window_among_its_documents(
     assert found["valid_tokens_by_position"]["0"] == 4
 
 
-def test_both_directions_read_the_same_and_other_tokens_have_another_name(
+def test_both_directions_read_the_same_tokens_and_other_tokens_differ(
     tmp_path, recipe, data, tiny_config
 ):
     model = build_model(tiny_config, data.tokenizer, 5)
@@ -134,13 +132,13 @@ def test_both_directions_read_the_same_and_other_tokens_have_another_name(
     for key in ("valid_data", "valid_tokens", "valid_tokens_by_window", "valid_tokens_by_position"):
         assert rows[0][key] == rows[1][key]
     assert rows[0]["valid_loss"] != rows[1]["valid_loss"]
-    assert "valid_loss_by_source" not in rows[0]  # these problems name none
+    assert "valid_loss_by_source" not in rows[0]  # these problems name no source
     other = validate(model, data, Direction.FORWARD, recipe_of(recipe, seq_len=32))
     assert other["valid_data"] != rows[0]["valid_data"]
 
 
-def test_a_validation_takes_passes_as_small_as_the_training(recipe, data, tiny_config, monkeypatch):
-    """Else a run whose micro-batches fit the memory would fail at its first validation."""
+def test_a_validation_uses_passes_as_small_as_in_training(recipe, data, tiny_config, monkeypatch):
+    """Otherwise a run whose micro-batches fit in memory would fail at its first validation."""
     model = build_model(tiny_config, data.tokenizer, 5)
     whole = validate(model, data, Direction.REVERSE, recipe)
     sizes: list[int] = []
@@ -165,7 +163,7 @@ def tally_of(store, most, num_tokens=1):
     return tally, range(len(tally.numbers))
 
 
-def test_windows_are_spread_over_the_store(tmp_path, data):
+def test_validation_windows_are_spread_over_the_store(tmp_path, data):
     store = write_store(tmp_path / "s", ["a"] * 10, data.tokenizer)
     assert tally_of(store, 4, 99)[0].numbers == [0, 2, 5, 7]
     assert tally_of(store, 16, 99)[0].numbers == list(range(10))
@@ -173,7 +171,7 @@ def test_windows_are_spread_over_the_store(tmp_path, data):
 
 @pytest.mark.slow
 def test_many_windows_and_sources_are_joined(tmp_path, data):
-    """1,024 one-document windows make 512 blocks of two; 40 sources the largest 31 and the rest."""
+    """1,024 one-document windows give 512 blocks of two; 40 sources give the top 31 and others."""
     runs = [[f"s{i}", 40 - i] for i in range(40)] + [["end", 204]]
     store = write_store(tmp_path / "s", ["a"] * 1024, data.tokenizer, sources=runs)
     tally, places = tally_of(store, 9999, 2)

@@ -1,4 +1,4 @@
-"""The torch backend beyond the contract: batches, stop patterns, distributions, dtypes, devices."""
+"""The torch backend beyond the contract: batches, stop patterns, draws, dtypes, devices."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module", params=["forward", "reverse"])
 def lm(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> HFLanguageModel:
-    """Both directions, in turn."""
+    """A model of each direction, in turn."""
     loaded = ledom.load(checkpoints[request.param], device="cpu", rows=8)
     assert isinstance(loaded, HFLanguageModel)
     return loaded
@@ -51,7 +51,7 @@ def plain(lm: HFLanguageModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def by_hand(plain: PreTrainedModel, ids: list[int], reverse: bool) -> list[float]:
-    """Per-token log-probabilities in reading order, one text at a time, flipped by hand."""
+    """Per-token log-probabilities in reading order, one text at a time; ids flipped by hand."""
     fed = list(reversed(ids)) if reverse else ids
     logprobs = plain(torch.tensor([fed])).logits[0].log_softmax(-1)
     values = [logprobs[i - 1, fed[i]].item() for i in range(1, len(fed))]
@@ -68,8 +68,8 @@ def test_small_batches_change_nothing(lm: HFLanguageModel) -> None:
         np.testing.assert_allclose(b, a, atol=1e-4)
 
 
-def test_shared_beginnings_change_nothing(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
-    """Texts that share what the model reads first, some of them whole, some of it twice."""
+def test_shared_prefixes_change_nothing(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
+    """The texts share prefixes in model order; some are whole texts, some occur twice."""
     shared, more = " 1 + 2 = 3" * 4, " 4 + 5 = 9" * 4
     parts = [(shared, ""), (shared, " 7"), (shared + more, " 8"), (shared + more, " 99 is so")] * 2
     reverse = str(lm.direction) == "reverse"
@@ -92,7 +92,7 @@ def test_a_copied_model_is_complete(lm: HFLanguageModel) -> None:
 
 
 class Adapter(nn.Module):
-    """An adapter as other packages make them: it may be turned off."""
+    """An adapter like those of other packages; it can be turned off."""
 
     def __init__(self, base: nn.Linear, scale: float) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Adapter(nn.Module):
 
 
 def test_a_changed_model_has_another_fingerprint(checkpoints: dict[str, Path]) -> None:
-    """So that no file made with one is resumed with the other; equal changes are equal."""
+    """A file made with one is not resumed with the other; equal changes have equal fingerprints."""
     marks = []
     for scale in (2.0, 2.0, 3.0):
         loaded = ledom.load(checkpoints["forward"], device="cpu")
@@ -123,8 +123,8 @@ def test_a_changed_model_has_another_fingerprint(checkpoints: dict[str, Path]) -
     assert len({of_files, *marks, loaded.fingerprint}) == 4
 
 
-def test_another_model_in_its_place_is_refused(checkpoints: dict[str, Path]) -> None:
-    """It would not be used: its results would be those of the first."""
+def test_replacing_the_model_is_refused(checkpoints: dict[str, Path]) -> None:
+    """The new model would not be used; the results would be those of the first."""
     lm, other = (ledom.load(checkpoints[way], device="cpu") for way in ("forward", "reverse"))
     assert isinstance(lm, HFLanguageModel)
     assert isinstance(other, HFLanguageModel)
@@ -133,8 +133,8 @@ def test_another_model_in_its_place_is_refused(checkpoints: dict[str, Path]) -> 
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_dropout_takes_no_part(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """The model may be in training between two calls."""
+def test_dropout_is_off(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The model may be in training mode between two calls."""
     plain = tiny(kind, tokenizer, **dict.fromkeys(("attn_pdrop", "attention_dropout"), 0.5))
     save_checkpoint(tmp_path, plain, tokenizer, ledom.Direction.FORWARD, PairFormat())
     lm = HFLanguageModel(tmp_path, device="cpu", dtype="float32")
@@ -148,10 +148,10 @@ def test_dropout_takes_no_part(kind: str, tmp_path: Path, tokenizer: Tokenizer) 
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_hook_on_the_whole_model_takes_part(
+def test_a_hook_on_the_whole_model_is_applied(
     kind: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    """It changes the logits, which otherwise come from the model's parts."""
+    """It changes the logits, which are otherwise computed from the model's parts."""
     save_checkpoint(
         tmp_path, tiny(kind, tokenizer), tokenizer, ledom.Direction.FORWARD, PairFormat()
     )
@@ -183,7 +183,7 @@ def prompts(problems: list[Problem], count: int) -> list[str]:
 def test_greedy_equals_generate(
     lm: HFLanguageModel, plain: PreTrainedModel, problems: list[Problem]
 ) -> None:
-    """Token for token, with more prompts than rows, so that rows are given to the next."""
+    """Token by token, with more prompts than rows, so that rows are reused."""
     texts = prompts(problems, 12)
     made = dict(lm.generate(texts, Sampling(temperature=0, max_tokens=24)))
     reverse = str(lm.direction) == "reverse"
@@ -200,10 +200,10 @@ def test_greedy_equals_generate(
         assert made[place][0].text == lm.tokenizer.decode(made[place][0].ids)
 
 
-def test_a_model_that_is_not_packed_writes_the_same(
+def test_a_model_that_is_not_packed_generates_the_same(
     lm: HFLanguageModel, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None of the texts is written together with others, then one is not."""
+    """First no text is generated together with others, then some are."""
     texts, sampling = prompts(problems, 3), Sampling(temperature=0, max_tokens=8)
     packed = dict(lm.generate(texts, sampling))
     lengths = sorted(len(lm.prompt_ids(text, 8)) for text in texts)
@@ -214,10 +214,10 @@ def test_a_model_that_is_not_packed_writes_the_same(
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_caller_that_stops_iterating_ends_the_writing(
+def test_a_caller_that_stops_iterating_ends_generation(
     lm: HFLanguageModel, problems: list[Problem], monkeypatch: pytest.MonkeyPatch, packed: bool
 ) -> None:
-    """One token of each text is drawn in a step, and none after the last step."""
+    """Each step draws one token of each text, and nothing is drawn after the last step."""
     drawn = []
     take = Writer._take
 
@@ -236,12 +236,12 @@ def test_a_caller_that_stops_iterating_ends_the_writing(
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_self_certainty_is_the_distance_from_knowing_nothing(
+def test_self_certainty_is_the_divergence_from_uniform(
     lm: HFLanguageModel, plain: PreTrainedModel, problems: list[Problem]
 ) -> None:
-    """KL(uniform || p) summed over the vocabulary, read off one plain pass over the whole text.
+    """KL(uniform || p) summed over the vocabulary, from one plain pass over the whole text.
 
-    Temperature and truncation change what is drawn, not how sure the model is of it.
+    Temperature and truncation change what is drawn, not how certain the model is.
     """
     eos, size = lm.tokenizer.eos_id, plain.config.vocab_size
     reverse = str(lm.direction) == "reverse"
@@ -262,7 +262,7 @@ def test_self_certainty_is_the_distance_from_knowing_nothing(
 
 
 def test_rows_that_end_together_are_refilled(lm: HFLanguageModel) -> None:
-    """Eight rows end together, one of them behind a long prompt; seven texts follow."""
+    """Eight rows end together, one of them after a long prompt; seven texts follow."""
     eos = lm.tokenizer.eos_id
     long = "7" * 55
     assert len(lm.tokenizer.encode(long).ids) == 55
@@ -275,10 +275,10 @@ def test_rows_that_end_together_are_refilled(lm: HFLanguageModel) -> None:
 
 @pytest.mark.slow
 def test_a_draw_does_not_depend_on_the_batch(lm: HFLanguageModel) -> None:
-    """Prompts of any length whose samples are torn apart, and texts longer than a block's step."""
+    """Prompts of any length with their samples separated, and texts longer than a block's step."""
     prompts = ["7", TEXTS[0], "Ava has", TEXTS[0]]
     sampling = Sampling(temperature=0.9, max_tokens=70, seed=5)
-    lm.rows = 1  # one by one: no prompt is shared and nothing is padded
+    lm.rows = 1  # one at a time: no shared prompts and no padding
     alone = [
         [dict(lm.generate([prompt], sampling, 1, first_sample=n))[0][0] for n in range(3)]
         for prompt in prompts
@@ -296,7 +296,7 @@ def test_a_draw_does_not_depend_on_the_batch(lm: HFLanguageModel) -> None:
 def test_samples_follow_the_models_distribution(
     lm: HFLanguageModel, plain: PreTrainedModel
 ) -> None:
-    """The first token's frequencies over many samples against the model's own probabilities."""
+    """Compares first-token frequencies over many samples with the model's probabilities."""
     lm.rows, before = 256, lm.rows
     try:
         sampling = Sampling(temperature=0.5, max_tokens=1, seed=1)
@@ -314,7 +314,7 @@ def test_samples_follow_the_models_distribution(
         assert abs(drawn.count(token) / 4000 - expected) < 5 * error
 
 
-def test_top_k_and_top_p_keep_to_the_likeliest(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
+def test_top_k_and_top_p_keep_the_most_likely(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
     eos = lm.tokenizer.eos_id
     with torch.no_grad():
         logits = plain(torch.tensor([[eos, *lm.tokenizer.encode("7").ids]])).logits[0, -1]
@@ -337,14 +337,14 @@ def test_resuming_from_a_pattern_changes_nothing(lm: HFLanguageModel) -> None:
     while part.finish_reason == "pattern" and len(ids) < len(expected.ids):
         ((_, (part,)),) = lm.generate([part], pieces)
         ids = ids + part.ids if str(lm.direction) == "forward" else part.ids + ids
-    assert len(part.ids) < len(expected.ids)  # it did come in pieces
-    # The last one may be longer: bytes that are no character yet match no pattern.
+    assert len(part.ids) < len(expected.ids)  # it did come in parts
+    # The last one may be longer: bytes of an incomplete character match no pattern.
     written = lm.direction.to_model_order(ids)[: len(expected.ids)]
     assert written == lm.direction.to_model_order(expected.ids)
 
 
-def test_many_resume_from_one_pattern(lm: HFLanguageModel) -> None:
-    """Kept keys and values give the draws that a prompt read anew gives."""
+def test_many_samples_resume_from_one_pattern(lm: HFLanguageModel) -> None:
+    """Cached keys and values give the same draws as reading the prompt again."""
     pieces = Sampling(temperature=1.0, max_tokens=12, seed=3, stop_pattern="[ .0-9]")
     ((_, firsts),) = lm.generate(["Ava has 12 apples.\n\n"], pieces, 6)
     cut = [first for first in firsts if first.finish_reason == "pattern"]
@@ -357,7 +357,7 @@ def test_many_resume_from_one_pattern(lm: HFLanguageModel) -> None:
             list(writer.generate([part], pieces))
 
 
-def test_a_changed_model_reads_the_text_that_it_continues_again(lm: HFLanguageModel) -> None:
+def test_a_changed_model_rereads_the_text_that_it_continues(lm: HFLanguageModel) -> None:
     torch.manual_seed(0)
     changed = deepcopy(lm)
     pieces = Sampling(temperature=0.0, max_tokens=12, stop_pattern="[^ ]")
@@ -372,20 +372,20 @@ def test_a_changed_model_reads_the_text_that_it_continues_again(lm: HFLanguageMo
     assert found.self_certainty == expected.self_certainty
 
 
-def test_dtypes_by_name(checkpoints: dict[str, Path]) -> None:
+def test_dtypes_are_set_by_name(checkpoints: dict[str, Path]) -> None:
     exact = ledom.load(checkpoints["reverse"], device="cpu")
     rough = ledom.load(checkpoints["reverse"], device="cpu", dtype="bfloat16")
     assert isinstance(rough, HFLanguageModel)
     assert rough.model.dtype == torch.bfloat16
     target = whole_text(rough, TEXTS[0])
     np.testing.assert_allclose(rough.logprobs([target])[0], exact.logprobs([target])[0], atol=0.3)
-    assert rough.fingerprint != exact.fingerprint  # their scores are not to be mixed
+    assert rough.fingerprint != exact.fingerprint  # their scores must not be mixed
     message = "dtype is 'int4'; give auto, float32, bfloat16, float16 or int8"
     with pytest.raises(InputError, match=message):
         ledom.load(checkpoints["reverse"], dtype="int4")
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
-def test_a_device_that_is_not_there(checkpoints: dict[str, Path], device: str) -> None:
+def test_a_missing_device_is_refused(checkpoints: dict[str, Path], device: str) -> None:
     with pytest.raises(InputError, match=f"device '{device}' cannot be used .*give cpu, cuda"):
         ledom.load(checkpoints["reverse"], device=device)

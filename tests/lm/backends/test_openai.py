@@ -1,4 +1,4 @@
-"""The server backend against a server in this process that speaks the documented protocol."""
+"""The server backend, tested with a server in this process that follows the documented protocol."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stand_ins import CompletionsServer, Reply
 
 
 def answer(body: dict[str, Any]) -> dict[str, Any]:
-    """Completions of the fake model: echoed log-probabilities of the prompt, or n texts."""
+    """Completions by the fake model: echoed log-probabilities of the prompt, or n texts."""
     if body.get("echo"):
         ids = body["prompt"]
         values = [None, *(-math.log1p((a + b) % 7) for a, b in pairwise(ids))]
@@ -48,7 +48,7 @@ def server() -> Iterator[CompletionsServer]:
 def load(
     server: CompletionsServer, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., OpenAILanguageModel]:
-    """The backend on this test's server; pauses between tries are cut short."""
+    """Load the backend for this test's server, with short pauses between retries."""
     import openai._base_client as base
 
     monkeypatch.setattr(base, "INITIAL_RETRY_DELAY", 0.01)
@@ -72,23 +72,23 @@ def targets(lm: ledom.LanguageModel) -> list[TokenSpan]:
     return [TokenSpan(i, *span) for i, span in zip(ids, spans, strict=True)]
 
 
-def test_texts_come_back_by_prompt(
+def test_texts_are_returned_by_prompt(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
-    lm = load(bos_token="")  # as its tokenizer does: the prompt goes as it is
+    lm = load(bos_token="")  # like its tokenizer: the prompt is sent unchanged
     sampling = Sampling(temperature=0.7, top_k=5, top_p=0.9, max_tokens=9, seed=3)
     made = dict(lm.generate(["one?", "two?"], sampling, 2))
     assert [text.text for text in made[1]] == ["two 0", "two 1"]
     assert [text.finish_reason for text in made[0]] == ["stop", "length"]
     assert made[0][0].ids == lm.tokenizer.encode("one 0").ids
     body = next(body for body in server.requests if body["prompt"] == "two?")
-    assert body.pop("seed") != 3  # which another prompt would have too
+    assert body.pop("seed") != 3  # which would be the same for another prompt
     expected = {"model": "m", "n": 2, "max_tokens": 9, "temperature": 0.7, "top_p": 0.9}
     assert body == expected | {"prompt": "two?", "top_k": 5}
 
 
 @pytest.mark.parametrize("fault", [(429, b"{}"), (500, b"oops"), (503, b""), None])
-def test_what_may_pass_is_tried_again(
+def test_temporary_errors_are_retried(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer, fault: Reply | None
 ) -> None:
     lm = load(concurrency=1)
@@ -115,7 +115,7 @@ def test_what_may_pass_is_tried_again(
         (None, r"from the server at http://127.0.0.1:\d+/v1/: Connection error. \(.+\)"),
     ],
 )
-def test_what_does_not_pass_is_one_clear_line(
+def test_permanent_errors_give_one_clear_line(
     load: Callable[..., OpenAILanguageModel],
     server: CompletionsServer,
     reply: Reply | None,
@@ -128,7 +128,7 @@ def test_what_does_not_pass_is_one_clear_line(
 
 
 def scored(values: list[Any], **more: Any) -> bytes:
-    """A server's answer with these log-probabilities of the prompt's tokens."""
+    """A server's response with these log-probabilities for the prompt's tokens."""
     return json.dumps({"choices": [{"logprobs": {"token_logprobs": values}}], **more}).encode()
 
 
@@ -147,7 +147,7 @@ def scored(values: list[Any], **more: Any) -> bytes:
         (lambda _: b'"two\\nlines"', "no usable answer from the server: two lines$"),
     ],
 )
-def test_numbers_of_another_text_are_refused(
+def test_numbers_for_another_text_are_refused(
     load: Callable[..., OpenAILanguageModel],
     server: CompletionsServer,
     change: Callable[[list[Any]], bytes],
@@ -155,7 +155,7 @@ def test_numbers_of_another_text_are_refused(
 ) -> None:
     lm = load()
     target = TokenSpan([lm.tokenizer.eos_id, 5, 6], 1, 3)
-    good = [None, -1.0, -2.0, -3.0]  # the last is of the token that is written after the prompt
+    good = [None, -1.0, -2.0, -3.0]  # the last is for the token generated after the prompt
     server.always = lambda _: (200, scored(good, usage={"prompt_tokens": 3}))
     assert lm.logprobs([target])[0].tolist() == [-1.0, -2.0]
     server.always = lambda _: (200, change(good))
@@ -163,25 +163,25 @@ def test_numbers_of_another_text_are_refused(
         lm.logprobs([target])
 
 
-def test_a_server_that_writes_one_text_is_asked_again(
+def test_a_server_that_returns_one_text_is_asked_again(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
     server.always = lambda body: (200, json.dumps(answer(body | {"n": 1})).encode())
     ((_, made),) = load().generate(["one?"], Sampling(seed=2), 3)
     assert len(made) == 3
     seeds = [body["seed"] for body in server.requests]
-    assert seeds == [*range(seeds[0], seeds[0] + 3)]  # as a server that writes all three draws
+    assert seeds == [*range(seeds[0], seeds[0] + 3)]  # as from a server that returns all three
     server.always = lambda _: (200, b'{"choices": []}')
     with pytest.raises(ServerError, match="asked for 3 texts, the server sent 0"):
         list(load().generate(["one?"], Sampling(), 3))
 
 
-def test_greedy_texts_are_asked_for_once(
+def test_greedy_texts_are_requested_once(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
     ((_, made),) = load(bos_token="").generate(["one?"], Sampling(temperature=0), 3)
     assert [text.text for text in made] == ["one 0"] * 3
-    assert [body["n"] for body in server.requests] == [1]  # vLLM refuses more
+    assert [body["n"] for body in server.requests] == [1]  # vLLM refuses a higher n
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_greedy_texts_are_asked_for_once(
         ("[]", "returned no log-probabilities of the most likely tokens"),
     ],
 )
-def test_no_confidence_comes_from_what_are_no_logprobs(
+def test_invalid_logprobs_for_confidence_are_refused(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer, rows: str, message: str
 ) -> None:
     reply = '{"choices": [{"text": "x", "logprobs": {"top_logprobs": ' + rows + "}}]}"
@@ -209,7 +209,7 @@ def test_no_confidence_comes_from_what_are_no_logprobs(
         *[("length", "length"), (None, "length"), ("abort", "length")],
     ],
 )
-def test_only_a_text_that_its_model_ended_is_whole(
+def test_only_a_text_that_its_model_ended_is_complete(
     load: Callable[..., OpenAILanguageModel],
     server: CompletionsServer,
     said: str | None,
@@ -224,7 +224,7 @@ def test_only_a_text_that_its_model_ended_is_whole(
 def test_a_reverse_text_ends_where_its_document_begins(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
-    """The server's files may name another EOS: then it writes on."""
+    """If the server's files name another EOS, it keeps generating."""
     lm = load("reverse")
     reply = {"text": "", "finish_reason": "length", "token_ids": [5, 6, lm.tokenizer.eos_id, 7]}
     server.always = lambda _: (200, json.dumps({"choices": [reply]}).encode())
@@ -232,7 +232,7 @@ def test_a_reverse_text_ends_where_its_document_begins(
     assert (made.ids, made.finish_reason) == ([6, 5], "stop")
 
 
-def test_a_server_that_dies_half_way_keeps_what_it_gave(
+def test_results_before_a_server_dies_are_kept(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
     lm = load(max_retries=0, concurrency=1)
@@ -244,14 +244,14 @@ def test_a_server_that_dies_half_way_keeps_what_it_gave(
     assert len(server.requests) <= 3
 
 
-def test_a_model_folder_says_how_its_model_reads(
+def test_a_model_folder_tells_which_bos_its_model_reads(
     load: Callable[..., OpenAILanguageModel], checkpoints: dict[str, Path]
 ) -> None:
     lm = load(None, tokenizer=checkpoints["reverse"])
     assert (lm.direction, lm.bos_ids, lm.context) == (ledom.Direction.REVERSE, [0], 512)
     with pytest.raises(DirectionError, match="used as forward"):
         load("forward", tokenizer=checkpoints["reverse"])
-    assert load("forward").bos_ids == [0]  # a tokenizer alone, which puts nothing in front itself
+    assert load("forward").bos_ids == [0]  # a bare tokenizer that adds no BOS itself
 
 
 def test_a_model_that_reads_eos_first_is_sent_ids(
@@ -265,7 +265,7 @@ def test_a_model_that_reads_eos_first_is_sent_ids(
     assert server.requests[0]["prompt"] == [lm.tokenizer.eos_id, *lm.tokenizer.encode("one?").ids]
 
 
-def test_reverse_text_needs_its_ids(
+def test_reverse_text_requires_its_ids(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
     server.always = lambda _: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
@@ -273,7 +273,7 @@ def test_reverse_text_needs_its_ids(
         list(load("reverse").generate(["x"], Sampling()))
 
 
-def test_what_must_be_given(
+def test_required_options_must_be_given(
     load: Callable[..., OpenAILanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DirectionError, match="a server records no direction"):
@@ -294,12 +294,12 @@ def test_what_must_be_given(
     with pytest.raises(InputError, match="OPENAI_API_KEY has spaces, line ends"):
         load(api_key="two\nlines")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert load(api_key=None)  # a server of one's own may ask for no key
+    assert load(api_key=None)  # a private server may need no key
     with pytest.raises(InputError, match="OPENAI_API_KEY"):
         load(api_key=None, base_url=None)
 
 
-def test_requests_start_at_the_rate_that_is_allowed() -> None:
+def test_requests_start_at_the_allowed_rate() -> None:
     limit = _RateLimit(50.0)
     started = time.monotonic()
     for _ in range(6):

@@ -1,4 +1,4 @@
-"""The model inside a backend works as any model of transformers, whatever ledom did with it."""
+"""The model inside a backend works like any transformers model, whatever ledom did with it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_it_runs_trains_and_generates(
     before, identity = score(), lm.identity
     rows = torch.tensor([text[:10], text[3:13]])
     mask = torch.ones_like(rows)
-    mask[0, :4] = 0  # padding on the left
+    mask[0, :4] = 0  # left padding
     given = {"input_ids": rows, "attention_mask": mask}
     found, expected = (m.generate(**given, max_new_tokens=6) for m in (lm.model, plain))
     assert torch.equal(found, expected)

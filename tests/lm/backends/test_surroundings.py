@@ -1,4 +1,4 @@
-"""What a program sets around ledom, or does to a loaded model, changes no result unseen."""
+"""A program's global settings or changes to a loaded model never silently change results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def scores(lm: HFLanguageModel) -> list[np.ndarray]:
 
 
 def alone(lm: HFLanguageModel) -> list[np.ndarray]:
-    """The same by the model's own pass."""
+    """The same values, computed by the model's own forward pass."""
     found = []
     for ids in TEXTS:
         read = torch.tensor(ids)
@@ -61,7 +61,7 @@ def alone(lm: HFLanguageModel) -> list[np.ndarray]:
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("kind", ["llama", "bloom", "mamba"])
 @pytest.mark.slow
-def test_the_callers_precision_is_not_the_models(
+def test_the_callers_precision_does_not_affect_the_model(
     kind: str, around: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     folder = tmp_path / "m"
@@ -84,7 +84,7 @@ def test_the_callers_precision_is_not_the_models(
 
 
 class Quantized(Tensor):
-    """A weight in int8 with scales that works as torchao's do."""
+    """An int8 weight with scales that works like torchao's."""
 
     q: Tensor
     scales: Tensor
@@ -124,7 +124,7 @@ def loaded() -> HFLanguageModel:
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "lm_head"])
 @pytest.mark.slow
-def test_weights_quantized_in_place_take_part(name: str) -> None:
+def test_weights_quantized_in_place_are_used(name: str) -> None:
     lm = loaded()
     seen = [lm.identity]
     owner = lm.model.get_submodule(name)
@@ -139,14 +139,14 @@ def test_weights_quantized_in_place_take_part(name: str) -> None:
 
 
 class OverTheRow(nn.Linear):
-    """A linear module whose result depends on all tokens of the row, as if quantized by row."""
+    """A linear module whose result depends on all tokens in the row, like row quantization."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x / x.abs().max())
 
 
 @pytest.mark.slow
-def test_a_module_that_mixes_tokens_is_seen_after_loading() -> None:
+def test_a_module_that_mixes_tokens_is_noticed_after_loading() -> None:
     lm = loaded()
     old: Any = lm.model.get_submodule("model.layers.1.mlp.up_proj")
     new = OverTheRow(old.in_features, old.out_features, bias=False)
@@ -158,7 +158,7 @@ def test_a_module_that_mixes_tokens_is_seen_after_loading() -> None:
 
 
 @pytest.mark.slow
-def test_hooks_on_all_modules_take_part() -> None:
+def test_hooks_on_all_modules_are_applied() -> None:
     lm, before = loaded(), loaded().identity
     handle = nn.modules.module.register_module_forward_hook(
         lambda module, _, out: 1.1 * out if isinstance(module, nn.Linear) else None

@@ -1,4 +1,4 @@
-"""The vLLM backend beyond the contract: what it asks of vLLM, and what vLLM refuses."""
+"""The vLLM backend beyond the contract: the arguments it passes and what vLLM refuses."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", vllm_module())
 
 
-def test_what_the_engine_is_given(checkpoints: dict[str, Path]) -> None:
+def test_the_engine_gets_the_right_arguments(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["forward"]
     lm = ledom.load(f"vllm:{folder},tensor_parallel_size=2,max_model_len=100", dtype="bfloat16")
     assert LLM.made[-1] == {
         "model": str(folder),
         "dtype": "bfloat16",
-        "skip_tokenizer_init": True,  # ids in, ids out
+        "skip_tokenizer_init": True,  # only ids go in and out
         "enable_prefix_caching": False,  # cached tokens have no log-probabilities
         "tensor_parallel_size": 2,
         "gpu_memory_utilization": 0.9,
@@ -46,12 +46,12 @@ def test_a_length_must_be_a_number(checkpoints: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("option", ["max_model_len=9999", "no_such_option=1"])
-def test_what_vllm_refuses_is_one_clear_line(checkpoints: dict[str, Path], option: str) -> None:
+def test_a_refusal_by_vllm_gives_one_clear_line(checkpoints: dict[str, Path], option: str) -> None:
     with pytest.raises(CheckpointError, match=r"reverse: vLLM cannot load this: .+"):
         ledom.load(f"vllm:{checkpoints['reverse']},{option}")
 
 
-def test_parts_are_there_before_all_is_done(
+def test_parts_are_returned_before_everything_is_done(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_TOGETHER", 4)

@@ -1,4 +1,4 @@
-"""What a block keeps in memory."""
+"""The keys and values that a block keeps in memory."""
 
 import pytest
 import torch
@@ -11,12 +11,12 @@ HALVES = slice(2), slice(2, 4)
 
 @pytest.fixture(params=[4, 16])
 def width(request: pytest.FixtureRequest) -> int:
-    """Of a head: 16 is for the compiled kernels, 4 for plain products."""
+    """The head width: 16 uses the compiled kernels, 4 uses plain matmuls."""
     return int(request.param)
 
 
 def made_block(num_texts: int, width: int) -> Block:
-    """A block of texts with one prompt of two tokens."""
+    """A block of texts that share one prompt of two tokens."""
     read = torch.arange(2.0 * LAYERS * HEADS * width).view(LAYERS, HEADS, 2, width)
     prompts: list[Prefilled] = [(None, read, -read)]
     jobs = [Job([5, 6], 0, sample, (sample,)) for sample in range(num_texts)]
@@ -24,7 +24,7 @@ def made_block(num_texts: int, width: int) -> Block:
 
 
 def write(block: Block, token: int, width: int) -> None:
-    """One step, in which text `i` of layer `l` gets keys of 100 * token + 10 * i + l."""
+    """One step, where text `i` gets the keys 100 * token + 10 * i + l in layer `l`."""
     block.reserve()
     texts = torch.arange(len(block.jobs)).view(-1, 1, 1)
     for layer in range(LAYERS):
@@ -35,7 +35,7 @@ def write(block: Block, token: int, width: int) -> None:
 
 def test_keys_survive_growth_and_the_end_of_other_texts(width: int) -> None:
     block = made_block(3, width)
-    for token in range(40):  # more than the cache has room for at first
+    for token in range(40):  # more than the cache's initial room
         write(block, token, width)
     block.drop([0])  # text 2 moves to place 0
     for place, text in ((0, 2), (1, 1)):
@@ -48,7 +48,7 @@ def test_keys_survive_growth_and_the_end_of_other_texts(width: int) -> None:
 
 
 def test_one_layer_grows_at_a_time(width: int) -> None:
-    """A tensor of all layers would be held twice while it grows."""
+    """A single tensor for all layers would be in memory twice while it grows."""
     block = made_block(2, width)
     write(block, 0, width)
     sizes = [held.untyped_storage().nbytes() for pair in block.own for held in pair]
@@ -56,7 +56,7 @@ def test_one_layer_grows_at_a_time(width: int) -> None:
 
 
 def test_blocks_of_several_ages_are_computed_together(width: int) -> None:
-    """As each is by itself, bit by bit; a text that has ended leaves no trace."""
+    """The results are bit-identical to each block alone; a finished text leaves no trace."""
     torch.manual_seed(0)
     blocks = [made_block(num, width) for num in (3, 2)]
     for token in range(40):

@@ -1,4 +1,4 @@
-"""Draws by the inverse of the cumulative probability, and what is kept in memory."""
+"""Draws by inverting the cumulative probability, and what is kept in memory."""
 
 import math
 import weakref
@@ -19,10 +19,10 @@ from ledom.lm.language_model import Sampling
 
 
 @pytest.mark.parametrize("size", [1, 3, 16, 40, 2048])
-def test_a_level_is_found_as_by_a_plain_cumulative_sum(size):
+def test_a_level_is_found_as_with_a_plain_cumulative_sum(size):
     rng = np.random.default_rng(size)
     weights = rng.random((50, size)).astype(np.float32) ** 8
-    weights[rng.random(weights.shape) < 0.5] = 0  # as truncation leaves them
+    weights[rng.random(weights.shape) < 0.5] = 0  # as after truncation
     weights[:, rng.integers(size)] += 0.01
     levels = rng.random(50)
     found = _at_level(torch.from_numpy(weights), torch.from_numpy(levels)).tolist()
@@ -30,18 +30,18 @@ def test_a_level_is_found_as_by_a_plain_cumulative_sum(size):
     for row, token in enumerate(found):
         wanted = levels[row] * cumulative[row, -1]
         assert weights[row, token] > 0
-        # Sums in fp32 place a border within 1e-6 of where it is.
+        # Sums in fp32 shift a border by up to 1e-6.
         assert cumulative[row, token] > wanted - 1e-6 * cumulative[row, -1]
         assert cumulative[row, token] - weights[row, token] <= wanted + 1e-6 * cumulative[row, -1]
 
 
-def test_levels_by_hand():
+def test_levels_select_the_right_token():
     weights = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]]).expand(5, 5)
     levels = torch.tensor([0.0, 0.2, 0.25, 0.9, 1 - 2**-53], dtype=torch.float64)
     assert _at_level(weights, levels).tolist() == [1, 1, 3, 3, 3]
 
 
-def test_a_share_that_rounds_to_zero_keeps_the_likeliest_token() -> None:
+def test_a_top_p_that_rounds_to_zero_keeps_the_most_likely_token() -> None:
     kept = _truncate(torch.tensor([[0.2, 0.5, 0.3]]), 0, 1e-320)
     assert kept.tolist() == [[0.0, 0.5, 0.0]]
 
@@ -53,8 +53,8 @@ def test_a_share_that_rounds_to_zero_keeps_the_likeliest_token() -> None:
         ([0.0, math.nan, 1.0], 0.7),
         ([0.0, math.inf, 1.0], 1.0),
         ([-math.inf] * 3, 0.7),
-        ([0.0, -math.inf, 1.0], 0.0),  # how sure a model is that leaves a token out has no number
-        ([0.0, 1e36, 1.0], 0.001),  # 1e39 is more than fp32 holds
+        ([0.0, -math.inf, 1.0], 0.0),  # self-certainty is undefined if a token has probability 0
+        ([0.0, 1e36, 1.0], 0.001),  # 1e39 is too large for fp32
     ],
 )
 def test_logits_without_a_distribution_are_refused(row: list[float], temperature: float) -> None:
@@ -65,7 +65,7 @@ def test_logits_without_a_distribution_are_refused(row: list[float], temperature
         writer._take(torch.tensor([row]), [job])
 
 
-def test_huge_logits_are_drawn_from() -> None:
+def test_huge_logits_can_be_sampled() -> None:
     job = Job([1], 0, 0, (0,))
     job.uniforms = np.array([0.5])
     Writer([2], Sampling(0.001, max_tokens=1))._take(torch.tensor([[0.0, 1e35, -3e38]]), [job])
@@ -74,16 +74,16 @@ def test_huge_logits_are_drawn_from() -> None:
 
 @pytest.fixture
 def made_decoder(checkpoints: dict[str, Path]) -> Decoder:
-    """A decoder of four rows that writes up to six tokens."""
+    """A decoder with four rows that generates up to six tokens."""
     lm = ledom.load(checkpoints["forward"], device="cpu")
     assert isinstance(lm, HFLanguageModel)
     return Decoder(lm._trunk, lm.stop_ids, Sampling(max_tokens=6), rows=4)
 
 
-def test_a_finished_block_is_freed_before_the_next_is_made(
+def test_a_finished_block_is_freed_before_the_next_one(
     made_decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise its keys and values would be in memory while the next prompts are read."""
+    """Otherwise its keys and values would stay in memory while the next prompts are read."""
     made: list[weakref.ref[Block]] = []
     at_admission: list[list[int]] = []
 
@@ -107,8 +107,8 @@ def test_a_finished_block_is_freed_before_the_next_is_made(
     assert 0 not in [size for sizes in at_admission for size in sizes]
 
 
-def test_a_read_prompt_keeps_its_keys_and_values_only(made_decoder: Decoder) -> None:
-    """The trunk's keys are views of tensors that also hold the queries, and other prompts'."""
+def test_a_prefilled_prompt_keeps_only_its_keys_and_values(made_decoder: Decoder) -> None:
+    """The trunk's keys are views of tensors that also contain queries and other prompts."""
     with torch.inference_mode():
         found = made_decoder._prefill([[7, 8, 9], [7, 8, 10]])
     layers = made_decoder.model.config.get_text_config().num_hidden_layers
@@ -121,7 +121,7 @@ def test_a_read_prompt_keeps_its_keys_and_values_only(made_decoder: Decoder) -> 
 def test_many_prompts_are_read_in_parts(
     made_decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As at once, whatever their order; the first two share tokens."""
+    """The result is the same as in one pass, in any order; the first two share tokens."""
     jobs = [Job(prompt, place, 0, ()) for place, prompt in enumerate([[9] * 5, [7, 8], [7, 8, 9]])]
     with torch.inference_mode():
         at_once, places = made_decoder._read_prompts(jobs)

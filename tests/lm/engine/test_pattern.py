@@ -1,4 +1,4 @@
-"""The pattern is searched for in all of a text, whatever its tokenizer and its direction."""
+"""The pattern is searched for in the whole text, for any tokenizer and direction."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_the_text_is_that_of_all_tokens(kind: str, direction: Direction) -> None:
+def test_the_searched_text_is_that_of_all_tokens(kind: str, direction: Direction) -> None:
     tokenizer = TOKENIZERS[kind]
     ids = direction.to_model_order(tokenizer.encode(TEXT).ids)
     assert len(ids) > 40
@@ -73,7 +73,7 @@ def test_a_pattern_of_many_tokens_is_found(pattern: str, direction: Direction) -
     "kind", ["bytes", "byte-level BPE", "prepended blank", "joined with a blank"]
 )
 def test_the_replacement_character_itself_is_found_at_once(kind: str, direction: Direction) -> None:
-    """Bytes of a character that is incomplete have the same text."""
+    """Bytes of an incomplete character decode to the same text."""
     tokenizer, text = TOKENIZERS[kind], "so \ufffd 数"
     ids = direction.to_model_order(tokenizer.encode(text).ids)
     search, plain = PatternSearch("\ufffd", tokenizer, direction), [*range(1, len(ids) + 1)]
@@ -83,7 +83,7 @@ def test_the_replacement_character_itself_is_found_at_once(kind: str, direction:
 
 
 @pytest.mark.parametrize("direction", list(Direction))
-def test_only_bytes_that_others_can_complete_are_waited_for(direction: Direction) -> None:
+def test_the_search_waits_only_for_bytes_that_can_be_completed(direction: Direction) -> None:
     tokenizer, some = TOKENIZERS["bytes"], "aÿ€🎉"
     token_of = dict(zip(some.encode(), tokenizer.encode(some).ids, strict=True))
     for read in map(bytes, product(token_of, repeat=3)):
@@ -96,7 +96,7 @@ def test_only_bytes_that_others_can_complete_are_waited_for(direction: Direction
             decoder.decode(read)
             is_open = bool(decoder.getstate()[0])
         else:
-            is_open = 0x80 <= read[0] < 0xC0  # any of these may be the last of two
+            is_open = 0x80 <= read[0] < 0xC0  # any of these may be the second of two bytes
         assert found == ("\ufffd" in text and not is_open), read
 
 

@@ -1,4 +1,4 @@
-"""A model's work dealt to threads: the same results, and no wait for one who leaves."""
+"""A model's work split among threads: same results, and no wait after the caller leaves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from waiting import SECONDS
 pytestmark = pytest.mark.usefixtures("four_threads")
 
 
-def test_narrow_models_of_our_own_trunk_are_dealt_out(
+def test_narrow_models_with_our_trunk_use_several_threads(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = HFLanguageModel(checkpoints["forward"])
@@ -39,7 +39,7 @@ def test_narrow_models_of_our_own_trunk_are_dealt_out(
     assert lm._trunk.num_workers == 1
 
 
-def test_texts_that_never_end_do_not_hold_up_one_who_leaves(
+def test_endless_texts_do_not_hold_up_a_caller_that_leaves(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = HFLanguageModel(checkpoints["forward"])
@@ -54,7 +54,7 @@ def test_texts_that_never_end_do_not_hold_up_one_who_leaves(
         if number == 10:
             raise KeyboardInterrupt
         if number > 10:
-            assert stops[-1].wait(SECONDS)  # until the others have been told
+            assert stops[-1].wait(SECONDS)  # until the others have been notified
         for job in jobs:
             job.ids.append(5)
 
@@ -68,7 +68,7 @@ def test_texts_that_never_end_do_not_hold_up_one_who_leaves(
 
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.slow
-def test_results_are_those_of_one_thread(
+def test_results_equal_those_of_one_thread(
     direction: Direction, checkpoints: dict[str, Path]
 ) -> None:
     lm = HFLanguageModel(checkpoints[str(direction)], tokens_per_batch=40)

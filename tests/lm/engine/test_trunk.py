@@ -38,7 +38,7 @@ FAMILIES = {
 
 
 def pair_of_models(family):
-    """The same random weights behind our attention and behind transformers' own."""
+    """The same random weights with our attention and with transformers' own."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family.split(",")[0], **SHAPE, **FAMILIES[family])
     plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
@@ -64,8 +64,8 @@ def some_texts():
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch):
-    """With AVX-512 rows are filled up; on a GPU attention is in few calls. Heads of 16 suit the
-    compiled kernels."""
+    """With AVX-512, rows are padded; on a GPU, attention takes few calls. Heads of width 16 suit
+    the compiled kernels."""
     if processor != "compiled":
         monkeypatch.setattr(library, "_library", lambda: None)
     monkeypatch.setattr(kernels, "_WIDE", processor == "avx512")
@@ -79,7 +79,7 @@ def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch)
     ids, positions = torch.tensor(tree.ids), torch.tensor(tree.positions)
     everything = TreeAttention(tree, None, CPU, torch.float32)
     hidden = trunk(ids, positions, everything)
-    wanted = np.arange(0, len(tree.ids), 3)[5:]  # with gaps, and not from the start
+    wanted = np.arange(0, len(tree.ids), 3)[5:]  # with gaps, not from the start
     some = trunk(
         ids,
         positions,
@@ -95,8 +95,8 @@ def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch)
 
 
 @torch.inference_mode()
-def test_rows_of_any_length_are_few_shapes_to_onednn(monkeypatch):
-    """It keeps memory for each, so 40 lengths of a row make five shapes of each product."""
+def test_rows_of_any_length_give_onednn_few_shapes(monkeypatch):
+    """oneDNN keeps memory per shape, so 40 row lengths give five shapes of each matmul."""
     monkeypatch.setattr(library, "_library", lambda: None)
     _, ours = pair_of_models("llama")
     trunk = build_trunk(ours)
@@ -116,13 +116,13 @@ def test_rows_of_any_length_are_few_shapes_to_onednn(monkeypatch):
         hidden = trunk(torch.tensor(tree.ids), torch.tensor(tree.positions), everything)
         assert hidden.shape == (length, SHAPE["hidden_size"])
     assert {rows for rows, *_ in seen} == {224, 232, 240, 248, 256}
-    assert len(seen) == 5 * 4  # of queries, keys and values; of attention; two of the feed-forward
+    assert len(seen) == 5 * 4  # queries, keys and values; attention; two in the feed-forward
 
 
 @pytest.mark.parametrize("products", ["compiled", "torch's", "int8", "int8, not compiled"])
 @torch.inference_mode()
 def test_changed_weights_are_read_again(products, monkeypatch):
-    """The trunk keeps copies and views of weights; a changed model must not run on old ones."""
+    """The trunk keeps copies and views of weights; a changed model must not use old ones."""
     if products in ("torch's", "int8, not compiled"):
         monkeypatch.setattr(library, "_library", lambda: None)
     _, ours = pair_of_models("llama")
@@ -172,7 +172,7 @@ def test_changed_weights_are_read_by_one_thread_into_one_copy(monkeypatch):
         ours.lm_head.weight.mul_(2)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: trunk.refresh(), range(2)))
-    assert before == [None]  # once, after the earlier copy was freed
+    assert before == [None]  # once, after the old copy was freed
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -209,7 +209,7 @@ def test_the_version_counts_changes(family):
 
 
 def test_a_pass_of_the_model_itself_in_another_thread_changes_nothing():
-    """It puts another attention in the config, where the modules look for theirs."""
+    """It changes the attention in the config, where the modules look it up."""
     _, ours = pair_of_models("qwen3")
     trunk, own, ids = build_trunk(ours), OwnForward(ours), torch.arange(30)
     tree = PrefixTree.build([[1, 2, 3], list(range(3, 30))])
@@ -236,7 +236,7 @@ def test_a_pass_of_the_model_itself_in_another_thread_changes_nothing():
 
 
 class Twice(torch.nn.Linear):
-    """As an adapter: a linear module that does more."""
+    """A linear module that does more, like an adapter."""
 
     def forward(self, x):
         return 2 * super().forward(x)
@@ -244,7 +244,7 @@ class Twice(torch.nn.Linear):
 
 @pytest.mark.parametrize("products", ["compiled", "torch's", "int8"])
 @torch.inference_mode()
-def test_adapters_and_hooks_take_part(products, monkeypatch):
+def test_adapters_and_hooks_are_applied(products, monkeypatch):
     if products == "torch's":
         monkeypatch.setattr(library, "_library", lambda: None)
     _, ours = pair_of_models("llama")
@@ -280,7 +280,7 @@ def test_adapters_and_hooks_take_part(products, monkeypatch):
         adapted.weight = plain.weight
         setattr(parent, name, adapted)
         check()
-        assert type(build_trunk(ours)) is Trunk  # which round_weights refuses
+        assert type(build_trunk(ours)) is Trunk  # a plain Trunk, which round_weights refuses
         setattr(parent, name, plain)
         assert torch.equal(outputs(), first)
     attention, norm = layer.self_attn, layer.input_layernorm
@@ -320,7 +320,7 @@ def test_a_new_output_layer_may_be_larger_and_have_a_bias(compiled, monkeypatch)
     torch.testing.assert_close(trunk.logits(x), ours.lm_head(x))
 
 
-LOGITS = {  # architectures that do more than project, with settings that make it show
+LOGITS = {  # architectures that do more than project, with settings that show it
     "cohere": {"logit_scale": 0.25},
     "granite": {"logits_scaling": 3.0},
     "gemma2": {"final_logit_softcapping": 2.0, "attn_logit_softcapping": None, "head_dim": 8},
@@ -329,7 +329,7 @@ LOGITS = {  # architectures that do more than project, with settings that make i
 
 @pytest.mark.parametrize("family", LOGITS)
 @torch.inference_mode()
-def test_logits_are_finished_as_the_model_does(family):
+def test_logits_get_the_models_own_final_steps(family):
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **SHAPE, **LOGITS[family])
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -342,7 +342,7 @@ def test_logits_are_finished_as_the_model_does(family):
     torch.testing.assert_close(found, model(ids).logits[0], atol=1e-4, rtol=1e-4)
 
 
-def test_other_shapes_keep_their_own_modules():
+def test_unsupported_shapes_keep_their_own_modules():
     for change in ({"hidden_act": "gelu"}, {"mlp_bias": True}):
         config = AutoConfig.for_model("llama", **SHAPE, **change)
         model = AutoModelForCausalLM.from_config(config)
@@ -351,7 +351,7 @@ def test_other_shapes_keep_their_own_modules():
     assert type(build_trunk(AutoModelForCausalLM.from_config(config))) is Trunk
 
 
-def test_joined_weights_take_no_more_memory():
+def test_joined_weights_take_no_extra_memory():
     _, ours = pair_of_models("llama")
     before = {name: p.clone() for name, p in ours.named_parameters()}
     layer = LlamaTrunk(ours).layers[0]

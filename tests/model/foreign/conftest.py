@@ -1,4 +1,4 @@
-"""A model as others publish it."""
+"""A foreign model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ledom.lm import embedded_folder
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
-    """The embedded reverse model, as someone who does not know ledom would publish it."""
+    """The embedded reverse model, as published without ledom."""
     folder = tmp_path / "foreign"
     shutil.copytree(embedded_folder("reverse"), folder)
     config = json.loads((folder / "config.json").read_text())

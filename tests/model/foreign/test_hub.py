@@ -1,4 +1,4 @@
-"""Imports from the hub and from its cache, with a folder in place of the hub."""
+"""Imports from the hub and its cache, with a folder as a mock of the hub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IDS = torch.arange(3, 23)[None]
 
 
 class Hub:
-    """A hub with one repository: a folder."""
+    """A hub with a single repository, which is a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ def hub(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 @pytest.mark.slow
 def test_an_alias_is_fetched_at_one_commit(run: Run, hub: Hub, tmp_path: Path) -> None:
-    (hub.folder / "pytorch_model.bin").touch()  # the worse of two formats
+    (hub.folder / "pytorch_model.bin").touch()  # the less preferred of two formats
     (hub.folder / "consolidated.safetensors").touch()  # the same weights under other names
     (hub.folder / "generation_config.json").write_text('{"eos_token_id": 0}')
     (hub.folder / "special_tokens_map.json").write_text("{}")
@@ -80,7 +80,7 @@ def test_an_alias_is_fetched_at_one_commit(run: Run, hub: Hub, tmp_path: Path) -
     assert ledom.load(tmp_path / "out").direction is ledom.Direction.REVERSE
 
 
-def test_a_revision_is_asked_for(
+def test_the_revision_is_requested(
     run: Run, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = ("--direction", "reverse", "--no-check", "--out", tmp_path / "out")
@@ -109,14 +109,14 @@ def test_no_network_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def cached(folder: Path, cache: Path, commit: str = "c0ffee") -> Path:
-    """A model as the hub's client lays it out: links to blobs, named by hash; its repository."""
+    """Lay out a model as the hub's client does, with links to blobs; returns its repository."""
     repo = cache / "models--me--twin"
     links = repo / "snapshots" / commit
     links.mkdir(parents=True)
     (repo / "blobs").mkdir(exist_ok=True)
     for file in folder.iterdir():
         blob = hashlib.sha256(file.read_bytes()).hexdigest()
-        blob = blob if file.suffix == ".safetensors" else blob[:40]  # small files: git's hash
+        blob = blob if file.suffix == ".safetensors" else blob[:40]  # git's hash if small
         shutil.copy(file, repo / "blobs" / blob)
         (links / file.name).symlink_to(f"../../blobs/{blob}")
     return repo
@@ -124,7 +124,7 @@ def cached(folder: Path, cache: Path, commit: str = "c0ffee") -> Path:
 
 @pytest.mark.slow
 def test_the_hubs_cache_is_a_source(foreign: Path, tmp_path: Path) -> None:
-    """A repository's folder in it, or that of one commit: scored and imported like its files."""
+    """A repository's folder, or that of one commit, is scored and imported like its files."""
     repo = cached(foreign, tmp_path / "hub")
     (repo / "snapshots/c0ffee/config.json").resolve().unlink()
     cached(foreign, tmp_path / "hub", "decade")
@@ -144,14 +144,14 @@ def test_the_hubs_cache_is_a_source(foreign: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_network_the_hubs_cache_is_asked(
+def test_without_a_network_the_hubs_cache_is_used(
     run: Run,
     foreign: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What is there is taken if its bytes are what their name says, and the user is told."""
+    """Cached files are used if their bytes match their hashes, and the user is told."""
     commit = "c0ffee" + "0" * 34
     repo = cached(foreign, tmp_path / "hub", commit)
     (repo / "refs").mkdir()
@@ -173,8 +173,8 @@ def test_without_a_network_the_hubs_cache_is_asked(
     assert not (tmp_path / "out").exists()
 
 
-def test_of_several_gguf_files_one_must_be_chosen(hub: Hub, tmp_path: Path) -> None:
-    """Such a repository has one model in many precisions, of which none is downloaded."""
+def test_one_of_several_gguf_files_must_be_chosen(hub: Hub, tmp_path: Path) -> None:
+    """Such a repository has one model in many precisions; none is downloaded by default."""
     for file in hub.folder.iterdir():
         file.unlink()
     for name in ("m-Q4_K_M.gguf", "m-Q8_0.gguf"):

@@ -1,4 +1,4 @@
-"""`ledom import`: what it writes, what it refuses, and that nothing is left behind then."""
+"""`ledom import`: what it writes, what it refuses, and that refusals leave nothing behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def change_config(folder: Path, change: Any) -> None:
 
 
 def as_bin(folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Its weights in two files of torch.save, with an index."""
+    """Convert its weights to two torch.save files with an index."""
     weights = {k: v.to(dtype) for k, v in load_file(folder / "model.safetensors").items()}
     (folder / "model.safetensors").unlink()
     places = {name: f"pytorch_model-0000{i % 2 + 1}.bin" for i, name in enumerate(weights)}
@@ -44,7 +44,7 @@ def as_bin(folder: Path, dtype: torch.dtype = torch.float16) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
-def test_an_imported_model_scores_as_the_original(foreign: Path, tmp_path: Path) -> None:
+def test_an_imported_model_scores_like_the_original(foreign: Path, tmp_path: Path) -> None:
     made = import_model(str(foreign), tmp_path / "out", ImportOptions("reverse"))
     ours, theirs = ledom.load(made.folder), ledom.load("tiny", "reverse")
     assert (ours.direction, made.eos_token) == (ledom.Direction.REVERSE, "<|end|>")
@@ -59,8 +59,8 @@ def test_an_imported_model_scores_as_the_original(foreign: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_likeliest_special_token_becomes_eos(foreign: Path, tmp_path: Path) -> None:
-    """The folder says another one, as LEDOM-7B's config.json does."""
+def test_the_most_likely_special_token_becomes_eos(foreign: Path, tmp_path: Path) -> None:
+    """The folder names another one, as LEDOM-7B's config.json does."""
     tokenizer = Tokenizer.load(embedded_folder("reverse"))
     tokenizer.backend.add_special_tokens(["a"])
     tokenizer.eos_token = "a"
@@ -92,7 +92,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(foreign: Path, tmp_path: P
 
 
 def assert_same_logits(folder: Path, made: Path) -> None:
-    """An import computes what transformers computes from its source, to the bit."""
+    """Check that the import's logits are bit-identical to transformers' on the source."""
     plain, ours = (
         AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()(IDS).logits
         for place in (folder, made)
@@ -101,10 +101,10 @@ def assert_same_logits(folder: Path, made: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_a_single_file_comes_before_shards_as_in_transformers(
+def test_a_single_file_takes_precedence_over_shards_as_in_transformers(
     tmp_path: Path, tokenizer: Tokenizer, suffix: str
 ) -> None:
-    """A model that was saved once in shards, and again in one file."""
+    """The model was saved first in shards, then in a single file."""
     folder = tmp_path / "in"
     tiny("llama", tokenizer).save_pretrained(folder)
     tokenizer.save(folder)
@@ -123,14 +123,14 @@ def test_a_single_file_comes_before_shards_as_in_transformers(
     assert_same_logits(folder, made.folder)
 
 
-def test_an_adapter_beside_the_weights_is_refused(foreign: Path, tmp_path: Path) -> None:
-    """transformers adds it to the weights."""
+def test_an_adapter_next_to_the_weights_is_refused(foreign: Path, tmp_path: Path) -> None:
+    """transformers would add it to the weights."""
     (foreign / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="foreign: has an adapter .*; merge it into its base"):
         import_model(str(foreign), tmp_path / "out", ImportOptions("reverse"))
 
 
-def test_the_weights_that_the_config_names_are_taken(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_the_weights_named_by_the_config_are_used(tmp_path: Path, tokenizer: Tokenizer) -> None:
     folder = tmp_path / "in"
     tiny("llama", tokenizer).save_pretrained(folder)
     tokenizer.save(folder)
@@ -143,10 +143,10 @@ def test_the_weights_that_the_config_names_are_taken(tmp_path: Path, tokenizer: 
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
-def test_a_head_of_its_own_is_kept_whatever_the_config_says(
+def test_a_separate_head_is_kept_whatever_the_config_says(
     tmp_path: Path, tokenizer: Tokenizer, kind: str
 ) -> None:
-    """transformers unties weights that a config ties, if the files hold two that differ."""
+    """transformers unties weights that a config ties if the files contain two different ones."""
     folder = tmp_path / "in"
     tiny(kind, tokenizer, tie_word_embeddings=False).save_pretrained(folder)
     tokenizer.save(folder)
@@ -159,14 +159,14 @@ def test_a_head_of_its_own_is_kept_whatever_the_config_says(
 @pytest.mark.parametrize(
     "kind",
     [
-        "apertus",  # buffers that are stored
-        "camembert",  # the tied head comes before the embedding, whose name the file has
+        "apertus",  # stored buffers
+        "camembert",  # the tied head precedes the embedding, whose name is in the file
         "mamba2",  # an infinity in config.json
         "gemma3n_text",
     ],
 )
 @torch.no_grad()
-def test_what_a_file_holds_is_all_kept(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
+def test_everything_in_a_file_is_kept(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
     model = tiny(kind, tokenizer)
     stored = model.state_dict()
     for name, buffer in model.named_buffers():
@@ -182,7 +182,7 @@ def test_what_a_file_holds_is_all_kept(tmp_path: Path, tokenizer: Tokenizer, kin
     torch.testing.assert_close(ours(IDS).logits, plain(IDS).logits, atol=1e-5, rtol=0)
 
 
-def test_weights_with_other_names_in_files_are_refused_with_a_remedy(
+def test_the_refusal_of_renamed_weights_names_a_remedy(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     tiny("mixtral", tokenizer).save_pretrained(tmp_path / "in")
@@ -193,7 +193,7 @@ def test_weights_with_other_names_in_files_are_refused_with_a_remedy(
 
 
 def older_state(kind: str, model: Any) -> dict[str, torch.Tensor]:
-    """Weights as older versions saved them: other names, and buffers that are computed today."""
+    """Weights as saved by older versions: other names, and buffers that are now computed."""
     state = {name: weight.half() for name, weight in model.state_dict().items()}
     mask = torch.ones(1, 1, 64, 64)
     if kind == "gpt2":
@@ -214,10 +214,10 @@ def older_state(kind: str, model: Any) -> dict[str, torch.Tensor]:
     ("kind", "embedding"),
     [("gpt2", "transformer.wte.weight"), ("gpt_neox", "gpt_neox.embed_in.weight")],
 )
-def test_older_formats_compute_the_same(
+def test_older_formats_give_the_same_results(
     tmp_path: Path, checkpoints: dict[str, Path], tokenizer: Tokenizer, kind: str, embedding: str
 ) -> None:
-    """In fp16, as one .bin file; the tokenizer is another folder's."""
+    """In fp16, as one .bin file, with the tokenizer from another folder."""
     model, folder = tiny(kind, tokenizer), tmp_path / "in"
     folder.mkdir()
     torch.save(older_state(kind, model), folder / "pytorch_model.bin")
@@ -250,7 +250,7 @@ def test_shards_are_read_and_written(
 
 
 def damage(what: str, folder: Path) -> None:
-    """Make a foreign folder bad in one way."""
+    """Damage a foreign folder in one way."""
     file = folder / "model.safetensors"
     weights = load_file(file)
     name = "model.norm.weight"
@@ -355,7 +355,7 @@ def test_bad_arguments_are_refused_in_one_line(run: Run, foreign: Path, tmp_path
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_nothing_is_left_of_an_import_that_was_stopped(
+def test_a_stopped_import_leaves_nothing_behind(
     run: Run, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
 ) -> None:
     pieces = tensors._file_pieces
@@ -386,7 +386,7 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(
     check_refused(result, "GB are free", "another disk")
 
 
-def test_load_says_what_to_run(foreign: Path, tmp_path: Path) -> None:
+def test_load_says_which_command_to_run(foreign: Path, tmp_path: Path) -> None:
     as_bin(foreign)
     (tmp_path / "x.gguf").touch()
     for name, remedy in {

@@ -1,7 +1,7 @@
-"""nanochat's versions: told apart by names and shapes, and computed as nanochat itself does.
+"""nanochat's versions: recognized by names and shapes, with the same results as nanochat.
 
-The numbers under LOGITS are what nanochat's own forward pass gives at each commit (fp32, CPU) for
-the weights of `weights` and the ids of `ids_of`.
+The numbers in LOGITS come from nanochat's own forward pass at each commit (fp32, CPU) with the
+weights of `weights` and the ids of `ids_of`.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ LOGITS = {
         [-0.96963, -3.12979, 4.89005, 4.15373, 0.34716],
     ],
 }
-"""By commit: the first, the middle and the last token's logits at COLUMNS."""
+"""By commit: logits of the first, middle and last token at COLUMNS."""
 
-# What the checkpoints of each commit hold: padded rows, residual scales, windows, gate inputs.
+# Contents of the checkpoints of each commit: padded rows, residual scales, windows, gate inputs.
 VERSIONS = {
     "3a5e0bc": (False, False, False, 0),
     "f1bf69d": (True, False, False, 0),
@@ -108,7 +108,7 @@ def shapes(commit: str) -> dict[str, tuple[int, ...]]:
 
 
 def weights(commit: str) -> dict[str, torch.Tensor]:
-    """Normal numbers, seeded by the name, of a scale at which every part matters."""
+    """Normal numbers, seeded by the name and scaled so that every part matters."""
     made = {}
     for name, shape in shapes(commit).items():
         seed = zlib.crc32(name.encode())
@@ -125,7 +125,7 @@ def weights(commit: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def encoding_class(monkeypatch: pytest.MonkeyPatch) -> type:
-    """What tiktoken's class looks like to pickle."""
+    """A class that looks like tiktoken's to pickle."""
     module = ModuleType("tiktoken.core")
     encoding = type("Encoding", (), {"__module__": "tiktoken.core"})
     module.Encoding = encoding  # type: ignore[attr-defined]
@@ -136,7 +136,7 @@ def encoding_class(monkeypatch: pytest.MonkeyPatch) -> type:
 
 @pytest.fixture
 def source(tmp_path: Path, encoding_class: type) -> Any:
-    """Writes a checkpoint as nanochat does; returns its folder."""
+    """Write a checkpoint as nanochat does; returns its folder."""
 
     def write(commit: str, extra: dict[str, torch.Tensor] | None = None, prefix: str = "") -> Path:
         folder = tmp_path / "nanochat"
@@ -163,7 +163,7 @@ def options(**changes: Any) -> ImportOptions:
 
 
 @pytest.mark.parametrize("commit", VERSIONS)
-def test_every_version_computes_what_nanochat_does(
+def test_every_version_gives_the_same_results_as_nanochat(
     source: Any, tmp_path: Path, commit: str
 ) -> None:
     softcap = 20.0 if commit == "aba30cb" else None
@@ -182,8 +182,8 @@ def test_every_version_computes_what_nanochat_does(
         torch.testing.assert_close(logits[rows][:, COLUMNS], expected, atol=2e-5, rtol=0)
 
 
-def test_scores_are_those_of_the_model(source: Any, tmp_path: Path) -> None:
-    """Beside other texts, one of them longer than the window."""
+def test_scores_equal_those_of_the_model(source: Any, tmp_path: Path) -> None:
+    """Scored together with other texts, one of them longer than the window."""
     made = import_model(str(source("6ed7d1d")), tmp_path / "out", options())
     lm = ledom.load(made.folder)
     assert lm.context == 256
@@ -227,7 +227,7 @@ def test_packed_texts_longer_than_the_window_are_refused(source: Any, tmp_path: 
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
-def test_other_versions_are_refused_by_name(
+def test_other_versions_are_named_and_refused(
     source: Any, tmp_path: Path, name: str, message: str, prefix: str
 ) -> None:
     folder = source("a91743c", {name: torch.ones(3, 24)}, prefix)
@@ -245,7 +245,7 @@ def test_a_gate_of_another_width_is_refused(source: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("commit", "cap"), [("3a5e0bc", 20.0), ("6ed7d1d", 20.0), ("a91743c", 7.0)]
 )
-def test_a_cap_that_cannot_be_is_refused(
+def test_an_impossible_logit_cap_is_refused(
     source: Any, tmp_path: Path, commit: str, cap: float
 ) -> None:
     with pytest.raises(InputError, match=f"--softcap {cap:g}: give 15 or 20"):
@@ -263,7 +263,7 @@ def test_a_cap_that_cannot_be_is_refused(
         ("window_pattern", "SXL", "key window_pattern: .*, found 'SXL'"),
     ],
 )
-def test_a_meta_file_that_does_not_fit_is_refused(
+def test_a_meta_file_that_does_not_match_is_refused(
     source: Any, tmp_path: Path, key: str, value: Any, message: str
 ) -> None:
     folder = source("f1bf69d")
@@ -274,7 +274,7 @@ def test_a_meta_file_that_does_not_fit_is_refused(
         import_model(str(folder), tmp_path / "out", options())
 
 
-def test_what_was_inferred_is_said(source: Any, tmp_path: Path) -> None:
+def test_inferred_settings_are_reported(source: Any, tmp_path: Path) -> None:
     made = import_model(str(source("a91743c")), tmp_path / "out", options())
     assert "3 layers see 17 tokens" in made.notes[0]
     assert "--softcap 20" in made.notes[1]

@@ -1,4 +1,4 @@
-"""Foreign tokenizers: sentencepiece's protobuf and tiktoken's pickle, read without their code."""
+"""Foreign tokenizers: sentencepiece protobufs and tiktoken pickles, read without their code."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ AB, SPACE_A, SPACE_AB, ABC, X, SPACE, A, B, C = range(259, 268)
 
 
 def model(trainer: bytes = b"", normalizer: bytes = b"", pieces: Any = None) -> bytes:
-    """A model of the BPE kind, with byte fallback; blanks are kept."""
+    """A BPE model with byte fallback that keeps spaces."""
     out = b""
     for rank, (text, kind) in enumerate(pieces or PIECES):
         score = 0.0 if kind != NORMAL else float(-rank)
@@ -73,28 +73,28 @@ def ids(backend: Any, text: str) -> list[int]:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        # Best pair first: a b -> ab (259), then nothing joins blank and ab but ▁ab (261).
+        # Best pair first: a b -> ab (259); then only ▁ab (261) joins the space and ab.
         ("ab", [SPACE_AB]),
         ("a", [SPACE_A]),
         ("abc", [SPACE_AB, C]),  # ▁ab ranks above abc
         ("aabc", [SPACE_A, ABC]),
-        (" ab", [SPACE, SPACE_AB]),  # the dummy prefix stands in front of a blank too
+        (" ab", [SPACE, SPACE_AB]),  # the dummy prefix also precedes a space
         ("a  b", [SPACE_A, SPACE, SPACE, B]),
-        ("cé", [SPACE, C, 3 + 0xC3, 3 + 0xA9]),  # bytes where there is no piece
+        ("cé", [SPACE, C, 3 + 0xC3, 3 + 0xA9]),  # bytes if there is no piece
         ("b[X]", [SPACE, B, X]),
-        ("b[X]a[X] b", [SPACE, B, X, A, X, SPACE, B]),  # the dummy prefix is at the start only
+        ("b[X]a[X] b", [SPACE, B, X, A, X, SPACE, B]),  # the dummy prefix is only at the start
     ],
 )
-def test_sentencepiece_ids(spm: Path, text: str, expected: list[int]) -> None:
+def test_sentencepiece_ids_match_those_by_hand(spm: Path, text: str, expected: list[int]) -> None:
     backend = read_sentencepiece(spm)
     assert ids(backend, text) == expected
     assert backend.decode(expected) == text
-    if "[X]" not in text:  # nor does it depend on a piece that is not in the text
+    if "[X]" not in text:  # nor on a piece that is not in the text
         spm.write_bytes(model(pieces=[p if p[1] != USER else ("[Y]", CONTROL) for p in PIECES]))
         assert ids(read_sentencepiece(spm), text) == expected
 
 
-def test_sentencepiece_without_dummy_prefix(spm: Path) -> None:
+def test_sentencepiece_works_without_a_dummy_prefix(spm: Path) -> None:
     spm.write_bytes(model(normalizer=field(3, 0)))
     backend = read_sentencepiece(spm)
     assert ids(backend, "ab") == [AB]
@@ -155,9 +155,7 @@ def test_added_tokens_keep_their_ids(spm: Path) -> None:
         ({"add_bos_token": True, "bos_token": None}, []),
     ],
 )
-def test_bos_stands_in_front_if_the_files_say_so(
-    spm: Path, settings: Any, expected: list[str]
-) -> None:
+def test_bos_is_added_if_the_files_say_so(spm: Path, settings: Any, expected: list[str]) -> None:
     if settings is not None:
         (spm.parent / "tokenizer_config.json").write_text(json.dumps(settings))
     read = Tokenizer(read_tokenizer(spm.parent)[0], "</s>")
@@ -166,7 +164,7 @@ def test_bos_stands_in_front_if_the_files_say_so(
 
 
 def test_sentencepiece_itself_agrees(problems: Any) -> None:
-    """On a real file, named by LEDOM_SENTENCEPIECE_MODEL (MAP-Neo's tokenizer.model, for one)."""
+    """On a real file named by LEDOM_SENTENCEPIECE_MODEL (such as MAP-Neo's tokenizer.model)."""
     file = os.environ.get("LEDOM_SENTENCEPIECE_MODEL")
     if not file:
         pytest.skip("LEDOM_SENTENCEPIECE_MODEL names no tokenizer.model")
@@ -188,7 +186,7 @@ SPECIAL = {"<|bos|>": 260, "<|user_start|>": 261}
 
 
 def encoding(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
-    """What `pickle` sees of a tiktoken.Encoding."""
+    """A tiktoken.Encoding as `pickle` sees it."""
     module = ModuleType("tiktoken.core")
     module.Encoding = type("Encoding", (), {"__module__": "tiktoken.core"})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tiktoken", ModuleType("tiktoken"))
@@ -207,7 +205,7 @@ def test_tiktoken_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol:
     backend = read_tiktoken_pickle(file)
     assert "tiktoken" not in sys.modules
     assert ids(backend, "ab abc") == [256, 258, ord("c")]  # " abc": ab, then " ab"; c is left
-    assert ids(backend, "abc") == [259]  # a whole piece that is a token
+    assert ids(backend, "abc") == [259]  # a whole piece is a token
     assert ids(backend, "xbc") == [ord("x"), 257]
     assert ids(backend, "é") == [0xC3, 0xA9]
     assert ids(backend, "<|user_start|>ab") == [261, 256]
@@ -261,7 +259,7 @@ def test_other_pickles_are_refused(tmp_path: Path, content: bytes) -> None:
         ({"pat_str": "("}, "not a pickled tiktoken encoding"),
     ],
 )
-def test_an_encoding_that_cannot_be_is_refused(
+def test_an_impossible_encoding_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     file = tmp_path / "tokenizer.pkl"
@@ -270,7 +268,7 @@ def test_an_encoding_that_cannot_be_is_refused(
         read_tiktoken_pickle(file)
 
 
-def test_gpt2s_two_files(tmp_path: Path) -> None:
+def test_gpt2s_two_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2, "Ġ": 3, "<|endoftext|>": 4}')
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
     backend, files = read_tokenizer(tmp_path)
@@ -280,8 +278,8 @@ def test_gpt2s_two_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "GPT2Tokenizer", "OpenAIGPTTokenizer"])
-def test_two_files_are_read_as_their_class_reads_them(tmp_path: Path, kind: str) -> None:
-    """Qwen2 splits digits; OPT names its special tokens beside the files, and has a BOS."""
+def test_two_files_are_read_as_by_their_class(tmp_path: Path, kind: str) -> None:
+    """Qwen2 splits digits; OPT names its special tokens in another file and has a BOS."""
     symbols = [*bytes_to_unicode().values(), "12", "Ġ12", "</s>", "<pad>", "</w>", "a</w>"]
     vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))

@@ -10,7 +10,7 @@ from ledom.model.native import library
 
 @pytest.fixture(params=["AVX512", "AVX2", "DEFAULT", "none"])
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    """Each width of vectors that this processor has, and no compiled kernels; whether there are."""
+    """Use each vector width of this processor, or no kernels; yields whether any are used."""
     capability, levels = torch.backends.cpu.get_cpu_capability(), ["DEFAULT", "AVX2", "AVX512"]
     if request.param == "none":
         monkeypatch.setattr(library, "_library", lambda: None)

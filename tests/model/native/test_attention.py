@@ -1,4 +1,4 @@
-"""The kernels of `native.attention` and their fallbacks, against plain torch in doubles."""
+"""The kernels of `native.attention` and their fallbacks, compared with torch in fp64."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ledom.model.tree_attention import TreeAttention
 
 CPU = torch.device("cpu")
 SOURCE = Path(native.__file__).with_suffix(".c").read_text()
-PIECE = int(SOURCE.split("#define PIECE ")[1].split()[0])  # keys that are read at a time
+PIECE = int(SOURCE.split("#define PIECE ")[1].split()[0])  # keys read at a time
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention in doubles: [Q, H, D], [T, K, D] twice and [Q, T] -> [Q, H, D]."""
+    """Attention in fp64: [Q, H, D], [T, K, D] twice and [Q, T] -> [Q, H, D]."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     q, k, v = (x.double().transpose(0, 1) for x in (q, k, v))
@@ -32,10 +32,10 @@ def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     ("width", "heads"), [(16, (2, 1)), (32, (6, 2)), (48, (7, 1)), (256, (2, 2))]
 )
 @pytest.mark.parametrize("spread", [1.0, 12.0])
-def test_attention_in_a_tree(
+def test_attention_in_a_prefix_tree(
     width: int, heads: tuple[int, int], spread: float, compiled: bool
 ) -> None:
-    """Shared segments of more than a piece of keys, queries with gaps, and scores far apart."""
+    """Shared segments longer than one piece of keys, queries with gaps, and extreme scores."""
     torch.manual_seed(0)
     shared = list(range(PIECE + 44))
     texts = [[1, 2, 3], *(shared + [2 * PIECE + i] * n for i, n in enumerate((1, 70, 17)))]
@@ -61,9 +61,9 @@ def test_attention_in_a_tree(
 
 
 def test_a_query_does_not_depend_on_its_neighbors(compiled: bool) -> None:
-    """Bit by bit: alone, and among the queries of other texts."""
+    """The results are bit-identical alone and among the queries of other texts."""
     if not compiled:
-        pytest.skip("torch's own kernel does")
+        pytest.skip("torch's own kernel depends on neighbors")
     torch.manual_seed(0)
     lengths = (5, 61, 130)
     texts = [[i] * n for i, n in enumerate(lengths)]
@@ -77,8 +77,8 @@ def test_a_query_does_not_depend_on_its_neighbors(compiled: bool) -> None:
 
 @pytest.mark.parametrize(("width", "heads"), [(16, (2, 1)), (32, (6, 2)), (64, (14, 2))])
 @pytest.mark.slow
-def test_attention_over_caches(width: int, heads: tuple[int, int], compiled: bool) -> None:
-    """Prompts of several lengths, one of which two texts share, and texts that end."""
+def test_attention_over_kv_caches(width: int, heads: tuple[int, int], compiled: bool) -> None:
+    """Prompts of several lengths, one shared by two texts, and texts that end."""
     torch.manual_seed(0)
     layers, lengths, prompt_of = 2, (3, PIECE + 44, 16), [0, 1, 1, 2]
     prompts = [(None, *torch.randn(2, layers, heads[1], n, width)) for n in lengths]
@@ -87,7 +87,7 @@ def test_attention_over_caches(width: int, heads: tuple[int, int], compiled: boo
     seen = {job.sample: [x.clone() for x in prompts[job.place][1:]] for job in jobs}
     for step in range(40):
         if step == 35:
-            block.drop([0])  # and with it a prompt
+            block.drop([0])  # which also drops a prompt
         block.reserve()
         new = torch.randn(2, len(block.jobs), layers, heads[1], width)
         for place, job in enumerate(block.jobs):
@@ -108,7 +108,7 @@ def test_attention_over_caches(width: int, heads: tuple[int, int], compiled: boo
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads_change_no_bit(threads: int) -> None:
+def test_threads_do_not_change_any_bit(threads: int) -> None:
     before = torch.get_num_threads()
     torch.manual_seed(0)
     x = torch.randn(65, 6, 32)

@@ -1,4 +1,4 @@
-"""The kernel of `native.draws`, against plain torch in doubles."""
+"""The kernel of `native.draws`, compared with plain torch in fp64."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_draws_invert_the_cumulative_distribution(
 
 
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
-def test_draws_from_odd_logits_are_seen(odd: float) -> None:
+def test_draws_from_invalid_logits_are_noticed(odd: float) -> None:
     logits = torch.zeros(2, 100)
     logits[1, 50] = odd
     found = draw(logits, 1.0, [0.5, 0.5])
@@ -49,7 +49,7 @@ def test_draws_from_odd_logits_are_seen(odd: float) -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [3, 700, 70_001])
-def test_log_probabilities_of_labels(vocabulary: int, compiled: bool) -> None:
+def test_log_probabilities_of_labels_are_right(vocabulary: int, compiled: bool) -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, vocabulary) * torch.tensor([0.1, 1, 1, 3, 30, 100])[:, None]
     labels = torch.randint(vocabulary, (6,))
@@ -60,7 +60,7 @@ def test_log_probabilities_of_labels(vocabulary: int, compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])
-def test_a_log_probability_among_odd_logits_is_seen(odd: float, compiled: bool) -> None:
+def test_log_probabilities_from_invalid_logits_are_noticed(odd: float, compiled: bool) -> None:
     logits = torch.zeros(2, 100)
     logits[1, 50] = odd
     found = label_logprobs(logits, torch.tensor([0, 0]))
@@ -68,7 +68,7 @@ def test_a_log_probability_among_odd_logits_is_seen(odd: float, compiled: bool) 
     assert not torch.isfinite(found[1])
 
 
-def test_a_token_that_is_excluded_has_no_probability(compiled: bool) -> None:
+def test_an_excluded_token_has_no_probability(compiled: bool) -> None:
     logits = torch.tensor([[0.0, -torch.inf, 0.0]]).repeat(2, 1)
     found = label_logprobs(logits, torch.tensor([0, 1]))
     assert found.tolist() == [pytest.approx(-np.log(2)), -np.inf]

@@ -1,4 +1,4 @@
-"""The kernels of `native.layers` and their fallbacks, against plain torch in doubles."""
+"""The kernels of `native.layers` and their fallbacks, compared with torch in fp64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ledom.model.native.layers import PackedWeight
 
 
 @pytest.mark.parametrize("width", [16, 48, 7])
-def test_norms_and_gates_are_those_of_torch(width: int, compiled: bool) -> None:
+def test_norms_and_gates_equal_torch(width: int, compiled: bool) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(5, width) * 30, torch.randn(width)
     expected = rms_norm(x.double(), (width,), weight.double(), 1e-5)
@@ -25,8 +25,8 @@ def test_norms_and_gates_are_those_of_torch(width: int, compiled: bool) -> None:
     torch.testing.assert_close(layers.silu_product(both).double(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_gates_of_any_size_are_those_of_torch(compiled: bool) -> None:
-    """SiLU of a number far below 0 is 0, and that of -inf is not a number."""
+def test_gates_of_any_size_equal_torch(compiled: bool) -> None:
+    """SiLU of a number far below 0 is 0, and SiLU of -inf is NaN."""
     lowest = torch.finfo(torch.float32).min
     gate = torch.tensor([[-100.0, -1e20, lowest, -torch.inf, torch.nan, torch.inf, 1e20]])
     up = torch.tensor([[1e30, 1e38, 1.0, 1.0, 1.0, -1.0, 1.0]])
@@ -35,8 +35,8 @@ def test_gates_of_any_size_are_those_of_torch(compiled: bool) -> None:
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # of torch, about its speed
-def test_weights_in_another_precision_are_read_as_such(compiled: bool) -> None:
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch warns about speed
+def test_weights_in_another_precision_are_read_correctly(compiled: bool) -> None:
     x = torch.tensor([[3.0, 4.0]])  # its mean square is 12.5
     found = layers.rms_norm(x, torch.tensor([1.0, -2.0], dtype=torch.bfloat16), 12.5)
     torch.testing.assert_close(found, torch.tensor([[0.6, -1.6]]))
@@ -47,7 +47,7 @@ def test_weights_in_another_precision_are_read_as_such(compiled: bool) -> None:
 
 
 def test_gradients_pass_through(compiled: bool) -> None:
-    """They do in torch, which takes over: d(x / |x|) is 0 along x, and SiLU's slope at 0 is 1/2."""
+    """torch takes over: d(x / |x|) is 0 along x, and SiLU's slope at 0 is 1/2."""
     x = torch.tensor([[3.0, 3.0]], requires_grad=True)
     layers.rms_norm(x, torch.tensor([1.0, 1.0]), 0.0).sum().backward()
     torch.testing.assert_close(x.grad, torch.zeros(1, 2))
@@ -76,8 +76,8 @@ def test_only_the_given_heads_are_rotated(compiled: bool) -> None:
     assert torch.equal(found[:, 4], x[:, 4])
 
 
-def test_weights_that_are_not_contiguous(compiled: bool) -> None:
-    """A norm may be every second number of a wider tensor, or one number expanded."""
+def test_weights_need_not_be_contiguous(compiled: bool) -> None:
+    """A norm may be every second element of a larger tensor, or one expanded element."""
     torch.manual_seed(0)
     x, cos, sin = torch.randn(3, 16), torch.randn(16, 3).t(), torch.randn(16, 3).t()
     for weight in (torch.randn(32)[::2], torch.randn(1).expand(16)):
@@ -102,7 +102,7 @@ SIZES = [(1, 7, 5), (6, 64, 64), (13, 48, 130), (400, 192, 320)]  # T, in, out
 @pytest.mark.parametrize("biased", [False, True])
 def test_projections(rows: int, depth: int, width: int, biased: bool, compiled: bool) -> None:
     if not compiled:
-        pytest.skip("there is no fallback: the trunk uses other products")
+        pytest.skip("there is no fallback: the trunk uses other matmuls")
     torch.manual_seed(0)
     x, weight = torch.randn(rows, depth), torch.randn(width, depth)
     bias = torch.randn(width) if biased else None
@@ -115,12 +115,12 @@ def test_projections(rows: int, depth: int, width: int, biased: bool, compiled: 
     found = layers.project(x, packed, norm)
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
     alone = layers.project(x[-1:], packed, norm)
-    assert torch.equal(alone, found[-1:])  # bit by bit, whatever the batch
+    assert torch.equal(alone, found[-1:])  # bit-identical in any batch
 
 
 def test_a_projection_rotates_its_first_heads(compiled: bool) -> None:
     if not compiled:
-        pytest.skip("there is no fallback: the trunk uses other products")
+        pytest.skip("there is no fallback: the trunk uses other matmuls")
     torch.manual_seed(0)
     x, weight = torch.randn(200, 24), torch.randn(5 * 16, 24)
     cos, sin = torch.randn(200, 16), torch.randn(200, 16)
@@ -133,11 +133,11 @@ def test_a_projection_rotates_its_first_heads(compiled: bool) -> None:
 
 @pytest.mark.parametrize("rows", [1, 8, 397])
 @pytest.mark.parametrize(("width", "attended", "inner"), [(48, 32, 40), (64, 96, 200)])
-def test_the_end_of_a_layer(
+def test_the_end_of_a_layer_equals_torch(
     rows: int, width: int, attended: int, inner: int, compiled: bool
 ) -> None:
     if not compiled:
-        pytest.skip("there is no fallback: the trunk uses other products")
+        pytest.skip("there is no fallback: the trunk uses other matmuls")
     torch.manual_seed(0)
     hidden, x = torch.randn(rows, width), torch.randn(rows, attended)
     out, bias = torch.randn(width, attended) / 9, torch.randn(width)
@@ -153,11 +153,11 @@ def test_the_end_of_a_layer(
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
     alone = hidden[-1:].clone()
     layers.finish_layer(alone, x[-1:], *packed)
-    assert torch.equal(alone, found[-1:])  # bit by bit, whatever the batch
+    assert torch.equal(alone, found[-1:])  # bit-identical in any batch
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_change_no_bit(threads: int) -> None:
+def test_threads_do_not_change_any_bit(threads: int) -> None:
     torch.manual_seed(0)
     packed, norm = PackedWeight(torch.randn(100, 32)), (torch.randn(32), 1e-5)
     weights = PackedWeight(torch.randn(32, 100)), norm, PackedWeight(torch.randn(80, 32))

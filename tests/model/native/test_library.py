@@ -1,4 +1,4 @@
-"""Compiling the kernels, keeping them, and doing without them; memory that passes use again."""
+"""Compiling and caching the kernels, working without them, and memory that passes reuse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ledom.model.tree_attention import TreeAttention
 
 @pytest.fixture(autouse=True)
 def without_optimization(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling takes a fifth of the time, and a twentieth with the compiler's own checks."""
+    """Compiling then takes a fifth of the time, or a twentieth with the compiler's checks."""
     flags = tuple(flag for flag in library._FLAGS if flag != "-O3")
     monkeypatch.setattr(library, "_FLAGS", flags)
 
@@ -49,17 +49,17 @@ def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.slow
-def test_the_compiler_may_have_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_command_may_have_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "cc -O2 -D'SOME NAME=1'")
     assert library._library() is not None
 
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.slow
-def test_no_number_leads_to_undefined_behavior(
+def test_no_input_leads_to_undefined_behavior(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """By the compiler's own check, which writes to the standard error."""
+    """Uses the compiler's own sanitizer, which writes to standard error."""
     monkeypatch.setenv("CC", "cc -fsanitize=undefined,float-cast-overflow")
     if library._library() is None:
         pytest.skip("this compiler has no such check")
@@ -75,7 +75,7 @@ def test_no_number_leads_to_undefined_behavior(
 
 
 @pytest.mark.slow
-def test_threads_that_compile_at_the_same_time(fresh: Path) -> None:
+def test_threads_may_compile_at_the_same_time(fresh: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: library._loaded(), range(2))
     assert first.rms_norm
@@ -99,7 +99,7 @@ def test_without_a_compiler_plain_torch_takes_over(
 def test_the_kernels_use_the_threads_of_torch(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On macOS its OpenMP library is one that the compiler does not support."""
+    """On macOS, the compiler does not support torch's OpenMP library."""
     assert library._openmp().startswith(str(Path(torch.__file__).parent))
     monkeypatch.setattr(library, "_OPENMP", re.compile("no such library"))
     with caplog.at_level(logging.INFO, logger="ledom"):
@@ -121,7 +121,7 @@ def test_a_damaged_library_is_compiled_again(fresh: Path) -> None:
 
 @pytest.mark.parametrize("there", ["a file", "a folder without room"])
 @pytest.mark.slow
-def test_a_cache_that_cannot_be_written_is_done_without(
+def test_an_unwritable_cache_does_no_harm(
     there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if there == "a file":
@@ -138,14 +138,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.slow
-def test_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_works_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "cache_folder", lambda: None)
     assert library._library() is not None
 
 
-@pytest.mark.parametrize("name", ["a home", "дом", "caf\udce9"])  # the last: a byte, not UTF-8
+@pytest.mark.parametrize("name", ["a home", "дом", "caf\udce9"])  # the last is not UTF-8
 @pytest.mark.slow
-def test_a_cache_folder_of_any_name(
+def test_the_cache_folder_may_have_any_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
@@ -160,13 +160,13 @@ def test_a_cache_folder_of_any_name(
 _SIZE = LARGE // 4  # numbers in fp32
 
 
-def test_a_large_tensor_takes_the_memory_of_the_one_before() -> None:
+def test_a_large_tensor_reuses_the_memory_of_the_previous_one() -> None:
     first = workspace("test", 2, _SIZE)
     assert workspace("test", _SIZE).data_ptr() == first.data_ptr()
     assert workspace("another test", _SIZE).data_ptr() != first.data_ptr()
 
 
-def test_a_small_tensor_has_memory_of_its_own() -> None:
+def test_a_small_tensor_has_its_own_memory() -> None:
     small = [workspace("test", _SIZE - 1).fill_(i) for i in range(2)]
     assert [tensor[0].item() for tensor in small] == [0, 1]
 
@@ -180,7 +180,7 @@ def test_threads_do_not_share_memory() -> None:
     assert here.eq(1).all()
 
 
-def test_memory_made_in_inference_can_be_written_outside() -> None:
+def test_memory_from_inference_mode_can_be_written_outside_it() -> None:
     with torch.inference_mode():
         made = workspace("inference", _SIZE).data_ptr()
     again = workspace("inference", _SIZE)

@@ -1,4 +1,4 @@
-"""Answers are equal where all of both is understood and has one value; nothing raises or hangs."""
+"""Answers are equal if both are fully understood and have one value; nothing raises or hangs."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ PIECES = [
 ]
 
 
-def test_equal() -> None:
-    """In both orders; one test of the whole table, which takes milliseconds per row."""
+def test_equal_answers_are_equal() -> None:
+    """In both orders; one test covers the whole table, at milliseconds per row."""
     wrong = [row for row in EQUAL if not equal_answers(*row[:2]) or not equal_answers(*row[1::-1])]
     assert not wrong
 
 
-def test_unequal() -> None:
+def test_unequal_answers_are_not_equal() -> None:
     wrong = [row for row in UNEQUAL if equal_answers(*row[:2]) or equal_answers(*row[1::-1])]
     assert not wrong
 
 
-def test_the_table_is_large_and_says_each_pair_once() -> None:
+def test_the_table_is_large_and_has_each_pair_once() -> None:
     pairs = [frozenset(pair[:2]) for pair in EQUAL + UNEQUAL]
     assert len(pairs) >= 250
     assert len(set(pairs)) == len(pairs)
@@ -55,7 +55,7 @@ def test_an_answer_without_content_equals_nothing(answer: str | None) -> None:
 @pytest.mark.parametrize(
     "rest", [" rather than 5", r" \unknown", " then 7", " ?", " @", " 8", "(", "^"]
 )
-def test_what_follows_a_number_is_never_skipped(rest: str) -> None:
+def test_text_after_a_number_is_never_ignored(rest: str) -> None:
     for start in ("6", r"\frac{1}{2}", r"\sqrt{2}", "(1, 2)", "x + 1", r"\{1, 2\}", "3 cm"):
         assert read(start) is not None
         assert read(start + rest) is None
@@ -72,7 +72,7 @@ def test_fractions_are_exact(over: int, under: int) -> None:
 
 @settings(max_examples=500)
 @given(st.text(), st.text())
-def test_any_text_has_a_verdict_in_both_orders(one: str, other: str) -> None:
+def test_any_texts_get_a_verdict_in_both_orders(one: str, other: str) -> None:
     assert equal_answers(one, other) == equal_answers(other, one)
     assert equal_answers(one, one) == has_content(one)
     is_number(one)
@@ -80,7 +80,7 @@ def test_any_text_has_a_verdict_in_both_orders(one: str, other: str) -> None:
 
 @settings(max_examples=500)
 @given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
-def test_any_mixture_of_signs_is_read_or_not_understood(text: str) -> None:
+def test_any_mixture_of_symbols_is_parsed_or_rejected(text: str) -> None:
     read(text)
     assert equal_answers(text, text) == has_content(text)
 
@@ -137,7 +137,7 @@ def test_any_mixture_of_signs_is_read_or_not_understood(text: str) -> None:
         ),
     ],
 )
-def test_hostile_texts_of_any_length(unit: str) -> None:
+def test_hostile_texts_of_any_length_are_fast(unit: str) -> None:
     started = time.process_time()
     for size in (50, 399, 100_000):
         text = (unit * size)[:size]
@@ -150,7 +150,7 @@ def test_hostile_texts_of_any_length(unit: str) -> None:
 @pytest.mark.parametrize(
     "large", ["9**9**9", "9^{9^{9^{9}}}", "1e999999999", "(10^{9})!", "9999999!", "2^{-99999999}"]
 )
-def test_what_is_too_large_to_compute_is_text(large: str) -> None:
+def test_numbers_too_large_to_compute_are_compared_as_text(large: str) -> None:
     started = time.process_time()
     assert read(large) is None
     assert equal_answers(large, large)
@@ -158,7 +158,7 @@ def test_what_is_too_large_to_compute_is_text(large: str) -> None:
     assert time.process_time() - started < 10  # seconds; where it grows too fast it takes hours
 
 
-def test_plain_numbers_need_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_numbers_need_no_extra_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: str) -> bool:
         raise AssertionError("asked for algebra")
 
@@ -179,7 +179,7 @@ PLAIN = st.builds(
 
 @settings(max_examples=500)
 @given(PLAIN, PLAIN)
-def test_plain_numbers_are_compared_as_the_parser_reads_them(one: str, other: str) -> None:
+def test_plain_numbers_are_compared_as_by_the_parser(one: str, other: str) -> None:
     values = [node and node.value for node in (read(one), read(other))]
     assert None not in values
     assert equal_answers(one, other) == (values[0] == values[1])
@@ -196,12 +196,12 @@ def test_plain_numbers_need_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
         equal_answers("012.5", "12.5")  # leading zeros: perhaps a time or a code
 
 
-def test_is_number() -> None:
+def test_numbers_are_recognized() -> None:
     assert all(map(is_number, ["5", "$5", "x = 5", "5 cm", "1/2", "3 p.m.", "2^3"]))
     assert not any(map(is_number, ["x", "5x", "3, 5", "(1, 2)", "yes", "5 or so", r"\pi", ""]))
 
 
-def test_equal_answers_share_a_class() -> None:
+def test_equal_answers_are_in_the_same_class() -> None:
     classes = AnswerClasses()
     answers = ["$1,200", "7", "1200 dollars", r"\frac{14}{2}", "1200.0", "yes", "Yes."]
     assert [classes.number(answer) for answer in answers] == [0, 1, 0, 1, 0, 2, 2]
@@ -216,7 +216,7 @@ def test_no_answer_has_no_class(answer: str | None) -> None:
 def test_members_of_a_class_are_equal_in_every_order(answers: tuple[str, ...]) -> None:
     classes = AnswerClasses()
     number_of = {answer: classes.number(answer) for answer in answers}
-    assert number_of == {answer: classes.number(answer) for answer in answers}  # stays the same
+    assert number_of == {answer: classes.number(answer) for answer in answers}  # unchanged
     assert number_of["5 cm"] != number_of["5 m"]
     assert number_of["5 cm"] == number_of["5 centimeters"] or number_of["5"] == number_of["5 m"]
     for one, other in combinations(answers, 2):
@@ -224,6 +224,6 @@ def test_members_of_a_class_are_equal_in_every_order(answers: tuple[str, ...]) -
             assert equal_answers(one, other)
 
 
-def test_a_percent_does_not_join_two_numbers() -> None:
+def test_a_percentage_does_not_join_two_numbers() -> None:
     classes = AnswerClasses()
     assert [classes.number(answer) for answer in ("50", "50%", "0.5")] == [0, 0, 1]

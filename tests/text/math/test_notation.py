@@ -1,4 +1,4 @@
-"""The key under which answers are compared as texts."""
+"""The key by which answers are compared as texts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ledom.text.math.notation import keyboard, text_key
         ("5mb", "5mb"),
         ("5 Mb", "5Mb"),  # bits are not bytes
         ("5 KM", "5km"),
-        ("5 MWx", "5mwx"),  # no unit
-        ("MW", "mw"),  # of no number
+        ("5 MWx", "5mwx"),  # not a unit
+        ("MW", "mw"),  # without a number
         (r"\Delta", r"\Delta"),  # \delta is another letter
         ("ÉTÉ", "été"),
     ],
 )
-def test_case_counts_only_where_it_means_something(answer: str, key: str) -> None:
+def test_case_counts_only_where_it_has_meaning(answer: str, key: str) -> None:
     assert text_key(answer) == key
 
 
@@ -35,8 +35,8 @@ def test_words_are_compared_without_case(words: str) -> None:
     assert text_key(words) == text_key(words.upper()) == text_key(words.lower())
 
 
-def test_every_digit_is_read_and_no_mark_of_format() -> None:
-    """By Unicode's own categories."""
+def test_all_digits_are_read_and_format_characters_ignored() -> None:
+    """This follows Unicode's own categories."""
     for character in map(chr, range(sys.maxunicode + 1)):
         value = unicodedata.decimal(character, None)
         if value is not None:

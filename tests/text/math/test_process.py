@@ -1,4 +1,4 @@
-"""Answers compared by value: mathematics in a worker that nothing can hold up."""
+"""Answers compared by value: math in a worker process that nothing can block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ledom.text.math.process import MathChecker, same_value
 from waiting import SECONDS
 
 
-def test_a_nested_box_is_read_out_of_a_solution() -> None:
+def test_a_nested_box_is_extracted_from_a_solution() -> None:
     assert is_correct(r"so \boxed{\frac{\sqrt{2}}{\sqrt{4}}}, as \(3 > 2\)", r"\frac{1}{\sqrt 2}")
     assert not is_correct(r"so \boxed{\frac{\sqrt{2}}{2}}", r"\frac{\sqrt{3}}{2}")
     assert not is_correct("I cannot tell.", r"\frac{1}{2}")
@@ -46,11 +46,11 @@ def checker() -> Iterator[MathChecker]:
     ],
 )
 @pytest.mark.slow
-def test_a_hostile_expression_is_not_equal_and_not_in_the_way(
+def test_a_hostile_expression_is_unequal_and_blocks_nothing(
     checker: MathChecker, hostile: str
 ) -> None:
     assert not checker.equal(hostile, r"1+\sqrt{3}")  # within the time limit of a test
-    assert checker.equal(r"\sqrt{8}", r"2\sqrt{2}")  # a new worker, where the old one was killed
+    assert checker.equal(r"\sqrt{8}", r"2\sqrt{2}")  # by a new worker if the old one was killed
 
 
 @pytest.mark.slow
@@ -73,10 +73,10 @@ def test_a_worker_that_dies_is_replaced(checker: MathChecker) -> None:
 
 
 @pytest.mark.slow
-def test_a_verdict_hangs_on_the_work_and_not_on_the_clock(
+def test_a_verdict_depends_on_the_work_and_not_on_the_clock(
     checker: MathChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that gets no CPU for longer than the limit, as on a busy machine, still answers."""
+    """A worker that gets no CPU for longer than the limit (on a busy machine) still answers."""
     assert checker._worker is not None
     process = checker._worker.pid
     os.kill(process, signal.SIGSTOP)
@@ -89,8 +89,8 @@ def test_a_verdict_hangs_on_the_work_and_not_on_the_clock(
 
 
 @pytest.mark.slow
-def test_a_worker_whose_parent_is_gone_ends() -> None:
-    """By its own limit, here far below what the first use of sympy takes."""
+def test_a_worker_ends_when_its_parent_is_gone() -> None:
+    """It ends by its own limit, here far less than the first use of sympy takes."""
     code = "from ledom.text.math.process import serve; serve(0.01)"
     worker = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -111,7 +111,7 @@ def test_threads_and_forks_do_not_read_each_others_answers() -> None:
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda pair: same_value(*pair), pairs)) == expected
 
-    assert same_value(r"\sqrt{8}", r"2\sqrt{2}")  # the parent's worker runs
+    assert same_value(r"\sqrt{8}", r"2\sqrt{2}")  # the parent's worker is running
     assert in_a_child(ask) == 0
-    assert same_value(r"\sqrt{18}", r"3\sqrt{2}")  # it still does
+    assert same_value(r"\sqrt{18}", r"3\sqrt{2}")  # it is still running
     ask()
