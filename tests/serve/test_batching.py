@@ -72,7 +72,7 @@ async def small_behind_large(work: Work, queue: Batcher[int, int]) -> None:
 
 
 @in_loop
-async def test_requests_that_wait_share_a_batch() -> None:
+async def test_waiting_requests_share_a_batch() -> None:
     work = Work()
     queue = batcher(work)
     first = await busy_with(work, queue, [1])
@@ -87,7 +87,7 @@ async def test_requests_that_wait_share_a_batch() -> None:
 
 
 @in_loop
-async def test_a_small_request_does_not_wait_for_all_of_a_large_one() -> None:
+async def test_a_small_request_does_not_wait_for_an_entire_large_one() -> None:
     work = Work()
     queue = batcher(work, cost=500.0)  # four items per batch before any speed is known
     await small_behind_large(work, queue)
@@ -114,7 +114,7 @@ async def test_a_batch_that_completes_a_small_request_is_half_as_long(
 
 
 @in_loop
-async def test_a_small_request_has_a_batch_of_its_own_while_large_ones_advance_between(
+async def test_a_small_request_has_its_own_batch_between_those_of_large_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ledom.serve.batching._MEMORY", 1.0)  # the speed stays as it is
@@ -156,7 +156,7 @@ async def test_a_batch_that_completes_a_request_is_not_interrupted() -> None:
 
 
 @in_loop
-async def test_a_batch_that_interrupts_may_fail_alone() -> None:
+async def test_an_interrupting_batch_may_fail_alone() -> None:
     work = Work()
     queue = batcher(work, cost=500.0)
     large = await busy_with(work, queue, list(range(100, 112)))
@@ -170,7 +170,7 @@ async def test_a_batch_that_interrupts_may_fail_alone() -> None:
 
 
 @in_loop
-async def test_a_request_that_fails_does_not_spoil_the_others() -> None:
+async def test_a_failing_request_does_not_affect_the_others() -> None:
     work = Work()
     queue = batcher(work)
     answers = await asyncio.gather(
@@ -184,7 +184,7 @@ async def test_a_request_that_fails_does_not_spoil_the_others() -> None:
 
 
 @in_loop
-async def test_a_full_queue_refuses_with_a_time() -> None:
+async def test_a_full_queue_refuses_with_a_retry_time() -> None:
     work = Work()
     queue = batcher(work, capacity=3)
     busy = await busy_with(work, queue, [0])
@@ -201,7 +201,7 @@ async def test_a_full_queue_refuses_with_a_time() -> None:
 
 
 @in_loop
-async def test_what_is_cancelled_is_not_computed() -> None:
+async def test_cancelled_requests_are_not_computed() -> None:
     work = Work()
     queue = batcher(work)
     busy = await busy_with(work, queue, [0])
@@ -242,14 +242,14 @@ async def test_a_batch_that_nobody_waits_for_ends_at_its_next_step() -> None:
 
 
 @in_loop
-async def test_a_batch_that_someone_waits_for_is_computed_as_a_whole() -> None:
+async def test_a_batch_that_someone_waits_for_is_computed_completely() -> None:
     work, results = await cancelled_in_its_first_step([[2], [3]])
     assert results == [[4], [6]]
     assert work.ended == work.batches == [[2, 3, 1], [9]]
 
 
 @in_loop
-async def test_closing_finishes_what_was_taken_and_takes_no_more() -> None:
+async def test_closing_finishes_accepted_requests_and_accepts_no_more() -> None:
     work = Work()
     queue = batcher(work)
     taken = await busy_with(work, queue, [1, 2])
@@ -263,7 +263,7 @@ async def test_closing_finishes_what_was_taken_and_takes_no_more() -> None:
 
 
 @in_loop
-async def test_no_items_are_no_work() -> None:
+async def test_no_items_mean_no_work() -> None:
     work = Work()
     queue = batcher(work)
     assert await queue.submit([]) == []
@@ -301,7 +301,7 @@ async def test_small_requests_do_not_starve_a_large_one() -> None:
 
 
 @in_loop
-async def test_so_many_requests_share_a_batch_however_long_it_takes() -> None:
+async def test_a_minimum_of_requests_share_a_batch_however_long_it_takes() -> None:
     work = Work()
     queue: Batcher[int, int] = Batcher(work, lambda item: 1e9, 1e-9, 100, least=3)
     answers = await asyncio.gather(*(queue.submit([n]) for n in range(7)))
@@ -321,7 +321,7 @@ async def test_so_many_requests_share_a_batch_however_long_it_takes() -> None:
     ],
 )
 @in_loop
-async def test_batches_stay_large_where_their_time_does_not_depend_on_their_size(
+async def test_batches_stay_large_if_their_time_does_not_depend_on_size(
     monkeypatch: pytest.MonkeyPatch, overhead: float, per_item: float, least: int, most: int
 ) -> None:
     now = 0.0

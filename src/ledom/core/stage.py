@@ -131,7 +131,7 @@ class Stage(Generic[RecordT]):
             check_settings(made_with, self.settings | {_HASH: made_with[_HASH]}, path)
             self.records = read_finished(path, record_type, self._check)
         else:
-            self.records = self._read_parts()
+            self.records = self._read_parts() if parts else []
         processes.wait()  # all processes have read before one writes
         if self.complete and processes.is_first():
             for part in parts:

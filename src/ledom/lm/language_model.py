@@ -12,8 +12,11 @@ that the model cannot serve is rejected before any work is done (tests/lm/test_c
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
 from textwrap import shorten
 from typing import ClassVar
 
@@ -23,14 +26,70 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import check_counts, require
-from ledom.lm.generation import FinishReason, Generation, ModelSpan, Sampling, TokenSpan
+from ledom.lm.confidence import ConfidenceSettings
+from ledom.lm.generation import FinishReason, Generation, ModelSpan, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["SPELLED_OUT", "FinishReason", "Generation", "LanguageModel", "Sampling", "TokenSpan"]
 
+_COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures between which fp32 logits stay finite
 SPELLED_OUT = "-spelled-out"
 """The suffix of a model's hash if the model reads special tokens' names as plain text."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw the next token.
+
+    >>> Sampling(temperature=0.7, top_p=2)
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: top_p is 2; it must lie in (0, 1]
+    """
+
+    temperature: float = 1.0
+    """Divides the logits; at 0, the most likely token is always chosen."""
+    top_k: int = 0
+    """Sample only from the k most likely tokens; 0 means all."""
+    top_p: float = 1.0
+    """Sample only from the most likely tokens that together have this probability."""
+    max_tokens: int = 256
+    """Maximum number of tokens to write."""
+    seed: int = 0
+    """Seed; together with the prompt's text and the sample's number it determines every draw."""
+    stop_pattern: str | None = None
+    """A regular expression; a text ends at its first match. White space next to the prompt is not
+    searched."""
+    confidence: ConfidenceSettings | None = None
+    """How to compute confidence (see `ledom.lm.confidence`); None means not at all."""
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            require({f"{name} is {value!r}; it must be a number": isinstance(value, Real)})
+        warm = self.temperature == 0 or _COLDEST <= self.temperature <= _HOTTEST
+        limits = f"it must be 0, or from {_COLDEST} to {_HOTTEST}"
+        require({f"temperature is {self.temperature}; {limits}": warm})
+        require({f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1})
+        check_counts(1, max_tokens=self.max_tokens)
+        check_counts(top_k=self.top_k, seed=self.seed)
+        unknown = f"confidence is {self.confidence!r:.40}; give ConfidenceSettings, or None"
+        require({unknown: isinstance(self.confidence, ConfidenceSettings | None)})
+        pattern = self.stop_pattern
+        try:
+            re.compile(pattern or "").search("")  # bytes compile too
+        except (re.error, TypeError) as error:
+            message = f"stop_pattern {pattern!r} is not a regular expression: {error}"
+            raise InputError(message) from None
+
+    @property
+    def greedy(self) -> Sampling:
+        """The same settings, but always choosing the most likely token.
+
+        >>> Sampling(top_k=5, max_tokens=9).greedy == Sampling(temperature=0, max_tokens=9)
+        True
+        """
+        return replace(self, temperature=0.0, top_k=0, top_p=1.0)
 
 
 class LanguageModel(ABC):
@@ -118,8 +177,7 @@ class LanguageModel(ABC):
 
     @property
     def special_ids(self) -> tuple[list[int], list[int]]:
-        """The special tokens before and after a document, in reading order. BOS is read first; EOS
-        is predicted last."""
+        """The special tokens before and after a document in reading order; BOS is read first."""
         eos = [self.tokenizer.eos_id]
         if self.direction is Direction.FORWARD:
             return self.bos_ids, eos
@@ -147,8 +205,8 @@ class LanguageModel(ABC):
         """
         ids, length, highest = np.asarray(target.ids), len(target.ids), self.vocab_size - 1
         bounds = np.asarray([target.start, target.end])
-        whole = bounds.dtype.kind == "i" and (not length or ids.dtype.kind in "biu")
-        whole &= ids.ndim == 1
+        whole = ids.ndim == 1 and (not length or ids.dtype.kind in "biu")
+        whole &= bounds.dtype.kind == "i"
         require({"the ids and bounds of a span must be whole numbers": whole})
         odd = 0 if not length else int(ids.max() if ids.min() >= 0 else ids.min())
         long = f"a text of {length} tokens is longer than the model's context of {self.context}"
@@ -189,9 +247,8 @@ class LanguageModel(ABC):
             raise self._unsupported("cannot stop at a pattern")
 
     def _unsupported(self, what: str) -> InputError:
-        return InputError(
-            f"{self.name}: this backend {what}; give the model's folder, which runs in this process"
-        )
+        remedy = "give the model's folder, which runs in this process"
+        return InputError(f"{self.name}: this backend {what}; {remedy}")
 
     def text_prompts(
         self, prompts: Sequence[str | Generation], sampling: Sampling
@@ -261,10 +318,8 @@ class LanguageModel(ABC):
 
     def check_room(self, prompt: str, num_tokens: int, max_tokens: int) -> None:
         """Raise `InputError` if there is nothing to read, or no room left to write."""
-        if not num_tokens:
-            raise InputError(
-                "the prompt is empty, and this model reads no special token first; give a text"
-            )
+        empty = "the prompt is empty, and this model reads no special token first; give a text"
+        require({empty: num_tokens > 0})
         room = self.context - num_tokens
         if max_tokens > room:
             lower = f"lower max_tokens to {room}, or " if room > 0 else ""
@@ -316,8 +371,7 @@ class LanguageModel(ABC):
         stopped at the pattern; the model continues the latter without recomputing it. A forward
         model writes what follows the prompt; a reverse model, what precedes it. An empty prompt
         asks for a whole document. A sample depends only on the seed, the prompt's text and the
-        sample's number, so a job split in two draws the same samples. Raises `InputError` for a
-        prompt that leaves no room in the model's context.
+        sample's number. Raises `InputError` for a prompt that leaves no room to write.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> ((place, texts),) = FakeLanguageModel(answers=["4"]).generate(["2 + 2?"], Sampling())

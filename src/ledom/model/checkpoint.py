@@ -313,7 +313,7 @@ def load_checkpoint(
             rope = getattr(config.get_text_config(), "rope_parameters", None)
             raise CheckpointError(
                 f"{folder / 'config.json'}: rotary frequencies must be finite and not negative; "
-                f"mend {rope}"
+                f"correct {rope}"
             )
     vocab_size = model.config.get_text_config().vocab_size
     if vocab_size < info.tokenizer.vocab_size:

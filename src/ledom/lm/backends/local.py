@@ -204,12 +204,12 @@ class HFLanguageModel(LanguageModel):
     def alternatives(self, target: TokenSpan, count: int) -> list[list[tuple[int, float]]]:
         check_counts(count=count)
 
-        def likeliest(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        def most_likely(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             best = logits.log_softmax(-1).topk(min(int(count), logits.shape[-1]), dim=-1)
             both = torch.stack([best.indices.float(), best.values])  # ids below 2^24 stay exact
             return both.movedim(1, -1)
 
-        ((ids, values),) = self._evaluate([target], likeliest)
+        ((ids, values),) = self._evaluate([target], most_likely)
         rows = zip(ids.T.astype(int).tolist(), values.T.tolist(), strict=True)
         return [list(zip(tokens, logprobs, strict=True)) for tokens, logprobs in rows]
 
