@@ -307,13 +307,13 @@ def test_the_label_takes_precedence_over_the_answer(
 def test_long_hostile_texts_take_linear_time(unit: str, prefix: str) -> None:
     """Ten times the text may take 10 times as long, but not 100; 30 allows for a busy machine."""
     seconds = []
-    for size in (5_000, 50_000):
+    for size in (2_500, 25_000):
         text = prefix + unit * (size // len(unit))
         start = time.process_time()
         equal_answers(extract_answer(text), "7")
         equal_answers(text, "7")
         seconds.append(time.process_time() - start)
-    assert seconds[1] < 30 * max(seconds[0], 0.01)
+    assert seconds[1] < 30 * max(seconds[0], 0.005)
 
 
 def test_a_megabyte_of_nested_boxes_is_handled() -> None:
