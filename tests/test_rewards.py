@@ -64,6 +64,7 @@ def call(reward: Any, prompts: list[Any], completions: list[Any], **columns: Any
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.slow
 def test_trl_gets_rewards(
     models: dict[str, str], expected: list[float], asynchronous: bool
 ) -> None:
@@ -166,6 +167,7 @@ def test_restating_the_question_is_not_rewarded(models: dict[str, str]) -> None:
         ({"lam": 0.3, "reverse": "none"}, "lam is 0.3, but the strategy forward does not weigh"),
     ],
 )
+@pytest.mark.slow
 def test_settings_that_cannot_be_followed_are_refused(
     settings: dict[str, Any], message: str, models: dict[str, str]
 ) -> None:

@@ -35,6 +35,7 @@ def test_an_unknown_direction_is_refused(
     )
 
 
+@pytest.mark.slow
 def test_a_refused_run_keeps_its_recipe(run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

@@ -52,6 +52,7 @@ def config(name: str) -> JsonObject:
 
 
 @pytest.mark.parametrize("name", [*SUITES_OF])
+@pytest.mark.slow
 def test_split_metrics_and_choices_match_the_tasks(name: str) -> None:
     """Our own tasks have the split we load and one metric; others follow their file."""
     _, split, metrics, choices, _ = TABLE[name]

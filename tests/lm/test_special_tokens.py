@@ -156,6 +156,7 @@ def test_a_recorded_bos_that_makes_no_sense_is_refused(tmp_path: Path, recorded:
 
 @pytest.mark.parametrize("form", ["prepend", "metaspace"])
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.slow
 def test_prompt_plus_text_is_the_text_of_all_ids(tmp_path: Path, form: str, direction: str) -> None:
     lm = ledom.load(foreign(tmp_path / "m", sentencepiece_like(form), True), direction)
     blanks = 0
@@ -210,6 +211,7 @@ def test_parts_between_patterns_add_up_to_the_whole_text(tmp_path: Path, directi
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("where", ["config", "generation_config"])
+@pytest.mark.slow
 def test_a_text_ends_at_any_token_at_which_generate_ends(
     tmp_path: Path, where: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def test_a_weight_name_that_is_not_a_name_is_refused(tmp_path: Path) -> None:
             read(folder)
 
 
+@pytest.mark.slow
 def test_a_config_cannot_turn_named_outputs_off(tmp_path: Path) -> None:
     ids = [0, 40, 41, 0]
     span = [ledom.TokenSpan(ids, 1, 4)]

@@ -71,6 +71,7 @@ def test_auto_is_float32_where_bf16_is_slow(
 
 
 @pytest.mark.parametrize(("limit", "chosen"), [(1.0, "bfloat16"), (1e-9, "float32")])
+@pytest.mark.slow
 def test_auto_is_decided_by_the_error_in_a_trial(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -97,6 +98,7 @@ def test_auto_is_decided_by_the_error_in_a_trial(
     assert lm.fingerprint == named.fingerprint  # the precision counts, not how it was requested
 
 
+@pytest.mark.slow
 def test_auto_tests_more_than_english(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

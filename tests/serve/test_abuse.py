@@ -223,6 +223,7 @@ SLOW: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", SLOW)
+@pytest.mark.slow
 def test_nobody_waits_while_a_long_text_is_tokenized(
     pair: Models, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -321,6 +321,7 @@ async def test_a_minimum_of_requests_share_a_batch_however_long_it_takes() -> No
     ],
 )
 @in_loop
+@pytest.mark.slow
 async def test_batches_stay_large_if_their_time_does_not_depend_on_size(
     monkeypatch: pytest.MonkeyPatch, overhead: float, per_item: float, least: int, most: int
 ) -> None:

@@ -149,6 +149,7 @@ def test_math_with_angle_brackets_and_bars_is_not_markup() -> None:
     assert answer_of("<|x|> is 2, [|x|] is 3</s>") == "<|x|> is 2, [|x|] is 3"
 
 
+@pytest.mark.slow
 def test_special_tokens_at_the_start_take_linear_time() -> None:
     start = time.perf_counter()
     assert question_of("<s> " * 1_000_000 + "How many?") == "How many?"

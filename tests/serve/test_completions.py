@@ -39,6 +39,7 @@ def echo(server: Server, model: str, prompt: Any, **more: Any) -> Any:
     return post(server, "/v1/completions", model=model, prompt=prompt, **body)["choices"]
 
 
+@pytest.mark.slow
 def test_a_forward_prompts_ids_are_scored_unchanged(
     server: Server, checkpoints: dict[str, Path]
 ) -> None:

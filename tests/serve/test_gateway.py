@@ -158,6 +158,7 @@ def test_without_an_upstream_candidates_end_at_the_stop_string(models: Models) -
         ("ledom/auto", {"forward": "/etc/passwd"}, "forward"),
     ],
 )
+@pytest.mark.slow
 def test_options_that_make_no_sense_are_refused(
     models: Models, model: str, given: dict[str, Any] | None, message: str
 ) -> None:

@@ -148,6 +148,7 @@ def written(client: TestClient, route: str, **more: Any) -> Any:
 
 
 @pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.slow
 def test_a_setting_that_would_change_the_answer_is_refused(own: TestClient, route: str) -> None:
     for name, value in (REFUSED | REFUSED_BY_ROUTE[route]).items():
         answer = ask(own, route, **{name: value})
@@ -279,6 +280,7 @@ def numbers(answer: httpx.Response) -> Any:
 
 
 @pytest.mark.parametrize("route", READING)
+@pytest.mark.slow
 def test_a_setting_that_would_change_a_score_is_refused(own: TestClient, route: str) -> None:
     plain = numbers(read(own, route))
     for name, (other, neutral) in (OF_READING | OF_ONE_ROUTE.get(route, {})).items():

@@ -181,6 +181,7 @@ FAILURES: dict[str, tuple[Handler, int, str]] = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
+@pytest.mark.slow
 def test_a_failing_upstream_gives_one_clear_line(
     models: Models, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

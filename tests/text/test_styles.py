@@ -100,6 +100,7 @@ def test_a_final_answer_keeps_its_value(stated: str, final: str) -> None:
 @pytest.mark.parametrize(
     "text", ["(" * 9999, "1 + " * 9999, "\\frac{" * 999, "1 a" * 9999, "<<" * 9999, "9" * 30000]
 )
+@pytest.mark.slow
 def test_hostile_texts_are_converted_quickly(style: str, text: str) -> None:
     started = time.process_time()
     restyle(text, style)

@@ -89,6 +89,7 @@ def uninterrupted(tmp_path_factory, recipe, data):
 
 
 @pytest.mark.parametrize("direction", Direction)
+@pytest.mark.slow
 def test_a_run_lowers_the_loss(uninterrupted, recipe, data, direction):
     folder, finished, progress = uninterrupted[direction]
     rows = metrics_of(folder)

@@ -72,6 +72,7 @@ def targets(lm: ledom.LanguageModel) -> list[TokenSpan]:
     return [TokenSpan(i, *span) for i, span in zip(ids, spans, strict=True)]
 
 
+@pytest.mark.slow
 def test_texts_are_returned_by_prompt(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
@@ -115,6 +116,7 @@ def test_temporary_errors_are_retried(
         (None, r"from the server at http://127.0.0.1:\d+/v1/: Connection error. \(.+\)"),
     ],
 )
+@pytest.mark.slow
 def test_permanent_errors_give_one_clear_line(
     load: Callable[..., OpenAILanguageModel],
     server: CompletionsServer,
@@ -147,6 +149,7 @@ def scored(values: list[Any], **more: Any) -> bytes:
         (lambda _: b'"two\\nlines"', "no usable answer from the server: two lines$"),
     ],
 )
+@pytest.mark.slow
 def test_numbers_for_another_text_are_refused(
     load: Callable[..., OpenAILanguageModel],
     server: CompletionsServer,

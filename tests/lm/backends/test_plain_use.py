@@ -41,6 +41,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("inside", ["inference mode", "no mode"])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_it_runs_trains_and_generates(
     kind: str, inside: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

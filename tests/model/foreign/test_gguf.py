@@ -167,6 +167,7 @@ SCALED = {"rope.scaling.factor": 4.0}
     ],
 )
 @torch.no_grad()
+@pytest.mark.slow
 def test_rotary_settings_are_kept(tmp_path: Path, keys: Any, factors: Any, rope: Any) -> None:
     """The logits equal those of the original model."""
     model = llama_file(tmp_path / "x.gguf", keys, factors, rope_parameters=ROPE | rope)

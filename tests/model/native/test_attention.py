@@ -32,6 +32,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     ("width", "heads"), [(16, (2, 1)), (32, (6, 2)), (48, (7, 1)), (256, (2, 2))]
 )
 @pytest.mark.parametrize("spread", [1.0, 12.0])
+@pytest.mark.slow
 def test_attention_in_a_prefix_tree(
     width: int, heads: tuple[int, int], spread: float, compiled: bool
 ) -> None:
