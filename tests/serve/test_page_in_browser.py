@@ -247,6 +247,7 @@ def test_answers_to_a_long_question_are_sampled_within_the_context(visit: Open) 
     before = page.locator("#answers textarea").count()
     page.get_by_role("button", name="Sample 4 answers").click()
     page.locator("#answers textarea").nth(before + 3).wait_for()
+    assert page.locator("#answers textarea").count() == before + 4
 
 
 def test_a_note_says_that_a_long_answer_is_read_in_part(visit: Open) -> None:

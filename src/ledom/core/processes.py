@@ -229,7 +229,7 @@ def _read(file: Path) -> str:
 
 
 _SPINS = "10000"
-"""How often an idle OpenMP thread looks for work before it sleeps, for about 0.2 ms. If other
+"""How often an idle OpenMP thread looks for work before it sleeps, for about 0.3 ms. If other
 programs use the CPUs too, libgomp's default of 300,000 costs busy threads milliseconds.
 """
 

@@ -295,7 +295,7 @@ class LanguageModel(ABC):
     def written_text(self, prompt: str, ids: Sequence[int]) -> str:
         """Decode the ids that the model wrote for a prompt, in reading order.
 
-        Prompt and ids are decoded together, because a token's text may depend on its neighbors.
+        The prompt and the ids are decoded together: a token's text may depend on its neighbors.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> FakeLanguageModel().written_text("2 + 2 =", [221, 20])

@@ -19,7 +19,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError, ServerError
 from ledom.core.files import fingerprint
 from ledom.core.reading import JsonObject
-from ledom.core.records import DECIMALS, Candidate, Problem, Score, Target
+from ledom.core.records import DECIMALS, THOUGHT_END, Candidate, Problem, Score, Target
 from ledom.core.stage import Stage, Track, Work, at_once, even_groups
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.rerank.candidates import distinct_candidates, text_hashes
@@ -40,7 +40,6 @@ __all__ = [
 ]
 
 _TOGETHER = 256  # candidates that are scored together, and lost together if the run is stopped
-_THOUGHT_END = "</think>"
 _ROUNDING = 1e-3  # nats by which rounding may push a log-probability above 0
 
 
@@ -137,7 +136,7 @@ class ScoreFiles:
             )
         if self.mask_copies and self.lm.direction is Direction.REVERSE:
             made_with |= {"mask_copies": self.mask_copies, "words": fingerprint([(WORD,)])}
-        if any(_THOUGHT_END in candidate.text for candidate in self.candidates):
+        if any(THOUGHT_END in candidate.text for candidate in self.candidates):
             made_with["thoughts"] = "left out"
         path = self.folder / f"scores.{name}.jsonl"
         check = partial(score_check, self.problems, self.candidates, name)
@@ -222,7 +221,7 @@ def read_solution(
     >>> read_solution(candidate, "Ava has 3 pens and buys 4.", lm, mask_copies=4)
     ': 3 + 4 = 7'
     """
-    thought, _, conclusion = candidate.text.rpartition(_THOUGHT_END)
+    thought, _, conclusion = candidate.text.rpartition(THOUGHT_END)
     text = (conclusion.lstrip() if thought else conclusion) or candidate.text
     if mask_copies and lm.direction is Direction.REVERSE:
         text = without_copies(text, question, mask_copies)

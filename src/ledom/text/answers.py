@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable
 from decimal import Decimal
 
-from ledom.core.records import Candidate, Problem
+from ledom.core.records import THOUGHT_END, Candidate, Problem
 from ledom.text.math.equality import is_number, same_meaning
 from ledom.text.math.expressions import read
 from ledom.text.math.in_text import FORMULA, NUMBER, PART
@@ -108,7 +108,7 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer("The correct option is (C).")
     '(C)'
     """
-    thought, _, conclusion = _EMPHASIS.sub(r"\2", keyboard(text)).rpartition("</think>")
+    thought, _, conclusion = _EMPHASIS.sub(r"\2", keyboard(text)).rpartition(THOUGHT_END)
     for part in (conclusion, thought):
         before, *further = _NEXT_QUESTION.split(part, maxsplit=1)
         places = [(find, before) for find in _STATING if further]

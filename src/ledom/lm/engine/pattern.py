@@ -47,8 +47,9 @@ class PatternSearch:
     def _is_open(self, ids: list[int]) -> bool:
         """Whether more bytes would complete the newest character; if not, it stays U+FFFD."""
         newest = ids[self._begin :]
+        length = len(self._decode(newest))
         longer = ([*newest, *[byte] * count] for byte in self._bytes for count in (1, 2, 3))
-        return any(len(self._decode(more)) <= len(self._decode(newest)) for more in longer)
+        return any(len(self._decode(more)) <= length for more in longer)
 
     @cached_property
     def _bytes(self) -> list[int]:

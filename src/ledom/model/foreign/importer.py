@@ -259,10 +259,8 @@ def _skeleton(config: JsonObject, path: Path) -> PreTrainedModel:
     kind = config.get("model_type")
     if not isinstance(kind, str):  # otherwise transformers would guess it from the folder's name
         raise CheckpointError(f"{path}: config.json: model_type is {kind!r}; name an architecture")
-    with (
-        readable(path),
-        TemporaryDirectory() as folder,
-    ):  # of a file, infinities are read as numbers
+    # transformers reads infinities as numbers only from a file.
+    with readable(path), TemporaryDirectory() as folder:
         write_json(Path(folder, "config.json"), config)
         known: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         skeleton = build_skeleton(known)
