@@ -12,6 +12,9 @@ from ledom.core.processes import available_cpus
 # One thread per process: xdist keeps every core busy, the models are small, and a test that forks
 # hangs if torch has used more. Processes that the tests start inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
+# No test uses TLS, but every HTTP client loads all root certificates (20 ms) unless a folder is
+# named: then it loads those that it needs.
+os.environ["SSL_CERT_DIR"] = os.devnull
 os.environ["TOKENIZERS_PARALLELISM"] = "true"  # otherwise tokenizers warns at every fork
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ledom
 from ledom.core.errors import InputError, OutputError, in_one_line
+
+if TYPE_CHECKING:
+    import jinja2
 
 __all__ = ["is_unreachable", "offline", "push", "render_card"]
 
@@ -23,6 +27,13 @@ def render_card(template: Path, **values: Any) -> str:
     ...     render_card(Path(template.name), name="stories", count=1234567)
     '# stories: 1,234,567 tokens'
     """
+    return _compiled(template.read_text(encoding="utf-8")).render(
+        version=ledom.__version__, **values
+    )
+
+
+@cache  # compiling takes longer than filling
+def _compiled(template: str) -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(
@@ -35,8 +46,7 @@ def render_card(template: Path, **values: Any) -> str:
     environment.filters["commas"] = "{:,}".format
     # Absolute paths would publish the names of local folders.
     environment.filters["last_part"] = lambda path: Path(path).name if path[0] == "/" else path
-    text = template.read_text(encoding="utf-8")
-    return environment.from_string(text).render(version=ledom.__version__, **values)
+    return environment.from_string(template)
 
 
 def push(

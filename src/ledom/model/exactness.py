@@ -90,7 +90,7 @@ def packing_reach(own: OwnForward, packed: PackedRun, eos_id: int, context: int)
             own.restore()
         return reach
     finally:
-        reset_length(model)
+        reset_length(model.modules())
         model.train(training)
 
 

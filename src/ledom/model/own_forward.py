@@ -6,7 +6,7 @@ Shapes: T tokens read, N outputs wanted, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ class OwnForward:
         configs = (getattr(module, "config", None) for module in model.modules())
         found = {id(config): config for config in configs if isinstance(config, PretrainedConfig)}
         self._configs = list(found.values())
+        self._followers = [module for module in model.modules() if follows_length(module)]
         default = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
         self._names = [default if name == IMPLEMENTATION else name for name in self._current()]
         parameters = inspect.signature(model.forward).parameters
@@ -64,12 +65,12 @@ class OwnForward:
         with turn(self.model), self._precision():
             before = self._current()
             self._assign([name] * len(self._configs) if name else self._names)
-            reset_length(self.model)
+            reset_length(self._followers)
             try:
                 yield
             finally:
                 self._assign(before)
-                reset_length(self.model)
+                reset_length(self._followers)
 
     def use(self, name: str) -> None:
         """Make every layer run the attention registered with transformers under a name."""
@@ -114,9 +115,9 @@ class OwnForward:
         return CheckpointError(f"{kind} {what} ({reason}); {remedy}")
 
 
-def reset_length(model: nn.Module) -> None:
+def reset_length(modules: Iterable[nn.Module]) -> None:
     """Forget earlier texts, because dynamic NTK keeps the frequencies of the longest one."""
-    for module in filter(follows_length, model.modules()):
+    for module in filter(follows_length, modules):
         kinds: Any = module.rope_type
         prefixes = [f"{layer_type}_" for layer_type in kinds] if isinstance(kinds, dict) else [""]
         for prefix in prefixes:

@@ -40,6 +40,8 @@ for (int i = 0; i < 64; i++) { s[i] += 0x1F * 3.14159e-2; }  // 2718281828
 )
 """The texts of the test: English arithmetic, prose, code and speech; then other scripts, digits and
 signs, whose tokens have other weights."""
+_FEW_PARAMETERS = 200_000_000
+"""A model with at most so many parameters takes 1.2 GB of memory in fp32 and bf16 together."""
 _NAMED = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 Load = Callable[[torch.dtype | Literal["auto"]], Checkpoint]
@@ -82,14 +84,16 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
         exact = [_logprobs(checkpoint, text) for text in _TEXTS]
     except Exception:  # models that do not run on ids alone are refused elsewhere
         return checkpoint
-    del checkpoint  # only one at a time in memory
+    # Two large models might not fit in memory, so a large one is loaded again if it is needed.
+    in_memory = checkpoint if checkpoint.model.num_parameters() <= _FEW_PARAMETERS else None
+    del checkpoint
     rough = load(torch.bfloat16)
     try:
         found = [_logprobs(rough, text) for text in _TEXTS]
     except RuntimeError as problem:  # for example, an architecture that mixes dtypes
         log("float32: the model does not run in bfloat16 (%s)", problem)
         del rough
-        return load(torch.float32)
+        return in_memory or load(torch.float32)
     errors = [float((one - other).abs().mean()) for one, other in zip(found, exact, strict=True)]
     safe = all(error <= TOLERANCE for error in errors)  # NaN is not
     log(
@@ -98,7 +102,7 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
         max(errors),
         TOLERANCE,
     )
-    return rough if safe else load(torch.float32)
+    return rough if safe else in_memory or load(torch.float32)
 
 
 @torch.no_grad()

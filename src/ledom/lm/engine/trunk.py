@@ -255,7 +255,7 @@ class LlamaTrunk(Trunk):
             positions = pad(positions, (0, missing))
             attend = without_filling(attend, count)
         with turn(self.model):
-            reset_length(self.base.rotary_emb)
+            reset_length(self.base.rotary_emb.modules())
             cos, sin = (part[0] for part in self.base.rotary_emb(hidden, positions[None]))
         for number, layer in enumerate(layers):
             if wanted is None or number < len(layers) - 1:
