@@ -38,7 +38,7 @@ def draw(
     native.draw(
         *(logits.data_ptr(), rows, vocabulary, temperature, wanted.ctypes.data),
         *(tokens.ctypes.data, certainties.ctypes.data, highest.ctypes.data),
-        torch.get_num_threads(),
+        min(torch.get_num_threads(), rows),
     )
     return tokens.tolist(), certainties.tolist(), highest.tolist()
 

@@ -42,7 +42,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     x, weight = x.contiguous(), weight.contiguous()
     out = torch.empty_like(x)
     given = (x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, epsilon)
-    native.rms_norm(*given, torch.get_num_threads())
+    native.rms_norm(*given, _threads(len(x)))
     return out
 
 
@@ -58,7 +58,7 @@ def silu_product(x: Tensor) -> Tensor:
         return functional.silu(gate).mul_(up)
     x = x.contiguous()
     out = x.new_empty(len(x), x.shape[1] // 2)
-    native.silu_product(x.data_ptr(), out.data_ptr(), *out.shape, torch.get_num_threads())
+    native.silu_product(x.data_ptr(), out.data_ptr(), *out.shape, _threads(len(x)))
     return out
 
 
@@ -83,7 +83,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
         return
     cos, sin = cos.contiguous(), sin.contiguous()
     given = (x.data_ptr(), cos.data_ptr(), sin.data_ptr(), len(x), x.stride(0), heads, width)
-    native.rotate(*given, torch.get_num_threads())
+    native.rotate(*given, _threads(len(x)))
 
 
 class PackedWeight:
