@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,6 +190,10 @@ def test_bad_targets_are_refused(lm: LanguageModel) -> None:
         lm.logprobs([TokenSpan([[0, 1], [2, 3]], 1, 2)])  # type: ignore[list-item]
     with pytest.raises(InputError, match=f"context of {lm.context}"):
         lm.logprobs([TokenSpan([5] * (lm.context + 2), 4, 6)])
+    span = TokenSpan(ids, 1, 2)
+    for targets in (span, (one for one in [span]), [(ids, 1, 2)]):
+        with pytest.raises(InputError, match="targets is .*; give a list of TokenSpan"):
+            lm.logprobs(targets)  # type: ignore[arg-type]
 
 
 def test_greedy_text_follows_or_precedes_the_prompt(lm: LanguageModel, plain: PlainModel) -> None:
@@ -290,6 +297,30 @@ def test_bad_requests_are_refused(lm: LanguageModel) -> None:
         lm.alternatives(whole_text(lm, "ab"), -1)
     with pytest.raises(InputError, match="prompts is 'ab'; give a list"):
         list(lm.generate("ab", Sampling()))
+    with pytest.raises(InputError, match="sampling is {'seed': 1}; give a ledom.Sampling"):
+        list(lm.generate(["ab"], {"seed": 1}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [Fraction, Decimal, np.float16, np.float64])
+def test_numbers_may_be_of_any_type(lm: LanguageModel, kind: Any) -> None:
+    plain = Sampling(temperature=0.5, top_p=0.25, top_k=3, max_tokens=4, seed=2)
+    other = Sampling(
+        temperature=kind("0.5"),
+        top_p=kind("0.25"),
+        top_k=np.uint8(3),  # type: ignore[arg-type]
+        max_tokens=np.uint8(4),  # type: ignore[arg-type]
+        seed=np.int32(2),  # type: ignore[arg-type]
+    )
+    assert repr(other) == repr(plain)
+    drawn = list(lm.generate(["1"], other, np.uint8(2), np.uint8(254)))  # type: ignore[arg-type]
+    assert drawn == list(lm.generate(["1"], plain, 2, 254))
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "max_tokens", "seed"])
+@pytest.mark.parametrize("value", [True, "1", None, [1]])
+def test_values_that_are_not_numbers_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"{name} is .*; it must be a (whole )?number"):
+        Sampling(**{name: value})
 
 
 def test_stop_patterns_work_or_are_refused(lm: LanguageModel) -> None:

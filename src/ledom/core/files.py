@@ -348,7 +348,8 @@ def _same_weights(there: JsonObject, now: JsonObject) -> str:
     (weights, _, before), (same, _, after) = (m["hash"].partition("-") for m in (there, now))
     if weights != same or not {before, after} <= _PRECISIONS:
         return ""
-    return f", which computes otherwise here: write ,dtype={before or 'float32'} after its name"
+    precision = before or "float32"
+    return f", the same weights in another precision: write ,dtype={precision} after its name"
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,8 @@ import re
 import stat
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
-from numbers import Integral
+from decimal import Decimal
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Never, Self, TypeVar
 
@@ -39,6 +40,7 @@ __all__ = [
     "check_surrogates",
     "exists",
     "first_problem",
+    "is_number",
     "parse_json",
     "read_json",
     "read_json_object",
@@ -353,9 +355,18 @@ def check_counts(least: int = 0, /, **counts: Any) -> None:
     ledom.core.errors.InputError: rows is 0; it must be at least 1
     """
     for name, count in counts.items():
-        is_whole = issubclass(type(count), Integral)
+        is_whole = is_number(count) and isinstance(count, Integral)
         what = f"at least {least}" if is_whole else "a whole number"
         require({f"{name} is {count!r}; it must be {what}": is_whole and count >= least})
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one real number, such as Python's, numpy's, a Fraction or a Decimal.
+
+    >>> is_number(0.5), is_number("0.5"), is_number(True)
+    (True, False, False)
+    """
+    return isinstance(value, Real | Decimal) and not isinstance(value, bool)
 
 
 class Config(BaseModel):

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from ledom.core.errors import InputError
-from ledom.core.reading import check_counts
+from ledom.core.reading import check_counts, is_number
 
 __all__ = [
     "Confidence",
@@ -48,7 +47,7 @@ class ConfidenceSettings:
     def __post_init__(self) -> None:
         check_counts(1, top_k=self.top_k, window=self.window)
         least: Any = self.least if isinstance(self.least, tuple) else (self.least or 0.0,)
-        if not all(issubclass(type(x), Real) and not np.isnan(x) for x in least):
+        if not all(is_number(x) and x == x for x in least):  # NaN equals nothing
             raise InputError(
                 f"confidence: least is {self.least!r}; give a number, a tuple of them, or None"
             )

@@ -16,7 +16,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from textwrap import shorten
 from typing import ClassVar
 
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import check_counts, require
+from ledom.core.reading import check_counts, is_number, require
 from ledom.lm.confidence import ConfidenceSettings
 from ledom.lm.generation import FinishReason, Generation, ModelSpan, TokenSpan
 from ledom.text.pair_format import PairFormat
@@ -66,13 +65,16 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p"):
             value = getattr(self, name)
-            require({f"{name} is {value!r}; it must be a number": isinstance(value, Real)})
+            require({f"{name} is {value!r}; it must be a number": is_number(value)})
+            object.__setattr__(self, name, float(value))
+        check_counts(1, max_tokens=self.max_tokens)
+        check_counts(top_k=self.top_k, seed=self.seed)
+        for name in ("top_k", "max_tokens", "seed"):  # numpy's integers may overflow
+            object.__setattr__(self, name, int(getattr(self, name)))
         warm = self.temperature == 0 or _COLDEST <= self.temperature <= _HOTTEST
         limits = f"it must be 0, or from {_COLDEST} to {_HOTTEST}"
         require({f"temperature is {self.temperature}; {limits}": warm})
         require({f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1})
-        check_counts(1, max_tokens=self.max_tokens)
-        check_counts(top_k=self.top_k, seed=self.seed)
         unknown = f"confidence is {self.confidence!r:.40}; give ConfidenceSettings, or None"
         require({unknown: isinstance(self.confidence, ConfidenceSettings | None)})
         pattern = self.stop_pattern
@@ -193,6 +195,13 @@ class LanguageModel(ABC):
         before, after = self.special_ids
         return [*before, *ids, *after]
 
+    def check_targets(self, targets: Sequence[TokenSpan]) -> list[ModelSpan]:
+        """Apply `check_target` to each; raises `InputError` if `targets` is not a list of spans."""
+        is_list = isinstance(targets, Collection)
+        if not is_list or not all(isinstance(target, TokenSpan) for target in targets):
+            raise InputError(f"targets is {targets!r:.60}; give a list of TokenSpan")
+        return [self.check_target(target) for target in targets]
+
     def check_target(self, target: TokenSpan) -> ModelSpan:
         """Check a target and return it in model order; its ids may be any integer array.
 
@@ -227,10 +236,12 @@ class LanguageModel(ABC):
         """The numbers of a prompt's samples; raises `InputError` unless there is at least one."""
         check_counts(1, num_samples=num_samples)
         check_counts(first_sample=first_sample)
-        return range(first_sample, first_sample + num_samples)
+        return range(int(first_sample), int(first_sample) + int(num_samples))
 
     def check_request(self, prompts: Sequence[str | Generation], sampling: Sampling) -> None:
         """Raise `InputError` if `prompts` is not a list, or if the request is not supported."""
+        if not isinstance(sampling, Sampling):
+            raise InputError(f"sampling is {sampling!r:.60}; give a ledom.Sampling")
         if isinstance(prompts, str) or not isinstance(prompts, Collection):
             raise InputError(f"prompts is {prompts!r:.60}; give a list of texts")
         for prompt in prompts:

@@ -164,7 +164,7 @@ class HFLanguageModel(LanguageModel):
 
     def _evaluate(self, targets: Sequence[TokenSpan], read: _Reader) -> list[NDArray[np.float32]]:
         """Apply `read` to each target's logits; values are in reading order along the last axis."""
-        spans = [self.check_target(target) for target in targets]
+        spans = self.check_targets(targets)
         self._refresh()
         results = [read(*_NOTHING).numpy()] * len(targets)
         asked = [place for place, (_, start, end) in enumerate(spans) if end > start]
