@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 from uuid import uuid4
 
@@ -55,6 +57,7 @@ __all__ = ["HFLanguageModel"]
 _LOGITS_BYTES = 64 * 2**20  # maximum memory for a chunk of logits
 _LOGITS_ROWS = 512  # maximum rows in a chunk, so that it stays in cache if the vocabulary is small
 _FEWEST_JOBS = 16  # per thread; fewer are no faster, because each step reads all weights
+_LOADING = Lock()  # transformers' own loading is not safe in several threads
 _Reader = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps logits [T, V] and the labels [T] that they predict to values [..., T]."""
 _NOTHING = torch.empty(0, 1), torch.empty(0, dtype=torch.long)  # logits and labels of zero tokens
@@ -90,7 +93,8 @@ class HFLanguageModel(LanguageModel):
             configure_memory()
 
         def load(precision: torch.dtype | Literal["auto"]) -> Checkpoint:
-            found = load_checkpoint(path, direction, precision, eos_token, bos_token=bos_token)
+            with _LOADING:
+                found = load_checkpoint(path, direction, precision, eos_token, bos_token=bos_token)
             found.model.to(place)
             return found
 
@@ -110,6 +114,7 @@ class HFLanguageModel(LanguageModel):
         )
         self._model = checkpoint.model
         self._trunk = build_trunk(self.model)
+        self._process = os.getpid()
         self._kinds: list[object] = []
         self._refresh()
         self._warned = False
@@ -144,6 +149,9 @@ class HFLanguageModel(LanguageModel):
 
     def _refresh(self) -> None:
         """Notice changes to the model; if its modules changed, repeat the test made at load."""
+        if self._process != os.getpid():  # a fork has no OpenMP threads, and torch would await them
+            torch.set_num_threads(1)
+            self._process = os.getpid()
         self._trunk.refresh()
         kinds = [*map(type, self.model.modules()), self.model.dtype]
         if kinds != self._kinds:
