@@ -12,8 +12,10 @@ import os
 import re
 import stat
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Never, Self, TypeVar
@@ -227,8 +229,6 @@ def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
     Also rejected: NaN, infinities and numbers outside a float's range (unless `non_finite`),
     duplicate keys, half a surrogate pair, and nesting more than 64 deep.
 
-    >>> parse_json(b'{"a": 1}')
-    {'a': 1}
     >>> parse_json(b'{"a": NaN}')
     Traceback (most recent call last):
     ledom.core.errors.InputError: not JSON: NaN is not a number
@@ -280,8 +280,7 @@ def _float(digits: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     made = dict(pairs)
     if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise InputError(f"key {twice!r} occurs twice in one object")
     return made
 
@@ -291,12 +290,8 @@ def _check_depth(text: bytes, data: Any) -> None:
         return
     level = [data]
     for _ in range(DEEPEST):
-        level = [
-            part
-            for group in level
-            for part in (group.values() if isinstance(group, dict) else group)
-            if isinstance(part, (dict, list))
-        ]
+        inside = chain(*(group.values() if isinstance(group, dict) else group for group in level))
+        level = [part for part in inside if isinstance(part, dict | list)]
         if not level:
             return
     raise InputError(f"nested more than {DEEPEST} deep")
@@ -370,13 +365,7 @@ def is_number(value: Any) -> bool:
 
 
 class Config(BaseModel):
-    """The base class of a recipe's parts; an unknown key is an error, never silently ignored.
-
-    >>> class Speed(Config):
-    ...     rate: float = 1.0
-    >>> Speed(rate=2)
-    Speed(rate=2.0)
-    """
+    """The base class of a recipe's parts; an unknown key is an error, never silently ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
