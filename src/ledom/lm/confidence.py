@@ -52,21 +52,19 @@ class ConfidenceSettings:
                 f"confidence: least is {self.least!r}; give a number, a tuple of them, or None"
             )
 
-    def check_number(self, prompts: int) -> None:
-        """Raise `InputError` if `least` is a tuple whose length is not the number of prompts."""
-        if isinstance(self.least, tuple) and len(self.least) != prompts:
-            raise InputError(
-                f"confidence: least has {len(self.least)} numbers for {prompts} prompts; give one "
-                "for each, or one for all"
-            )
+    def thresholds(self, prompts: int) -> Sequence[float | None]:
+        """`least` for each of so many prompts; raises `InputError` for another number of them.
 
-    def least_of(self, place: int) -> float | None:
-        """The threshold for the prompt at index `place`.
-
-        >>> ConfidenceSettings(least=(0.5, 2.0)).least_of(1)
-        2.0
+        >>> ConfidenceSettings(least=0.5).thresholds(2)
+        (0.5, 0.5)
         """
-        return self.least[place] if isinstance(self.least, tuple) else self.least
+        least = self.least if isinstance(self.least, tuple) else (self.least,) * prompts
+        if len(least) != prompts:
+            raise InputError(
+                f"confidence: least has {len(least)} numbers for {prompts} prompts; give one for "
+                "each, or one for all"
+            )
+        return least
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ class LanguageModel(ABC):
         if (asked := sampling.confidence) is not None:
             if not self.reports_confidence:
                 raise self._unsupported("does not report confidence")
-            asked.check_number(len(prompts))
+            asked.thresholds(len(prompts))
             if asked.least is not None and not self.stops_when_unsure:
                 raise self._unsupported("cannot stop a text while it is written")
         continues = any(isinstance(prompt, Generation) for prompt in prompts)

@@ -180,7 +180,7 @@ def written_tokens(
     >>> [token.text for token in written_tokens(lm, "2 + 2?", made, count=0)]
     ['4']
     """
-    context, ids = _all_ids(lm, prompt, generation)
+    context, ids = lm.prompt_ids(prompt, max(1, len(generation.ids))), list(generation.ids)
     if not ids:
         return []
     if lm.direction is Direction.FORWARD:
@@ -235,23 +235,21 @@ def tokens_of(tokens: Sequence[Token], text: str, direction: Direction) -> list[
     return list(tokens[first:])
 
 
-def next_tokens(lm: LanguageModel, prompt: str, generation: Generation, count: int) -> Alternatives:
-    """The most likely next tokens: to the right (forward model) or to the left (reverse model).
+def next_tokens(lm: LanguageModel, known: Sequence[int], count: int) -> Alternatives:
+    """The most likely tokens after the ids `known`, in model order.
 
     At most `count`, best first; none if the model's context is full.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(context=2)
+    >>> next_tokens(lm, [0, 1], count=5)
+    []
     """
-    context, ids = _all_ids(lm, prompt, generation)
-    known = context + lm.direction.to_model_order(ids)
     if len(known) >= lm.context:
         return []
     whole = lm.direction.to_reading_order([*known, lm.tokenizer.eos_id])  # the last is not read
     place = lm.direction.span_to_model_order(len(known), len(known) + 1, len(whole))
     return lm.alternatives(TokenSpan(whole, *place), count)[0]
-
-
-def _all_ids(lm: LanguageModel, prompt: str, generation: Generation) -> tuple[list[int], list[int]]:
-    """Ids that the model read, in model order, and ids that it wrote, in reading order."""
-    return lm.prompt_ids(prompt, max(1, len(generation.ids))), list(generation.ids)
 
 
 def _tokens(lm: LanguageModel, target: TokenSpan, texts: Sequence[str], count: int) -> list[Token]:

@@ -127,18 +127,9 @@ class HFLanguageModel(LanguageModel):
 
     @property
     def model(self) -> PreTrainedModel:
-        """The transformers model; its weights and modules may be changed in place.
-
-        Assigning another model raises `InputError`, because nothing here would use it.
-        """
+        """The transformers model; its weights and modules may be changed in place, but it cannot be
+        replaced."""
         return self._model
-
-    @model.setter
-    def model(self, model: object) -> None:
-        raise InputError(
-            f"{self.name}: the model cannot be replaced by a {type(model).__name__}; change it in "
-            "place, or save the other one and load its folder"
-        )
 
     def _changed(self) -> str:
         return super()._changed() + self._changes.mark()
@@ -301,6 +292,7 @@ class HFLanguageModel(LanguageModel):
         self._refresh()
         starts = [self._start(prompt, sampling) for prompt in prompts]
         asked, pattern = sampling.confidence, sampling.stop_pattern
+        least = asked.thresholds(len(starts)) if asked else [None] * len(starts)
 
         def search() -> PatternSearch | None:
             known = self.tokenizer, self.direction
@@ -313,7 +305,7 @@ class HFLanguageModel(LanguageModel):
                 sample,
                 (sampling.seed, start.key, sample),
                 greedy=sample not in numbers,
-                least=None if asked is None else asked.least_of(place),
+                least=least[place],
                 kv_cache=start.kv_cache,
                 search=search(),
             )
