@@ -280,6 +280,13 @@ class OpenAILanguageModel(LanguageModel):
             raise self._unusable(error) from error
         if not hasattr(answer, "choices"):
             raise self._unusable(answer)
+        known = getattr(answer, "ledom", None)
+        if isinstance(known, dict) and "reverse" in (self.direction, known.get("direction")):
+            raise ServerError(
+                f"{self.name}: the server is ledom serve, whose reverse model reads and writes in "
+                "reading order, so its answers would be taken for other texts; give the model's "
+                "folder"
+            )
         try:
             return read(answer)
         except (AttributeError, TypeError, ValueError, OverflowError, LookupError) as error:

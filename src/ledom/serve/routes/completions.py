@@ -129,6 +129,7 @@ async def complete(body: CompletionBody, service: Service) -> JsonObject:
         **head("cmpl", "text_completion", body.model),
         "choices": [{"index": index, **choice} for index, choice in enumerate(choices)],
         "usage": usage(*counts),
+        "ledom": {"direction": str(lm.direction)},
     }
 
 
