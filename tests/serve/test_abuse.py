@@ -14,7 +14,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from ledom.core.errors import InputError
+from ledom.core.errors import LedomError
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.serve.app import make_app
 from ledom.serve.batching import Steps
@@ -233,7 +233,7 @@ def test_nobody_waits_while_a_long_text_is_tokenized(
     def slow(*arguments: Any) -> Any:
         entered.set()
         assert let_go.wait(SECONDS)
-        raise InputError("it was too long")
+        raise LedomError("it was too long")
 
     monkeypatch.setattr(f"ledom.serve.{place}", slow)
     with running(Judge(*pair), Limits()) as server, ThreadPoolExecutor(1) as pool:
