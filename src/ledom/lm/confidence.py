@@ -22,7 +22,6 @@ __all__ = [
     "Confidence",
     "ConfidenceSettings",
     "confidence_of",
-    "is_unsure",
     "of_alternatives",
 ]
 
@@ -76,17 +75,6 @@ class Confidence:
     """The mean over the last window."""
     lowest: float
     """The mean over the least confident window."""
-
-
-def is_unsure(tokens: Sequence[float], window: int, least: float | None) -> bool:
-    """Whether low confidence ends a text here, given its tokens' confidences so far.
-
-    >>> is_unsure([4.0, 0.5], 2, 1.0), is_unsure([4.0, 0.5, 1.0], 2, 1.0)
-    (False, True)
-    """
-    if least is None or len(tokens) < window:
-        return False
-    return float(np.mean(tokens[-window:])) < least
 
 
 def confidence_of(tokens: Sequence[float], window: int) -> Confidence | None:

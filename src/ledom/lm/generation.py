@@ -63,7 +63,8 @@ class Sampling:
         for name in ("temperature", "top_p"):
             value = getattr(self, name)
             require({f"{name} is {value!r}; it must be a number": is_number(value)})
-            object.__setattr__(self, name, float(value))
+            if not isinstance(value, int):  # other types do not multiply with tensors
+                object.__setattr__(self, name, float(value))
         check_counts(1, max_tokens=self.max_tokens)
         check_counts(top_k=self.top_k, seed=self.seed)
         for name in ("top_k", "max_tokens", "seed"):  # numpy's integers may overflow

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from ledom.core.errors import InputError
-from ledom.lm.confidence import is_unsure
 from ledom.lm.engine.block import Block, Job, Prefilled, attend_to
 from ledom.lm.engine.trunk import Trunk, trials
 from ledom.lm.language_model import FinishReason, Sampling
@@ -74,8 +73,10 @@ class Writer:
         if job.search is not None and job.search(job.ids):
             return "pattern"
         asked = self.sampling.confidence
-        if asked is not None and is_unsure(job.confidences, asked.window, job.least):
-            return "unsure"
+        if asked is not None and job.least is not None:
+            window = job.confidences[-asked.window :]
+            if len(window) == asked.window and np.mean(window) < job.least:
+                return "unsure"
         return "length" if len(job.ids) == self.sampling.max_tokens else None
 
     def _draw(
