@@ -188,6 +188,8 @@ def test_bad_targets_are_refused(lm: LanguageModel) -> None:
         lm.logprobs([TokenSpan(ids, 1.0, 2)])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the ids and bounds of a span must be whole numbers"):
         lm.logprobs([TokenSpan([[0, 1], [2, 3]], 1, 2)])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="the ids and bounds of a span must be whole numbers"):
+        lm.logprobs([TokenSpan(iter(ids), 1, 2)])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=f"context of {lm.context}"):
         lm.logprobs([TokenSpan([5] * (lm.context + 2), 4, 6)])
     span = TokenSpan(ids, 1, 2)

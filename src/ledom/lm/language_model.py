@@ -151,7 +151,8 @@ class LanguageModel(ABC):
         >>> FakeLanguageModel(direction="reverse").check_target(TokenSpan([5, 6], 0, 1))
         ([6, 5], 1, 2)
         """
-        ids, length, highest = np.asarray(target.ids), len(target.ids), self.vocab_size - 1
+        ids, highest = np.asarray(target.ids), self.vocab_size - 1
+        length = ids.size
         bounds = np.asarray([target.start, target.end])
         whole = ids.ndim == 1 and (not length or ids.dtype.kind in "biu")
         whole &= bounds.dtype.kind == "i"
