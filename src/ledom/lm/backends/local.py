@@ -15,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -88,6 +88,7 @@ class HFLanguageModel(LanguageModel):
         rows: PositiveInt = 128,
     ) -> None:
         check_counts(1, rows=rows, tokens_per_batch=tokens_per_batch)
+        _survive_forks()
         place = torch_device(device or default_device())
         if place.type == "cpu":
             configure_memory()
@@ -114,7 +115,6 @@ class HFLanguageModel(LanguageModel):
         )
         self._model = checkpoint.model
         self._trunk = build_trunk(self.model)
-        self._process = os.getpid()
         self._kinds: list[object] = []
         self._refresh()
         self._warned = False
@@ -140,9 +140,6 @@ class HFLanguageModel(LanguageModel):
 
     def _refresh(self) -> None:
         """Notice changes to the model; if its modules changed, repeat the test made at load."""
-        if self._process != os.getpid():  # a fork has no OpenMP threads, and torch would await them
-            torch.set_num_threads(1)
-            self._process = os.getpid()
         self._trunk.refresh()
         kinds = [*map(type, self.model.modules()), self.model.dtype]
         if kinds != self._kinds:
@@ -383,6 +380,13 @@ class HFLanguageModel(LanguageModel):
         kept = job.kv_cache, start.version
         state = GenerationState(self._key, context, key, start.prompt, written, whole, *kept)
         return Generation(text, ids, reason, state, certainty, confidence)
+
+
+@cache
+def _survive_forks() -> None:
+    """Use one thread in forks of this process: OpenMP's others do not exist there, and torch would
+    wait for them forever."""
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def _logprobs_and_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
