@@ -30,7 +30,6 @@ __all__ = [
     "is_first",
     "is_first_failure",
     "local_rank",
-    "local_size",
     "merged",
     "rank",
     "set_threads",
@@ -70,15 +69,6 @@ def local_rank() -> int:
     0
     """
     return _number("LOCAL_RANK", 0)
-
-
-def local_size() -> int:
-    """The number of the job's processes on this machine.
-
-    >>> local_size()
-    1
-    """
-    return _number("LOCAL_WORLD_SIZE", 1)
 
 
 def is_first() -> bool:
@@ -173,12 +163,13 @@ def default_threads() -> int:
     >>> default_threads() >= 1
     True
     """
+    processes_here = _number("LOCAL_WORLD_SIZE", 1)
     for name in _THREAD_VARIABLES:
         value = os.environ.get(name, "").partition(",")[0].strip()  # "4,2" is for two nested levels
-        by_torchrun = value == "1" and local_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+        by_torchrun = value == "1" and processes_here > 1 and "TORCHELASTIC_RUN_ID" in os.environ
         if value.isdecimal() and int(value) and not by_torchrun:
             return min(int(value), _MOST_THREADS)
-    return max(1, available_cpus() // local_size())
+    return max(1, available_cpus() // processes_here)
 
 
 def available_cpus(root: Path = Path("/")) -> int:
