@@ -57,8 +57,9 @@ class Writer:
                 "try --dtype float32 or a higher temperature"
             )
         if (asked := self.sampling.confidence) is not None:
-            confidences = _confidences(logits, asked.top_k).tolist()
-            for job, confidence in zip(jobs, confidences, strict=True):
+            top = logits.topk(min(asked.top_k, logits.shape[-1]), dim=-1).values
+            confidences = logits.logsumexp(-1) - top.mean(-1)
+            for job, confidence in zip(jobs, confidences.tolist(), strict=True):
                 job.confidences.append(confidence)
         for job, token, certainty in zip(jobs, drawn, certainties, strict=True):
             job.certainty += certainty
@@ -264,12 +265,6 @@ def _divergence_from_uniform(logits: Tensor) -> Tensor:
     p is the distribution at temperature 1, without truncation.
     """
     return -logits.log_softmax(-1).mean(-1) - math.log(logits.shape[-1])
-
-
-def _confidences(logits: Tensor, top_k: int) -> Tensor:
-    """The negative mean log-probability of the k most likely tokens, for each row [rows, V]."""
-    top = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values
-    return logits.logsumexp(-1) - top.mean(-1)
 
 
 def _at_level(weights: Tensor, levels: Tensor) -> Tensor:
