@@ -13,7 +13,6 @@ gives the same rewards over HTTP.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from ledom.lm import EMBEDDED, load
 from ledom.rerank.strategies import STRATEGIES
 from ledom.rerank.weights import choose_weights
 from ledom.serve.batching import Batcher
-from ledom.serve.chat_text import answer_of, question_of
 from ledom.serve.judge import MASK_COPIES, Judge, Judgement, Pair
 from ledom.text.copies import copied_passages
 
@@ -40,6 +38,7 @@ _BATCH_SECONDS = 0.25  # target time of a batch
 _WAITING = 1 << 20  # most calls that may wait
 _TOGETHER = 16  # calls that share a batch, no matter how long it takes
 _SETTINGS = "settings of the reward"
+_REMEDY = ", or give the question in a column of the dataset (trl_reward's question, compute_score)"
 
 
 class _Settings(Config):
@@ -158,9 +157,7 @@ async def reverse_reward(reward: _TRLReward, **given: Any) -> list[float | None]
 
 
 def _pair(judge: Judge, prompt: Any, response: Any) -> Pair | None:
-    """The question and the answer; None, with a warning, for a prompt that has no question or
-    leaves no room for an answer, because one such row must not end a run that takes days.
-    """
+    """See `Judge.read_sample`; raises `InputError` for a sample that is not made of texts."""
     prompt = "" if prompt is None else prompt  # a missing value of a column
     for what, given in (("question of the dataset", prompt), ("completion", response)):
         if not _is_text_or_messages(given):
@@ -168,17 +165,7 @@ def _pair(judge: Judge, prompt: Any, response: Any) -> Pair | None:
                 f"a {what} is {given!r:.40}, expected a text or messages; correct it, or leave the "
                 "row out"
             )
-    try:
-        pair = Pair(question_of(prompt), answer_of(response))
-        judge.check([pair])
-    except InputError as error:
-        logging.getLogger("ledom").warning(
-            "no reward for a completion: %s, or give the question in a column of the dataset "
-            "(trl_reward's question, compute_score)",
-            error,
-        )
-        return None
-    return pair
+    return judge.read_sample(prompt, response, _REMEDY)
 
 
 def _is_text_or_messages(given: Any) -> bool:

@@ -20,9 +20,16 @@ def test_an_input_error_starts_with_the_location(place, message):
 
 
 def test_a_missing_extra_error_names_the_install_command():
-    error = errors.MissingExtraError("vllm", "vllm")
-    assert "pip install 'ledom[vllm]'" in str(error)
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # from another process
+    instead = "or name a model folder"
+    with (
+        pytest.raises(errors.MissingExtraError) as caught,
+        errors.needs_extra("no_such_package", "vllm", otherwise=instead),
+    ):
+        import_module("no_such_package")
+    assert str(caught.value) == (
+        f"no_such_package is not installed; run: pip install 'ledom[vllm]'; {instead}"
+    )
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # another process's
 
 
 def test_a_package_that_fails_to_import_is_not_reported_as_missing(

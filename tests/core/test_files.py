@@ -191,8 +191,8 @@ def test_processes_with_other_settings_are_refused_at_the_start(tmp_path, monkey
             check_processes(settings, tmp_path)
     assert str(refusal.value) == (
         f"{tmp_path}: process 2 would make it with other settings than process 0 (model: tiny (ab) "
-        "there, tiny (ab-bfloat16) now, which computes otherwise here: write ,dtype=float32 after "
-        "its name); give all processes the same"
+        "there, tiny (ab-bfloat16) now, the same weights in another precision: write "
+        ",dtype=float32 after its name); give all processes the same"
     )
 
 

@@ -41,8 +41,8 @@ def test_the_error_for_another_precision_says_how_to_continue() -> None:
         return {"model": {"name": "m", "hash": hash_}}
 
     assert [*differences(of("24c8"), of("24c8-bfloat16"))] == [
-        "model: m (24c8) there, m (24c8-bfloat16) now, which computes otherwise here: write "
-        ",dtype=float32 after its name"
+        "model: m (24c8) there, m (24c8-bfloat16) now, the same weights in another precision: "
+        "write ,dtype=float32 after its name"
     ]
     (line,) = differences(of("24c8-bfloat16"), of("24c8"))
     assert line.endswith("write ,dtype=bfloat16 after its name")

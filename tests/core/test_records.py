@@ -5,7 +5,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Document, Problem, Score, read_records, write_records
@@ -44,6 +46,33 @@ def test_text_in_any_script_survives_a_round_trip(tmp_path):
     write_records(tmp_path / "d.jsonl", [Document(id="1", text=text), Document(id="2", text="")])
     assert [d.text for d in read_records(tmp_path / "d.jsonl", Document)] == [text, ""]
     assert "🍎" in (tmp_path / "d.jsonl").read_text(encoding="utf-8")
+
+
+def test_numbers_of_numpy_and_torch_are_written_as_jsons(tmp_path):
+    path, quarter = tmp_path / "a.jsonl", np.float32(0.25)
+    extra = {"score": quarter, "all": np.array([1, 2]), "other": torch.tensor(0.5), "ok": np.True_}
+    write_records(path, [Candidate(problem_id="a", index=np.int64(3), text="4", extra=extra)])
+    (found,) = read_records(path, Candidate)
+    assert found.key == ("a", 3)
+    assert found.extra == {"score": 0.25, "all": [1, 2], "other": 0.5, "ok": True}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (float("nan"), "not JSON compliant"),
+        (np.inf, "not JSON"),
+        ("\ud800", "surrogates"),
+        ({1}, ""),
+    ],
+)
+def test_values_that_could_not_be_read_back_are_not_written(tmp_path, value, reason):
+    path = tmp_path / "a.jsonl"
+    write_records(path, [Document(id="a", text="")])
+    records = [Document(id="a", text="b"), Document(id="b", text="b", extra={"x": value})]
+    with pytest.raises(InputError, match=f"a.jsonl: record 2 cannot be written: .*{reason}"):
+        write_records(path, records)
+    assert [record.text for record in read_records(path, Document)] == [""]
 
 
 def test_null_stands_for_a_missing_optional_key(tmp_path):

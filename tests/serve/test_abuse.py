@@ -14,7 +14,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from ledom.core.errors import InputError
+from ledom.core.errors import LedomError
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.serve.app import make_app
 from ledom.serve.batching import Steps
@@ -202,7 +202,7 @@ _LONG = "3 + 4 = 7\n\n" * 2000
 _PIECES = {"question": "How many?", "answers": ["3 + 4 = 7 "] * 500}
 SLOW: dict[str, tuple[str, Any, str]] = {
     "openrlhf": ("/get_reward", {"query": [_LONG], "prompts": ["a"]}, "routes.rewards.response_in"),
-    "slime": ("/reward", {"prompt": _LONG, "response": "7"}, "routes.rewards.question_of"),
+    "slime": ("/reward", {"prompt": _LONG, "response": "7"}, "judge.question_of"),
     "verl": ("/classify", {"input": _LONG}, "routes.rewards.split_dialog"),
     "score": ("/score", {"queries": "a", "documents": [_LONG]}, "judge.Judge.check"),
     "rerank": (
@@ -233,7 +233,7 @@ def test_nobody_waits_while_a_long_text_is_tokenized(
     def slow(*arguments: Any) -> Any:
         entered.set()
         assert let_go.wait(SECONDS)
-        raise InputError("it was too long")
+        raise LedomError("it was too long")
 
     monkeypatch.setattr(f"ledom.serve.{place}", slow)
     with running(Judge(*pair), Limits()) as server, ThreadPoolExecutor(1) as pool:
@@ -269,8 +269,13 @@ def test_a_prompt_too_long_for_any_model_is_refused_early(
     for name in ("encode", "encode_batch", "encode_inside"):
         monkeypatch.setattr(Tokenizer, name, read)
     answer = client.post(path, json=body)
-    assert answer.status_code == 413
-    assert "the model reads 512 tokens" in answer.json()["error"]["message"]
+    message = answer.json()["error"]["message"]
+    if path == "/score" or body["model"] == "ledom/majority":  # the prompt is a question
+        assert answer.status_code == 400
+        assert "no room for an answer in the 512 tokens that the forward model reads" in message
+    else:
+        assert answer.status_code == 413
+        assert "the model reads 512 tokens" in message
 
 
 def test_a_question_that_leaves_no_room_gives_one_clear_line(

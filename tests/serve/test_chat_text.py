@@ -121,11 +121,16 @@ def test_a_plain_dialog_is_split_at_the_first_empty_line() -> None:
         split_dialog("How many? 7", "\n\n")
 
 
-@pytest.mark.parametrize("roles", [["user"], ["system", "assistant"], ["assistant", "user"]])
-def test_a_dialog_without_a_question_or_an_answer_is_refused(roles: list[str]) -> None:
-    text = "".join(f"<|im_start|>{role}\nOne.\n\nTwo.<|im_end|>\n" for role in roles)
-    with pytest.raises(InputError, match="the dialog has no user turn followed by"):
-        split_dialog(text, "\n\n")
+def test_a_dialog_without_an_answer_is_refused_and_one_without_a_question_has_an_empty_one() -> (
+    None
+):
+    def dialog(*roles: str) -> str:
+        return "".join(f"<|im_start|>{role}\nOne.\n\nTwo.<|im_end|>\n" for role in roles)
+
+    with pytest.raises(InputError, match="the dialog has no assistant turn; send question and"):
+        split_dialog(dialog("system", "user"), "\n\n")
+    for roles in (["system", "assistant"], ["assistant", "user"]):
+        assert split_dialog(dialog(*roles), "\n\n") == ("", "One.\n\nTwo.")
 
 
 def test_an_empty_line_may_end_with_a_carriage_return() -> None:

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import ledom
+from ledom.core.errors import ServerError
 from ledom.serve.server import Server
 from waiting import SECONDS
 
@@ -266,3 +267,20 @@ def test_coheres_client_ranks(server: Server) -> None:
                 [row["relevance_score"] for row in own]
             )
         assert len(newer.rerank(**asked, top_n=1).results) == 1
+
+
+@pytest.mark.parametrize(("name", "direction"), [("reverse", "reverse"), ("reverse", "forward")])
+def test_a_reverse_model_here_is_not_taken_for_one_in_model_order(
+    server: Server, checkpoints: dict[str, Path], name: str, direction: str
+) -> None:
+    """The backend would send ids in model order, or read what precedes a text as what follows."""
+    lm = ledom.load(
+        f"openai:{name},base_url={server.url}/v1,tokenizer={checkpoints['forward']}/tokenizer.json",
+        direction,
+    )
+    ids = lm.add_special_tokens(lm.tokenizer.encode(TEXT).ids)
+    with pytest.raises(ServerError, match="the server is ledom serve.*; give the model's folder"):
+        lm.logprobs([ledom.TokenSpan(ids, 1, 3)])
+    if direction == "forward":
+        with pytest.raises(ServerError, match="the server is ledom serve"):
+            list(lm.generate([TEXT], ledom.Sampling(max_tokens=4)))

@@ -74,6 +74,55 @@ def test_verl_gets_the_same_numbers(client: TestClient, own: list[dict[str, Any]
     assert found["data"][-1]["embedding"][-1] == pytest.approx(own[2]["reward"])
 
 
+def test_vllms_pooling_gives_the_same_numbers(
+    client: TestClient, own: list[dict[str, Any]]
+) -> None:
+    dialogs = [f"{QUESTION}\n\n{answer}" for answer in ANSWERS]
+    found = post(client, "/pooling", model="m", input=dialogs, use_activation=False)
+    assert (found["object"], found["model"]) == ("list", "m")
+    assert found["usage"]["total_tokens"] == found["usage"]["prompt_tokens"] > 0
+    assert found["data"] == [
+        {"index": i, "object": "pooling", "data": [pytest.approx(own[i]["reward"])]}
+        for i in range(3)
+    ]
+    found = post(client, "/pooling", input=dialogs[1], task="classify")
+    assert found["data"][0]["data"] == [pytest.approx(own[1]["probability"])]
+    answer = client.post("/pooling", json={"input": dialogs[1], "task": "token_classify"})
+    assert answer.status_code == 422
+
+
+_SYSTEM = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("bad", [_SYSTEM, " ", "pens " * 400, "pens " * 3500])
+def test_a_sample_without_a_question_gets_a_neutral_reward(
+    client: TestClient,
+    pair: tuple[FakeLanguageModel, FakeLanguageModel],
+    own: list[dict[str, Any]],
+    bad: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One such row of a dataset must stop no trainer: `ledom.rewards` gives None or 0 too."""
+    pair[0].context = 256
+    good = f"{QUESTION}\n\n"
+    body = {"query": [bad + "7", good + ANSWERS[0]], "prompts": [bad, good]}
+    found = post(client, "/get_reward", **body)
+    assert found["rewards"] == [0.0, pytest.approx(own[0]["reward"])]
+    assert found["scores"] == [0.0, pytest.approx(own[0]["probability"])]
+    log = own[0]["scores"]["x|y"]["logprob"]
+    assert found["extra_logs"]["log_p_xy"] == [0.0, pytest.approx(log)]
+    assert post(client, "/reward", prompt=bad, response="7") == 0.0
+    assert caplog.text.count("no reward for a completion: ") == 2
+    found = post(client, "/get_reward", query=[bad + "7"], prompts=[bad])
+    assert (found["rewards"], found["extra_logs"]["log_p_y"]) == ([0.0], [0.0])
+    dialog = bad + ("7" if bad == _SYSTEM else "\n\n7")
+    found = post(client, "/classify", input=[dialog, good + ANSWERS[0]], use_activation=False)
+    assert [row["probs"] for row in found["data"]] == [[0.0], [pytest.approx(own[0]["reward"])]]
+    for use, number in (True, own[0]["probability"]), (False, own[0]["reward"]):
+        found = post(client, "/pooling", input=[dialog, good + ANSWERS[0]], use_activation=use)
+        assert [row["data"] for row in found["data"]] == [[0.0], [pytest.approx(number)]]
+
+
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
 def test_jina_and_cohere_rank(client: TestClient, own: list[dict[str, Any]], path: str) -> None:
     order = sorted(range(3), key=lambda i: -own[i]["reward"])

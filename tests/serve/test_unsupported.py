@@ -231,6 +231,7 @@ READING: dict[str, tuple[str, dict[str, Any]]] = {
     "rerank": ("/rerank", {"query": QUESTIONS[0], "documents": ["7", "8"]}),
     "TEI": ("/rerank", {"query": QUESTIONS[0], "texts": ["7", "8"]}),
     "classify": ("/classify", {"input": DIALOG}),
+    "pooling": ("/pooling", {"input": DIALOG}),
     "embeddings": ("/v1/embeddings", {"input": DIALOG}),
     "tokenize": ("/tokenize", {"prompt": "7"}),
     "detokenize": ("/detokenize", {"tokens": [7]}),
@@ -308,10 +309,11 @@ def test_a_reranker_returns_the_raw_reward_on_request(own: TestClient) -> None:
 
 def test_a_base64_embedding_is_a_number_in_fp32(own: TestClient) -> None:
     """OpenAI's own client requests base64 by default."""
-    (reward,) = read(own, "embeddings").json()["data"][0]["embedding"]
-    text = read(own, "embeddings", encoding_format="base64").json()["data"][0]["embedding"]
-    assert np.frombuffer(base64.b64decode(text), "<f4") == np.float32(reward)
-    assert read(own, "embeddings", encoding_format="bytes").status_code == 422
+    for route, key in (("embeddings", "embedding"), ("pooling", "data")):
+        (reward,) = read(own, route).json()["data"][0][key]
+        text = read(own, route, encoding_format="base64").json()["data"][0][key]
+        assert np.frombuffer(base64.b64decode(text), "<f4") == np.float32(reward)
+        assert read(own, route, encoding_format="bytes").status_code == 422
 
 
 def test_a_mistyped_key_of_our_own_route_is_refused(own: TestClient) -> None:

@@ -111,28 +111,7 @@ class ServerError(LedomError):
 
 
 class MissingExtraError(LedomError, ImportError):
-    """An optional dependency that is missing or unusable; the message gives the pip command.
-
-    `needed_by` names the feature that needs it, `otherwise` an alternative to installing it, and
-    `failure` the error of an import that failed although the package is installed.
-
-    >>> str(MissingExtraError("vllm", extra="vllm", otherwise="or name a model folder"))
-    "vllm is not installed; run: pip install 'ledom[vllm]'; or name a model folder"
-    """
-
-    def __init__(
-        self, package: str, extra: str, needed_by: str = "", otherwise: str = "", failure: str = ""
-    ) -> None:
-        where = f"{needed_by}: " if needed_by else ""
-        instead = f"; {otherwise}" if otherwise else ""
-        problem = f"is not installed; run: pip install 'ledom[{extra}]'"
-        if failure:
-            problem = f"cannot be imported ({failure}); run: pip install --upgrade {package}"
-        super().__init__(f"{where}{package} {problem}{instead}")
-        self._arguments = (package, extra, needed_by, otherwise, failure)
-
-    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
-        return type(self), self._arguments  # worker processes pickle their errors
+    """An optional dependency that is missing or unusable; the message gives the pip command."""
 
 
 @contextmanager
@@ -140,6 +119,8 @@ def needs_extra(
     package: str, extra: str, needed_by: str = "", otherwise: str = ""
 ) -> Iterator[None]:
     """Within this block, a failed import of an optional dependency raises `MissingExtraError`.
+
+    `needed_by` names the feature that needs it, `otherwise` an alternative to installing it.
 
     >>> with needs_extra("absent", "data"):
     ...     import absent
@@ -149,8 +130,13 @@ def needs_extra(
     try:
         yield
     except ImportError as error:
-        failure = in_one_line(error) if find_spec(package.replace("-", "_")) else ""
-        raise MissingExtraError(package, extra, needed_by, otherwise, failure) from None
+        problem = f"is not installed; run: pip install 'ledom[{extra}]'"
+        if find_spec(package.replace("-", "_")):
+            failure = in_one_line(error)
+            problem = f"cannot be imported ({failure}); run: pip install --upgrade {package}"
+        where = f"{needed_by}: " if needed_by else ""
+        instead = f"; {otherwise}" if otherwise else ""
+        raise MissingExtraError(f"{where}{package} {problem}{instead}") from None
 
 
 def in_one_line(error: object, most: int = 200) -> str:

@@ -190,7 +190,15 @@ def lock_folder(folder: Path, work: str, wait: bool = False, name: str = ".lock"
                 lock.acquire(timeout=seconds)
                 break
             except Timeout:
-                _report_holder(folder, f"{_read_holder(holder)}, which {work} there", wait)
+                who = f"{_read_holder(holder)}, which {work} there"
+                if not wait:
+                    raise OutputError(
+                        f"{folder}: in use by {who}; stop it, or write to another folder"
+                    ) from None
+                logging.getLogger("ledom").warning(
+                    "%s: waiting for %s; to start without it, stop it or write to another folder",
+                    *(folder, who),
+                )
         write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
     except (NotImplementedError, OSError) as error:  # the first is for older versions of filelock
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
@@ -206,15 +214,6 @@ def lock_folder(folder: Path, work: str, wait: bool = False, name: str = ".lock"
         if not wait:  # a waiting process would then hold a lock on a removed file
             (folder / name).unlink(missing_ok=True)
         lock.release()
-
-
-def _report_holder(folder: Path, who: str, wait: bool) -> None:
-    """Log what this process waits for; without `wait`, raise `OutputError` instead."""
-    if not wait:
-        raise OutputError(f"{folder}: in use by {who}; stop it, or write to another folder")
-    logging.getLogger("ledom").warning(
-        "%s: waiting for %s; to start without it, stop it or write to another folder", folder, who
-    )
 
 
 def _read_holder(file: Path) -> str:
@@ -234,7 +233,9 @@ def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
     """
     hashed = hashlib.sha256()
     for row in rows:
-        hashed.update("".join(f"{_escape_nul(text)}\0" for text in row).encode())
+        # NUL ends each text, so it is escaped inside a text.
+        escaped = (text.replace("\1", "\1\1").replace("\0", "\1\2") for text in row)
+        hashed.update("".join(f"{text}\0" for text in escaped).encode())
     return hashed.hexdigest()[:16]
 
 
@@ -249,11 +250,6 @@ def digest(text: str) -> int:
     '0xe3b0c44298fc1c14'
     """
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def _escape_nul(text: str) -> str:
-    """Escape NUL, which ends each text in a fingerprint; different texts stay different."""
-    return text.replace("\1", "\1\1").replace("\0", "\1\2")
 
 
 _PRECISIONS = {"", "bfloat16", "float16", "int8"}
@@ -348,7 +344,8 @@ def _same_weights(there: JsonObject, now: JsonObject) -> str:
     (weights, _, before), (same, _, after) = (m["hash"].partition("-") for m in (there, now))
     if weights != same or not {before, after} <= _PRECISIONS:
         return ""
-    return f", which computes otherwise here: write ,dtype={before or 'float32'} after its name"
+    precision = before or "float32"
+    return f", the same weights in another precision: write ,dtype={precision} after its name"
 
 
 def _shown(value: Any) -> str:

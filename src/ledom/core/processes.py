@@ -30,7 +30,6 @@ __all__ = [
     "is_first",
     "is_first_failure",
     "local_rank",
-    "local_size",
     "merged",
     "rank",
     "set_threads",
@@ -70,15 +69,6 @@ def local_rank() -> int:
     0
     """
     return _number("LOCAL_RANK", 0)
-
-
-def local_size() -> int:
-    """The number of the job's processes on this machine.
-
-    >>> local_size()
-    1
-    """
-    return _number("LOCAL_WORLD_SIZE", 1)
 
 
 def is_first() -> bool:
@@ -173,12 +163,13 @@ def default_threads() -> int:
     >>> default_threads() >= 1
     True
     """
+    processes_here = _number("LOCAL_WORLD_SIZE", 1)
     for name in _THREAD_VARIABLES:
         value = os.environ.get(name, "").partition(",")[0].strip()  # "4,2" is for two nested levels
-        by_torchrun = value == "1" and local_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+        by_torchrun = value == "1" and processes_here > 1 and "TORCHELASTIC_RUN_ID" in os.environ
         if value.isdecimal() and int(value) and not by_torchrun:
             return min(int(value), _MOST_THREADS)
-    return max(1, available_cpus() // local_size())
+    return max(1, available_cpus() // processes_here)
 
 
 def available_cpus(root: Path = Path("/")) -> int:
@@ -263,7 +254,31 @@ def torch_threads() -> int:
     >>> torch_threads() >= 1
     True
     """
-    return _OneThread.otherwise()
+    import torch
+
+    with _lock:
+        return _threads_outside[0] if _threads_outside else torch.get_num_threads()
+
+
+_lock = Lock()
+_threads_outside: list[int] = []  # torch's threads, once for each `merged` that runs
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Within this block, torch uses one thread per operation, in the whole process."""
+    import torch
+
+    with _lock:
+        _threads_outside.append((_threads_outside or [torch.get_num_threads()])[0])
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _lock:
+            before = _threads_outside.pop()
+            if not _threads_outside:
+                torch.set_num_threads(before)
 
 
 def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
@@ -294,7 +309,7 @@ def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
             queue.put(None)
 
     threads = [Thread(target=run, args=(stream,), daemon=True) for stream in streams]
-    with _OneThread.inside():
+    with _one_thread():
         try:
             for thread in threads:
                 thread.start()
@@ -311,38 +326,3 @@ def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
             stopped.set()
             for thread in threads:
                 thread.join()
-
-
-class _OneThread:
-    """Sets torch's process-wide number of threads to 1 while `merged` runs."""
-
-    _lock = Lock()
-    _running = 0
-    _before = 1
-
-    @classmethod
-    def otherwise(cls) -> int:
-        """The number of threads that torch uses outside `merged`."""
-        import torch
-
-        with cls._lock:
-            return cls._before if cls._running else torch.get_num_threads()
-
-    @classmethod
-    @contextmanager
-    def inside(cls) -> Iterator[None]:
-        """Within this block, torch uses one thread per operation."""
-        import torch
-
-        with cls._lock:
-            if not cls._running:
-                cls._before = torch.get_num_threads()
-                torch.set_num_threads(1)
-            cls._running += 1
-        try:
-            yield
-        finally:
-            with cls._lock:
-                cls._running -= 1
-                if not cls._running:
-                    torch.set_num_threads(cls._before)

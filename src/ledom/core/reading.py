@@ -12,8 +12,11 @@ import os
 import re
 import stat
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from numbers import Integral
+from decimal import Decimal
+from itertools import chain
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Never, Self, TypeVar
 
@@ -39,6 +42,7 @@ __all__ = [
     "check_surrogates",
     "exists",
     "first_problem",
+    "is_number",
     "parse_json",
     "read_json",
     "read_json_object",
@@ -225,8 +229,6 @@ def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
     Also rejected: NaN, infinities and numbers outside a float's range (unless `non_finite`),
     duplicate keys, half a surrogate pair, and nesting more than 64 deep.
 
-    >>> parse_json(b'{"a": 1}')
-    {'a': 1}
     >>> parse_json(b'{"a": NaN}')
     Traceback (most recent call last):
     ledom.core.errors.InputError: not JSON: NaN is not a number
@@ -278,8 +280,7 @@ def _float(digits: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     made = dict(pairs)
     if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise InputError(f"key {twice!r} occurs twice in one object")
     return made
 
@@ -289,12 +290,8 @@ def _check_depth(text: bytes, data: Any) -> None:
         return
     level = [data]
     for _ in range(DEEPEST):
-        level = [
-            part
-            for group in level
-            for part in (group.values() if isinstance(group, dict) else group)
-            if isinstance(part, (dict, list))
-        ]
+        inside = chain(*(group.values() if isinstance(group, dict) else group for group in level))
+        level = [part for part in inside if isinstance(part, dict | list)]
         if not level:
             return
     raise InputError(f"nested more than {DEEPEST} deep")
@@ -353,19 +350,22 @@ def check_counts(least: int = 0, /, **counts: Any) -> None:
     ledom.core.errors.InputError: rows is 0; it must be at least 1
     """
     for name, count in counts.items():
-        is_whole = issubclass(type(count), Integral)
+        is_whole = is_number(count) and isinstance(count, Integral)
         what = f"at least {least}" if is_whole else "a whole number"
         require({f"{name} is {count!r}; it must be {what}": is_whole and count >= least})
 
 
-class Config(BaseModel):
-    """The base class of a recipe's parts; an unknown key is an error, never silently ignored.
+def is_number(value: Any) -> bool:
+    """Whether a value is one real number, such as Python's, numpy's, a Fraction or a Decimal.
 
-    >>> class Speed(Config):
-    ...     rate: float = 1.0
-    >>> Speed(rate=2)
-    Speed(rate=2.0)
+    >>> is_number(0.5), is_number("0.5"), is_number(True)
+    (True, False, False)
     """
+    return isinstance(value, Real | Decimal) and not isinstance(value, bool)
+
+
+class Config(BaseModel):
+    """The base class of a recipe's parts; an unknown key is an error, never silently ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

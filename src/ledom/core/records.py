@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
@@ -55,6 +56,7 @@ EARLY_STOP = "early_stop_of"
 """Key in a candidate's `sampling`: the number of candidates without an early stop."""
 
 _LARGEST_SCORE = 1e100  # in magnitude; its square is still finite
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=methodcaller("tolist"))
 
 Key = tuple[Any, ...]
 """Identifies a record in its file: an id, then numbers or names within it."""
@@ -159,12 +161,7 @@ class Problem(Record):
     solution: str | None = None
 
     def __post_init__(self) -> None:
-        """Reject a worked solution as the answer (GSM8K's format); no answer would ever equal it.
-
-        >>> Problem(id="a", question="?", answer="2 + 2 = 4\\n#### 4")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ledom.core.errors.InputError: the answer of problem 'a' is a worked solution; put ...
-        """
+        """Reject a worked solution as the answer (GSM8K's format); no answer would equal it."""
         _, mark, final = str(self.answer).rpartition("####")
         if mark and final.strip():
             raise InputError(
@@ -386,6 +383,8 @@ def unique_ids() -> Callable[[Record], None]:
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Write records as JSONL, atomically; see `write_atomically`.
 
+    Numbers of numpy and torch become JSON's. Raises `InputError` for a value that JSON lacks (NaN).
+
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
     ...     write_records(file.name, [Problem(id="a", question="2 + 2?", answer="4")])
@@ -393,5 +392,8 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
     {"id": "a", "question": "2 + 2?", "answer": "4"}
     """
     with write_atomically(path) as out:
-        for record in records:
-            out.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
+        for number, record in enumerate(records, start=1):
+            try:
+                out.write(_ENCODER.encode(record.to_json()) + "\n")
+            except (AttributeError, TypeError, ValueError) as error:
+                raise InputError(f"record {number} cannot be written: {error}", path=path) from None

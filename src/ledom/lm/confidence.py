@@ -11,19 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from ledom.core.errors import InputError
-from ledom.core.reading import check_counts
+from ledom.core.reading import check_counts, is_number
 
 __all__ = [
     "Confidence",
     "ConfidenceSettings",
     "confidence_of",
-    "is_unsure",
     "of_alternatives",
 ]
 
@@ -48,26 +46,24 @@ class ConfidenceSettings:
     def __post_init__(self) -> None:
         check_counts(1, top_k=self.top_k, window=self.window)
         least: Any = self.least if isinstance(self.least, tuple) else (self.least or 0.0,)
-        if not all(issubclass(type(x), Real) and not np.isnan(x) for x in least):
+        if not all(is_number(x) and x == x for x in least):  # NaN equals nothing
             raise InputError(
                 f"confidence: least is {self.least!r}; give a number, a tuple of them, or None"
             )
 
-    def check_number(self, prompts: int) -> None:
-        """Raise `InputError` if `least` is a tuple whose length is not the number of prompts."""
-        if isinstance(self.least, tuple) and len(self.least) != prompts:
-            raise InputError(
-                f"confidence: least has {len(self.least)} numbers for {prompts} prompts; give one "
-                "for each, or one for all"
-            )
+    def thresholds(self, prompts: int) -> Sequence[float | None]:
+        """`least` for each of so many prompts; raises `InputError` for another number of them.
 
-    def least_of(self, place: int) -> float | None:
-        """The threshold for the prompt at index `place`.
-
-        >>> ConfidenceSettings(least=(0.5, 2.0)).least_of(1)
-        2.0
+        >>> ConfidenceSettings(least=0.5).thresholds(2)
+        (0.5, 0.5)
         """
-        return self.least[place] if isinstance(self.least, tuple) else self.least
+        least = self.least if isinstance(self.least, tuple) else (self.least,) * prompts
+        if len(least) != prompts:
+            raise InputError(
+                f"confidence: least has {len(least)} numbers for {prompts} prompts; give one for "
+                "each, or one for all"
+            )
+        return least
 
 
 @dataclass(frozen=True)
@@ -79,17 +75,6 @@ class Confidence:
     """The mean over the last window."""
     lowest: float
     """The mean over the least confident window."""
-
-
-def is_unsure(tokens: Sequence[float], window: int, least: float | None) -> bool:
-    """Whether low confidence ends a text here, given its tokens' confidences so far.
-
-    >>> is_unsure([4.0, 0.5], 2, 1.0), is_unsure([4.0, 0.5, 1.0], 2, 1.0)
-    (False, True)
-    """
-    if least is None or len(tokens) < window:
-        return False
-    return float(np.mean(tokens[-window:])) < least
 
 
 def confidence_of(tokens: Sequence[float], window: int) -> Confidence | None:

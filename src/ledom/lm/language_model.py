@@ -12,11 +12,8 @@ that the model cannot serve is rejected before any work is done (tests/lm/test_c
 from __future__ import annotations
 
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from numbers import Real
 from textwrap import shorten
 from typing import ClassVar
 
@@ -26,70 +23,14 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import check_counts, require
-from ledom.lm.confidence import ConfidenceSettings
-from ledom.lm.generation import FinishReason, Generation, ModelSpan, TokenSpan
+from ledom.lm.generation import FinishReason, Generation, ModelSpan, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["SPELLED_OUT", "FinishReason", "Generation", "LanguageModel", "Sampling", "TokenSpan"]
 
-_COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures between which fp32 logits stay finite
 SPELLED_OUT = "-spelled-out"
 """The suffix of a model's hash if the model reads special tokens' names as plain text."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw the next token.
-
-    >>> Sampling(temperature=0.7, top_p=2)
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: top_p is 2; it must lie in (0, 1]
-    """
-
-    temperature: float = 1.0
-    """Divides the logits; at 0, the most likely token is always chosen."""
-    top_k: int = 0
-    """Sample only from the k most likely tokens; 0 means all."""
-    top_p: float = 1.0
-    """Sample only from the most likely tokens that together have this probability."""
-    max_tokens: int = 256
-    """Maximum number of tokens to write."""
-    seed: int = 0
-    """Seed; together with the prompt's text and the sample's number it determines every draw."""
-    stop_pattern: str | None = None
-    """A regular expression; a text ends at its first match. White space next to the prompt is not
-    searched."""
-    confidence: ConfidenceSettings | None = None
-    """How to compute confidence (see `ledom.lm.confidence`); None means not at all."""
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "top_p"):
-            value = getattr(self, name)
-            require({f"{name} is {value!r}; it must be a number": isinstance(value, Real)})
-        warm = self.temperature == 0 or _COLDEST <= self.temperature <= _HOTTEST
-        limits = f"it must be 0, or from {_COLDEST} to {_HOTTEST}"
-        require({f"temperature is {self.temperature}; {limits}": warm})
-        require({f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1})
-        check_counts(1, max_tokens=self.max_tokens)
-        check_counts(top_k=self.top_k, seed=self.seed)
-        unknown = f"confidence is {self.confidence!r:.40}; give ConfidenceSettings, or None"
-        require({unknown: isinstance(self.confidence, ConfidenceSettings | None)})
-        pattern = self.stop_pattern
-        try:
-            re.compile(pattern or "").search("")  # bytes compile too
-        except (re.error, TypeError) as error:
-            message = f"stop_pattern {pattern!r} is not a regular expression: {error}"
-            raise InputError(message) from None
-
-    @property
-    def greedy(self) -> Sampling:
-        """The same settings, but always choosing the most likely token.
-
-        >>> Sampling(top_k=5, max_tokens=9).greedy == Sampling(temperature=0, max_tokens=9)
-        True
-        """
-        return replace(self, temperature=0.0, top_k=0, top_p=1.0)
 
 
 class LanguageModel(ABC):
@@ -193,6 +134,13 @@ class LanguageModel(ABC):
         before, after = self.special_ids
         return [*before, *ids, *after]
 
+    def check_targets(self, targets: Sequence[TokenSpan]) -> list[ModelSpan]:
+        """Apply `check_target` to each; raises `InputError` if `targets` is not a list of spans."""
+        is_list = isinstance(targets, Collection)
+        if not is_list or not all(isinstance(target, TokenSpan) for target in targets):
+            raise InputError(f"targets is {targets!r:.60}; give a list of TokenSpan")
+        return [self.check_target(target) for target in targets]
+
     def check_target(self, target: TokenSpan) -> ModelSpan:
         """Check a target and return it in model order; its ids may be any integer array.
 
@@ -203,7 +151,8 @@ class LanguageModel(ABC):
         >>> FakeLanguageModel(direction="reverse").check_target(TokenSpan([5, 6], 0, 1))
         ([6, 5], 1, 2)
         """
-        ids, length, highest = np.asarray(target.ids), len(target.ids), self.vocab_size - 1
+        ids, highest = np.asarray(target.ids), self.vocab_size - 1
+        length = ids.size
         bounds = np.asarray([target.start, target.end])
         whole = ids.ndim == 1 and (not length or ids.dtype.kind in "biu")
         whole &= bounds.dtype.kind == "i"
@@ -227,10 +176,12 @@ class LanguageModel(ABC):
         """The numbers of a prompt's samples; raises `InputError` unless there is at least one."""
         check_counts(1, num_samples=num_samples)
         check_counts(first_sample=first_sample)
-        return range(first_sample, first_sample + num_samples)
+        return range(int(first_sample), int(first_sample) + int(num_samples))
 
     def check_request(self, prompts: Sequence[str | Generation], sampling: Sampling) -> None:
         """Raise `InputError` if `prompts` is not a list, or if the request is not supported."""
+        if not isinstance(sampling, Sampling):
+            raise InputError(f"sampling is {sampling!r:.60}; give a ledom.Sampling")
         if isinstance(prompts, str) or not isinstance(prompts, Collection):
             raise InputError(f"prompts is {prompts!r:.60}; give a list of texts")
         for prompt in prompts:
@@ -239,7 +190,7 @@ class LanguageModel(ABC):
         if (asked := sampling.confidence) is not None:
             if not self.reports_confidence:
                 raise self._unsupported("does not report confidence")
-            asked.check_number(len(prompts))
+            asked.thresholds(len(prompts))
             if asked.least is not None and not self.stops_when_unsure:
                 raise self._unsupported("cannot stop a text while it is written")
         continues = any(isinstance(prompt, Generation) for prompt in prompts)

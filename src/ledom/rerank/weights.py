@@ -163,7 +163,7 @@ class TunedWeights:
         >>> weights.other_models({"forward": {"name": "m", "hash": "ab-int8"}})
         ... # doctest: +NORMALIZE_WHITESPACE
         ['the weights were fitted on scores of another model: forward: m (ab) there, m (ab-int8)
-        now, which computes otherwise here: write ,dtype=float32 after its name']
+        now, the same weights in another precision: write ,dtype=float32 after its name']
         """
         return [
             f"the weights were fitted on scores of another model: {line}"

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from ledom.core.errors import InputError
 
-__all__ = ["answer_of", "content_of", "question_of", "response_in", "split_dialog"]
+__all__ = ["Messages", "answer_of", "content_of", "question_of", "response_in", "split_dialog"]
 
 Messages = Collection[Mapping[str, object]]
 
@@ -104,8 +104,9 @@ def response_in(query: str, prompt: str) -> str:
 def split_dialog(text: str, between: str) -> tuple[str, str]:
     """The question and the answer of a dialog: by its chat markup, or split at `between`.
 
-    A line end of `between` may be `\\r\\n` or `\\r` in the text. Raises `InputError` if the text
-    has neither.
+    A line end of `between` may be `\\r\\n` or `\\r` in the text. The question is empty if the user
+    has no turn before the assistant's last one. Raises `InputError` if the text has neither markup
+    nor `between`, and for markup without an assistant's turn.
 
     >>> split_dialog("2 + 2?|4", between="|")
     ('2 + 2?', '4')
@@ -119,8 +120,10 @@ def split_dialog(text: str, between: str) -> tuple[str, str]:
             answer = said
         elif role == "user" and answer is not None:
             return said, answer
+    if answer is not None:
+        return "", answer
     if turns:
-        raise InputError("the dialog has no user turn followed by an assistant turn; send both")
+        raise InputError("the dialog has no assistant turn; send question and answer")
     pattern = _LINE_END.join(map(re.escape, between.split("\n")))
     mark = re.search(pattern, text) if between else None
     if mark is None:

@@ -20,12 +20,15 @@ from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.strategies import Pick, Vote
 from ledom.rerank.weights import TunedWeights, default_weights
 from ledom.serve.batching import Steps, finish
+from ledom.serve.chat_text import Messages, answer_of, question_of
 
-__all__ = ["MASK_COPIES", "Judge", "Judgement", "Pair", "best_first"]
+__all__ = ["LONGEST_TOKEN", "MASK_COPIES", "Judge", "Judgement", "Pair", "best_first"]
 
 _LOG_NAMES = {"y|x": "log_p_yx", "x|y": "log_p_xy", "y": "log_p_y"}
 MASK_COPIES = 8
 """Copied passages of at least this many words are left out by default; see `Judge`."""
+LONGEST_TOKEN = 64
+"""Most characters per token, on average over a text."""
 _SMALLEST = -700.0  # nats: below about -745, exp is 0
 _MARGIN = 64  # most tokens of a template, special tokens included
 
@@ -181,14 +184,39 @@ class Judge:
         for lm in self.models:
             # A token has at least one byte, so most questions are known to fit unencoded.
             long = [q for q in questions if 4 * len(q) + _MARGIN > lm.context]
-            if long:
+            # To encode a question of far too many characters would take long.
+            fits = all(len(question) <= LONGEST_TOKEN * lm.context for question in long)
+            if long and fits:
                 try:
                     check_room([Problem(id=shorten(q, 40), question=q) for q in long], lm)
                 except InputError:  # its message is about files of problems
-                    raise InputError(
-                        "the question leaves no room for an answer in the "
-                        f"{lm.context} tokens that the {lm.direction} model reads; shorten it"
-                    ) from None
+                    fits = False
+            if not fits:
+                raise InputError(
+                    "the question leaves no room for an answer in the "
+                    f"{lm.context} tokens that the {lm.direction} model reads; shorten it"
+                )
+
+    def read_sample(
+        self, prompt: str | Messages, response: str | Messages, remedy: str = ""
+    ) -> Pair | None:
+        """The question and the answer in a trainer's sample.
+
+        None, with a warning that ends with `remedy`, if the prompt has no question or leaves no
+        room for an answer, because one such row must not end a run that takes days.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> judge = Judge(FakeLanguageModel(), None)
+        >>> judge.read_sample([{"role": "user", "content": "2 + 2?"}], "4<|im_end|>")
+        Pair(question='2 + 2?', answer='4')
+        """
+        try:
+            pair = Pair(question_of(prompt), answer_of(response))
+            self.check([pair])
+        except InputError as error:
+            logging.getLogger("ledom").warning("no reward for a completion: %s%s", error, remedy)
+            return None
+        return pair
 
     def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """The judgement of each pair. Equal pairs are computed once.

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ledom.core.direction import Direction
 from ledom.lm.language_model import LanguageModel
 from ledom.serve.batching import Batcher, Steps, apart
-from ledom.serve.judge import Judge, Judgement, Pair
+from ledom.serve.judge import LONGEST_TOKEN, Judge, Judgement, Pair
 from ledom.serve.metrics import Metrics
 from ledom.serve.refusals import Refusal
 from ledom.serve.settings import Settings
@@ -19,7 +19,6 @@ from ledom.serve.upstream import Upstream
 __all__ = ["REWARD", "Service"]
 
 _T = TypeVar("_T")
-_LONGEST_TOKEN = 64  # most characters per token, on average over a text
 _TOGETHER = 16  # small requests that share a batch, no matter how slow the machine is
 
 REWARD = "ledom"
@@ -90,6 +89,11 @@ class Service:
         self.metrics.tokens("scored", sum(judgement.num_tokens for judgement in judged))
         return judged
 
+    async def judge_samples(self, pairs: Sequence[Pair | None]) -> list[Judgement | None]:
+        """Like `judge_pairs`, for what `Judge.read_sample` returns; None for None."""
+        judged = iter(await self.judge_pairs([pair for pair in pairs if pair is not None]))
+        return [None if pair is None else next(judged) for pair in pairs]
+
     async def check_pairs(self, pairs: Sequence[Pair]) -> None:
         """Raise `Refusal` or `InputError` for pairs that `judge_pairs` would refuse."""
         limits = self.settings.limits
@@ -99,8 +103,6 @@ class Service:
         size = sum(len(pair.question) + len(pair.answer) for pair in pairs)
 
         def check() -> None:
-            for lm in self.judge.models:
-                self.check_prompts(lm, list(dict.fromkeys(pair.question for pair in pairs)))
             self.judge.check(pairs)
             if size <= limits.max_tokens // 4:  # a character is at most four tokens, one per byte
                 return
@@ -155,7 +157,7 @@ class Service:
         for prompt in prompts:
             unit, most = "tokens", lm.context
             if isinstance(prompt, str):
-                unit, most = "characters", _LONGEST_TOKEN * lm.context
+                unit, most = "characters", LONGEST_TOKEN * lm.context
             if len(prompt) > most:
                 raise Refusal(
                     413, f"a prompt of {len(prompt)} {unit}; the model reads {lm.context} tokens"

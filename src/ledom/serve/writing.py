@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 _STEP_TOKENS = 2**14  # tokens to score in a step, on average: enough for several threads
-_CHARACTER = 4  # most tokens that share a character, which has at most this many bytes
 
 Alternatives = list[tuple[int, float]]
 
@@ -65,27 +64,6 @@ def token_texts(lm: LanguageModel, ids: Iterable[int]) -> dict[int, str]:
         i: lm.tokenizer.decode_after(before, [i]) or lm.tokenizer.backend.id_to_token(i) or ""
         for i in dict.fromkeys(ids)
     }
-
-
-def _pieces(lm: LanguageModel, ids: Sequence[int], before: Sequence[int]) -> list[str]:
-    """What each token adds to the text of the ids `before`; see `Token.text`.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel()  # a token per byte: é takes two
-    >>> _pieces(lm, lm.tokenizer.encode("né").ids, before=[])
-    ['n', '', 'é']
-    """
-    found: list[str] = []
-    start = 0  # of the tokens whose text is not known yet
-    for end in range(1, len(ids) + 1):
-        text = lm.tokenizer.decode_after(before, ids[start:end])
-        if text.endswith("\ufffd") and end < len(ids) and end - start < _CHARACTER:
-            found.append("")  # the character continues
-            continue
-        found.append(text)
-        before = ids[start:end] if text else [*before, *ids[start:end]]
-        start = end
-    return found
 
 
 def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
@@ -180,16 +158,17 @@ def written_tokens(
     >>> [token.text for token in written_tokens(lm, "2 + 2?", made, count=0)]
     ['4']
     """
-    context, ids = _all_ids(lm, prompt, generation)
+    context, ids = lm.prompt_ids(prompt, max(1, len(generation.ids))), list(generation.ids)
     if not ids:
         return []
     if lm.direction is Direction.FORWARD:
         before = context
     else:  # further text may precede what a reverse model has written so far
         before = [] if generation.finish_reason == "stop" else lm.tokenizer.encode("a").ids
+    pieces = lm.tokenizer.pieces([*before, *ids])[len(before) :]
     whole = lm.direction.to_reading_order(context + lm.direction.to_model_order(ids))
     span = lm.direction.span_to_model_order(len(context), len(whole), len(whole))
-    return _tokens(lm, TokenSpan(whole, *span), _pieces(lm, ids, before), count)
+    return _tokens(lm, TokenSpan(whole, *span), pieces, count)
 
 
 def cut_at_stops(
@@ -235,23 +214,21 @@ def tokens_of(tokens: Sequence[Token], text: str, direction: Direction) -> list[
     return list(tokens[first:])
 
 
-def next_tokens(lm: LanguageModel, prompt: str, generation: Generation, count: int) -> Alternatives:
-    """The most likely next tokens: to the right (forward model) or to the left (reverse model).
+def next_tokens(lm: LanguageModel, known: Sequence[int], count: int) -> Alternatives:
+    """The most likely tokens after the ids `known`, in model order.
 
     At most `count`, best first; none if the model's context is full.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(context=2)
+    >>> next_tokens(lm, [0, 1], count=5)
+    []
     """
-    context, ids = _all_ids(lm, prompt, generation)
-    known = context + lm.direction.to_model_order(ids)
     if len(known) >= lm.context:
         return []
     whole = lm.direction.to_reading_order([*known, lm.tokenizer.eos_id])  # the last is not read
     place = lm.direction.span_to_model_order(len(known), len(known) + 1, len(whole))
     return lm.alternatives(TokenSpan(whole, *place), count)[0]
-
-
-def _all_ids(lm: LanguageModel, prompt: str, generation: Generation) -> tuple[list[int], list[int]]:
-    """Ids that the model read, in model order, and ids that it wrote, in reading order."""
-    return lm.prompt_ids(prompt, max(1, len(generation.ids))), list(generation.ids)
 
 
 def _tokens(lm: LanguageModel, target: TokenSpan, texts: Sequence[str], count: int) -> list[Token]:
@@ -283,7 +260,7 @@ def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> Steps[list[T
     [None, -1.609, -1.386]
     """
     check_ids(lm, ids)
-    texts = _pieces(lm, ids, [])
+    texts = lm.tokenizer.pieces(ids)
     if lm.direction is Direction.FORWARD:
         if len(ids) < 2:
             return [Token(i, None, text) for i, text in zip(ids, texts, strict=True)]

@@ -125,11 +125,9 @@ def test_a_changed_model_has_another_fingerprint(checkpoints: dict[str, Path]) -
 
 def test_replacing_the_model_is_refused(checkpoints: dict[str, Path]) -> None:
     """The new model would not be used; the results would be those of the first."""
-    lm, other = (ledom.load(checkpoints[way], device="cpu") for way in ("forward", "reverse"))
-    assert isinstance(lm, HFLanguageModel)
-    assert isinstance(other, HFLanguageModel)
-    with pytest.raises(InputError, match="cannot be replaced by a LlamaForCausalLM; change it in"):
-        lm.model = other.model
+    lm = HFLanguageModel(checkpoints["forward"], device="cpu")
+    with pytest.raises(AttributeError, match="has no setter"):
+        lm.model = lm.model  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

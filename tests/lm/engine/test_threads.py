@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from threading import Event
 
@@ -82,6 +85,37 @@ def test_threads_that_share_rows_change_nothing(direction: Direction) -> None:
     lm = HFLanguageModel(embedded_folder(direction), tokens_per_batch=400)
     assert lm._trunk.shares_rows
     check_threads(lm)
+
+
+def test_models_can_be_loaded_by_several_threads_at_once() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(HFLanguageModel, map(embedded_folder, [*Direction] * 2)))
+    assert loaded[0].fingerprint == loaded[2].fingerprint != loaded[1].fingerprint
+
+
+def test_a_model_works_in_a_forked_process(checkpoints: dict[str, Path]) -> None:
+    lm = HFLanguageModel(checkpoints["forward"])
+    span = whole_text(lm, "Ava has 3 pens.")
+    torch.ones(800, 800) @ torch.ones(800, 800)  # starts OpenMP's threads
+    (expected,), fingerprint = lm.logprobs([span]), lm.fingerprint
+    receiver, sender = get_context("fork").Pipe()
+
+    def work() -> None:
+        assert lm.fingerprint == fingerprint
+        sender.send(HFLanguageModel(checkpoints["forward"]).logprobs([span])[0])
+        sender.send(lm.logprobs([span] * 200)[0])
+
+    forked = get_context("fork").Process(target=work)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of a fork with threads
+        forked.start()
+    try:
+        for _ in range(2):
+            assert receiver.poll(SECONDS), "torch waits for threads that do not exist"
+            np.testing.assert_allclose(receiver.recv(), expected, atol=1e-5)
+    finally:
+        forked.kill()
+        forked.join()
 
 
 def check_threads(lm: HFLanguageModel) -> None:

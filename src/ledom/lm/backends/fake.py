@@ -61,7 +61,7 @@ class FakeLanguageModel(LanguageModel):
         """The number of targets scored so far; tests check that nothing is scored twice."""
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
-        spans = [self.check_target(target) for target in targets]
+        spans = self.check_targets(targets)
         self.num_scored += len(targets)
         return [self._score(*span) for span in spans]
 

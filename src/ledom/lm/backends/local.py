@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 from uuid import uuid4
 
@@ -55,6 +57,7 @@ __all__ = ["HFLanguageModel"]
 _LOGITS_BYTES = 64 * 2**20  # maximum memory for a chunk of logits
 _LOGITS_ROWS = 512  # maximum rows in a chunk, so that it stays in cache if the vocabulary is small
 _FEWEST_JOBS = 16  # per thread; fewer are no faster, because each step reads all weights
+_LOADING = Lock()  # transformers' own loading is not safe in several threads
 _Reader = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps logits [T, V] and the labels [T] that they predict to values [..., T]."""
 _NOTHING = torch.empty(0, 1), torch.empty(0, dtype=torch.long)  # logits and labels of zero tokens
@@ -85,12 +88,14 @@ class HFLanguageModel(LanguageModel):
         rows: PositiveInt = 128,
     ) -> None:
         check_counts(1, rows=rows, tokens_per_batch=tokens_per_batch)
+        _survive_forks()
         place = torch_device(device or default_device())
         if place.type == "cpu":
             configure_memory()
 
         def load(precision: torch.dtype | Literal["auto"]) -> Checkpoint:
-            found = load_checkpoint(path, direction, precision, eos_token, bos_token=bos_token)
+            with _LOADING:
+                found = load_checkpoint(path, direction, precision, eos_token, bos_token=bos_token)
             found.model.to(place)
             return found
 
@@ -122,18 +127,9 @@ class HFLanguageModel(LanguageModel):
 
     @property
     def model(self) -> PreTrainedModel:
-        """The transformers model; its weights and modules may be changed in place.
-
-        Assigning another model raises `InputError`, because nothing here would use it.
-        """
+        """The transformers model; its weights and modules may be changed in place, but it cannot be
+        replaced."""
         return self._model
-
-    @model.setter
-    def model(self, model: object) -> None:
-        raise InputError(
-            f"{self.name}: the model cannot be replaced by a {type(model).__name__}; change it in "
-            "place, or save the other one and load its folder"
-        )
 
     def _changed(self) -> str:
         return super()._changed() + self._changes.mark()
@@ -164,7 +160,7 @@ class HFLanguageModel(LanguageModel):
 
     def _evaluate(self, targets: Sequence[TokenSpan], read: _Reader) -> list[NDArray[np.float32]]:
         """Apply `read` to each target's logits; values are in reading order along the last axis."""
-        spans = [self.check_target(target) for target in targets]
+        spans = self.check_targets(targets)
         self._refresh()
         results = [read(*_NOTHING).numpy()] * len(targets)
         asked = [place for place, (_, start, end) in enumerate(spans) if end > start]
@@ -293,6 +289,7 @@ class HFLanguageModel(LanguageModel):
         self._refresh()
         starts = [self._start(prompt, sampling) for prompt in prompts]
         asked, pattern = sampling.confidence, sampling.stop_pattern
+        least = asked.thresholds(len(starts)) if asked else [None] * len(starts)
 
         def search() -> PatternSearch | None:
             known = self.tokenizer, self.direction
@@ -305,7 +302,7 @@ class HFLanguageModel(LanguageModel):
                 sample,
                 (sampling.seed, start.key, sample),
                 greedy=sample not in numbers,
-                least=None if asked is None else asked.least_of(place),
+                least=least[place],
                 kv_cache=start.kv_cache,
                 search=search(),
             )
@@ -383,6 +380,13 @@ class HFLanguageModel(LanguageModel):
         kept = job.kv_cache, start.version
         state = GenerationState(self._key, context, key, start.prompt, written, whole, *kept)
         return Generation(text, ids, reason, state, certainty, confidence)
+
+
+@cache
+def _survive_forks() -> None:
+    """Use one thread in forks of this process: OpenMP's others do not exist there, and torch would
+    wait for them forever."""
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def _logprobs_and_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,7 @@ class OpenAILanguageModel(LanguageModel):
         self._limit = _RateLimit(requests_per_second)
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
-        spans = [self.check_target(target) for target in targets]
+        spans = self.check_targets(targets)
         found: dict[int, NDArray[np.float32]] = {}
         try:
             for place, values in self._side_by_side(self._score, spans):
@@ -147,7 +147,7 @@ class OpenAILanguageModel(LanguageModel):
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
         texts, contexts = self.text_prompts(prompts, sampling)
-        self.sample_numbers(num_samples, first_sample)
+        numbers = self.sample_numbers(num_samples, first_sample)
         # From a text, a server adds its tokenizer's own special tokens, and it cannot flip the ids.
         own = [self.tokenizer.token_id(token) for token in self.tokenizer.bos_tokens]
         reads_ids = self.bos_ids != own or self.direction is Direction.REVERSE
@@ -162,12 +162,12 @@ class OpenAILanguageModel(LanguageModel):
             **({"extra_body": extra} if extra else {}),
         }
         # All greedy texts of a prompt are equal, and vLLM refuses to write the same one twice.
-        count = 1 if sampling.temperature == 0 else num_samples
+        count = 1 if sampling.temperature == 0 else len(numbers)
 
         def draw(place: int) -> list[Generation]:
             text = texts[place]
             # vLLM adds the sample's number to the seed, so nearby seeds would share samples.
-            seed = (digest(f"{sampling.seed} {text}") >> 33) + first_sample
+            seed = (digest(f"{sampling.seed} {text}") >> 33) + numbers.start
             drawn: list[Generation] = []
             while len(drawn) < count:  # some servers write one text, however many are requested
                 drawn += self._ask(
@@ -177,7 +177,7 @@ class OpenAILanguageModel(LanguageModel):
                     seed=seed + len(drawn),
                     **request,
                 )
-            return drawn * (num_samples // count)
+            return drawn * (len(numbers) // count)
 
         yield from self._side_by_side(draw, range(len(texts)))
 
@@ -280,6 +280,13 @@ class OpenAILanguageModel(LanguageModel):
             raise self._unusable(error) from error
         if not hasattr(answer, "choices"):
             raise self._unusable(answer)
+        known = getattr(answer, "ledom", None)
+        if isinstance(known, dict) and "reverse" in (self.direction, known.get("direction")):
+            raise ServerError(
+                f"{self.name}: the server is ledom serve, whose reverse model reads and writes in "
+                "reading order, so its answers would be taken for other texts; give the model's "
+                "folder"
+            )
         try:
             return read(answer)
         except (AttributeError, TypeError, ValueError, OverflowError, LookupError) as error:

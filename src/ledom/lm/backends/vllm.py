@@ -88,7 +88,7 @@ class VLLMLanguageModel(LanguageModel):
         self._params = vllm.SamplingParams
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
-        spans = [self.check_target(target) for target in targets]
+        spans = self.check_targets(targets)
         asked = [place for place, (_, start, end) in enumerate(spans) if end > start]
         params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         prompts = [ids[:end] for ids, start, end in spans if end > start]
@@ -109,7 +109,7 @@ class VLLMLanguageModel(LanguageModel):
     ) -> Iterator[tuple[int, list[Generation]]]:
         texts, contexts = self.text_prompts(prompts, sampling)
         numbers = self.sample_numbers(num_samples, first_sample)
-        together = max(1, _TOGETHER // num_samples)
+        together = max(1, _TOGETHER // len(numbers))
         for first in range(0, len(texts), together):
             places = range(first, min(first + together, len(texts)))
             outputs = self._run(
@@ -122,7 +122,7 @@ class VLLMLanguageModel(LanguageModel):
                 for prompt, output in zip(asked, outputs, strict=True)
             ]
             for i, place in enumerate(places):
-                yield place, made[i * num_samples : (i + 1) * num_samples]
+                yield place, made[i * len(numbers) : (i + 1) * len(numbers)]
 
     def _draw(self, prompt: str, sample: int, sampling: Sampling) -> Any:
         return self._params(

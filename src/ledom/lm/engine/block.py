@@ -216,15 +216,19 @@ _Places = NDArray[np.int64]
 
 
 class _Apart:
-    """Prompts' keys [layers, K, D, C] and values [layers, K, C, D], in separate tensors.
+    """Prompts' keys [layers, K, D, C] and values [layers, K, T, D], in separate tensors.
 
-    Used by ledom's own kernel, which reads them by address. It reads nothing past a prompt's end,
-    so more of them fit into the processor's cache than if they were stacked.
+    C is a prompt's length T, rounded up to a multiple of `LANES`. Used by ledom's own kernel, which
+    reads them by address. It reads nothing past a prompt's end, so more of them fit into the
+    processor's cache than if they were stacked.
     """
 
     def __init__(self, prompts: Sequence[_Pair]) -> None:
         self.lengths = np.array([keys.shape[2] for keys, _ in prompts])
-        self._prompts = [(_padded(keys), values.contiguous()) for keys, values in prompts]
+        self._prompts = [
+            (functional.pad(keys.mT, (0, -keys.shape[2] % LANES)).contiguous(), values.contiguous())
+            for keys, values in prompts
+        ]
         self._find()
 
     def _find(self) -> None:
@@ -243,12 +247,6 @@ class _Apart:
         found._prompts = [self._prompts[place] for place in kept]
         found._find()
         return found
-
-
-def _padded(keys: Tensor) -> Tensor:
-    """Keys [layers, K, T, D] as [layers, K, D, C]; C is T rounded up to a multiple of `LANES`."""
-    padded = functional.pad(keys.mT, (0, -keys.shape[2] % LANES))
-    return padded.contiguous()
 
 
 class _Stacked:

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from ledom.core.errors import InputError
-from ledom.lm.confidence import is_unsure
 from ledom.lm.engine.block import Block, Job, Prefilled, attend_to
 from ledom.lm.engine.trunk import Trunk, trials
 from ledom.lm.language_model import FinishReason, Sampling
@@ -58,8 +57,9 @@ class Writer:
                 "try --dtype float32 or a higher temperature"
             )
         if (asked := self.sampling.confidence) is not None:
-            confidences = _confidences(logits, asked.top_k).tolist()
-            for job, confidence in zip(jobs, confidences, strict=True):
+            top = logits.topk(min(asked.top_k, logits.shape[-1]), dim=-1).values
+            confidences = logits.logsumexp(-1) - top.mean(-1)
+            for job, confidence in zip(jobs, confidences.tolist(), strict=True):
                 job.confidences.append(confidence)
         for job, token, certainty in zip(jobs, drawn, certainties, strict=True):
             job.certainty += certainty
@@ -74,8 +74,10 @@ class Writer:
         if job.search is not None and job.search(job.ids):
             return "pattern"
         asked = self.sampling.confidence
-        if asked is not None and is_unsure(job.confidences, asked.window, job.least):
-            return "unsure"
+        if asked is not None and job.least is not None:
+            window = job.confidences[-asked.window :]
+            if len(window) == asked.window and np.mean(window) < job.least:
+                return "unsure"
         return "length" if len(job.ids) == self.sampling.max_tokens else None
 
     def _draw(
@@ -263,12 +265,6 @@ def _divergence_from_uniform(logits: Tensor) -> Tensor:
     p is the distribution at temperature 1, without truncation.
     """
     return -logits.log_softmax(-1).mean(-1) - math.log(logits.shape[-1])
-
-
-def _confidences(logits: Tensor, top_k: int) -> Tensor:
-    """The negative mean log-probability of the k most likely tokens, for each row [rows, V]."""
-    top = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values
-    return logits.logsumexp(-1) - top.mean(-1)
 
 
 def _at_level(weights: Tensor, levels: Tensor) -> Tensor:

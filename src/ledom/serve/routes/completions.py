@@ -18,7 +18,7 @@ from pydantic import Field
 
 from ledom.core.direction import Direction
 from ledom.core.reading import JsonObject
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
+from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.serve import writing
 from ledom.serve.batching import Steps
 from ledom.serve.refusals import Refusal
@@ -129,6 +129,7 @@ async def complete(body: CompletionBody, service: Service) -> JsonObject:
         **head("cmpl", "text_completion", body.model),
         "choices": [{"index": index, **choice} for index, choice in enumerate(choices)],
         "usage": usage(*counts),
+        "ledom": {"direction": str(lm.direction)},
     }
 
 
@@ -198,10 +199,9 @@ def _following(lm: LanguageModel, ids: Sequence[int], count: int) -> Token:
     """The token after a scored prompt."""
     if lm.direction is Direction.REVERSE:
         return Token(lm.tokenizer.eos_id, 0.0)
-    if len(ids) >= lm.context:
+    best = writing.next_tokens(lm, ids, max(1, count))
+    if not best:
         return Token(lm.tokenizer.eos_id, None)
-    whole = [*ids, lm.tokenizer.eos_id]
-    (best,) = lm.alternatives(TokenSpan(whole, len(ids), len(whole)), max(1, count))
     text = lm.tokenizer.decode_after(ids, [best[0][0]])
     return Token(best[0][0], best[0][1], text, best)
 

@@ -141,7 +141,9 @@ def _generate(lm: LanguageModel, body: GenerateBody) -> Steps[JsonObject]:
         sampling = Sampling(body.temperature, body.top_k, body.top_p, body.max_tokens, body.seed)
         ((made,),) = yield from writing.write(lm, [body.prompt], sampling)
     tokens = writing.written_tokens(lm, body.prompt, made, body.alternatives)
-    following = writing.next_tokens(lm, body.prompt, made, body.alternatives)
+    read = lm.prompt_ids(body.prompt, max(1, len(made.ids)))
+    known = read + lm.direction.to_model_order(made.ids)
+    following = writing.next_tokens(lm, known, body.alternatives)
     return {
         "text": "".join(token.text for token in tokens),
         "finish_reason": made.finish_reason,

@@ -15,15 +15,18 @@ from pydantic import Field
 from ledom.core.errors import InputError
 from ledom.core.reading import JsonObject
 from ledom.serve.batching import apart
-from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
-from ledom.serve.judge import Judgement, Pair
-from ledom.serve.routes.shared import ANSWER, QUESTION, Body, Items, ServiceOf, listed, usage
+from ledom.serve.chat_text import response_in, split_dialog
+from ledom.serve.judge import Judgement
+from ledom.serve.routes.shared import ANSWER, QUESTION, Body, Items, ServiceOf, listed
 from ledom.serve.routes.unsupported import ActivationBody, ReadingBody
-from ledom.serve.service import REWARD, Service
+from ledom.serve.service import Service
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["rewards"])
+
+_NO_REWARD = 0.0
+"""For a sample that cannot be judged; these protocols need a number. See `Judge.read_sample`."""
 
 
 class OpenRLHFBody(Body):
@@ -57,6 +60,19 @@ class EmbeddingBody(DialogBody):
     encoding_format: Literal["float", "base64"] | None = None
     """base64, the default of OpenAI's own client, encodes a little-endian fp32 number."""
 
+    def encoded(self, number: float) -> list[float] | str:
+        """A vector with one number, in the form that the client wants."""
+        if self.encoding_format != "base64":
+            return [number]
+        return base64.b64encode(struct.pack("<f", number)).decode()
+
+
+class PoolingBody(EmbeddingBody, ActivationBody):
+    """vLLM's body for reward models."""
+
+    task: Literal["classify"] | None = None
+    """One number for the whole text."""
+
 
 @router.post("/get_reward")
 async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
@@ -66,19 +82,21 @@ async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
             f"{len(body.query)} queries for {len(body.prompts)} prompts; send the same number"
         )
     size = sum(map(len, [*body.query, *body.prompts]))
+    read = service.judge.read_sample
     pairs = await apart(
         size,
         lambda: [
-            Pair(question_of(prompt), answer_of(response_in(query, prompt)))
+            read(prompt, response_in(query, prompt))
             for query, prompt in zip(body.query, body.prompts, strict=True)
         ],
     )
-    judged = await service.judge_pairs(pairs)
-    logs = [judgement.logprobs for judgement in judged]
+    judged = await service.judge_samples(pairs)
+    logs = [judgement.logprobs if judgement else {} for judgement in judged]
+    names = service.judge.log_names if judged else []
     return {
-        "rewards": [judgement.reward for judgement in judged],
-        "scores": [judgement.probability for judgement in judged],
-        "extra_logs": {name: [log[name] for log in logs] for name in (logs[0] if logs else {})},
+        "rewards": [_reward(judgement) for judgement in judged],
+        "scores": [judgement.probability if judgement else _NO_REWARD for judgement in judged],
+        "extra_logs": {name: [log.get(name, _NO_REWARD) for log in logs] for name in names},
     }
 
 
@@ -86,46 +104,53 @@ async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
 async def slime(body: SlimeBody, service: ServiceOf) -> float:
     """slime's remote reward. The response is a bare number."""
     size = len(body.response) + len(body.prompt if isinstance(body.prompt, str) else "")
-    pair = await apart(size, lambda: Pair(question_of(body.prompt), answer_of(body.response)))
-    (judgement,) = await service.judge_pairs([pair])
-    return judgement.reward
+    pair = await apart(size, lambda: service.judge.read_sample(body.prompt, body.response))
+    (judgement,) = await service.judge_samples([pair])
+    return _reward(judgement)
 
 
 @router.post("/classify")
 async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
     """vLLM's classification protocol for verl. The reward is the last entry of `probs`."""
     judged = await _judge_dialogs(body, service)
-    data = (
-        {"label": "reward", "probs": [one.value(body.use_activation)], "num_classes": 1}
-        for one in judged
-    )
+    data = ({"label": "reward", "probs": [_value(one, body)], "num_classes": 1} for one in judged)
     return listed("classify", body.model, judged, data)
+
+
+@router.post("/pooling")
+async def pooling(body: PoolingBody, service: ServiceOf) -> JsonObject:
+    """vLLM's protocol for reward models. The reward is the only number of each `data`."""
+    judged = await _judge_dialogs(body, service)
+    data = (
+        {"object": "pooling", "data": body.encoded(_value(judgement, body))} for judgement in judged
+    )
+    return listed("pool", body.model, judged, data)
 
 
 @router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingBody, service: ServiceOf) -> JsonObject:
     """sglang's embeddings protocol for verl. The reward is the only number of each embedding."""
     judged = await _judge_dialogs(body, service)
-    form = _base64 if body.encoding_format == "base64" else lambda reward: [reward]
-    return {
-        "object": "list",
-        "model": body.model or REWARD,
-        "data": [
-            {"index": index, "object": "embedding", "embedding": form(judgement.reward)}
-            for index, judgement in enumerate(judged)
-        ],
-        "usage": usage(sum(judgement.num_tokens for judgement in judged)),
-    }
+    data = (
+        {"object": "embedding", "embedding": body.encoded(_reward(judgement))}
+        for judgement in judged
+    )
+    return listed("embd", body.model, judged, data)
 
 
-def _base64(number: float) -> str:
-    return base64.b64encode(struct.pack("<f", number)).decode()
+def _reward(judgement: Judgement | None) -> float:
+    return judgement.reward if judgement else _NO_REWARD
 
 
-async def _judge_dialogs(body: DialogBody, service: Service) -> list[Judgement]:
+def _value(judgement: Judgement | None, body: ActivationBody) -> float:
+    return judgement.value(body.use_activation) if judgement else _NO_REWARD
+
+
+async def _judge_dialogs(body: DialogBody, service: Service) -> list[Judgement | None]:
     body.refuse_unsupported()
     between = service.judge.models[0].pair_format.literals[1]
     given = [body.input] if isinstance(body.input, str) else body.input
     size = sum(map(len, given))
-    pairs = await apart(size, lambda: [Pair(*split_dialog(text, between)) for text in given])
-    return await service.judge_pairs(pairs)
+    read = service.judge.read_sample
+    pairs = await apart(size, lambda: [read(*split_dialog(text, between)) for text in given])
+    return await service.judge_samples(pairs)

@@ -82,7 +82,7 @@ def head(kind: str, described: str, model: str) -> JsonObject:
 
 
 def listed(
-    kind: str, model: str | None, judged: Sequence[Judgement], data: Iterable[JsonObject]
+    kind: str, model: str | None, judged: Sequence[Judgement | None], data: Iterable[JsonObject]
 ) -> JsonObject:
     """The response of vLLM's pooling routes, with one item of `data` per judgement.
 
@@ -93,7 +93,7 @@ def listed(
     return {
         **head(kind, "list", model or REWARD),
         "data": [{"index": index, **item} for index, item in enumerate(data)],
-        "usage": usage(sum(judgement.num_tokens for judgement in judged)),
+        "usage": usage(sum(judgement.num_tokens for judgement in judged if judgement)),
     }
 
 
