@@ -40,7 +40,8 @@ def table() -> CandidateTable:
 
 @pytest.fixture(scope="module")
 def report(table: CandidateTable) -> Measurement:
-    tuned = tune(table.select(np.arange(60)), [])  # enough for a single informative term
+    problems = [Problem(id=str(row), question=str(row)) for row in range(60)]
+    tuned = tune(table.select(np.arange(60)), problems)  # enough for a single informative term
     return measure(table, tuned)
 
 
