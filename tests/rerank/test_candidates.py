@@ -114,3 +114,13 @@ def test_the_error_for_a_non_number_names_file_and_line(
     with pytest.raises(InputError, match=message) as error:
         read_candidates(path, ["verifier"])
     assert str(error.value).startswith(f"{path}:3: candidate 2 of problem 'p'")
+
+
+def test_a_bad_score_that_is_used_by_default_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    rows = [judged(0, self_certainty=1), judged(1, self_certainty="high")]
+    path.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+    assert len(read_candidates(path, [])) == 2
+    with pytest.raises(InputError, match="'self_certainty' is 'high'.*expected") as error:
+        read_candidates(path)
+    assert str(error.value).startswith(f"{path}:2: candidate 1 of problem 'p'")

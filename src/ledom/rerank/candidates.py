@@ -168,10 +168,11 @@ def match_candidates(
 
 def read_candidates(
     path: Path,
-    names: Sequence[str] = (),
+    asked: Sequence[str] | None = None,
+    needed: Iterable[str] = (),
     check: Callable[[Candidate], object] | None = None,
 ) -> list[Candidate]:
-    """Read a file of candidates, each of which must have the external scores `names`.
+    """Read a file of candidates with the external scores that `choose_external_scores` chooses.
 
     `check` may raise for further reasons. Raises `InputError` with file and line for a bad record.
 
@@ -182,13 +183,14 @@ def read_candidates(
     ...     read_candidates(Path(file.name), ["verifier"])[0].external_score("verifier")
     0.9
     """
-
-    def check_both(candidate: Candidate) -> None:
-        _check_external_scores(candidate, names)
-        if check is not None:
-            check(candidate)
-
-    return read_records(path, Candidate, check_both)
+    found = read_records(path, Candidate, check)
+    try:
+        choose_external_scores(found, asked, needed)
+    except InputError:
+        names = _score_names(found, asked, needed)
+        read_records(path, Candidate, lambda one: _check_external_scores(one, names))
+        raise  # only if the file has changed: the check names the line
+    return found
 
 
 def choose_external_scores(
@@ -204,13 +206,20 @@ def choose_external_scores(
     >>> choose_external_scores([sure])
     ('self_certainty',)
     """
-    if asked is None:
-        pool = list(filter(_is_choice, candidates))
-        asked = [n for n in _WRITTEN_SCORES if all(c.extra.get(n) is not None for c in pool)]
-    names = tuple(dict.fromkeys([*asked, *needed]))
+    names = _score_names(candidates, asked, needed)
     for candidate in candidates:
         _check_external_scores(candidate, names)
     return names
+
+
+def _score_names(
+    candidates: Sequence[Candidate], asked: Sequence[str] | None, needed: Iterable[str]
+) -> tuple[str, ...]:
+    """The names that `choose_external_scores` returns, without its checks."""
+    if asked is None:
+        pool = list(filter(_is_choice, candidates))
+        asked = [n for n in _WRITTEN_SCORES if all(c.extra.get(n) is not None for c in pool)]
+    return tuple(dict.fromkeys([*asked, *needed]))
 
 
 def _check_external_scores(candidate: Candidate, names: Iterable[str]) -> None:

@@ -112,7 +112,7 @@ def tune_folder(
     questions = read_records(problems or folder / "problems.jsonl", Problem, unique_ids())
     kept = (folder / name for name in (GIVEN, "candidates.jsonl"))
     file = candidates or next(filter(exists, kept), folder / "candidates.jsonl")
-    answers = read_candidates(file, external_scores or ())
+    answers = read_candidates(file, external_scores)
     scored = scored_problems(folder)
     questions = [problem for problem in questions if problem.id in scored]
     answers = [candidate for candidate in answers if candidate.problem_id in scored]
