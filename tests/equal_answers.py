@@ -196,6 +196,9 @@ EQUAL = [
     ("5 bags", "5 bags of apples", "both count bags"),
     ("5 more apples", "5 apples", "both count apples"),
     ("5m", "5 m", "a space"),
+    ("2600g", "2600", "a unit may be left out, as in real answers to GSM8K"),
+    ("3h", "3 hours", "one unit in two spellings"),
+    ("m = 2", "3m = 6", "one equation"),
     # money
     ("$1,200.00", "1200", "a currency may be left out"),
     ("1200 dollars", "$1,200", "one currency in two spellings"),

@@ -123,6 +123,9 @@ def test_problems_and_candidates_must_match(candidates: list[Candidate], message
         ("<think>Ava has 2 pens. How many?</think>\n\n#### 2", "#### 2"),
         ("Hm.</think>Or 3?</think>#### 2", "#### 2"),  # the chat template contains the opening tag
         ("<think>It is 2.</think>\n", "<think>It is 2.</think>\n"),
+        ("<think>Ava has 2 pens. How", ""),  # cut off
+        ("It is 2.<think>Ava has 2", "It is 2."),
+        ("</think>\n\n#### 2", "\n\n#### 2"),
         (" #### 2", " #### 2"),
     ],
 )

@@ -209,13 +209,18 @@ def _score(
     """Set the score of each beam."""
     problems = [one.problem for one in active]
     # A beam is scored without the white space at its end: no document ends with white space.
+    # Most steps of a reasoning model are in its thought, so the models read that too.
     candidates = [
         Candidate(problem_id=one.problem.id, index=index, text=beam.text.rstrip())
         for one in active
         for index, beam in enumerate(one.beams)
     ]
     models = [forward] if reverse is None or lam == 0 else [forward, reverse]
-    chunks = (chunk for lm in models for chunk in score_candidates(problems, candidates, lm))
+    chunks = (
+        chunk
+        for lm in models
+        for chunk in score_candidates(problems, candidates, lm, with_thoughts=True)
+    )
     scores = SharedScores(candidates, (score for chunk in chunks for score in chunk))
     remaining = iter(candidates)
     for one in active:

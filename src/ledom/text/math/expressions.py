@@ -242,7 +242,9 @@ class _Reader(Atoms):
             return True
         if token.kind == "name":
             is_letter_unit = (
-                token.text in ONE_LETTER_UNITS and token.spaced and self._rest_is_label()
+                token.text in ONE_LETTER_UNITS
+                and (token.spaced or self._is_whole_item())
+                and self._rest_is_label()
             )
             return before.kind != "name" and (is_letter_unit or token.quoted)
         if token.kind != "word":
@@ -253,6 +255,11 @@ class _Reader(Atoms):
         if not token.spaced or not self._rest_is_label():
             return False
         return word == "of" or (len(word) == 3 and not _VARIABLES.issuperset(word))
+
+    def _is_whole_item(self) -> bool:
+        """Whether an item is only a number and the next token: 5m, but not y = 5m or 5m + 2."""
+        around = {self.peek(-2).text, self.peek(1).text}
+        return self.peek(-1).kind == "number" and around <= _SEPARATORS | {""}
 
     def _rest_is_label(self) -> bool:
         before = ""

@@ -23,6 +23,7 @@ __all__ = [
     "Token",
     "bare",
     "fold_case",
+    "join_groups",
     "keyboard",
     "normalize_numbers",
     "plain_text",
@@ -284,10 +285,19 @@ def normalize_numbers(text: str) -> str:
     >>> normalize_numbers("350,000 and 38.0 * .5")
     '350000 and 38 * 0.5'
     """
-    if _HAS_SPACED_GROUPS.search(text):
-        text = _SPACED_GROUPS.sub("", text)
+    if _HAS_SPACED_GROUPS.search(text) or _GROUPED.fullmatch(text):
+        text = join_groups(text)
     text = _LEADING_POINT.sub("0.", _THOUSANDS.sub("", text))
     return _TRAILING_ZEROS.sub(r"\1", text).translate(_SYMBOLS)
+
+
+def join_groups(text: str) -> str:
+    """Join all digits that spaces may group.
+
+    >>> join_groups("12 500 + 1 500")
+    '12500 + 1500'
+    """
+    return _SPACED_GROUPS.sub("", text)
 
 
 def with_few_brackets(side: str) -> str:
