@@ -315,6 +315,8 @@ UNEQUAL = [
     (r"\text{Monday}", r"\text{Friday}", "another word"),
     ("(A)", "(B)", "another choice"),
     ("(C) 15", "D", "another choice"),
+    ("(c) 15", "D", "another choice"),
+    ("f(c) 15", "15", "may be a function"),
     ("(C) 15", "16", "it says something else"),
     ("(C) 15", "(D) 15", "another choice"),
     ("C) Paris", "D) Paris", "another choice"),

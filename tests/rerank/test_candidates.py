@@ -13,6 +13,7 @@ from ledom.core.records import Candidate, Problem
 from ledom.rerank.candidates import (
     SharedScores,
     candidate_check,
+    check_problems,
     choose_external_scores,
     pools,
     read_candidates,
@@ -124,3 +125,10 @@ def test_a_bad_score_that_is_used_by_default_is_named_with_its_line(tmp_path: Pa
     with pytest.raises(InputError, match="'self_certainty' is 'high'.*expected") as error:
         read_candidates(path)
     assert str(error.value).startswith(f"{path}:2: candidate 1 of problem 'p'")
+
+
+@pytest.mark.parametrize("answer", ["...", "-", r"\boxed{}"])
+def test_a_right_answer_that_nothing_equals_is_refused(answer: str) -> None:
+    with pytest.raises(InputError, match="problem 'p' has the answer .* correct it, or leave it"):
+        check_problems([Problem(id="p", question="2 + 2?", answer=answer)])
+    check_problems([Problem(id="p", question="2 + 2?", answer=" ")])

@@ -31,6 +31,7 @@ from ledom.core.records import (
     read_records,
     unique_ids,
 )
+from ledom.text.answers import has_content
 
 __all__ = [
     "GIVEN",
@@ -55,7 +56,7 @@ _MAX_INDEX = 2**63  # other JSON readers parse larger numbers as floats
 
 
 def check_problems(problems: Sequence[Problem]) -> None:
-    """Raise `InputError` for an empty list, a repeated id, or an empty question.
+    """Raise `InputError` for an empty list, a repeated id, an empty question or a senseless answer.
 
     >>> check_problems([Problem(id="a", question=" ")])
     Traceback (most recent call last):
@@ -68,6 +69,11 @@ def check_problems(problems: Sequence[Problem]) -> None:
         check(problem)
         if not problem.question.strip():
             raise InputError(f"problem {problem.id!r} has an empty question; remove the problem")
+        if problem.answer and problem.is_labeled and not has_content(problem.answer):
+            raise InputError(
+                f"problem {problem.id!r} has the answer {problem.answer!r:.60}, which no candidate's "
+                "answer can equal; correct it, or leave it out"
+            )
 
 
 def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:

@@ -15,6 +15,8 @@ from functools import partial
 from itertools import compress
 from pathlib import Path
 
+import numpy as np
+
 from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
@@ -365,7 +367,8 @@ def _notes(
     scores: Sequence[Score],
 ) -> list[str]:
     """Notes that a reader of the report needs."""
-    drawn, planned = int(table.mask.sum()), table.num_planned * len(table.problem_ids)
+    counts = table.mask.sum(axis=1)
+    drawn, planned = int(counts.sum()), int(np.maximum(counts, table.num_planned).sum())
     unreadable = int(((table.answers < 0) & table.mask).sum())
     empty = sum(not candidate.text.strip() for candidate in candidates)
     broken_off = [c for c in candidates if c.finish_reason == "unsure"]
@@ -374,7 +377,7 @@ def _notes(
     relative = "taken relative to" if table.by_model else "not relative (one wrote too few) to"
     notes = {
         f"{labeled.sum()} of {len(labeled)} problems are labeled; only these are measured": (
-            not labeled.all()
+            labeled.any() and not labeled.all()
         ),
         **dict.fromkeys(job.notes, True),
         f"{unreadable} candidates ({unreadable / drawn:.1%}) have no readable answer": unreadable,
@@ -382,7 +385,7 @@ def _notes(
         f"the candidates come from several models; scores are {relative} the mean of the model "
         "that wrote them": len({c.model for c in candidates if not c.greedy}) > 1,
         f"sampling stopped once the majority was decided: {drawn:,} of {planned:,} candidates were "
-        f"drawn ({1 - drawn / max(planned, 1):.1%} saved); this does not change the majority's "
+        f"drawn ({1 - drawn / planned:.1%} saved); this does not change the majority's "
         "answers, but the other strategies had fewer candidates": table.num_planned,
         f"{len(broken_off)} candidates were broken off when the model became unsure, after "
         f"{sum(written_tokens(c) or 0 for c in broken_off):,} tokens in all; no strategy "

@@ -62,7 +62,7 @@ _CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
 _VERDICT = re.compile(  # no later number could be the answer instead
     r"(?i:yes|no|true|false)(?=(?:[.,;!]|\s[-(–—])\D*\Z|\s*\Z|,?\s(?:because|since)\b)"
 )
-_CHOSEN = re.compile(r"(?<![\w'])(\([A-J]\)|[A-J]) is (?:the )?(?:correct|right|best)\b")
+_CHOSEN = re.compile(r"(?<![\w'])(\([A-Ja-j]\)|[A-Jb-hj]) is (?:the )?(?:correct|right|best)\b")
 _OPTION = re.compile(r"either\s|(?:the )?(?:option|choice)\s(?=\(?[A-J]\b)", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>([^<]{1,1000})</answer>", re.IGNORECASE)
 _EMPHASIS = re.compile(
@@ -70,7 +70,7 @@ _EMPHASIS = re.compile(
 )
 _NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:Q|Question)\s?:")
 _LISTED = re.compile(r"\b(?:solutions|roots|zeros|zeroes|values)\b[^.\n=]{0,60}?\bare:?\s")
-_NAME = re.compile(r"\([A-Za-z]\)|[A-Z]\)|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
+_NAME = re.compile(r"\([A-Za-z]\)|[A-Za-z]\)|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
 _REMARK = re.compile(r"\s\([^()]{1,99}\)\Z")
 _EXCLAIMED = re.compile(r"(?<=[0-9])!\Z")
 _RANGE_OR_DENIAL = re.compile(r"(?:between|not|neither)\b")

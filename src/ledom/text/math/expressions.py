@@ -37,7 +37,8 @@ from ledom.text.math.units import MONEY_SCALES, NOT_UNITS, ONE_LETTER_UNITS, is_
 __all__ = ["read"]
 
 _CHOICE = re.compile(
-    r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?\(?([A-J])(?:\)|[.:](?=\s))\s?\}?"
+    r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?"
+    r"(?:\(?([A-Ja-j])\)|([A-J])[.:](?=\s))\s?\}?"
     r"[\s:]*(?![-+*/^_=(<>\s]|(?:and|or)\b)(.+)"
 )
 _ZERO_AND_DIGIT = re.compile("0[0-9]")
@@ -71,11 +72,12 @@ def read(answer: str) -> Node | None:
         return None
     text = plain_text(answer)
     if choice := _CHOICE.fullmatch(text):  # "(C) 15"
-        inside = choice[2].count("}") > choice[2].count("{")  # \text{(C) 15}
-        said = choice[2].removesuffix("}") if inside else choice[2]
+        letter, said = choice[1] or choice[2], choice[3]
+        if said.count("}") > said.count("{"):  # \text{(C) 15}
+            said = said.removesuffix("}")
         meaning = _read(said) or Node("text", text_key(said))
         if meaning.kind != "symbol":
-            return Node("choice", choice[1].lower(), (meaning,))
+            return Node("choice", letter.lower(), (meaning,))
     return _read(text)
 
 

@@ -123,7 +123,7 @@ _SPELLINGS = (
     (re.compile(r"(?<![A-Za-z])([aApP])\.\s?([mM])\.?(?![A-Za-z])"), r" \1\2"),
     (re.compile(r"(?<![A-Za-z\\])[Ii]nfinity(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"(?<=\d) per cent(?![A-Za-z])"), " percent"),
-    (re.compile(r"\A([A-J])\)\Z"), r"\1"),  # the letter of a choice
+    (re.compile(r"\A([A-Ja-j])\)\Z"), r"\1"),  # the letter of a choice
     # a set in plain text; the comma of {1,000} groups digits
     (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
 )
