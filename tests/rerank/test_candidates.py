@@ -11,12 +11,12 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.rerank.candidates import (
-    SharedScores,
     candidate_check,
     check_problems,
     choose_external_scores,
     pools,
     read_candidates,
+    scores_by_target,
 )
 from made import made_score
 
@@ -30,13 +30,9 @@ def test_equal_texts_of_one_problem_share_the_first_ones_scores() -> None:
     twin, other = candidate("a", 1, "2"), candidate("a", 2, "3")
     elsewhere = candidate("b", 0, "2")
     score = made_score("x|y", problem_id="a")
-    shared = SharedScores([greedy, twin, other, elsewhere], [score])
-    assert shared.targets == {"x|y"}
-    assert shared.find(greedy, "x|y") is score
-    assert shared.find(twin, "x|y") is score
-    assert shared.find(twin, "y|x") is None
-    assert shared.find(other, "x|y") is None
-    assert shared.find(elsewhere, "x|y") is None
+    shared = scores_by_target([greedy, twin, other, elsewhere], [score])
+    mine = {"x|y": score}
+    assert shared == {("a", 0): mine, ("a", 1): mine, ("a", 2): {}, ("b", 0): {}}
 
 
 def test_a_pool_has_no_greedy_candidates_and_keeps_the_problems_order() -> None:

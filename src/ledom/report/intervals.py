@@ -45,16 +45,13 @@ def bootstrap_interval(values: NDArray[np.float64], num_resamples: int = 10_000)
     quantiles of the resamples' means. The same arguments give the same interval.
     See Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
 
-    Raises `InputError` for values that are empty, not finite or not one-dimensional, and for fewer
-    than one resample.
+    Raises `InputError` for values that are empty, not finite or not one-dimensional.
 
     >>> found = bootstrap_interval(np.array([1.0, 0.0, 1.0, 1.0]))
     >>> found.mean, found.low < 0.75 < found.high
     (0.75, True)
     """
     values = _checked(values, "values")
-    if num_resamples < 1:
-        raise InputError(f"num_resamples is {num_resamples}, expected 1 or more")
     means = _resampled_means(values, num_resamples)
     low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(mean=float(values.mean()), low=float(low), high=float(high))
@@ -123,19 +120,12 @@ def pairwise_auc(
     share of (right, wrong) pairs of candidates in which the right one scores higher. A tie counts
     1/2. This is the area under the ROC curve; NaN for a problem without both kinds.
 
-    Raises `InputError` for no problems, for scores and labels that do not match in number or shape,
-    for a score that is NaN (infinite ones are allowed) and for labels that are not booleans.
+    Raises `InputError` for a score that is NaN; infinite ones are allowed.
 
     >>> pairwise_auc([np.array([3.0, 1.0, 2.0])], [np.array([True, False, False])])
     array([1.])
     """
-    if len(scores) == 0 or len(scores) != len(correct):
-        raise InputError(
-            f"scores has {len(scores)} problems and correct {len(correct)}; "
-            "expected the same number, at least one"
-        )
-    problems = zip(scores, correct, strict=True)
-    return np.array([_auc(number, *problem) for number, problem in enumerate(problems)])
+    return np.array(list(map(_auc, scores, correct)))
 
 
 def auc_interval(
@@ -143,8 +133,7 @@ def auc_interval(
 ) -> Interval:
     """The mean `pairwise_auc` over the problems that have right and wrong candidates.
 
-    Raises `InputError` as `pairwise_auc` and `bootstrap_interval` do, and if no problem has both
-    kinds.
+    Raises `InputError` as `pairwise_auc` does, and if no problem has both kinds.
 
     >>> right = np.array([True, False])
     >>> auc_interval([np.array([2.0, 1.0]), np.array([0.0, 3.0])], [right, right]).mean
@@ -164,19 +153,21 @@ def _checked(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise InputError(f"{name} has shape {values.shape}, expected [num_problems], not empty")
-    if not np.isfinite(values).all():
-        index = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise InputError(f"{name}[{index}] is {values[index]}, expected a finite number")
+    _refuse(~np.isfinite(values), values, name, "a finite number")
     return values
 
 
 def _checked_shares(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
     values = _checked(values, name)
-    outside = np.flatnonzero((values < -_ROUNDING) | (values > 1 + _ROUNDING))
-    if len(outside):
-        index = int(outside[0])
-        raise InputError(f"{name}[{index}] is {values[index]}, expected a share from 0 to 1")
+    is_outside = (values < -_ROUNDING) | (values > 1 + _ROUNDING)
+    _refuse(is_outside, values, name, "a share from 0 to 1")
     return values
+
+
+def _refuse(bad: NDArray[np.bool_], values: NDArray[np.float64], name: str, expected: str) -> None:
+    if bad.any():
+        index = int(bad.argmax())
+        raise InputError(f"{name}[{index}] is {values[index]}, expected {expected}")
 
 
 def _differences(
@@ -221,18 +212,10 @@ def _kept_draws(num_problems: int, num_resamples: int) -> list[NDArray[np.intege
     return list(_draws(num_problems, num_resamples))
 
 
-def _auc(number: int, scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
-    scores, correct = np.asarray(scores, dtype=np.float64), np.asarray(correct)
-    if scores.ndim != 1 or scores.shape != correct.shape:
-        raise InputError(
-            f"problem {number} has scores of shape {scores.shape} and correct of shape "
-            f"{correct.shape}, expected both [num_candidates]"
-        )
-    if correct.size and correct.dtype != np.bool_:
-        raise InputError(f"problem {number} has labels of type {correct.dtype}, expected bool")
+def _auc(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
     if np.isnan(scores).any():
-        raise InputError(f"problem {number} has a score that is NaN; score its candidates again")
-    right, wrong = scores[correct.astype(bool)], np.sort(scores[~correct.astype(bool)])
+        raise InputError("a score is NaN; score the candidates again")
+    right, wrong = scores[correct], np.sort(scores[~correct])
     if len(right) == 0 or len(wrong) == 0:
         return float("nan")
     # Twice the number of wrong ones that each right one beats, a tie counting once.

@@ -27,7 +27,7 @@ from ledom.core.records import (
     Problem,
     Score,
 )
-from ledom.rerank.candidates import SharedScores, pools
+from ledom.rerank.candidates import pools, scores_by_target
 from ledom.text.answers import AnswerClasses, extract_answer, is_right
 
 __all__ = [
@@ -169,8 +169,9 @@ def build_candidate_table(
     >>> table.correct, table.features["forward"]
     (array([[False,  True]]), array([[-2., -3.]]))
     """
-    shared = SharedScores(candidates, scores)
-    known = [name for name, (target, _) in FEATURES.items() if target in shared.targets]
+    scores_of = scores_by_target(candidates, scores)
+    scored = {score.target for score in scores}
+    known = [name for name, (target, _) in FEATURES.items() if target in scored]
     pool_of = pools([problem.id for problem in problems], candidates)
     shape = len(pool_of), max(map(len, pool_of.values()))
     features = {name: np.zeros(shape) for name in (*known, *external_scores)}
@@ -179,7 +180,7 @@ def build_candidate_table(
     number_of: dict[str | None, int] = {}
     contrasted = {s.problem_id for s in scores if s.target == "x'|y"}
     for row, problem in enumerate(problems):
-        targets = shared.targets - (set() if problem.id in contrasted else {"x'|y"})
+        targets = scored - (set() if problem.id in contrasted else {"x'|y"})
         classes = AnswerClasses()
         for column, candidate in enumerate(pool_of[problem.id]):
             cell, answer = (row, column), extract_answer(candidate.text)
@@ -187,7 +188,7 @@ def build_candidate_table(
             writers[cell] = number_of.setdefault(candidate.model, len(number_of))
             answers[cell] = classes.number(answer)
             correct[cell] = is_right(candidate, answer, problem) is True
-            found = {target: shared.find(candidate, target) for target in targets}
+            found = {target: scores_of[candidate.key].get(target) for target in targets}
             # A question without numbers has no copies, so its candidates get a contrast of 0.
             values = {"contrast": 0.0} | candidate_features(found, problem, candidate)
             values |= {name: candidate.external_score(name) for name in external_scores}

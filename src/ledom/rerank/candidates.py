@@ -1,7 +1,7 @@
 """Checks candidates, groups them by problem, and finds the scores that equal texts share.
 
 If several candidates of a problem share a text, it is scored once: `distinct_candidates` returns
-the first candidate with each text, and `SharedScores` finds its score for the rest. A problem's
+the first candidate with each text, and `scores_by_target` finds its score for the rest. A problem's
 pool, from which strategies choose, has all its candidates except greedy and broken-off ones.
 
 An external score is an extra field of a candidate, such as the score of a trained verifier: a
@@ -35,7 +35,6 @@ from ledom.text.answers import has_content
 
 __all__ = [
     "GIVEN",
-    "SharedScores",
     "candidate_check",
     "check_problems",
     "choose_external_scores",
@@ -44,6 +43,7 @@ __all__ = [
     "match_candidates",
     "pools",
     "read_candidates",
+    "scores_by_target",
     "text_hashes",
     "written_tokens",
 ]
@@ -71,8 +71,8 @@ def check_problems(problems: Sequence[Problem]) -> None:
             raise InputError(f"problem {problem.id!r} has an empty question; remove the problem")
         if problem.answer and problem.is_labeled and not has_content(problem.answer):
             raise InputError(
-                f"problem {problem.id!r} has the answer {problem.answer!r:.60}, which no candidate's "
-                "answer can equal; correct it, or leave it out"
+                f"problem {problem.id!r} has the answer {problem.answer!r:.60}, which nothing "
+                "can equal; correct it, or leave it out"
             )
 
 
@@ -304,21 +304,20 @@ def labeled_problems(
     return np.array(found, bool)
 
 
-class SharedScores:
-    """Finds a candidate's scores, which belong to the first candidate with its text.
+def scores_by_target(
+    candidates: Sequence[Candidate], scores: Iterable[Score]
+) -> dict[Key, dict[str, Score]]:
+    """The scores of each candidate by target, by its key; those with equal texts share them.
 
     >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="x|y",
     ...               logprob=-2.0, num_tokens=3)
-    >>> SharedScores(twins, [score]).find(twins[1], "x|y").logprob
+    >>> scores_by_target(twins, [score])["p", 1]["x|y"].logprob
     -2.0
     """
-
-    def __init__(self, candidates: Iterable[Candidate], scores: Iterable[Score]) -> None:
-        self._scores = {score.key: score for score in scores}
-        self._first = {(c.problem_id, c.text): c.key for c in distinct_candidates(candidates)}
-        self.targets: set[str] = {score.target for score in self._scores.values()}
-
-    def find(self, candidate: Candidate, target: str) -> Score | None:
-        """A candidate's score for a target; None if there is none."""
-        return self._scores.get((*self._first[candidate.problem_id, candidate.text], target))
+    own: dict[Key, dict[str, Score]] = {}
+    for score in scores:
+        own.setdefault((score.problem_id, score.index), {})[score.target] = score
+    first = {(c.problem_id, c.text): c.key for c in distinct_candidates(candidates)}
+    keys = {c.key: first.get((c.problem_id, c.text)) for c in candidates}
+    return {key: own.get(scored, {}) if scored else {} for key, scored in keys.items()}

@@ -21,7 +21,7 @@ import numpy as np
 from ledom.core.records import Candidate, Score
 from ledom.report.results import Cost
 from ledom.rerank.candidate_table import FEATURES, CandidateTable, FloatArray
-from ledom.rerank.candidates import SharedScores, pools, written_tokens
+from ledom.rerank.candidates import pools, scores_by_target, written_tokens
 from ledom.rerank.score_files import CONTRAST, FLIP, SCORE_FILES
 from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, needed_candidates
 
@@ -76,16 +76,16 @@ class Costs:
         `timings` are the seconds that each file took, by file name.
         """
         num = len(table.problem_ids)
-        shared = SharedScores(candidates, scores)
+        scores_of = scores_by_target(candidates, scores)
         scored = dict.fromkeys(SCORE_FILES, 0.0)
         for score in scores:
             scored[_STAGES[score.target]] += score.num_tokens
         written = np.zeros(table.mask.shape)
         for row, pool in enumerate(pools(table.problem_ids, candidates).values()):
-            written[row, : len(pool)] = [_tokens_of(candidate, shared) for candidate in pool]
-        greedy = sum(_tokens_of(c, shared) for c in candidates if c.greedy)
+            written[row, : len(pool)] = [_tokens_of(c, scores_of[c.key]) for c in pool]
+        greedy = sum(_tokens_of(c, scores_of[c.key]) for c in candidates if c.greedy)
         unsure = (c for c in candidates if c.finish_reason == "unsure" and not c.greedy)
-        broken_off = sum(_tokens_of(candidate, shared) for candidate in unsure)
+        broken_off = sum(_tokens_of(c, scores_of[c.key]) for c in unsure)
         files = {stage: f"scores.{stage}.jsonl" for stage in SCORE_FILES}
         files["writer"] = "candidates.jsonl"
         took = timings or {}
@@ -141,11 +141,9 @@ class Costs:
         return float(totals.mean()) + self.broken_off
 
 
-def _tokens_of(candidate: Candidate, shared: SharedScores) -> int:
+def _tokens_of(candidate: Candidate, scores: Mapping[str, Score]) -> int:
     """A candidate's number of tokens, as counted in sampling or else in scoring."""
     known = written_tokens(candidate)
     if known is not None:
         return known
-    score = shared.find(candidate, "y|x") or shared.find(candidate, "y")
-    assert score is not None, "every candidate has a score"
-    return score.num_tokens
+    return (scores.get("y|x") or scores["y"]).num_tokens

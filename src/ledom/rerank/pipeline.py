@@ -44,22 +44,28 @@ from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
 from ledom.rerank.candidates import (
     GIVEN,
-    SharedScores,
     check_problems,
     choose_external_scores,
     labeled_problems,
     match_candidates,
     pools,
+    scores_by_target,
     written_tokens,
 )
 from ledom.rerank.contrast import fill_contrast
 from ledom.rerank.cost import Costs
-from ledom.rerank.early_stop import is_finished, sample_until_decided
 from ledom.rerank.explain import case_of
 from ledom.rerank.fit import check_folds, cross_fit, tune
 from ledom.rerank.flip import FlipSettings, fill_flip
 from ledom.rerank.measure import changes, measure
-from ledom.rerank.sample import check_prompts, fill_candidates, sample_candidates, sampling_groups
+from ledom.rerank.sample import (
+    check_prompts,
+    fill_candidates,
+    is_finished,
+    sample_candidates,
+    sample_until_decided,
+    sampling_groups,
+)
 from ledom.rerank.score import ScoreFiles, check_room, fill_scores
 from ledom.rerank.strategies import check_score_names
 from ledom.rerank.weights import (
@@ -339,10 +345,10 @@ def _cases(
 ) -> list[Case]:
     """The problems that best show what the reverse model changes."""
     pool_of = pools(table.problem_ids, candidates)
-    shared = SharedScores(candidates, scores)
+    scores_of = scores_by_target(candidates, scores)
     found = [(job.problems[change.row], change) for change in changes(table, job.weights, folds)]
     return [
-        case_of(problem, pool_of[problem.id], shared, change.judged, change.rejected)
+        case_of(problem, pool_of[problem.id], scores_of, change.judged, change.rejected)
         for problem, change in found
     ]
 

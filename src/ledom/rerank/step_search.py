@@ -11,16 +11,16 @@ the finish reason `length`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import require
-from ledom.core.records import Candidate, Problem
+from ledom.core.records import Candidate, Problem, Score
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
-from ledom.rerank.candidates import SharedScores
+from ledom.rerank.candidates import scores_by_target
 from ledom.rerank.score import score_candidates
 
 __all__ = ["STEP_ENDS", "Beam", "SearchConfig", "check_models", "search", "search_groups"]
@@ -221,27 +221,25 @@ def _score(
         for lm in models
         for chunk in score_candidates(problems, candidates, lm, with_thoughts=True)
     )
-    scores = SharedScores(candidates, (score for chunk in chunks for score in chunk))
-    remaining = iter(candidates)
+    scores = scores_by_target(candidates, (score for chunk in chunks for score in chunk))
     for one in active:
         one.beams = [
-            replace(beam, score=_reward(beam, next(remaining), scores, lam)) for beam in one.beams
+            replace(beam, score=_reward(beam, scores[one.problem.id, index], lam))
+            for index, beam in enumerate(one.beams)
         ]
 
 
-def _reward(beam: Beam, candidate: Candidate, scores: SharedScores, lam: float) -> float:
+def _reward(beam: Beam, scores: Mapping[str, Score], lam: float) -> float:
     """A beam's score: the weighted means per token of log P(y|x) and log P(x|y)."""
-    reward = (1 - lam) * _mean(candidate, scores, "y|x", beam.finish_reason == "stop")
-    return reward + lam * _mean(candidate, scores, "x|y", True) if lam > 0 else reward
+    reward = (1 - lam) * _mean(scores["y|x"], beam.finish_reason == "stop")
+    return reward + lam * _mean(scores["x|y"], finished=True) if lam > 0 else reward
 
 
-def _mean(candidate: Candidate, scores: SharedScores, target: str, finished: bool) -> float:
+def _mean(score: Score, finished: bool) -> float:
     """A score's mean per token.
 
     Unless the text is `finished`, EOS and the format's words after a solution do not count, because
     an open beam will continue.
     """
-    score = scores.find(candidate, target)
-    assert score is not None, "every beam is scored"
     values = [value for value, (_, end) in score.tokens() or () if finished or end]
     return sum(values) / len(values) if values else 0.0
