@@ -12,8 +12,9 @@ Shapes: P problems, N candidates (padded; `mask` marks real candidates).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,12 +115,8 @@ class CandidateTable:
         ['b']
         """
         return replace(
-            self,
+            self._with_cells(lambda values: values[rows]),
             problem_ids=[self.problem_ids[i] for i in rows],
-            features={name: values[rows] for name, values in self.features.items()},
-            answers=self.answers[rows],
-            correct=self.correct[rows],
-            mask=self.mask[rows],
             greedy=self.greedy[rows],
             groups=[self.groups[i] for i in rows],
         )
@@ -134,16 +131,17 @@ class CandidateTable:
         """
         keys = np.where(self.mask, rng.random(self.mask.shape), 2.0)
         kept = np.argsort(keys, axis=1)[:, :n]
+        sampled = self._with_cells(lambda values: np.take_along_axis(values, kept, axis=1))
+        return replace(sampled, num_planned=0)
+
+    def _with_cells(self, choose: Callable[[Any], Any]) -> CandidateTable:
+        """The table with some of the cells of each array [P, N]."""
         return replace(
             self,
-            features={
-                name: np.take_along_axis(values, kept, axis=1)
-                for name, values in self.features.items()
-            },
-            answers=np.take_along_axis(self.answers, kept, axis=1),
-            correct=np.take_along_axis(self.correct, kept, axis=1),
-            mask=np.take_along_axis(self.mask, kept, axis=1),
-            num_planned=0,
+            features={name: choose(values) for name, values in self.features.items()},
+            answers=choose(self.answers),
+            correct=choose(self.correct),
+            mask=choose(self.mask),
         )
 
 
