@@ -37,7 +37,6 @@ __all__ = [
     "BoolArray",
     "CandidateTable",
     "FloatArray",
-    "Step",
     "build_candidate_table",
     "candidate_features",
     "split_steps",
@@ -299,45 +298,28 @@ def _digit_logprobs(score: Score, text: str) -> list[float]:
     return [value for value, (start, end) in tokens if _DIGIT.search(text, start, end)]
 
 
-@dataclass(frozen=True)
-class Step:
-    """A line of a solution, text[start:end], with the log-probability of its tokens in nats."""
+def split_steps(score: Score, text: str) -> list[list[float]]:
+    """The log-probabilities of each step's tokens, from a score of the solution `text` (y or y|x).
 
-    start: int
-    end: int
-    logprob: float
-    """The sum over the step's tokens."""
-    least: float
-    """The log-probability of its least likely token; 0 for a step without tokens."""
-    num_tokens: int
-
-
-def split_steps(score: Score, text: str) -> list[Step]:
-    """The steps of a solution `text`, from a score of `y` or `y|x`; empty without token scores.
-
-    A token belongs to the step of its last character. Line ends and the document-end token belong
-    to no step.
+    A step is a line. A token belongs to the step of its last character; line ends and the
+    document-end token belong to no step. Empty without token scores.
 
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="y",
     ...               logprob=-3.5, num_tokens=3, token_logprobs=[-1.0, -0.5, -2.0],
     ...               token_spans=[[0, 3], [3, 4], [4, 6]])
-    >>> [(step.logprob, step.num_tokens) for step in split_steps(score, "1+1\\n#2")]
-    [(-1.0, 1), (-2.0, 1)]
+    >>> split_steps(score, "1+1\\n#2")
+    [[-1.0], [-2.0]]
     """
-    tokens = score.tokens()
-    if tokens is None:
+    if (tokens := score.tokens()) is None:
         return []
-    steps = []
-    for line in _STEP.finditer(text):
-        inside = [
+    return [
+        [
             value
             for value, (start, end) in tokens
             if end > start and line.start() < end <= line.end()
         ]
-        steps.append(
-            Step(*line.span(), sum(inside), min(inside, default=0.0), num_tokens=len(inside))
-        )
-    return steps
+        for line in _STEP.finditer(text)
+    ]
 
 
 def worst_step(
@@ -366,4 +348,4 @@ def worst_step(
 
 
 def _least_by_step(score: Score, text: str) -> list[float]:
-    return [step.least for step in split_steps(score, score.solution(text))]
+    return [min(step, default=0.0) for step in split_steps(score, score.solution(text))]
