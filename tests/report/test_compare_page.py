@@ -12,7 +12,7 @@ import pytest
 
 from from_json import from_json
 from ledom.report import compare_page, curves
-from ledom.report.training_results import Comparison, RunComparison
+from ledom.report.results import Comparison, RunComparison
 from reachable import check_reachable
 
 HOSTILE = "<script>alert(1)</script> a|b $x$ \x00 {{ 7*7 }}"

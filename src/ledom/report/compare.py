@@ -23,25 +23,25 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import real_path
 from ledom.report.intervals import paired_interval
-from ledom.report.results import Interval
+from ledom.report.results import (
+    Comparison,
+    Crossing,
+    DirectionResult,
+    FinalGap,
+    Gap,
+    Interval,
+    LossCurve,
+    PartGap,
+    RunComparison,
+    SeedGroup,
+    ValidationCurve,
+)
 from ledom.report.runs import (
     LOSS,
     TrainingCurve,
     read_curves,
     recipe_settings,
     trained_settings,
-)
-from ledom.report.training_results import (
-    Comparison,
-    Crossing,
-    DirectionResult,
-    FinalGap,
-    Gap,
-    LossCurve,
-    PartGap,
-    RunComparison,
-    SeedGroup,
-    ValidationCurve,
 )
 from ledom.train.metrics import Row
 

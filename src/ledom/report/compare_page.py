@@ -22,7 +22,7 @@ from ledom.report.formatting import (
     verdict,
     write_pages,
 )
-from ledom.report.training_results import (
+from ledom.report.results import (
     Comparison,
     Crossing,
     FinalGap,
