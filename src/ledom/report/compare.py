@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -207,7 +207,12 @@ def _with_gap(
     if not both:
         return report
     _, first, second = both[-1]
-    gaps = [_gap(*point, last=point is both[-1]) for point in both]
+    gaps = []
+    for seen, row, other in both:
+        found = gap_of(row, other, _RESAMPLES if row is first else _RESAMPLES_BEFORE_LAST)
+        mean = other[LOSS] - row[LOSS] if found is None else found.mean
+        low, high = (found.low, found.high) if found else (None, None)
+        gaps.append(Gap(step=int(row["step"]), tokens=seen, mean=mean, low=low, high=high))
     return replace(
         report,
         gap=gaps,
@@ -222,13 +227,6 @@ def _with_gap(
         gap_by_position=_gap_parts(first, second, "by_position"),
         gap_by_source=_gap_parts(first, second, "by_source"),
     )
-
-
-def _gap(seen: int, forward: Row, reverse: Row, last: bool) -> Gap:
-    gap = gap_of(forward, reverse, _RESAMPLES if last else _RESAMPLES_BEFORE_LAST)
-    mean = reverse[LOSS] - forward[LOSS] if gap is None else gap.mean
-    low, high = (None, None) if gap is None else (gap.low, gap.high)
-    return Gap(step=int(forward["step"]), tokens=seen, mean=mean, low=low, high=high)
 
 
 def gap_of(forward: Row, reverse: Row, num_resamples: int = _RESAMPLES) -> Interval | None:
@@ -298,28 +296,23 @@ def _gap_parts(forward: Row, reverse: Row, part: str) -> list[PartGap]:
 
 def _crossings(curves: Sequence[TrainingCurve]) -> Iterator[Crossing]:
     """When a model reaches the final loss of its twin, or of a model of its direction."""
-    for curve in curves:
-        for other in curves:
-            related = (curve.run == other.run) != (curve.direction == other.direction)
-            if related and curve.validations and other.validations:
-                yield _crossing(curve, other)
-
-
-def _crossing(curve: TrainingCurve, other: TrainingCurve) -> Crossing:
-    seen, row = other.validations[-1]
-    reached, exact = tokens_to_reach(curve, row[LOSS])
-    return Crossing(
-        run=curve.run,
-        direction=curve.direction,
-        other_run=other.run,
-        other_direction=other.direction,
-        loss=row[LOSS],
-        other_tokens=seen,
-        tokens=reached,
-        at_first_validation=not exact,
-        share=None if reached is None else reached / seen,
-        lowest=min(r[LOSS] for _, r in curve.validations),
-    )
+    for curve, other in product([curve for curve in curves if curve.validations], repeat=2):
+        if (curve.run == other.run) == (curve.direction == other.direction):
+            continue
+        seen, row = other.validations[-1]
+        reached, exact = tokens_to_reach(curve, row[LOSS])
+        yield Crossing(
+            run=curve.run,
+            direction=curve.direction,
+            other_run=other.run,
+            other_direction=other.direction,
+            loss=row[LOSS],
+            other_tokens=seen,
+            tokens=reached,
+            at_first_validation=not exact,
+            share=None if reached is None else reached / seen,
+            lowest=min(r[LOSS] for _, r in curve.validations),
+        )
 
 
 def tokens_to_reach(curve: TrainingCurve, loss: float) -> tuple[float | None, bool]:

@@ -191,6 +191,7 @@ def build_candidate_table(
             values |= {name: candidate.external_score(name) for name in external_scores}
             for name, array in features.items():
                 array[cell] = values[name]
+    groups = [problem.extra.get("group") for problem in problems]
     counts = np.bincount(writers[mask])
     by_model = len(counts) > 1 and bool(counts.min() >= _MIN_PER_MODEL)
     return CandidateTable(
@@ -200,7 +201,7 @@ def build_candidate_table(
         correct=correct,
         mask=mask,
         greedy=_greedy_right(problems, candidates),
-        groups=[_group(problem) for problem in problems],
+        groups=["none" if group in (None, "") else str(group) for group in groups],
         by_model=by_model,
         external_scores=tuple(external_scores),
         num_planned=max(_planned(candidate) for candidate in candidates),
@@ -220,12 +221,6 @@ def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) 
             verdict = is_right(candidate, extract_answer(candidate.text), problem)
             right[problem.id].append(np.nan if verdict is None else float(verdict))
     return np.array([np.mean(found) if found else np.nan for found in right.values()])
-
-
-def _group(problem: Problem) -> str:
-    """The problem's group in results by group; `none` for a problem without one."""
-    group = problem.extra.get("group")
-    return "none" if group in (None, "") else str(group)
 
 
 def _planned(candidate: Candidate) -> int:
@@ -276,7 +271,8 @@ def candidate_features(
             continue
         prefix = _PREFIXES[target]
         text = problem.question if target == "x|y" else score.solution(candidate.text)
-        digits = _digit_logprobs(score, text)
+        tokens = score.tokens() or []
+        digits = [value for value, (start, end) in tokens if _DIGIT.search(text, start, end)]
         values[prefix] = score.logprob
         values[f"{prefix}_mean"] = score.logprob / max(1, score.num_tokens)
         numbers = "question_numbers" if target == "x|y" else f"{prefix}_numbers"
@@ -290,12 +286,6 @@ def candidate_features(
     if prior := scores.get("y"):
         values["worst_step"] = worst_step(prior, scores.get("y|x"), candidate.text, given)
     return values
-
-
-def _digit_logprobs(score: Score, text: str) -> list[float]:
-    """The log-probabilities of the tokens that contain a digit; empty without token scores."""
-    tokens = score.tokens() or []
-    return [value for value, (start, end) in tokens if _DIGIT.search(text, start, end)]
 
 
 def split_steps(score: Score, text: str) -> list[list[float]]:

@@ -98,18 +98,13 @@ def case_of(
                 role=roles.get(column),
                 count=count[candidate.text],
                 scores={name: round(s.logprob, 2) for name, s in shown_scores.items()},
-                question_tokens=_question_tokens(own.get("x|y")),
+                question_tokens=[
+                    QuestionToken(start=start, end=end, logprob=logprob)
+                    for logprob, (start, end) in (own["x|y"].tokens() if "x|y" in own else ()) or ()
+                    if end > start
+                ],
             )
         )
     return Case(
         problem_id=problem.id, question=problem.question, answer=problem.answer, candidates=rows
     )
-
-
-def _question_tokens(score: Score | None) -> list[QuestionToken]:
-    """log P(x|y) token by token; empty without token scores."""
-    return [
-        QuestionToken(start=start, end=end, logprob=logprob)
-        for logprob, (start, end) in (score and score.tokens()) or []
-        if end > start
-    ]

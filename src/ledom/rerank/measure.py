@@ -111,7 +111,10 @@ def measure(
     if labeled is not None:
         table, folds = _only_labeled(table, folds, labeled)
     weighing = Weighing(tuned, folds)
-    rights = _accuracies(table, weighing)
+    able = tuned.usable_with(table.features, table.external_scores)
+    rights = {name: weighing(table, name) for name in able}
+    # A strategy that cannot choose for every problem is left out (greedy may lack candidates).
+    rights = {name: right for name, right in rights.items() if not np.isnan(right).any()}
     return Measurement(
         num_labeled=len(table.problem_ids),
         settings=tuned.settings if "reverse_reward" in rights else {},
@@ -143,13 +146,6 @@ def _only_labeled(
     place = np.cumsum(labeled) - 1
     kept = [(place[part[labeled[part]]], weights) for part, weights in folds]
     return table.select(rows), [(part, weights) for part, weights in kept if len(part)]
-
-
-def _accuracies(table: CandidateTable, weighing: Weighing) -> dict[str, FloatArray]:
-    """Accuracies [P] of the strategies that can choose for every problem, by id."""
-    able = weighing.tuned.usable_with(table.features, table.external_scores)
-    rights = {name: weighing(table, name) for name in able}
-    return {name: right for name, right in rights.items() if not np.isnan(right).any()}
 
 
 def _result(

@@ -143,19 +143,17 @@ def _stopped_samples(
     assert sampling.confidence is not None
     first = max(1, num_samples // _WARM_UP)
     written = dict(lm.generate_with_greedy(prompts, sampling, first))
-    least = tuple(_threshold(written[place][:-1], share) for place in range(len(prompts)))
+    lowest = (
+        [text.confidence.lowest for text in written[place][:-1] if text.confidence is not None]
+        for place in range(len(prompts))
+    )
+    least = tuple(float(np.quantile(own, 1 - share, method="lower")) for own in lowest)
     strict = replace(sampling, confidence=replace(sampling.confidence, least=least))
     rest = num_samples - first
     later = lm.generate(prompts, strict, rest, first_sample=first) if rest else ()
     for place, texts in later or ((place, []) for place in written):
         *drawn, greedy = written[place]
         yield place, [*drawn, *texts, greedy]
-
-
-def _threshold(texts: Sequence[Generation], share: float) -> float:
-    """The confidence that this share of the texts never falls below."""
-    lowest = [text.confidence.lowest for text in texts if text.confidence is not None]
-    return float(np.quantile(lowest, 1 - share, method="lower"))
 
 
 def rounds(num_samples: int) -> list[int]:

@@ -11,7 +11,7 @@ the finish reason `length`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ledom.core.direction import Direction
@@ -206,7 +206,7 @@ def _expand(
 def _score(
     active: Sequence[_Search], forward: LanguageModel, reverse: LanguageModel | None, lam: float
 ) -> None:
-    """Set the score of each beam."""
+    """Set the score of each beam: the weighted means per token of log P(y|x) and log P(x|y)."""
     problems = [one.problem for one in active]
     # A beam is scored without the white space at its end: no document ends with white space.
     # Most steps of a reasoning model are in its thought, so the models read that too.
@@ -223,16 +223,12 @@ def _score(
     )
     scores = scores_by_target(candidates, (score for chunk in chunks for score in chunk))
     for one in active:
-        one.beams = [
-            replace(beam, score=_reward(beam, scores[one.problem.id, index], lam))
-            for index, beam in enumerate(one.beams)
-        ]
-
-
-def _reward(beam: Beam, scores: Mapping[str, Score], lam: float) -> float:
-    """A beam's score: the weighted means per token of log P(y|x) and log P(x|y)."""
-    reward = (1 - lam) * _mean(scores["y|x"], beam.finish_reason == "stop")
-    return reward + lam * _mean(scores["x|y"], finished=True) if lam > 0 else reward
+        for index, beam in enumerate(one.beams):
+            own = scores[one.problem.id, index]
+            reward = (1 - lam) * _mean(own["y|x"], beam.finish_reason == "stop")
+            if lam > 0:
+                reward += lam * _mean(own["x|y"], finished=True)
+            one.beams[index] = replace(beam, score=reward)
 
 
 def _mean(score: Score, finished: bool) -> float:

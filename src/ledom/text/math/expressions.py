@@ -166,7 +166,8 @@ class _Reader(Atoms):
             return node
         scale, label = read_label(pieces, currency)
         if label.half_of_day:
-            return Node("time", label.half_of_day, (_hour(node),))
+            is_full_hour = node.kind == "ratio" and all(part.value == 0 for part in node.parts[1:])
+            return Node("time", label.half_of_day, (node.parts[0] if is_full_hour else node,))
         if not node.is_scalar:
             raise NotUnderstood("a label")
         factor = number(-scale if sign == "-" else scale)
@@ -339,24 +340,14 @@ def _relation(signs: list[str], parts: list[Node]) -> Node:
         return Node("named", parts[1].name, (parts[0],))
     if signs == ["="] and parts[0].kind == "symbol":
         return Node("named", parts[0].name, (parts[1],))
-    if signs == ["="] and parts[1].kind == "bracket" and _is_point(parts[0]):
+    is_point = parts[0].kind == "bracket" and all(p.kind == "symbol" for p in parts[0].parts)
+    if signs == ["="] and parts[1].kind == "bracket" and is_point:  # (x, y) = (1, 2)
         return Node("named", " ".join(part.name for part in parts[0].parts), (parts[1],))
     flips = {">": "<", ">=": "<="}
     if signs[0] in flips:
         signs = [flips.get(sign, sign) for sign in reversed(signs)]
         parts = parts[::-1]
     return Node("relation", " ".join(signs), tuple(parts))
-
-
-def _is_point(node: Node) -> bool:
-    """Whether a node is a tuple of variables: (x, y)."""
-    return node.kind == "bracket" and all(part.kind == "symbol" for part in node.parts)
-
-
-def _hour(time: Node) -> Node:
-    """Shorten "3:00 p.m." to its hour, 3 p.m."""
-    is_full = time.kind == "ratio" and all(part.value == 0 for part in time.parts[1:])
-    return time.parts[0] if is_full else time
 
 
 def _refuse_dashes(item: list[Token]) -> None:
