@@ -77,22 +77,22 @@ class Costs:
         """
         num = len(table.problem_ids)
         scores_of = scores_by_target(candidates, scores)
+        tokens = {c.key: _tokens_of(c, scores_of[c.key]) for c in candidates}
         scored = dict.fromkeys(SCORE_FILES, 0.0)
         for score in scores:
             scored[_STAGES[score.target]] += score.num_tokens
         written = np.zeros(table.mask.shape)
         for row, pool in enumerate(pools(table.problem_ids, candidates).values()):
-            written[row, : len(pool)] = [_tokens_of(c, scores_of[c.key]) for c in pool]
-        greedy = sum(_tokens_of(c, scores_of[c.key]) for c in candidates if c.greedy)
-        unsure = (c for c in candidates if c.finish_reason == "unsure" and not c.greedy)
-        broken_off = sum(_tokens_of(c, scores_of[c.key]) for c in unsure)
+            written[row, : len(pool)] = [tokens[c.key] for c in pool]
+        greedy = sum(tokens[c.key] for c in candidates if c.greedy)
+        broken_off = sum(tokens.values()) - greedy - float(written.sum())
         files = {stage: f"scores.{stage}.jsonl" for stage in SCORE_FILES}
         files["writer"] = "candidates.jsonl"
         took = timings or {}
         seconds = {stage: took[name] / num for stage, name in files.items() if name in took}
         if parameters.get("writer") == 0:  # the candidates were supplied
             seconds["writer"] = 0.0
-        scored = {stage: tokens / num for stage, tokens in scored.items()}
+        scored = {stage: count / num for stage, count in scored.items()}
         return cls(table, written, greedy / num, scored, parameters, seconds, broken_off / num)
 
     def of(self, strategy: Strategy) -> Cost:
@@ -104,19 +104,14 @@ class Costs:
         if CONTRAST in needed:
             needed.add("reverse")
         stages = [stage for stage in SCORE_FILES if stage in needed]  # always summed in this order
-        parts = {"writer": written}
-        for stage in stages:
-            model = SCORE_FILES[stage][0].value
-            parts[model] = parts.get(model, 0.0) + self.scored[stage]
-        flops: float | None = 0.0
-        for model, tokens in parts.items():
-            size = self.parameters.get(model)
-            flops = None if flops is None or size is None else flops + 2.0 * size * tokens
+        parts = [(self.parameters.get("writer"), written)]
+        parts += [(self.parameters.get(SCORE_FILES[s][0].value), self.scored[s]) for s in stages]
+        flops = [2.0 * size * tokens for size, tokens in parts if size is not None]
         questions = self.scored[FLIP] if FLIP in stages else 0.0  # generated, not scored
         return Cost(
             generated_tokens=written + questions,
             scored_tokens=sum(self.scored[stage] for stage in stages if stage != FLIP),
-            flops=flops,
+            flops=sum(flops) if len(flops) == len(parts) else None,
             seconds=self._seconds(written, stages),
         )
 
