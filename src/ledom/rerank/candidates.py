@@ -136,40 +136,25 @@ def written_tokens(candidate: Candidate) -> int | None:
     return int(known)
 
 
-def match_candidates(
-    problems: Sequence[Problem], candidates: Sequence[Candidate]
-) -> dict[str, list[Candidate]]:
-    """Candidates by problem id, in the problems' order.
+def match_candidates(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> None:
+    """Raise `InputError` as the checks above do, and for a problem whose pool is empty.
 
-    Raises `InputError` as `check_problems` and `candidate_check` do, and for a problem whose pool
-    is empty.
-
-    >>> problems = [Problem(id=id, question="?") for id in "ab"]
-    >>> drawn = [Candidate(problem_id=id, index=0, text="4") for id in "ba"]
-    >>> [(id, len(own)) for id, own in match_candidates(problems, drawn).items()]
-    [('a', 1), ('b', 1)]
+    >>> match_candidates([Problem(id="a", question="?")], [])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: 1 of 1 problems have no candidates to choose from, the first ...
     """
     check_problems(problems)
-    groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
     check = candidate_check(problems)
     for candidate in candidates:
         check(candidate)
-        groups[candidate.problem_id].append(candidate)
-    empty = [problem_id for problem_id, group in groups.items() if not group]
+    pool_of = pools([problem.id for problem in problems], candidates)
+    empty = [problem_id for problem_id, pool in pool_of.items() if not pool]
     if empty:
         raise InputError(
-            f"{len(empty)} of {len(groups)} problems have no candidates, the first is "
-            f"{empty[0]!r}; remove them from the problems or make candidates for them"
+            f"{len(empty)} of {len(pool_of)} problems have no candidates to choose from, the first "
+            f"is {empty[0]!r}; greedy and broken-off ones do not count: add sampled candidates, or "
+            "leave out the key 'greedy' or the problems"
         )
-    greedy = [problem_id for problem_id, group in groups.items() if not any(map(_is_choice, group))]
-    if greedy:
-        kind = "greedy" if all(c.greedy for c in groups[greedy[0]]) else "greedy or broken off"
-        raise InputError(
-            f"{len(greedy)} of {len(groups)} problems have only {kind} candidates, the first is "
-            f"{greedy[0]!r}: there is nothing to choose from; add sampled candidates, or leave out "
-            "the key 'greedy'"
-        )
-    return groups
 
 
 def read_candidates(
@@ -300,7 +285,7 @@ def labeled_problems(
     """
     pool_of = pools([problem.id for problem in problems], candidates)
     labels = {id_: [c.correct is not None for c in pool] for id_, pool in pool_of.items()}
-    found = [p.is_labeled or (any(labels[p.id]) and all(labels[p.id])) for p in problems]
+    found = [p.is_labeled or (labels[p.id] != [] and all(labels[p.id])) for p in problems]
     return np.array(found, bool)
 
 
