@@ -17,12 +17,11 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import real_path
-from ledom.report.intervals import paired_interval
+from ledom.report.intervals import FloatArray, paired_interval
 from ledom.report.results import (
     Comparison,
     Crossing,
@@ -250,10 +249,10 @@ def gap_of(forward: Row, reverse: Row, num_resamples: int = _RESAMPLES) -> Inter
     return paired_interval(sides[1], sides[0], num_resamples)
 
 
-def _linearized(losses: NDArray[np.float64], tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+def _linearized(losses: FloatArray, tokens: FloatArray) -> FloatArray:
     """Values [num_windows] whose plain mean equals the mean over tokens, and varies like it."""
     mean = np.average(losses, weights=tokens)
-    values: NDArray[np.float64] = mean + (losses - mean) * tokens / tokens.mean()
+    values: FloatArray = mean + (losses - mean) * tokens / tokens.mean()
     return values
 
 

@@ -21,6 +21,8 @@ from ledom.core.errors import InputError
 from ledom.report.results import Interval
 
 __all__ = [
+    "BoolArray",
+    "FloatArray",
     "auc_interval",
     "bootstrap_interval",
     "paired_interval",
@@ -28,6 +30,9 @@ __all__ = [
     "pairwise_auc",
     "share_interval",
 ]
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 CHUNK_SIZE = 2**15
 """Values drawn at a time (256 KiB), so that memory does not grow with problems x resamples."""
@@ -38,7 +43,7 @@ _MOST_KEPT = 2**24
 """Up to this many draws (32 MiB) are kept in memory, for the hundreds of intervals of a report."""
 
 
-def bootstrap_interval(values: NDArray[np.float64], num_resamples: int = 10_000) -> Interval:
+def bootstrap_interval(values: FloatArray, num_resamples: int = 10_000) -> Interval:
     """The mean of `values` [num_problems] with its percentile-bootstrap interval.
 
     Each resample draws num_problems values with replacement; the bounds are the 2.5% and 97.5%
@@ -58,7 +63,7 @@ def bootstrap_interval(values: NDArray[np.float64], num_resamples: int = 10_000)
 
 
 def paired_interval(
-    values: NDArray[np.float64], baseline: NDArray[np.float64], num_resamples: int = 10_000
+    values: FloatArray, baseline: FloatArray, num_resamples: int = 10_000
 ) -> Interval:
     """The mean of `values - baseline` (each [num_problems], same problems in the same order).
 
@@ -71,7 +76,7 @@ def paired_interval(
     return bootstrap_interval(_differences(values, baseline, _checked), num_resamples)
 
 
-def share_interval(values: NDArray[np.float64], num_resamples: int = 10_000) -> Interval:
+def share_interval(values: FloatArray, num_resamples: int = 10_000) -> Interval:
     """The mean of `values` [num_problems], each from 0 to 1, with its interval.
 
     This is `bootstrap_interval`, unless all values are equal. Then the bounds assume that a share u
@@ -87,7 +92,7 @@ def share_interval(values: NDArray[np.float64], num_resamples: int = 10_000) -> 
     return _interval_within(0.0, _checked_shares(values, "values"), num_resamples)
 
 
-def paired_share_interval(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> Interval:
+def paired_share_interval(values: FloatArray, baseline: FloatArray) -> Interval:
     """`paired_interval` for shares; equal differences are treated as in `share_interval`.
 
     The difference on an unseen problem may be anything from -1 to 1.
@@ -99,9 +104,7 @@ def paired_share_interval(values: NDArray[np.float64], baseline: NDArray[np.floa
     return _interval_within(-1.0, _differences(values, baseline, _checked_shares))
 
 
-def _interval_within(
-    least: float, values: NDArray[np.float64], num_resamples: int = 10_000
-) -> Interval:
+def _interval_within(least: float, values: FloatArray, num_resamples: int = 10_000) -> Interval:
     """The interval of values that lie between `least` and 1."""
     found = bootstrap_interval(values, num_resamples)
     if np.ptp(values) > _ROUNDING:
@@ -111,9 +114,7 @@ def _interval_within(
     return Interval(value, value - unseen * (value - least), value + unseen * (1 - value))
 
 
-def pairwise_auc(
-    scores: Sequence[NDArray[np.float64]], correct: Sequence[NDArray[np.bool_]]
-) -> NDArray[np.float64]:
+def pairwise_auc(scores: Sequence[FloatArray], correct: Sequence[BoolArray]) -> FloatArray:
     """How well scores tell right candidates from wrong ones, problem by problem.
 
     `scores` and `correct` hold an array [num_candidates] per problem. Returns [num_problems]: the
@@ -128,9 +129,7 @@ def pairwise_auc(
     return np.array(list(map(_auc, scores, correct)))
 
 
-def auc_interval(
-    scores: Sequence[NDArray[np.float64]], correct: Sequence[NDArray[np.bool_]]
-) -> Interval:
+def auc_interval(scores: Sequence[FloatArray], correct: Sequence[BoolArray]) -> Interval:
     """The mean `pairwise_auc` over the problems that have right and wrong candidates.
 
     Raises `InputError` as `pairwise_auc` does, and if no problem has both kinds.
@@ -149,7 +148,7 @@ def auc_interval(
     return share_interval(auc)
 
 
-def _checked(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+def _checked(values: FloatArray, name: str) -> FloatArray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise InputError(f"{name} has shape {values.shape}, expected [num_problems], not empty")
@@ -157,24 +156,22 @@ def _checked(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
     return values
 
 
-def _checked_shares(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+def _checked_shares(values: FloatArray, name: str) -> FloatArray:
     values = _checked(values, name)
     is_outside = (values < -_ROUNDING) | (values > 1 + _ROUNDING)
     _refuse(is_outside, values, name, "a share from 0 to 1")
     return values
 
 
-def _refuse(bad: NDArray[np.bool_], values: NDArray[np.float64], name: str, expected: str) -> None:
+def _refuse(bad: BoolArray, values: FloatArray, name: str, expected: str) -> None:
     if bad.any():
         index = int(bad.argmax())
         raise InputError(f"{name}[{index}] is {values[index]}, expected {expected}")
 
 
 def _differences(
-    values: NDArray[np.float64],
-    baseline: NDArray[np.float64],
-    checked: Callable[[NDArray[np.float64], str], NDArray[np.float64]],
-) -> NDArray[np.float64]:
+    values: FloatArray, baseline: FloatArray, checked: Callable[[FloatArray, str], FloatArray]
+) -> FloatArray:
     values, baseline = checked(values, "values"), checked(baseline, "baseline")
     if len(values) != len(baseline):
         raise InputError(
@@ -184,7 +181,7 @@ def _differences(
     return values - baseline
 
 
-def _resampled_means(values: NDArray[np.float64], num_resamples: int) -> NDArray[np.float64]:
+def _resampled_means(values: FloatArray, num_resamples: int) -> FloatArray:
     num_problems = len(values)
     few = num_problems * num_resamples <= _MOST_KEPT
     means = np.empty(num_resamples)
@@ -212,7 +209,7 @@ def _kept_draws(num_problems: int, num_resamples: int) -> list[NDArray[np.intege
     return list(_draws(num_problems, num_resamples))
 
 
-def _auc(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+def _auc(scores: FloatArray, correct: BoolArray) -> float:
     if np.isnan(scores).any():
         raise InputError("a score is NaN; score the candidates again")
     right, wrong = scores[correct], np.sort(scores[~correct])

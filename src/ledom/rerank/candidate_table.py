@@ -28,6 +28,7 @@ from ledom.core.records import (
     Problem,
     Score,
 )
+from ledom.report.intervals import BoolArray, FloatArray
 from ledom.rerank.candidates import pools, scores_by_target
 from ledom.text.answers import AnswerClasses, extract_answer, is_right
 
@@ -71,9 +72,6 @@ EXTERNAL_LABELS = {
     **{name: f"{name.partition('_')[2]} confidence" for name in CONFIDENCE},
 }
 """Labels of the external scores that sampling writes; any other's label is its field's name."""
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 _MIN_PER_MODEL = 20  # candidates of each model, for a reliable mean
 _PREFIXES = {"y|x": "forward", "x|y": "reverse", "y": "prior"}

@@ -280,15 +280,13 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
         return list(job.candidates)
     assert job.forward is not None
     lm = job.forward
+    stops = {"early_stop": job.early_stop, "stop_unsure": job.stop_unsure}
     settings = {
         "model": lm.identity,
         "num_samples": job.num_samples,
         **asdict(job.sampling),
+        **{key: value for key, value in stops.items() if value},
     }
-    if job.early_stop:
-        settings["early_stop"] = True
-    if job.stop_unsure:
-        settings["stop_unsure"] = job.stop_unsure
 
     def make(
         waiting: Sequence[Problem], have: Mapping[Key, Sequence[Candidate]]
