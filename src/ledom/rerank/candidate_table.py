@@ -165,7 +165,7 @@ def build_candidate_table(
     (array([[False,  True]]), array([[-2., -3.]]))
     """
     scores_of = scores_by_target(candidates, scores)
-    scored = {score.target for score in scores}
+    scored: set[str] = {score.target for score in scores}
     known = [name for name, (target, _) in FEATURES.items() if target in scored]
     pool_of = pools([problem.id for problem in problems], candidates)
     shape = len(pool_of), max(map(len, pool_of.values()))

@@ -344,10 +344,10 @@ def _cases(
     """The problems that best show what the reverse model changes."""
     pool_of = pools(table.problem_ids, candidates)
     scores_of = scores_by_target(candidates, scores)
-    found = [(job.problems[change.row], change) for change in changes(table, job.weights, folds)]
     return [
-        case_of(problem, pool_of[problem.id], scores_of, change.judged, change.rejected)
-        for problem, change in found
+        case_of(problem, pool_of[problem.id], scores_of, judged, rejected)
+        for row, judged, rejected in changes(table, job.weights, folds)
+        for problem in [job.problems[row]]
     ]
 
 
