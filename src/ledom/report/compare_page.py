@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ledom.report import curves
+from ledom.report import curves, results
 from ledom.report.formatting import (
     MISSING,
     clean,
@@ -21,15 +21,6 @@ from ledom.report.formatting import (
     to_json,
     verdict,
     write_pages,
-)
-from ledom.report.results import (
-    Comparison,
-    Crossing,
-    FinalGap,
-    Gap,
-    PartGap,
-    RunComparison,
-    SeedGroup,
 )
 from ledom.train.metrics import thinned
 
@@ -53,7 +44,7 @@ _CAUTION = (
 )
 
 
-def write_comparison(folder: Path, report: Comparison) -> Path:
+def write_comparison(folder: Path, report: results.Comparison) -> Path:
     """Write compare.json, compare.md and compare.html into `folder`; returns the page's path.
 
     Raises `OutputError` if the folder cannot be written.
@@ -62,7 +53,7 @@ def write_comparison(folder: Path, report: Comparison) -> Path:
     return write_pages(folder, "compare", to_json(report), markdown, html)
 
 
-def render_html(report: Comparison) -> str:
+def render_html(report: results.Comparison) -> str:
     """The report, which has at least one run, as one page that needs no network and no script."""
     runs = clean(report).runs
     figures = {
@@ -76,16 +67,16 @@ def render_html(report: Comparison) -> str:
     return render_template("compare.html", _view(report), figures)
 
 
-def render_markdown(report: Comparison) -> str:
+def render_markdown(report: results.Comparison) -> str:
     """The report as Markdown: the same tables, without the figures.
 
-    >>> print(render_markdown(Comparison(title="Direction in training", runs=[])), end="")
+    >>> print(render_markdown(results.Comparison(title="Direction in training", runs=[])), end="")
     # Direction in training
     """
     return render_template("compare.md", _view(report))
 
 
-def _view(report: Comparison) -> dict[str, Any]:
+def _view(report: results.Comparison) -> dict[str, Any]:
     """The variables of both templates."""
     report = clean(report)
     return {
@@ -96,10 +87,10 @@ def _view(report: Comparison) -> dict[str, Any]:
     }
 
 
-def claims(report: Comparison) -> list[str]:
+def claims(report: results.Comparison) -> list[str]:
     """The gaps in words: a line per run with both directions, and a line per group of seeds.
 
-    >>> claims(Comparison(title="", runs=[]))
+    >>> claims(results.Comparison(title="", runs=[]))
     []
     """
     return [f"{c.claim}: {c.value}; {c.verdict}" for c in _claims(clean(report))]
@@ -115,12 +106,12 @@ class _Claim:
     is_shown: bool
 
 
-def _claims(report: Comparison) -> list[_Claim]:
+def _claims(report: results.Comparison) -> list[_Claim]:
     of_runs = [_claim(run, run.final_gap) for run in report.runs if run.final_gap]
     return of_runs + [_claim_of_seeds(group) for group in report.seeds]
 
 
-def _claim(run: RunComparison, gap: FinalGap) -> _Claim:
+def _claim(run: results.RunComparison, gap: results.FinalGap) -> _Claim:
     """A run's final gap in words."""
     shown = verdict(gap.interval) if gap.interval else "unknown"
     others = (
@@ -140,7 +131,7 @@ def _claim(run: RunComparison, gap: FinalGap) -> _Claim:
     )
 
 
-def _claim_of_seeds(group: SeedGroup) -> _Claim:
+def _claim_of_seeds(group: results.SeedGroup) -> _Claim:
     """The gaps of pairs that differ only in their seed, in words."""
     low, high = (number(end, 4, "+") for end in (group.lowest, group.highest))
     one_sign = group.lowest > 0 or group.highest < 0
@@ -154,7 +145,7 @@ def _claim_of_seeds(group: SeedGroup) -> _Claim:
     )
 
 
-def _gap_text(gap: Gap) -> str:
+def _gap_text(gap: results.Gap) -> str:
     """`+0.0182 [+0.0098, +0.0266]`."""
     return interval(gap.interval, 4, "+") if gap.interval else number(gap.mean, 4, "+")
 
@@ -162,7 +153,7 @@ def _gap_text(gap: Gap) -> str:
 # --- tables ---
 
 
-def _tables(report: Comparison) -> dict[str, Rows]:
+def _tables(report: results.Comparison) -> dict[str, Rows]:
     """The tables that have rows, by heading."""
     runs = report.runs
     made = {
@@ -180,7 +171,7 @@ def _tables(report: Comparison) -> dict[str, Rows]:
     return {heading: rows for heading, rows in made.items() if len(rows) > 1}
 
 
-def _models_table(runs: Sequence[RunComparison]) -> Rows:
+def _models_table(runs: Sequence[results.RunComparison]) -> Rows:
     rows = [["run", "direction", "steps", "tokens seen", "tokens/s", "validation loss"]]
     for run in runs:
         planned = run.settings.get("optim.steps")
@@ -192,7 +183,7 @@ def _models_table(runs: Sequence[RunComparison]) -> Rows:
     return rows
 
 
-def _gap_table(runs: Sequence[RunComparison]) -> Rows:
+def _gap_table(runs: Sequence[results.RunComparison]) -> Rows:
     rows = [["run", "step", "tokens seen", "reverse minus forward, nats per token"]]
     for run in runs:
         rows += [
@@ -204,7 +195,7 @@ def _gap_table(runs: Sequence[RunComparison]) -> Rows:
 
 def _parts_table(
     heading: str,
-    by_run: Sequence[tuple[str, Sequence[PartGap]]],
+    by_run: Sequence[tuple[str, Sequence[results.PartGap]]],
     label: Callable[[str], str] = str,
 ) -> Rows:
     rows = [["run", heading, "tokens", "forward", "reverse", "reverse minus forward"]]
@@ -215,7 +206,7 @@ def _parts_table(
     return rows
 
 
-def _crossings_table(crossings: Sequence[Crossing]) -> Rows:
+def _crossings_table(crossings: Sequence[results.Crossing]) -> Rows:
     rows = [["model", "reaches the final loss of", "loss", "after tokens", "the other's tokens"]]
     for row in crossings:
         reached = f"never; its lowest is {number(row.lowest, 4)}"
@@ -227,7 +218,7 @@ def _crossings_table(crossings: Sequence[Crossing]) -> Rows:
     return rows
 
 
-def _settings_table(runs: Sequence[RunComparison]) -> Rows:
+def _settings_table(runs: Sequence[results.RunComparison]) -> Rows:
     """A column per run; settings that differ come first."""
     known = [run for run in runs if run.settings]
     keys = list(dict.fromkeys(key for run in known for key in run.settings))
