@@ -29,7 +29,6 @@ from ledom.report.formatting import (
 from ledom.report.results import (
     AucResult,
     Case,
-    CaseCandidate,
     Difference,
     GroupResult,
     Interval,
@@ -270,23 +269,6 @@ def _signal(auc: Sequence[AucResult]) -> str:
 # --- what both templates show ---
 
 
-@dataclass(frozen=True)
-class _CaseView:
-    """A case, and its comparison of the picked and the rejected answer."""
-
-    case: Case
-    panels: list[tuple[CaseCandidate, float, list[Word]]]
-    """The question under the picked and the rejected candidate: its log-probability, and its words
-    with theirs."""
-    gaps: list[Word]
-    """Words that the rejected answer explains notably worse, worst first."""
-    gap_total: float | None
-
-    @property
-    def score_names(self) -> list[str]:
-        return list(dict.fromkeys(name for c in self.case.candidates for name in c.scores))
-
-
 def _view(report: SelectionReport) -> dict[str, Any]:
     """The variables of both templates."""
     ranked = sorted(report.strategies, key=lambda strategy: -strategy.accuracy.mean)
@@ -295,7 +277,7 @@ def _view(report: SelectionReport) -> dict[str, Any]:
     }
     compared = {name for s in ranked for name in s.versus}
     cases = [_case(case) for case in report.cases]
-    first = next((case for case in cases if not ranked or _is_telling(case.case)), None)
+    first = next((case for case in cases if not ranked or case["is_telling"]), None)
     return {
         "report": report,
         "summary": summarize(report),
@@ -312,12 +294,6 @@ def _view(report: SelectionReport) -> dict[str, Any]:
         "facts": _facts(report),
         "needed": {s.id: _needed(s.needed) for s in ranked if s.needed is not None},
     }
-
-
-def _is_telling(case: Case) -> bool:
-    """Whether the picked answer is right and the rejected one wrong."""
-    verdicts = {c.role: c.correct for c in case.candidates}
-    return verdicts.get("picked") is True and verdicts.get("rejected") is False
 
 
 def _cost_table(ranked: Sequence[StrategyResult]) -> list[list[str]]:
@@ -368,8 +344,11 @@ def _facts(report: SelectionReport) -> list[list[str]]:
     return facts + [[name, value] for name, value in made_by.items() if value]
 
 
-def _case(case: Case) -> _CaseView:
-    """A case, with the question's words under the picked and the rejected answer."""
+def _case(case: Case) -> dict[str, Any]:
+    """A case, with the question's words under the picked and the rejected answer (`panels`).
+
+    `gaps` are the words that the rejected answer explains notably worse, worst first.
+    """
     by_role = {candidate.role: candidate for candidate in case.candidates}
     pair = [by_role[role] for role in ("picked", "rejected") if role in by_role]
     shown = [candidate for candidate in pair if candidate.question_tokens]
@@ -378,12 +357,14 @@ def _case(case: Case) -> _CaseView:
     gaps: list[Word] = []
     if len(shown) == 2:
         words, gaps = compare(*words)
-    return _CaseView(
-        case=case,
-        panels=[*zip(shown, totals, words, strict=True)],
-        gaps=gaps[:_NUM_GAP_WORDS],
-        gap_total=totals[0] - totals[1] if len(shown) == 2 else None,
-    )
+    return {
+        "case": case,
+        "score_names": list(dict.fromkeys(name for c in case.candidates for name in c.scores)),
+        "panels": [*zip(shown, totals, words, strict=True)],
+        "gaps": gaps[:_NUM_GAP_WORDS],
+        "gap_total": totals[0] - totals[1] if len(shown) == 2 else None,
+        "is_telling": [candidate.correct for candidate in pair] == [True, False],
+    }
 
 
 def _needed(needed: Needed) -> str:
