@@ -152,9 +152,8 @@ def build_candidate_table(
 
     Candidates from different models differ more in style than in correctness. So if several models
     wrote them, the mean over the candidates of the same writer is subtracted from each feature.
-    This uses no labels. `external_scores` are names of numeric fields of the candidates (see
-    `choose_external_scores`). Raises `InputError` for a candidate that lacks a score or such a
-    field.
+    This uses no labels. `external_scores` are names of fields of the candidates, as chosen by
+    `choose_external_scores`. Raises `InputError` for a candidate that lacks a score or a field.
 
     >>> drawn = [Candidate(problem_id="p", index=i, text=f"#### {i + 3}") for i in (0, 1)]
     >>> scores = [Score(problem_id="p", index=i, model="m", direction="forward", target="y|x",
@@ -175,8 +174,9 @@ def build_candidate_table(
     number_of: dict[str | None, int] = {}
     contrasted = {s.problem_id for s in scores if s.target == "x'|y"}
     for row, problem in enumerate(problems):
-        targets = scored - (set() if problem.id in contrasted else {"x'|y"})
         classes = AnswerClasses()
+        # A question without numbers has no copies, so its candidates get a contrast of 0.
+        targets = scored if problem.id in contrasted else scored - {"x'|y"}
         for column, candidate in enumerate(pool_of[problem.id]):
             cell, answer = (row, column), extract_answer(candidate.text)
             mask[cell] = True
@@ -184,7 +184,6 @@ def build_candidate_table(
             answers[cell] = classes.number(answer)
             correct[cell] = is_right(candidate, answer, problem) is True
             found = {target: scores_of[candidate.key].get(target) for target in targets}
-            # A question without numbers has no copies, so its candidates get a contrast of 0.
             values = {"contrast": 0.0} | candidate_features(found, problem, candidate)
             values |= {name: candidate.external_score(name) for name in external_scores}
             for name, array in features.items():

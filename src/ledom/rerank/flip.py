@@ -65,6 +65,7 @@ def fill_flip(files: ScoreFiles, settings: FlipSettings) -> list[Score]:
 
     >>> import tempfile
     >>> from pathlib import Path
+    >>> from ledom.core.records import Problem
     >>> from ledom.core.stage import no_progress
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm, problem = FakeLanguageModel(direction="reverse"), Problem(id="p", question="2 + 2?")
