@@ -189,11 +189,10 @@ def build_candidate_table(
             for name, array in features.items():
                 array[cell] = values[name]
     groups = [problem.extra.get("group") for problem in problems]
-    counts = np.bincount(writers[mask])
-    by_model = len(counts) > 1 and bool(counts.min() >= _MIN_PER_MODEL)
+    features, by_model = _relative_to_models(features, mask, writers)
     return CandidateTable(
         problem_ids=[*pool_of],
-        features=_relative_to_models(features, mask, writers) if by_model else features,
+        features=features,
         answers=answers,
         correct=correct,
         mask=mask,
@@ -227,9 +226,15 @@ def _planned(candidate: Candidate) -> int:
 
 
 def _relative_to_models(
-    features: Mapping[str, FloatArray], mask: BoolArray, writers: NDArray[np.int64]
-) -> dict[str, FloatArray]:
-    """Subtract from features [P, N] the mean of each problem, then the mean of each writer."""
+    features: dict[str, FloatArray], mask: BoolArray, writers: NDArray[np.int64]
+) -> tuple[dict[str, FloatArray], bool]:
+    """Subtract from features [P, N] the mean of each problem, then the mean of each writer.
+
+    Unless there are several writers with enough candidates each; returns whether there are.
+    """
+    counts = np.bincount(writers[mask])
+    if len(counts) < 2 or counts.min() < _MIN_PER_MODEL:
+        return features, False
     sizes = np.maximum(mask.sum(axis=1, keepdims=True), 1)
     relative: dict[str, FloatArray] = {}
     for name, values in features.items():
@@ -239,7 +244,7 @@ def _relative_to_models(
             its = writers == writer
             centered[its] -= centered[its].mean()
         relative[name] = centered
-    return relative
+    return relative, True
 
 
 def candidate_features(
