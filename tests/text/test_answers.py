@@ -129,6 +129,8 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("**(B)**", "(B)"),
         ("C. 15", "C. 15"),
         ("c) 15", "c) 15"),
+        ("**C. Paris**", "C. Paris"),
+        ("A. Smith has 5.", "5"),
         ("The answer is b) 12 because 5 > 3", "b) 12"),
         ("So b is correct, as 5 > 3", "b"),
         ("Yes.", "Yes"),

@@ -79,7 +79,9 @@ _VARIABLE = re.compile(
     r"|,\s[^\W\d_]+\s?\Z"  # "width = 3, height = 5" has two answers
 )
 _WORD = re.compile(r"[^\W\d_]{2,}")
-_PROSE = re.compile(r"[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^])")
+_PROSE = re.compile(  # but not "C. Paris"
+    r"(?!\(?[A-J][.)]\s(?:[^\s\d]+\s?){1,5}\Z)(?:[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^]))"
+)
 _CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{")
 _WRAPPER = re.compile(r"\\(?:boxed|fbox|framebox|text[a-z]*|mbox|math[a-z]+|q?quad)(?![A-Za-z])")
 _PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")
@@ -217,10 +219,7 @@ class AnswerClasses:
         return self._by_answer[answer]
 
 
-# ---- finders: text -> the answer that it states, or None ----
-
-
-def _after_hashes(text: str) -> str | None:
+def _after_hashes(text: str) -> str | None:  # a finder: the answer that a text states, or None
     if "####" not in text:
         return None
     is_last_line = True

@@ -54,7 +54,7 @@ _RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=")} | {
     r"\gt": ">",
 }
 _SEPARATORS = frozenset([",", ";", "and", "or"])
-_LABEL_SIGNS = frozenset(["%", "°", "/", "^", "²", "³", "¢"])
+_LABEL_SIGNS = frozenset(["%", "°", "/", "^", "¢"])
 _LABEL_WORDS = _LABEL_SIGNS | ONE_LETTER_UNITS | frozenset("23")
 _VARIABLES = frozenset("abcxyz")
 _TIMES = frozenset(["*", r"\cdot", r"\times", r"\ast"])
@@ -185,8 +185,6 @@ class _Reader(Atoms):
                 if closes:
                     self.place += 1
                     self.expect("}")
-            elif token.text in ("²", "³"):
-                pieces.append("^2" if token.text == "²" else "^3")
             else:
                 pieces.append(token.text)
         return pieces
