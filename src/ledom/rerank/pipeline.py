@@ -116,6 +116,11 @@ class Job:
     command: str = "ledom rerank"
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def models(self) -> list[LanguageModel]:
+        """The models that score."""
+        return [lm for lm in (self.forward, self.reverse) if lm is not None]
+
 
 def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     """Run the job; returns the report and the path of its page.
@@ -140,7 +145,7 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     """
     needed = () if job.folds else job.weights.external_scores
     _check(job, [*(job.external_scores or ()), *needed])
-    identities = {str(lm.direction): lm.identity for lm in _models(job)}
+    identities = {str(lm.direction): lm.identity for lm in job.models}
     check_processes(identities, job.out)
     job.notes += [] if job.folds else job.weights.other_models(identities)
     candidates = _candidates(job, track)
@@ -171,7 +176,7 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         notes=_notes(job, table, labeled, candidates, scores),
         models={
             str(lm.direction): ModelInfo(name=lm.name, parameters=lm.num_parameters)
-            for lm in _models(job)
+            for lm in job.models
         },
         cases=_cases(job, table, folds, candidates, scores),
         answers=[] if labeled.any() else _shown_answers(job.problems, selections),
@@ -203,7 +208,7 @@ def _measured(
     """The measurement on the labeled problems."""
     if not labeled.any():
         return Measurement(num_labeled=0)
-    sizes = {str(lm.direction): lm.num_parameters for lm in _models(job)}
+    sizes = {str(lm.direction): lm.num_parameters for lm in job.models}
     sizes["writer"] = 0 if job.candidates is not None else sizes["forward"]
     costs = Costs.count(table, candidates, scores, sizes, read_timings(job.out))
     return measure(table, job.weights, folds, labeled, costs)
@@ -234,7 +239,7 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
         job.weights.refuse_overlap(job.problems)
     _check_demonstrations(job)
     _check_sampling(job, external_scores)
-    for lm in _models(job):
+    for lm in job.models:
         check_room(job.problems, lm, job.demonstrations)
 
 
@@ -247,10 +252,6 @@ def _check_demonstrations(job: Job) -> None:
                 f"the demonstration {shown.id!r} solves problem {problem_id!r}, so the models "
                 "would read its answer; remove it from the demonstrations"
             )
-
-
-def _models(job: Job) -> list[LanguageModel]:
-    return [lm for lm in (job.forward, job.reverse) if lm is not None]
 
 
 def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
@@ -311,7 +312,7 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
 
 def _scores(job: Job, candidates: Sequence[Candidate], track: Track) -> list[Score]:
     scores: list[Score] = []
-    for lm in _models(job):
+    for lm in job.models:
         read = job.demonstrations, job.mask_copies
         files = ScoreFiles(job.out, job.problems, candidates, lm, track, *read)
         scores += fill_scores(files)

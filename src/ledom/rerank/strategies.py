@@ -228,18 +228,17 @@ def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
     >>> needed_candidates(table)  # 3 of 5 are a majority
     array([3])
     """
-    rows = zip(table.answers, table.mask, strict=True)
-    return np.array([_needed(own[mask], table.num_planned) for own, mask in rows], np.int64)
-
-
-def _needed(answers: NDArray[np.int64], planned: int) -> int:
-    votes: Counter[int] = Counter()
-    for drawn, answer in enumerate(answers.tolist(), start=1):
-        if answer >= 0:
-            votes[answer] += 1
-        if is_decided(votes.values(), max(planned, len(answers)) - drawn):
-            return drawn
-    return len(answers)
+    needed: NDArray[np.int64] = table.mask.sum(axis=1)
+    for row, (own, mask) in enumerate(zip(table.answers, table.mask, strict=True)):
+        votes: Counter[int] = Counter()
+        planned = max(table.num_planned, int(needed[row]))
+        for drawn, answer in enumerate(own[mask].tolist(), start=1):
+            if answer >= 0:
+                votes[answer] += 1
+            if is_decided(votes.values(), planned - drawn):
+                needed[row] = drawn
+                break
+    return needed
 
 
 def _same_answer(table: CandidateTable) -> BoolArray:
