@@ -148,6 +148,7 @@ def test_hostile_texts_are_converted_quickly(style: str, text: str) -> None:
         ("Of group 5 100 + 20 = 120", "100 + 20 = 120"),
         ("12 500 + 300 = 12 800", "12500 + 300 = 12800"),
         ("He pays $1 200 + $300 = $1 500.", "1200 + 300 = 1500"),
+        ("So it has dots 3 + 4 = 7", "3 + 4 = 7"),
         # boxes and short fractions
         (r"$13^2-5^2 = 169-25 =\boxed{144}$.", "13 ^ 2 - 5 ^ 2 = 169 - 25 = 144"),
         (r"\[\frac 12\cdot 5\cdot2 = 5\]", "1 / 2 * 5 * 2 = 5"),

@@ -100,7 +100,7 @@ _QUANTITIES = rf"{_QUANTITY}(?:(?: ?[-+*/^] ?|(?=[(\[])){_QUANTITY})"
 _AFTER_FUNCTION = (  # the 8 + 1 of \log_2 8 + 1, \sqrt 8 + 1, \cdots 8 + 1
     r"(?<!_\d )(?<!_\d\d )(?<!_\{\d\} )(?<!_\{\d\d\} )(?<!\bln )(?<!\b(?:log|sin|cos|tan|mod) )"
     r"(?<!\\(?:cot|sec|csc|exp|gcd|lcm|max|min|sum) )(?<!\b(?:sqrt|sinh|cosh|tanh|bmod|prod) )"
-    r"(?<!dots )(?<!dots[a-z] )"
+    r"(?<!\\dots )(?<!\\[clv]dots )(?<!\\dots[a-z] )"
 )
 _BEGINS = rf"(?<![\w.\\+*/^)(}}{{\]\[-])(?<![-+*/^(}}{{\[] )(?!(?<=\d:)\d\d(?!\d)){_AFTER_FUNCTION}"
 _NO_FACTOR_BEFORE = (  # not 5 (3 + 4) or f (3 + 4)
