@@ -189,7 +189,8 @@ def test_external_scores_are_measured_alone_and_combined(table: CandidateTable) 
     noise = table.features | {"reverse": table.features["forward"]}
     table = replace(table, features=noise | {"verifier": features["verifier"]})
     table = replace(table, external_scores=("verifier",))
-    report = measure(table, tune(table, []))
+    problems = [Problem(id=id_, question=id_) for id_ in table.problem_ids]
+    report = measure(table, tune(table, problems))
     rows = by_name(report)
     for name in (
         "external:verifier",
