@@ -20,11 +20,11 @@ MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 def render_html(report: dict[str, Any]) -> str:
-    return compare_page.render_html(from_json(Comparison, report))
+    return compare_page.render(from_json(Comparison, report))
 
 
 def render_markdown(report: dict[str, Any]) -> str:
-    return compare_page.render_markdown(from_json(Comparison, report))
+    return compare_page.render(from_json(Comparison, report), "md")
 
 
 def claims(report: dict[str, Any]) -> list[str]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ledom.report import curves, results
 from ledom.report.formatting import (
@@ -24,7 +24,7 @@ from ledom.report.formatting import (
 )
 from ledom.train.metrics import thinned
 
-__all__ = ["claims", "render_html", "render_markdown", "write_comparison"]
+__all__ = ["claims", "render", "write_comparison"]
 
 Rows = list[list[str]]
 """Rows of cells; the first row is the head."""
@@ -49,41 +49,36 @@ def write_comparison(folder: Path, report: results.Comparison) -> Path:
 
     Raises `OutputError` if the folder cannot be written.
     """
-    html, markdown = render_html(report), render_markdown(report)
-    return write_pages(folder, "compare", to_json(report), markdown, html)
+    return write_pages(folder, "compare", to_json(report), partial(render, report))
 
 
-def render_html(report: results.Comparison) -> str:
-    """The report, which has at least one run, as one page that needs no network and no script."""
-    runs = clean(report).runs
-    figures = {
+def render(report: results.Comparison, kind: str = "html") -> str:
+    """The report as one `html` page that needs no network and no script, or as Markdown (`md`).
+
+    The page needs at least one run. The Markdown has the same tables, but no figures.
+
+    >>> print(render(results.Comparison(title="Direction in training", runs=[]), "md"), end="")
+    # Direction in training
+    """
+    report = clean(report)
+    drawn = _figures(report.runs) if kind == "html" else {}
+    view = {
+        "report": report,
+        "claims": _claims(report),
+        "tables": _tables(report),
+        "caution": _CAUTION,
+    }
+    return render_template(f"compare.{kind}", view, drawn)
+
+
+def _figures(runs: Sequence[results.RunComparison]) -> dict[str, str]:
+    return {
         "loss": curves.loss_figure(runs),
         "gap": curves.gap_figure(runs),
         "loss_by_position": curves.loss_by_position_figure(runs),
         "gap_by_position": curves.gap_by_position_figure(runs),
         "by_source": curves.parts_figure(runs[0], "by_source"),
         "by_position": curves.parts_figure(runs[0], "by_position"),
-    }
-    return render_template("compare.html", _view(report), figures)
-
-
-def render_markdown(report: results.Comparison) -> str:
-    """The report as Markdown: the same tables, without the figures.
-
-    >>> print(render_markdown(results.Comparison(title="Direction in training", runs=[])), end="")
-    # Direction in training
-    """
-    return render_template("compare.md", _view(report))
-
-
-def _view(report: results.Comparison) -> dict[str, Any]:
-    """The variables of both templates."""
-    report = clean(report)
-    return {
-        "report": report,
-        "claims": _claims(report),
-        "tables": _tables(report),
-        "caution": _CAUTION,
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from ledom.report.results import (
 )
 from ledom.report.words import Word, compare, question_logprob, question_words
 
-__all__ = ["Summary", "render_html", "render_markdown", "summarize", "write_report"]
+__all__ = ["Summary", "render", "summarize", "write_report"]
 
 _FORMAT = 2  # of report.json
 _NUM_GAP_WORDS = 6  # listed as the main differences
@@ -81,43 +82,38 @@ def write_report(folder: Path, report: SelectionReport) -> Path:
     ...     page.name, sorted(file.suffix for file in Path(folder).iterdir())
     ('report.html', ['.html', '.json', '.md'])
     """
-    html, markdown = render_html(report), render_markdown(report)
     contents = {"format": _FORMAT, **to_json(report)}
-    return write_pages(folder, "report", contents, markdown, html)
+    return write_pages(folder, "report", contents, partial(render, report))
 
 
-def render_html(report: SelectionReport) -> str:
-    """The report as one page that needs no network and no script.
+def render(report: SelectionReport, kind: str = "html") -> str:
+    """The report as one `html` page that needs no network and no script, or as Markdown (`md`).
 
-    >>> page = render_html(SelectionReport(title="<b>Two</b> of three", warning=None))
+    The Markdown has the same words, tables and cases, but no figures.
+
+    >>> page = render(SelectionReport(title="<b>Two</b> of three", warning=None))
     >>> "&lt;b&gt;Two" in page, "<script" in page
     (True, False)
     """
     report = clean(report)
+    drawn = _figures(report) if kind == "html" else {}
+    return render_template(f"selection.{kind}", _view(report), drawn)
+
+
+def _figures(report: SelectionReport) -> dict[str, str]:
     summary = summarize(report)
     differences = {
         label: strategy.versus[summary.opponent]
         for label, strategy in summary.rows.items()
         if summary.opponent in strategy.versus
     }
-    drawn = {
+    return {
         "differences": figures.differences_figure(differences, summary.opponent_name),
         "strategies": figures.strategies_figure(report.strategies),
         "by_n": figures.by_n_figure(report.accuracy_by_n, report.strategies),
         "by_lambda": figures.by_lambda_figure(report.accuracy_by_lambda),
         "reliability": figures.reliability_figure(report.reliability),
     }
-    return render_template("selection.html", _view(report), drawn)
-
-
-def render_markdown(report: SelectionReport) -> str:
-    """The report as Markdown: the same words, tables and cases, without the figures.
-
-    >>> report = SelectionReport(title="Two of three", warning="The texts are unfamiliar.")
-    >>> render_markdown(report).splitlines()[0]
-    '# Two of three'
-    """
-    return render_template("selection.md", _view(clean(report)))
 
 
 # --- the summary ---
