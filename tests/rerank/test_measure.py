@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.report.results import Interval, Measurement, StrategyResult
 from ledom.rerank.candidate_table import FEATURES, CandidateTable, build_candidate_table
@@ -234,8 +233,10 @@ def test_only_labeled_problems_are_measured(table: CandidateTable) -> None:
     report = measure(table, TunedWeights({}, 0, 0, frozenset()), labeled=labeled)
     assert report.num_labeled == NUM_PROBLEMS // 2
     assert by_name(report)["greedy"].accuracy.mean == 1.0
-    with pytest.raises(InputError, match="nothing to measure"):
-        measure(table, TunedWeights({}, 0, 0, frozenset()), labeled=np.zeros(NUM_PROBLEMS, bool))
+    none = np.zeros(NUM_PROBLEMS, bool)
+    assert measure(table, TunedWeights({}, 0, 0, frozenset()), labeled=none) == Measurement(
+        num_labeled=0
+    )
 
 
 @pytest.mark.slow

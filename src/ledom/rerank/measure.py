@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.core.errors import InputError
 from ledom.report import results
 from ledom.report.intervals import (
     auc_interval,
@@ -85,7 +84,7 @@ def measure(
 
     With `folds` (see `cross_fit`), the choice for a problem uses weights fitted on other problems,
     and `tuned` is only shown. With `labeled` [P] (see `labeled_problems`), unlabeled problems are
-    left out, except that `costs` are means over all. Raises `InputError` if none is labeled.
+    left out, except that `costs` are means over all.
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -96,6 +95,8 @@ def measure(
     >>> {strategy.id: strategy.accuracy.mean for strategy in found.strategies}
     {'random': 0.75, 'majority': 1.0, 'majority_stopped': 1.0, 'oracle': 1.0}
     """
+    if labeled is not None and not labeled.any():
+        return results.Measurement(num_labeled=0)
     if labeled is not None:
         table, folds = _only_labeled(table, folds, labeled)
     weighing = Weighing(tuned, folds)
@@ -128,12 +129,10 @@ def _only_labeled(
     table: CandidateTable, folds: Folds, labeled: BoolArray
 ) -> tuple[CandidateTable, Folds]:
     """The table of the labeled problems, and the folds with row numbers in that table."""
-    rows = np.flatnonzero(labeled)
-    if len(rows) == 0:
-        raise InputError("no problem has a right answer; there is nothing to measure")
     place = np.cumsum(labeled) - 1
     kept = [(place[part[labeled[part]]], weights) for part, weights in folds]
-    return table.select(rows), [(part, weights) for part, weights in kept if len(part)]
+    labeled_folds = [(part, weights) for part, weights in kept if len(part)]
+    return table.select(np.flatnonzero(labeled)), labeled_folds
 
 
 def _result(

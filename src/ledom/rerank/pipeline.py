@@ -33,13 +33,7 @@ from ledom.core.records import (
 from ledom.core.stage import Track, read_timings
 from ledom.lm import unfamiliar
 from ledom.lm.language_model import LanguageModel, Sampling
-from ledom.report.results import (
-    Case,
-    ChosenAnswer,
-    Measurement,
-    ModelInfo,
-    SelectionReport,
-)
+from ledom.report.results import Case, ChosenAnswer, Measurement, ModelInfo, SelectionReport
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
 from ledom.rerank.candidates import (
@@ -206,8 +200,6 @@ def _measured(
     scores: Sequence[Score],
 ) -> Measurement:
     """The measurement on the labeled problems."""
-    if not labeled.any():
-        return Measurement(num_labeled=0)
     sizes = {str(lm.direction): lm.num_parameters for lm in job.models}
     sizes["writer"] = 0 if job.candidates is not None else sizes["forward"]
     costs = Costs.count(table, candidates, scores, sizes, read_timings(job.out))
