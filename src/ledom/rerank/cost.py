@@ -107,21 +107,18 @@ class Costs:
         parts = [(self.parameters.get("writer"), written)]
         parts += [(self.parameters.get(SCORE_FILES[s][0].value), self.scored[s]) for s in stages]
         flops = [2.0 * size * tokens for size, tokens in parts if size is not None]
+        seconds = None  # unless the time of every stage is known
+        if {"writer", *stages} <= self.seconds.keys():
+            every = self.greedy + self.broken_off + float(self.written.sum()) / len(self.written)
+            share = written / every if every else 0.0
+            seconds = self.seconds["writer"] * share + sum(self.seconds[stage] for stage in stages)
         questions = self.scored[FLIP] if FLIP in stages else 0.0  # generated, not scored
         return Cost(
             generated_tokens=written + questions,
             scored_tokens=sum(self.scored[stage] for stage in stages if stage != FLIP),
             flops=sum(flops) if len(flops) == len(parts) else None,
-            seconds=self._seconds(written, stages),
+            seconds=seconds,
         )
-
-    def _seconds(self, written: float, stages: Sequence[str]) -> float | None:
-        """Seconds per problem; None if the time of a stage is unknown."""
-        if not {"writer", *stages} <= self.seconds.keys():
-            return None
-        every = self.greedy + self.broken_off + float(self.written.sum()) / len(self.written)
-        share = written / every if every else 0.0
-        return self.seconds["writer"] * share + sum(self.seconds[stage] for stage in stages)
 
     def _written(self, strategy: Strategy) -> float:
         """Generated tokens that a strategy needs, per problem."""

@@ -56,14 +56,20 @@ _REMARK = re.compile(r"(?<= )\(([^\W\d_]{2}[^()\d\\+*/^=]*)\)")
 _ONE_TERM = re.compile(r"-?(?:[\d.]+|[A-Za-z]|\\[A-Za-z]+)")
 _ARGUMENT = r"(?:\{([^{}]*)\}|(\d))"
 _Rewrite = Callable[[re.Match[str]], str]
+
+
+def _fraction(match: re.Match[str]) -> str:
+    is_mixed = match.string[: match.start()][-1:].isdigit()  # 2\frac{3}{4}
+    terms = (group for group in match.groups() if group is not None)
+    parts = (term if _ONE_TERM.fullmatch(term) else f"({term})" for term in terms)
+    return f"{' ' if is_mixed else ''}{'/'.join(parts)}"
+
+
 _MARKUP: tuple[tuple[re.Pattern[str], str | _Rewrite], ...] = (
     (re.compile(r"<<[^<>\n]*>>"), ""),  # calculator annotations
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "÷"),
-    (
-        re.compile(rf"\\[dt]?frac *{_ARGUMENT} *{_ARGUMENT}"),
-        lambda match: _fraction(match),
-    ),
+    (re.compile(rf"\\[dt]?frac *{_ARGUMENT} *{_ARGUMENT}"), _fraction),
     (re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\boxed\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\{,\}"), ","),
@@ -163,13 +169,6 @@ def _without_markup(text: str) -> str:
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     return text
-
-
-def _fraction(match: re.Match[str]) -> str:
-    is_mixed = match.string[: match.start()][-1:].isdigit()  # 2\frac{3}{4}
-    terms = (group for group in match.groups() if group is not None)
-    parts = (term if _ONE_TERM.fullmatch(term) else f"({term})" for term in terms)
-    return f"{' ' if is_mixed else ''}{'/'.join(parts)}"
 
 
 def _ended(steps: str, solution: str, answer: str | None) -> str:
