@@ -193,6 +193,7 @@ def test_a_bullet_is_not_a_minus_sign() -> None:
         "15 + 3 = 2ab",
         r"$\frac{1}{25} + \frac{1}{y} = \frac{1}{24}$",
         r"$\frac{7}{5} b = 35$",
+        r"$\frac{1}{2} ab = 4,$",
         "1/2 a cup = 4 ounces",
         "sunset is at 6:00+48=6:48",
         r"$(0 + 3, 0 + 2) = (3, 2)$",

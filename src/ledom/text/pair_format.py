@@ -48,7 +48,7 @@ ANSWER_MARK = "####"
 
 _DIVIDED_BY_FRACTION = re.compile(r"(?:÷ ?|/ )(\d+)/(\d+)")
 _TIMES = re.compile(r"(?<=[\d%)]) ?[x×] ?(?=\(?[$€£]?\d)|(?<=\w) x (?=\(?[$€£]?\d)|×")
-_FRACTION = re.compile(r"\d+ ?/ ?\d+ [A-Za-z]")
+_FRACTION = re.compile(r"\$?\d+ ?/ ?\d+ [A-Za-z]")  # perhaps after a formula's delimiter
 _DEPTHS = {"(": 1, "[": 1, ")": -1, "]": -1}
 _TWO_EXPONENTS = re.compile(r"\^ ?\d+ ?\^")
 _MIXED = re.compile(r"(\d+) (\d+) / (\d+)")
