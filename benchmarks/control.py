@@ -31,7 +31,7 @@ from ledom.lm.language_model import LanguageModel
 from ledom.report.formatting import MISSING, interval
 from ledom.report.intervals import bootstrap_interval, paired_interval, pairwise_auc
 from ledom.rerank.candidate_table import CandidateTable, FloatArray, build_candidate_table
-from ledom.rerank.candidates import match_candidates
+from ledom.rerank.candidates import pools
 from ledom.rerank.fit import fit_sum
 from ledom.rerank.score import ScoreFiles, fill_scores
 from ledom.rerank.strategies import Pick
@@ -183,11 +183,10 @@ def print_kinds(
     table: CandidateTable, problems: Sequence[Problem], candidates: Sequence[Candidate]
 ) -> None:
     """Print each score's AUC between the right answers and the wrong ones of each kind."""
-    groups = match_candidates(problems, candidates)
+    pool_of = pools([problem.id for problem in problems], candidates)
     kinds = np.full(table.mask.shape, "", dtype=object)
     for row, problem in enumerate(problems):
-        own = [candidate for candidate in groups[problem.id] if not candidate.greedy]
-        for column, candidate in enumerate(own):
+        for column, candidate in enumerate(pool_of[problem.id]):
             if not table.correct[row, column]:
                 kinds[row, column] = error_kind(problem.question, candidate.text)
     shown = [f"{name}_mean" for name in SCORES if f"{name}_mean" in table.features]

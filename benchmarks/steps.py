@@ -22,14 +22,15 @@ from ledom.data.augment import other_number
 from ledom.data.problems import generate_problems
 from ledom.report.formatting import accuracy, difference
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.rerank.candidate_table import Step, split_steps
+from ledom.rerank.candidate_table import split_steps
 from ledom.rerank.score import score_candidates
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+Step = list[float]  # log-probabilities of its tokens
 _SUMMARIES: dict[str, Callable[[Step], float]] = {
-    "least likely token": lambda step: step.least,
-    "mean": lambda step: step.logprob / max(1, step.num_tokens),
-    "sum": lambda step: step.logprob,
+    "least likely token": lambda step: min(step, default=0.0),
+    "mean": lambda step: sum(step) / max(1, len(step)),
+    "sum": sum,
 }
 
 

@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 import ledom
 from ledom.core.records import Problem
 from ledom.data.problems import generate_problems
-from ledom.rerank.weights import embedded_weights
+from ledom.rerank.weights import choose_weights
 from ledom.serve.app import make_app
 from ledom.serve.judge import Judge
 from ledom.serve.service import Service
@@ -38,7 +38,7 @@ DIGITS = 4  # of a log-probability, after the point
 def embedded_server() -> Iterator[TestClient]:
     """A server of the embedded pair, in this process."""
     forward, reverse = ledom.load("tiny", "forward"), ledom.load("tiny", "reverse")
-    weights = embedded_weights("tiny", "tiny")  # as ledom serve
+    weights = choose_weights(None, None, "tiny", "tiny")  # as ledom serve
     judge = Judge(forward, reverse, weights=weights)
     with TestClient(make_app(Service(judge, Settings())), base_url="http://127.0.0.1") as client:
         yield client

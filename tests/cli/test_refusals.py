@@ -67,7 +67,7 @@ def test_greedy_candidates_alone_are_refused(
     file = write(tmp_path / "candidates.jsonl", *rows)
     check_refused(
         run("rerank", "--problems", problem_file, "--candidates", file, *out),
-        "2 of 6 problems have only greedy candidates, the first is 'p2'",
+        "2 of 6 problems have no candidates to choose from, the first is 'p2'",
         "add sampled candidates, or leave out the key 'greedy'",
     )
 

@@ -144,6 +144,20 @@ def test_a_forward_model_reads_the_same_part_of_a_long_passage_for_the_prior(
     assert all(one.logprob < -15 for one in of_long)  # so its beginning was read
 
 
+@pytest.mark.parametrize("direction", Direction)
+def test_a_passage_is_read_from_its_beginning_whatever_tags_it_has(
+    direction: Direction, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    lm = FakeLanguageModel(direction=direction, tokenizer=tokenizer)
+    for text in ("<think>1 + 3</think>1 + 3 = 4", "1 + 3 = 4<think>Or 5?"):
+        out = tmp_path / text[-1]
+        passages = [Document(id="p", text=text)]
+        rank_passages(lm, [QUERIES[1]], passages, out, no_progress)
+        (found,) = read_records(out / "scores.jsonl", Relevance)
+        expected = by_hand(tokenizer, direction, QUERIES[1].text, text)
+        assert (found.logprob, found.prior) == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_query_that_fills_the_context_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     lm = FakeLanguageModel(tokenizer, REVERSE, context=30)
     long = Query(id="long", text="1 + 1 = 2 " * 20)

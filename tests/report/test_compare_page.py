@@ -12,7 +12,7 @@ import pytest
 
 from from_json import from_json
 from ledom.report import compare_page, curves
-from ledom.report.training_results import Comparison, RunComparison
+from ledom.report.results import Comparison, RunComparison
 from reachable import check_reachable
 
 HOSTILE = "<script>alert(1)</script> a|b $x$ \x00 {{ 7*7 }}"
@@ -20,11 +20,11 @@ MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 def render_html(report: dict[str, Any]) -> str:
-    return compare_page.render_html(from_json(Comparison, report))
+    return compare_page.render(from_json(Comparison, report))
 
 
 def render_markdown(report: dict[str, Any]) -> str:
-    return compare_page.render_markdown(from_json(Comparison, report))
+    return compare_page.render(from_json(Comparison, report), "md")
 
 
 def claims(report: dict[str, Any]) -> list[str]:

@@ -109,11 +109,6 @@ def test_the_error_for_bad_values_names_them(values: list[float], problem: str) 
         bootstrap_interval(np.array(values))
 
 
-def test_zero_resamples_are_refused() -> None:
-    with pytest.raises(InputError, match="num_resamples is 0"):
-        bootstrap_interval(array(1, 2), num_resamples=0)
-
-
 # ---- paired_interval ----
 
 
@@ -245,20 +240,9 @@ def test_auc_accepts_infinite_scores() -> None:
     assert pairwise_auc([scores], [np.array([False, True, True])]).tolist() == [0.75]
 
 
-@pytest.mark.parametrize(
-    ("scores", "correct", "problem"),
-    [
-        ([], [], "at least one"),
-        ([[1.0]], [], "scores has 1 problems and correct 0"),
-        ([[1.0, 2.0], [1.0]], [[True, False], [True, False]], "problem 1 has scores of shape"),
-        ([[[1.0]]], [[[True]]], "problem 0 has scores of shape"),
-        ([[1.0, math.nan]], [[True, False]], "problem 0 has a score that is NaN"),
-        ([[1.0, 2.0]], [[1, 0]], "labels of type int64, expected bool"),
-    ],
-)
-def test_auc_refuses_bad_input(scores: list[object], correct: list[object], problem: str) -> None:
-    with pytest.raises(InputError, match=problem):
-        pairwise_auc([np.array(s) for s in scores], [np.array(c) for c in correct])
+def test_auc_refuses_an_undefined_score() -> None:
+    with pytest.raises(InputError, match="a score is NaN"):
+        pairwise_auc([array(1, math.nan)], [np.array([True, False])])
 
 
 # ---- auc_interval ----

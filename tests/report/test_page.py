@@ -27,9 +27,9 @@ def test_files_are_written_and_the_json_round_trips(tmp_path: Path, report: dict
     typed = as_report(report)
     page = write_report(tmp_path / "new" / "folder", report)
     assert page == tmp_path / "new" / "folder" / "report.html"
-    assert page.read_text(encoding="utf-8") == selection_page.render_html(typed)
+    assert page.read_text(encoding="utf-8") == selection_page.render(typed)
     markdown = page.with_suffix(".md").read_text(encoding="utf-8")
-    assert markdown == selection_page.render_markdown(typed)
+    assert markdown == selection_page.render(typed, "md")
     written = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert written == {"format": 2, **to_json(typed)}
     assert written["cases"] == report["cases"]  # including the hostile text and its lone surrogate

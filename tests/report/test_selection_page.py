@@ -17,11 +17,11 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def render_html(report: dict[str, Any]) -> str:
-    return selection_page.render_html(as_report(report))
+    return selection_page.render(as_report(report))
 
 
 def render_markdown(report: dict[str, Any]) -> str:
-    return selection_page.render_markdown(as_report(report))
+    return selection_page.render(as_report(report), "md")
 
 
 class _Page(HTMLParser):

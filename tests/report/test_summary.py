@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ledom.report.results import AucResult, Interval, SelectionReport, StrategyResult
-from ledom.report.selection_page import render_html, summarize
+from ledom.report.selection_page import render, summarize
 
 
 def _strategy(name: str, mean: float, **versus: Interval) -> StrategyResult:
@@ -123,6 +123,6 @@ def test_the_page_explains_the_dashed_line_only_if_there_is_one() -> None:
     known = _report(Interval(0.1, 0.0, 0.2))
     unknown = _made(strategies=[_strategy("random", 0.5), _strategy("majority", 0.6)])
     for report, is_drawn in ((known, True), (unknown, False)):
-        page = render_html(report)
+        page = render(report)
         assert ("to the right of the dashed line are above" in page) is is_drawn
         assert ".solution, .text, pre, td { unicode-bidi: plaintext; }" in page

@@ -11,11 +11,12 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.rerank.candidates import (
-    SharedScores,
     candidate_check,
+    check_problems,
     choose_external_scores,
     pools,
     read_candidates,
+    scores_by_target,
 )
 from made import made_score
 
@@ -29,13 +30,9 @@ def test_equal_texts_of_one_problem_share_the_first_ones_scores() -> None:
     twin, other = candidate("a", 1, "2"), candidate("a", 2, "3")
     elsewhere = candidate("b", 0, "2")
     score = made_score("x|y", problem_id="a")
-    shared = SharedScores([greedy, twin, other, elsewhere], [score])
-    assert shared.targets == {"x|y"}
-    assert shared.find(greedy, "x|y") is score
-    assert shared.find(twin, "x|y") is score
-    assert shared.find(twin, "y|x") is None
-    assert shared.find(other, "x|y") is None
-    assert shared.find(elsewhere, "x|y") is None
+    shared = scores_by_target([greedy, twin, other, elsewhere], [score])
+    mine = {"x|y": score}
+    assert shared == {("a", 0): mine, ("a", 1): mine, ("a", 2): {}, ("b", 0): {}}
 
 
 def test_a_pool_has_no_greedy_candidates_and_keeps_the_problems_order() -> None:
@@ -114,3 +111,20 @@ def test_the_error_for_a_non_number_names_file_and_line(
     with pytest.raises(InputError, match=message) as error:
         read_candidates(path, ["verifier"])
     assert str(error.value).startswith(f"{path}:3: candidate 2 of problem 'p'")
+
+
+def test_a_bad_score_that_is_used_by_default_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    rows = [judged(0, self_certainty=1), judged(1, self_certainty="high")]
+    path.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+    assert len(read_candidates(path, [])) == 2
+    with pytest.raises(InputError, match="'self_certainty' is 'high'.*expected") as error:
+        read_candidates(path)
+    assert str(error.value).startswith(f"{path}:2: candidate 1 of problem 'p'")
+
+
+@pytest.mark.parametrize("answer", ["...", "-", r"\boxed{}"])
+def test_a_right_answer_that_nothing_equals_is_refused(answer: str) -> None:
+    with pytest.raises(InputError, match="problem 'p' has the answer .* correct it, or leave it"):
+        check_problems([Problem(id="p", question="2 + 2?", answer=answer)])
+    check_problems([Problem(id="p", question="2 + 2?", answer=" ")])

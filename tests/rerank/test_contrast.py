@@ -11,10 +11,11 @@ import pytest
 import ledom
 from command_line import Run
 from ledom.core.records import Candidate, Problem, Score, read_records
+from ledom.core.stage import no_progress
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.candidate_table import build_candidate_table
-from ledom.rerank.contrast import change_numbers, contrast_candidates
-from ledom.rerank.score import score_candidates
+from ledom.rerank.contrast import change_numbers, fill_contrast
+from ledom.rerank.score import ScoreFiles, score_candidates
 
 QUESTION = "Ava has 3 pens and $1,200. She buys 2.5 kg at 40% off at 7:30. How many?"
 PROBLEM = Problem(id="p", question="Ava has 24 pens, gives 6 away. Left?", answer="18")
@@ -101,16 +102,14 @@ def test_copies_depend_only_on_the_question() -> None:
     assert change_numbers("It is 7:30 on route A66.", 8) == []
 
 
-def test_the_mean_is_over_the_copies(checkpoints: dict[str, Path]) -> None:
+def test_the_mean_is_over_the_copies(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     lm = ledom.load(checkpoints["reverse"])
     candidates = [
         Candidate(problem_id="p", index=i, text=text)
         for i, text in enumerate(["24 - 6 = 18\n#### 18", "24 + 6\n#### 30"])
     ]
     changes = change_numbers(PROBLEM.question, 3)
-    made = [
-        s for part in contrast_candidates([PROBLEM], candidates, lm, {"p": changes}) for s in part
-    ]
+    made = fill_contrast(ScoreFiles(tmp_path, [PROBLEM], candidates, lm, no_progress), 3)
     for candidate, score in zip(candidates, made, strict=True):
         each = [log_prob(lm, c.apply(PROBLEM.question), candidate.text) for c in changes]
         assert [c["logprob"] for c in score.extra["copies"]] == pytest.approx(each, abs=1e-3)
@@ -118,14 +117,12 @@ def test_the_mean_is_over_the_copies(checkpoints: dict[str, Path]) -> None:
         assert score.logprob == pytest.approx(mean, abs=1e-3)
 
 
-def test_the_feature_is_the_difference(checkpoints: dict[str, Path]) -> None:
+def test_the_feature_is_the_difference(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     lm = ledom.load(checkpoints["reverse"])
     plain = Problem(id="n", question="Is it so?", answer="1")
     candidates = [Candidate(problem_id=id_, index=0, text="#### 1") for id_ in ("p", "n")]
     scores = [s for part in score_candidates([PROBLEM, plain], candidates, lm) for s in part]
-    changes = {"p": change_numbers(PROBLEM.question, 2)}
-    for part in contrast_candidates([PROBLEM], candidates[:1], lm, changes):
-        scores += part
+    scores += fill_contrast(ScoreFiles(tmp_path, [PROBLEM, plain], candidates, lm, no_progress), 2)
     found = build_candidate_table([PROBLEM, plain], candidates, scores).features["contrast"]
     by_target = {s.target: s.logprob for s in scores if s.problem_id == "p"}
     assert found[0, 0] == pytest.approx(by_target["x|y"] - by_target["x'|y"])

@@ -12,8 +12,7 @@ from ledom.core.records import Candidate, Key, Problem
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
 from ledom.rerank.candidate_table import CandidateTable
-from ledom.rerank.early_stop import is_finished, rounds, sample_until_decided
-from ledom.rerank.sample import sample_candidates
+from ledom.rerank.sample import is_finished, rounds, sample_candidates, sample_until_decided
 from ledom.rerank.strategies import STRATEGIES, is_decided, needed_candidates
 from ledom.text.tokenizer import Tokenizer
 

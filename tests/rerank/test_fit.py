@@ -170,6 +170,22 @@ def test_cross_fitting_keeps_equal_questions_in_one_fold() -> None:
         cross_fit(table, asked, 21)
 
 
+def test_the_penalty_is_chosen_on_questions_that_were_not_fitted_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing here has a signal, so the strongest penalty orders new candidates best.
+
+    Copies of a problem in another fold would reward the weakest one, which remembers them.
+    """
+    few = made_pools(20)
+    few.features["reverse"] = np.random.default_rng(2).normal(size=few.mask.shape)
+    copies = few.select(np.tile(np.arange(20), 4))
+    asked = problems(20) * 4
+    tuned = tune(copies, asked)
+    monkeypatch.setattr("ledom.rerank.fit._PENALTIES", (30.0,))
+    assert tuned.weights["all_terms"] == tune(copies, asked).weights["all_terms"]
+
+
 def test_unlabeled_problems_are_neither_fitted_on_nor_counted() -> None:
     """The last 20 of 60 problems are unlabeled, so their contents must not matter."""
     table, asked = with_few_terms(made_pools(60)), problems(60)

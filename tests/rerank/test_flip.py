@@ -13,7 +13,7 @@ from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
-from ledom.rerank.flip import FlipSettings, fill_flip, flip_candidates, word_overlap
+from ledom.rerank.flip import FlipSettings, fill_flip, word_overlap
 from ledom.rerank.score import ScoreFiles
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
@@ -42,16 +42,13 @@ def test_without_spaces_a_character_is_a_word() -> None:
     assert word_overlap("小明有3支笔", real) == pytest.approx(2 * 5 / (6 + 7))  # all but the 3
 
 
-def test_the_score_is_the_log_of_the_mean_overlap(tokenizer: Tokenizer) -> None:
+def test_the_score_is_the_log_of_the_mean_overlap(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A model that writes one of two texts: an overlap of 1 or 6 / 11, or none."""
     lm = FakeLanguageModel(tokenizer, "reverse", [QUESTION, "Ava has pens", "Bo sold 4 hats"])
     problem = Problem(id="p", question=QUESTION)
     candidates = [Candidate(problem_id="p", index=i, text=f"{i} + 1\n#### {i}") for i in range(9)]
-    made = [
-        score
-        for part in flip_candidates([problem], candidates, lm, FlipSettings(4), 40)
-        for score in part
-    ]
+    files = ScoreFiles(tmp_path, [problem], candidates, lm, no_progress)
+    made = fill_flip(files, FlipSettings(4))
     known = {QUESTION: 1.0, "Ava has pens": 6 / 11, "Bo sold 4 hats": 0.0}
     assert [score.index for score in made] == list(range(9))
     for score in made:
@@ -79,21 +76,29 @@ def test_questions_are_generated_before_the_solution(
     assert [one["text"] for one in score.extra["questions"]] == [one.text for one in texts]
 
 
-def test_the_formats_own_words_are_not_part_of_a_question(tokenizer: Tokenizer) -> None:
+def test_the_formats_own_words_are_not_part_of_a_question(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     """`Question:` precedes every question that the model writes."""
     lm = FakeLanguageModel(tokenizer, "reverse", [f"Question: {QUESTION}"])
     lm.pair_format = PairFormat("Question: {question}\nAnswer: {solution}")
     problem = Problem(id="p", question=QUESTION)
     candidate = Candidate(problem_id="p", index=0, text="#### 3")
-    ((score,),) = flip_candidates([problem], [candidate], lm, FlipSettings(1), 40)
+    (score,) = fill_flip(
+        ScoreFiles(tmp_path, [problem], [candidate], lm, no_progress), FlipSettings(1)
+    )
     assert score.extra["questions"] == [{"text": QUESTION, "overlap": 1.0}]
 
 
-def test_a_solution_without_room_loses_its_end(checkpoints: dict[str, Path]) -> None:
+def test_a_solution_without_room_loses_its_end(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     lm = ledom.load(checkpoints["reverse"])
     problem = Problem(id="p", question=QUESTION)
     candidate = Candidate(problem_id="p", index=0, text="1 + 1 = 2\n" * lm.context)
-    ((score,),) = flip_candidates([problem], [candidate], lm, FlipSettings(1), 20)
+    (score,) = fill_flip(
+        ScoreFiles(tmp_path, [problem], [candidate], lm, no_progress), FlipSettings(1)
+    )
     assert score.extra["truncated"] is True
 
 

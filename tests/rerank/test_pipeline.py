@@ -112,3 +112,16 @@ def test_a_demonstration_must_not_solve_a_problem(job: Job) -> None:
     job.demonstrations = [replace(solved, question="What is 3 + 0?"), solved]
     with pytest.raises(InputError, match="the demonstration 'shown' solves problem '2'"):
         rerank(job, no_progress)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_notes_count_what_there_is(job: Job) -> None:
+    """The candidates of two early-stopped runs in one file are more than either had planned."""
+    assert job.candidates is not None
+    job.problems = [replace(problem, answer=None) for problem in job.problems]
+    job.candidates = [replace(c, sampling={"early_stop_of": 2}) for c in job.candidates]
+    made = rerank(job, no_progress)
+    assert made is not None
+    notes = " ".join(made[0].notes)
+    assert "5 of 5 candidates were drawn (0.0% saved)" in notes
+    assert "labeled" not in notes  # the first sentence says that no problem is

@@ -9,8 +9,7 @@ from ledom.core.errors import DirectionError
 from ledom.core.records import Problem
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
-from ledom.rerank.early_stop import sample_until_decided
-from ledom.rerank.sample import sample_candidates
+from ledom.rerank.sample import sample_candidates, sample_until_decided
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 

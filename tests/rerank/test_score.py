@@ -108,7 +108,7 @@ def test_a_truncated_text_has_the_scores_of_its_beginning(
     [
         ([candidate(0, "a", "q")], "'q', which is not among the 1 problems"),
         ([candidate(0, "a"), candidate(0, "b")], "two candidates with index 0"),
-        ([], "1 of 1 problems have no candidates, the first is 'p'"),
+        ([], "1 of 1 problems have no candidates to choose from, the first is 'p'"),
     ],
 )
 def test_problems_and_candidates_must_match(candidates: list[Candidate], message: str) -> None:
@@ -123,6 +123,9 @@ def test_problems_and_candidates_must_match(candidates: list[Candidate], message
         ("<think>Ava has 2 pens. How many?</think>\n\n#### 2", "#### 2"),
         ("Hm.</think>Or 3?</think>#### 2", "#### 2"),  # the chat template contains the opening tag
         ("<think>It is 2.</think>\n", "<think>It is 2.</think>\n"),
+        ("<think>Ava has 2 pens. How", ""),  # cut off
+        ("It is 2.<think>Ava has 2", "It is 2."),
+        ("</think>\n\n#### 2", "\n\n#### 2"),
         (" #### 2", " #### 2"),
     ],
 )

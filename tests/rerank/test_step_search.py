@@ -37,7 +37,10 @@ def good_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
     """Score texts by the word `good`, whatever the model."""
 
     def scored(
-        problems: Sequence[Problem], candidates: Sequence[Candidate], lm: LanguageModel
+        problems: Sequence[Problem],
+        candidates: Sequence[Candidate],
+        lm: LanguageModel,
+        with_thoughts: bool,
     ) -> Iterator[list[Score]]:
         for candidate in candidates:
             value = -1.0 if "good" in candidate.text else -2.0

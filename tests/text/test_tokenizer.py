@@ -5,8 +5,8 @@ import time
 from itertools import pairwise
 
 import pytest
+from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -153,6 +153,16 @@ def test_a_text_split_between_tokens_has_the_ids_of_the_whole(llama_like, tokeni
             joined = one.encode(text[:cut]).ids + one.encode_inside(text[cut:])
             # A character of several tokens ends at the same place more than once.
             assert joined == whole.ids, text[:cut]
+
+
+def test_a_prefix_after_an_added_token_stays(llama_like):
+    """Llama 2's tokenizer puts the prefix before each part of a text between added tokens."""
+    llama_like.backend.add_tokens([AddedToken("[time]", normalized=False)])
+    text = "Once upon<s>a time<s> it[time]is so"
+    whole = llama_like.encode(text)
+    for cut in {end for _, end in whole.offsets if text[end : end + 1] not in ("", "a", "i", " ")}:
+        joined = llama_like.encode(text[:cut]).ids + llama_like.encode_inside(text[cut:])
+        assert joined == whole.ids, text[:cut]
 
 
 def test_a_byte_level_prefix_is_also_a_dummy():

@@ -225,12 +225,12 @@ def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candida
     if file is None:
         return None
     needed = () if job.folds else job.weights.external_scores
-    external_scores = [*(job.external_scores or ()), *needed]
-    check_score_names(external_scores)
+    check_score_names([*(job.external_scores or ()), *needed])
     if is_all:
-        return read_candidates(file, external_scores, candidate_check(job.problems))
+        check = candidate_check(job.problems)
+        return read_candidates(file, job.external_scores, needed, check)
     wanted = {problem.id for problem in job.problems}
-    found = read_candidates(file, external_scores)
+    found = read_candidates(file, job.external_scores, needed)
     return [candidate for candidate in found if candidate.problem_id in wanted]
 
 

@@ -281,7 +281,7 @@ def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance
         for index, (query_id, text) in enumerate(keys)
     ]
     priors: dict[str, float] = {}
-    for scores in score_candidates(problems, candidates, lm):
+    for scores in score_candidates(problems, candidates, lm, with_thoughts=True):
         query_id, text = keys[scores[0].index]
         values = {score.target: score.logprob for score in scores}
         if lm.direction is Direction.FORWARD and query_id == _PRIOR:

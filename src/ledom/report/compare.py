@@ -12,36 +12,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean, median, stdev
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import real_path
-from ledom.report.intervals import paired_interval
-from ledom.report.results import Interval
+from ledom.report import results
+from ledom.report.intervals import FloatArray, paired_interval
 from ledom.report.runs import (
     LOSS,
     TrainingCurve,
     read_curves,
     recipe_settings,
     trained_settings,
-)
-from ledom.report.training_results import (
-    Comparison,
-    Crossing,
-    DirectionResult,
-    FinalGap,
-    Gap,
-    LossCurve,
-    PartGap,
-    RunComparison,
-    SeedGroup,
-    ValidationCurve,
 )
 from ledom.train.metrics import Row
 
@@ -56,7 +43,7 @@ _WITHOUT_EFFECT = (  # settings that do not change the loss, or that say where t
 )
 
 
-def compare_runs(folders: Sequence[Path]) -> Comparison:
+def compare_runs(folders: Sequence[Path]) -> results.Comparison:
     """Report on one or more runs.
 
     Raises `InputError` as `read_curves` does, for a run given twice, and if two models were
@@ -92,7 +79,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
         for report, run in zip(reports, runs, strict=True)
         if len(run) > 1 and report.final_gap is None and all(c.validations for c in run.values())
     ]
-    return Comparison(
+    return results.Comparison(
         title="Direction in training",
         runs=reports,
         seeds=list(_seeds(reports)),
@@ -128,8 +115,8 @@ def _check_same_tokens(curves: Sequence[TrainingCurve]) -> list[str]:
     ]
 
 
-def _run_report(name: str, curves: dict[str, TrainingCurve], folder: Path) -> RunComparison:
-    report = RunComparison(
+def _run_report(name: str, curves: dict[str, TrainingCurve], folder: Path) -> results.RunComparison:
+    report = results.RunComparison(
         name=name,
         directions={direction: _direction(curve) for direction, curve in curves.items()},
         settings=recipe_settings(folder),
@@ -156,16 +143,16 @@ def _differing(folder: Path, curves: dict[str, TrainingCurve]) -> list[str]:
     return [f"{key}: {forward}, {reverse}" for key, forward, reverse in pairs if forward != reverse]
 
 
-def _direction(curve: TrainingCurve) -> DirectionResult:
+def _direction(curve: TrainingCurve) -> results.DirectionResult:
     tokens, validations = curve.tokens, curve.validations
     rows = [row for _, row in validations]
     speeds = [row["tokens_per_second"] for row in curve.rows if "tokens_per_second" in row]
-    return DirectionResult(
+    return results.DirectionResult(
         steps=curve.steps,
         tokens=tokens[-1],
         tokens_per_second=median(speeds) if speeds else None,
         training=_training_curve(tokens, curve.rows),
-        validation=ValidationCurve(
+        validation=results.ValidationCurve(
             step=[int(row["step"]) for row in rows],
             tokens=[seen for seen, _ in validations],
             loss=[row[LOSS] for row in rows],
@@ -176,11 +163,11 @@ def _direction(curve: TrainingCurve) -> DirectionResult:
     )
 
 
-def _training_curve(tokens: list[int], rows: list[Row]) -> LossCurve:
+def _training_curve(tokens: list[int], rows: list[Row]) -> results.LossCurve:
     """Mean loss over stretches of neighboring steps, weighted by tokens; at each stretch's end."""
     stretches = np.array_split(np.arange(len(rows)), min(len(rows), _TRAINING_POINTS))
     losses, weights = (np.array([row[key] for row in rows]) for key in ("loss", "tokens"))
-    return LossCurve(
+    return results.LossCurve(
         tokens=[tokens[stretch[-1]] for stretch in stretches],
         loss=[float(np.average(losses[s], weights=weights[s])) for s in stretches],
     )
@@ -194,8 +181,8 @@ def _over_time(rows: list[Row], part: str) -> dict[str, list[float | None]]:
 
 
 def _with_gap(
-    report: RunComparison, forward: TrainingCurve, reverse: TrainingCurve
-) -> RunComparison:
+    report: results.RunComparison, forward: TrainingCurve, reverse: TrainingCurve
+) -> results.RunComparison:
     """Add the gap at each step where both were validated, and at the last of them its parts."""
     backward = {int(row["step"]): row for _, row in reverse.validations}
     both = [
@@ -207,11 +194,16 @@ def _with_gap(
     if not both:
         return report
     _, first, second = both[-1]
-    gaps = [_gap(*point, last=point is both[-1]) for point in both]
+    gaps = []
+    for seen, row, other in both:
+        found = gap_of(row, other, _RESAMPLES if row is first else _RESAMPLES_BEFORE_LAST)
+        mean = other[LOSS] - row[LOSS] if found is None else found.mean
+        low, high = (found.low, found.high) if found else (None, None)
+        gaps.append(results.Gap(step=int(row["step"]), tokens=seen, mean=mean, low=low, high=high))
     return replace(
         report,
         gap=gaps,
-        final_gap=FinalGap(
+        final_gap=results.FinalGap(
             **vars(gaps[-1]),
             forward=first[LOSS],
             reverse=second[LOSS],
@@ -224,14 +216,7 @@ def _with_gap(
     )
 
 
-def _gap(seen: int, forward: Row, reverse: Row, last: bool) -> Gap:
-    gap = gap_of(forward, reverse, _RESAMPLES if last else _RESAMPLES_BEFORE_LAST)
-    mean = reverse[LOSS] - forward[LOSS] if gap is None else gap.mean
-    low, high = (None, None) if gap is None else (gap.low, gap.high)
-    return Gap(step=int(forward["step"]), tokens=seen, mean=mean, low=low, high=high)
-
-
-def gap_of(forward: Row, reverse: Row, num_resamples: int = _RESAMPLES) -> Interval | None:
+def gap_of(forward: Row, reverse: Row, num_resamples: int = _RESAMPLES) -> results.Interval | None:
     """Reverse minus forward validation loss, nats per token, by a paired bootstrap over windows.
 
     Windows differ in length, so the mean over tokens is a ratio of two sums over windows; its
@@ -252,16 +237,16 @@ def gap_of(forward: Row, reverse: Row, num_resamples: int = _RESAMPLES) -> Inter
     return paired_interval(sides[1], sides[0], num_resamples)
 
 
-def _linearized(losses: NDArray[np.float64], tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+def _linearized(losses: FloatArray, tokens: FloatArray) -> FloatArray:
     """Values [num_windows] whose plain mean equals the mean over tokens, and varies like it."""
     mean = np.average(losses, weights=tokens)
-    values: NDArray[np.float64] = mean + (losses - mean) * tokens / tokens.mean()
+    values: FloatArray = mean + (losses - mean) * tokens / tokens.mean()
     return values
 
 
-def _seeds(runs: Sequence[RunComparison]) -> Iterator[SeedGroup]:
+def _seeds(runs: Sequence[results.RunComparison]) -> Iterator[results.SeedGroup]:
     """The groups of pairs whose recipes differ only in name and seed."""
-    alike: dict[str, list[tuple[str, FinalGap]]] = {}
+    alike: dict[str, list[tuple[str, results.FinalGap]]] = {}
     for run in runs:
         if run.final_gap and run.settings and not run.differing:
             settings = {k: v for k, v in run.settings.items() if k not in ("name", "seed")}
@@ -270,7 +255,7 @@ def _seeds(runs: Sequence[RunComparison]) -> Iterator[SeedGroup]:
     for group in alike.values():
         if len(group) > 1:
             gaps = [gap.mean for _, gap in group]
-            yield SeedGroup(
+            yield results.SeedGroup(
                 runs=[name for name, _ in group],
                 mean=fmean(gaps),
                 deviation=stdev(gaps),
@@ -279,12 +264,12 @@ def _seeds(runs: Sequence[RunComparison]) -> Iterator[SeedGroup]:
             )
 
 
-def _gap_parts(forward: Row, reverse: Row, part: str) -> list[PartGap]:
+def _gap_parts(forward: Row, reverse: Row, part: str) -> list[results.PartGap]:
     """Losses and gap of each part that both rows have, in the forward row's order."""
     losses, others = (row.get(f"{LOSS}_{part}", {}) for row in (forward, reverse))
     tokens = forward.get(f"valid_tokens_{part}", {})
     return [
-        PartGap(
+        results.PartGap(
             name=name,
             num_tokens=tokens.get(name),
             forward=loss,
@@ -296,30 +281,25 @@ def _gap_parts(forward: Row, reverse: Row, part: str) -> list[PartGap]:
     ]
 
 
-def _crossings(curves: Sequence[TrainingCurve]) -> Iterator[Crossing]:
+def _crossings(curves: Sequence[TrainingCurve]) -> Iterator[results.Crossing]:
     """When a model reaches the final loss of its twin, or of a model of its direction."""
-    for curve in curves:
-        for other in curves:
-            related = (curve.run == other.run) != (curve.direction == other.direction)
-            if related and curve.validations and other.validations:
-                yield _crossing(curve, other)
-
-
-def _crossing(curve: TrainingCurve, other: TrainingCurve) -> Crossing:
-    seen, row = other.validations[-1]
-    reached, exact = tokens_to_reach(curve, row[LOSS])
-    return Crossing(
-        run=curve.run,
-        direction=curve.direction,
-        other_run=other.run,
-        other_direction=other.direction,
-        loss=row[LOSS],
-        other_tokens=seen,
-        tokens=reached,
-        at_first_validation=not exact,
-        share=None if reached is None else reached / seen,
-        lowest=min(r[LOSS] for _, r in curve.validations),
-    )
+    for curve, other in product([curve for curve in curves if curve.validations], repeat=2):
+        if (curve.run == other.run) == (curve.direction == other.direction):
+            continue
+        seen, row = other.validations[-1]
+        reached, exact = tokens_to_reach(curve, row[LOSS])
+        yield results.Crossing(
+            run=curve.run,
+            direction=curve.direction,
+            other_run=other.run,
+            other_direction=other.direction,
+            loss=row[LOSS],
+            other_tokens=seen,
+            tokens=reached,
+            at_first_validation=not exact,
+            share=None if reached is None else reached / seen,
+            lowest=min(r[LOSS] for _, r in curve.validations),
+        )
 
 
 def tokens_to_reach(curve: TrainingCurve, loss: float) -> tuple[float | None, bool]:

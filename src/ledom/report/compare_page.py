@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from ledom.report import curves
+from ledom.report import curves, results
 from ledom.report.formatting import (
     MISSING,
     clean,
@@ -22,18 +22,9 @@ from ledom.report.formatting import (
     verdict,
     write_pages,
 )
-from ledom.report.training_results import (
-    Comparison,
-    Crossing,
-    FinalGap,
-    Gap,
-    PartGap,
-    RunComparison,
-    SeedGroup,
-)
 from ledom.train.metrics import thinned
 
-__all__ = ["claims", "render_html", "render_markdown", "write_comparison"]
+__all__ = ["claims", "render", "write_comparison"]
 
 Rows = list[list[str]]
 """Rows of cells; the first row is the head."""
@@ -53,19 +44,35 @@ _CAUTION = (
 )
 
 
-def write_comparison(folder: Path, report: Comparison) -> Path:
+def write_comparison(folder: Path, report: results.Comparison) -> Path:
     """Write compare.json, compare.md and compare.html into `folder`; returns the page's path.
 
     Raises `OutputError` if the folder cannot be written.
     """
-    html, markdown = render_html(report), render_markdown(report)
-    return write_pages(folder, "compare", to_json(report), markdown, html)
+    return write_pages(folder, "compare", to_json(report), partial(render, report))
 
 
-def render_html(report: Comparison) -> str:
-    """The report, which has at least one run, as one page that needs no network and no script."""
-    runs = clean(report).runs
-    figures = {
+def render(report: results.Comparison, kind: str = "html") -> str:
+    """The report as one `html` page that needs no network and no script, or as Markdown (`md`).
+
+    The page needs at least one run. The Markdown has the same tables, but no figures.
+
+    >>> print(render(results.Comparison(title="Direction in training", runs=[]), "md"), end="")
+    # Direction in training
+    """
+    report = clean(report)
+    drawn = _figures(report.runs) if kind == "html" else {}
+    view = {
+        "report": report,
+        "claims": _claims(report),
+        "tables": _tables(report),
+        "caution": _CAUTION,
+    }
+    return render_template(f"compare.{kind}", view, drawn)
+
+
+def _figures(runs: Sequence[results.RunComparison]) -> dict[str, str]:
+    return {
         "loss": curves.loss_figure(runs),
         "gap": curves.gap_figure(runs),
         "loss_by_position": curves.loss_by_position_figure(runs),
@@ -73,33 +80,12 @@ def render_html(report: Comparison) -> str:
         "by_source": curves.parts_figure(runs[0], "by_source"),
         "by_position": curves.parts_figure(runs[0], "by_position"),
     }
-    return render_template("compare.html", _view(report), figures)
 
 
-def render_markdown(report: Comparison) -> str:
-    """The report as Markdown: the same tables, without the figures.
-
-    >>> print(render_markdown(Comparison(title="Direction in training", runs=[])), end="")
-    # Direction in training
-    """
-    return render_template("compare.md", _view(report))
-
-
-def _view(report: Comparison) -> dict[str, Any]:
-    """The variables of both templates."""
-    report = clean(report)
-    return {
-        "report": report,
-        "claims": _claims(report),
-        "tables": _tables(report),
-        "caution": _CAUTION,
-    }
-
-
-def claims(report: Comparison) -> list[str]:
+def claims(report: results.Comparison) -> list[str]:
     """The gaps in words: a line per run with both directions, and a line per group of seeds.
 
-    >>> claims(Comparison(title="", runs=[]))
+    >>> claims(results.Comparison(title="", runs=[]))
     []
     """
     return [f"{c.claim}: {c.value}; {c.verdict}" for c in _claims(clean(report))]
@@ -115,12 +101,12 @@ class _Claim:
     is_shown: bool
 
 
-def _claims(report: Comparison) -> list[_Claim]:
+def _claims(report: results.Comparison) -> list[_Claim]:
     of_runs = [_claim(run, run.final_gap) for run in report.runs if run.final_gap]
     return of_runs + [_claim_of_seeds(group) for group in report.seeds]
 
 
-def _claim(run: RunComparison, gap: FinalGap) -> _Claim:
+def _claim(run: results.RunComparison, gap: results.FinalGap) -> _Claim:
     """A run's final gap in words."""
     shown = verdict(gap.interval) if gap.interval else "unknown"
     others = (
@@ -140,7 +126,7 @@ def _claim(run: RunComparison, gap: FinalGap) -> _Claim:
     )
 
 
-def _claim_of_seeds(group: SeedGroup) -> _Claim:
+def _claim_of_seeds(group: results.SeedGroup) -> _Claim:
     """The gaps of pairs that differ only in their seed, in words."""
     low, high = (number(end, 4, "+") for end in (group.lowest, group.highest))
     one_sign = group.lowest > 0 or group.highest < 0
@@ -154,7 +140,7 @@ def _claim_of_seeds(group: SeedGroup) -> _Claim:
     )
 
 
-def _gap_text(gap: Gap) -> str:
+def _gap_text(gap: results.Gap) -> str:
     """`+0.0182 [+0.0098, +0.0266]`."""
     return interval(gap.interval, 4, "+") if gap.interval else number(gap.mean, 4, "+")
 
@@ -162,7 +148,7 @@ def _gap_text(gap: Gap) -> str:
 # --- tables ---
 
 
-def _tables(report: Comparison) -> dict[str, Rows]:
+def _tables(report: results.Comparison) -> dict[str, Rows]:
     """The tables that have rows, by heading."""
     runs = report.runs
     made = {
@@ -180,7 +166,7 @@ def _tables(report: Comparison) -> dict[str, Rows]:
     return {heading: rows for heading, rows in made.items() if len(rows) > 1}
 
 
-def _models_table(runs: Sequence[RunComparison]) -> Rows:
+def _models_table(runs: Sequence[results.RunComparison]) -> Rows:
     rows = [["run", "direction", "steps", "tokens seen", "tokens/s", "validation loss"]]
     for run in runs:
         planned = run.settings.get("optim.steps")
@@ -192,7 +178,7 @@ def _models_table(runs: Sequence[RunComparison]) -> Rows:
     return rows
 
 
-def _gap_table(runs: Sequence[RunComparison]) -> Rows:
+def _gap_table(runs: Sequence[results.RunComparison]) -> Rows:
     rows = [["run", "step", "tokens seen", "reverse minus forward, nats per token"]]
     for run in runs:
         rows += [
@@ -204,7 +190,7 @@ def _gap_table(runs: Sequence[RunComparison]) -> Rows:
 
 def _parts_table(
     heading: str,
-    by_run: Sequence[tuple[str, Sequence[PartGap]]],
+    by_run: Sequence[tuple[str, Sequence[results.PartGap]]],
     label: Callable[[str], str] = str,
 ) -> Rows:
     rows = [["run", heading, "tokens", "forward", "reverse", "reverse minus forward"]]
@@ -215,7 +201,7 @@ def _parts_table(
     return rows
 
 
-def _crossings_table(crossings: Sequence[Crossing]) -> Rows:
+def _crossings_table(crossings: Sequence[results.Crossing]) -> Rows:
     rows = [["model", "reaches the final loss of", "loss", "after tokens", "the other's tokens"]]
     for row in crossings:
         reached = f"never; its lowest is {number(row.lowest, 4)}"
@@ -227,7 +213,7 @@ def _crossings_table(crossings: Sequence[Crossing]) -> Rows:
     return rows
 
 
-def _settings_table(runs: Sequence[RunComparison]) -> Rows:
+def _settings_table(runs: Sequence[results.RunComparison]) -> Rows:
     """A column per run; settings that differ come first."""
     known = [run for run in runs if run.settings]
     keys = list(dict.fromkeys(key for run in known for key in run.settings))

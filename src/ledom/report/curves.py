@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ledom.report.figures import COLORS, HALF, WIDE, LineStyle, draw_svg, label_ends, shade, short
 from ledom.report.formatting import count
-from ledom.report.training_results import DirectionResult, RunComparison
+from ledom.report.results import DirectionResult, RunComparison
 from ledom.train.metrics import thinned
 
 if TYPE_CHECKING:

@@ -266,8 +266,16 @@ def strategies_figure(strategies: Sequence[StrategyResult]) -> str:
 
     def draw(axes: Axes) -> None:
         for row, strategy in enumerate(rows):
-            if not isinstance(strategy, str):
-                _draw_strategy(axes, row, strategy)
+            if isinstance(strategy, str):
+                continue
+            found, color = strategy.accuracy, COLORS[strategy.kind]
+            low, mean, high = 100 * found.low, 100 * found.mean, 100 * found.high
+            axes.plot([low, high], [row, row], color=color, linewidth=1.6, alpha=0.55)
+            axes.plot([mean], [row], "o", color=color, markersize=5.5)
+            beside = ("axes fraction", "data")
+            _write(axes, f"{mean:.1f}", (1, row), (6, 0), xycoords=beside, va="center")
+            if strategy.id == "greedy":
+                _draw_reference(axes, mean, "greedy")
         labels = [row if isinstance(row, str) else short(row.label) for row in rows]
         axes.set_yticks(range(len(rows)), labels=labels)
         for label, named in zip(axes.get_yticklabels(), rows, strict=True):
@@ -279,17 +287,6 @@ def strategies_figure(strategies: Sequence[StrategyResult]) -> str:
         axes.set_xlabel("accuracy, % of problems")
 
     return draw_svg("strategies", (WIDE, 0.8 + 0.25 * max(len(rows), 3)), draw) if rows else ""
-
-
-def _draw_strategy(axes: Axes, row: int, strategy: StrategyResult) -> None:
-    found, color = strategy.accuracy, COLORS[strategy.kind]
-    low, mean, high = 100 * found.low, 100 * found.mean, 100 * found.high
-    axes.plot([low, high], [row, row], color=color, linewidth=1.6, alpha=0.55)
-    axes.plot([mean], [row], "o", color=color, markersize=5.5)
-    beside = ("axes fraction", "data")
-    _write(axes, f"{mean:.1f}", (1, row), (6, 0), xycoords=beside, va="center")
-    if strategy.id == "greedy":
-        _draw_reference(axes, mean, "greedy")
 
 
 def _draw_reference(axes: Axes, x: float, label: str) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -181,21 +181,24 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_pages(folder: Path, name: str, contents: JsonObject, markdown: str, html: str) -> Path:
+def write_pages(
+    folder: Path, name: str, contents: JsonObject, render: Callable[[str], str]
+) -> Path:
     """Write `name`.json, `name`.md and `name`.html into `folder`; returns the HTML page's path.
 
-    Raises `OutputError` if the folder cannot be written.
+    `render` makes the last two, given their kind. Raises `OutputError` if the folder cannot be
+    written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     page = write_pages(Path(folder), "report", {"share": 0.5}, "# Half", "<p>Half")
+    ...     page = write_pages(Path(folder), "report", {"share": 0.5}, lambda kind: "Half")
     ...     sorted(file.name for file in Path(folder).iterdir()), page.name
     (['report.html', 'report.json', 'report.md'], 'report.html')
     """
     text = json.dumps(contents, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
     # A broken token may leave a lone surrogate: UTF-8 cannot encode it, but JSON can escape it.
     text = _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-    for kind, content in {"json": text, "md": markdown, "html": html}.items():
+    for kind, content in {"json": text, "md": render("md"), "html": render("html")}.items():
         with write_atomically(folder / f"{name}.{kind}") as out:
             out.write(content)
     return folder / f"{name}.html"

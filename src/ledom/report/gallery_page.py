@@ -16,7 +16,7 @@ from ledom.core.direction import Direction
 from ledom.core.files import write_atomically
 from ledom.report.formatting import clean, render_template
 
-__all__ = ["Example", "Gallery", "Missing", "Section", "Table", "render_gallery", "write_gallery"]
+__all__ = ["Example", "Gallery", "Missing", "Section", "Table", "write_gallery"]
 
 
 @dataclass(frozen=True)
@@ -98,24 +98,13 @@ class Gallery:
 def write_gallery(path: Path, gallery: Gallery) -> Path:
     """Write the page; returns its path. Raises `OutputError` if it cannot be written.
 
+    The page needs no network; scripts in its texts are shown, not run.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     page = write_gallery(Path(folder, "gallery.html"), Gallery("Title", "0.1.0", "", []))
     ...     page.read_text().startswith("<!doctype html>")
     True
-    """
-    with write_atomically(path) as out:
-        out.write(render_gallery(gallery))
-    return path
-
-
-def render_gallery(gallery: Gallery) -> str:
-    """The gallery as one page that needs no network; scripts in its texts are shown, not run.
-
-    >>> section = Section("Questions", "By a model.", "The first.", tables=[Table("t", [["<b>"]])])
-    >>> page = render_gallery(Gallery("Title", "0.1.0", "ledom gallery", [section]))
-    >>> "&lt;b&gt;" in page, "<b>" in page
-    (True, False)
     """
     from markupsafe import Markup
 
@@ -126,4 +115,6 @@ def render_gallery(gallery: Gallery) -> str:
         "script": Markup(script),
         "script_hash": f"sha256-{digest}",
     }
-    return render_template("gallery.html", view)
+    with write_atomically(path) as out:
+        out.write(render_template("gallery.html", view))
+    return path

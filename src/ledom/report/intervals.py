@@ -21,6 +21,8 @@ from ledom.core.errors import InputError
 from ledom.report.results import Interval
 
 __all__ = [
+    "BoolArray",
+    "FloatArray",
     "auc_interval",
     "bootstrap_interval",
     "paired_interval",
@@ -28,6 +30,9 @@ __all__ = [
     "pairwise_auc",
     "share_interval",
 ]
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 CHUNK_SIZE = 2**15
 """Values drawn at a time (256 KiB), so that memory does not grow with problems x resamples."""
@@ -38,30 +43,27 @@ _MOST_KEPT = 2**24
 """Up to this many draws (32 MiB) are kept in memory, for the hundreds of intervals of a report."""
 
 
-def bootstrap_interval(values: NDArray[np.float64], num_resamples: int = 10_000) -> Interval:
+def bootstrap_interval(values: FloatArray, num_resamples: int = 10_000) -> Interval:
     """The mean of `values` [num_problems] with its percentile-bootstrap interval.
 
     Each resample draws num_problems values with replacement; the bounds are the 2.5% and 97.5%
     quantiles of the resamples' means. The same arguments give the same interval.
     See Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
 
-    Raises `InputError` for values that are empty, not finite or not one-dimensional, and for fewer
-    than one resample.
+    Raises `InputError` for values that are empty, not finite or not one-dimensional.
 
     >>> found = bootstrap_interval(np.array([1.0, 0.0, 1.0, 1.0]))
     >>> found.mean, found.low < 0.75 < found.high
     (0.75, True)
     """
     values = _checked(values, "values")
-    if num_resamples < 1:
-        raise InputError(f"num_resamples is {num_resamples}, expected 1 or more")
     means = _resampled_means(values, num_resamples)
     low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(mean=float(values.mean()), low=float(low), high=float(high))
 
 
 def paired_interval(
-    values: NDArray[np.float64], baseline: NDArray[np.float64], num_resamples: int = 10_000
+    values: FloatArray, baseline: FloatArray, num_resamples: int = 10_000
 ) -> Interval:
     """The mean of `values - baseline` (each [num_problems], same problems in the same order).
 
@@ -74,7 +76,7 @@ def paired_interval(
     return bootstrap_interval(_differences(values, baseline, _checked), num_resamples)
 
 
-def share_interval(values: NDArray[np.float64], num_resamples: int = 10_000) -> Interval:
+def share_interval(values: FloatArray, num_resamples: int = 10_000) -> Interval:
     """The mean of `values` [num_problems], each from 0 to 1, with its interval.
 
     This is `bootstrap_interval`, unless all values are equal. Then the bounds assume that a share u
@@ -90,7 +92,7 @@ def share_interval(values: NDArray[np.float64], num_resamples: int = 10_000) -> 
     return _interval_within(0.0, _checked_shares(values, "values"), num_resamples)
 
 
-def paired_share_interval(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> Interval:
+def paired_share_interval(values: FloatArray, baseline: FloatArray) -> Interval:
     """`paired_interval` for shares; equal differences are treated as in `share_interval`.
 
     The difference on an unseen problem may be anything from -1 to 1.
@@ -102,9 +104,7 @@ def paired_share_interval(values: NDArray[np.float64], baseline: NDArray[np.floa
     return _interval_within(-1.0, _differences(values, baseline, _checked_shares))
 
 
-def _interval_within(
-    least: float, values: NDArray[np.float64], num_resamples: int = 10_000
-) -> Interval:
+def _interval_within(least: float, values: FloatArray, num_resamples: int = 10_000) -> Interval:
     """The interval of values that lie between `least` and 1."""
     found = bootstrap_interval(values, num_resamples)
     if np.ptp(values) > _ROUNDING:
@@ -114,37 +114,25 @@ def _interval_within(
     return Interval(value, value - unseen * (value - least), value + unseen * (1 - value))
 
 
-def pairwise_auc(
-    scores: Sequence[NDArray[np.float64]], correct: Sequence[NDArray[np.bool_]]
-) -> NDArray[np.float64]:
+def pairwise_auc(scores: Sequence[FloatArray], correct: Sequence[BoolArray]) -> FloatArray:
     """How well scores tell right candidates from wrong ones, problem by problem.
 
     `scores` and `correct` hold an array [num_candidates] per problem. Returns [num_problems]: the
     share of (right, wrong) pairs of candidates in which the right one scores higher. A tie counts
     1/2. This is the area under the ROC curve; NaN for a problem without both kinds.
 
-    Raises `InputError` for no problems, for scores and labels that do not match in number or shape,
-    for a score that is NaN (infinite ones are allowed) and for labels that are not booleans.
+    Raises `InputError` for a score that is NaN; infinite ones are allowed.
 
     >>> pairwise_auc([np.array([3.0, 1.0, 2.0])], [np.array([True, False, False])])
     array([1.])
     """
-    if len(scores) == 0 or len(scores) != len(correct):
-        raise InputError(
-            f"scores has {len(scores)} problems and correct {len(correct)}; "
-            "expected the same number, at least one"
-        )
-    problems = zip(scores, correct, strict=True)
-    return np.array([_auc(number, *problem) for number, problem in enumerate(problems)])
+    return np.array(list(map(_auc, scores, correct)))
 
 
-def auc_interval(
-    scores: Sequence[NDArray[np.float64]], correct: Sequence[NDArray[np.bool_]]
-) -> Interval:
+def auc_interval(scores: Sequence[FloatArray], correct: Sequence[BoolArray]) -> Interval:
     """The mean `pairwise_auc` over the problems that have right and wrong candidates.
 
-    Raises `InputError` as `pairwise_auc` and `bootstrap_interval` do, and if no problem has both
-    kinds.
+    Raises `InputError` as `pairwise_auc` does, and if no problem has both kinds.
 
     >>> right = np.array([True, False])
     >>> auc_interval([np.array([2.0, 1.0]), np.array([0.0, 3.0])], [right, right]).mean
@@ -160,30 +148,30 @@ def auc_interval(
     return share_interval(auc)
 
 
-def _checked(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+def _checked(values: FloatArray, name: str) -> FloatArray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise InputError(f"{name} has shape {values.shape}, expected [num_problems], not empty")
-    if not np.isfinite(values).all():
-        index = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise InputError(f"{name}[{index}] is {values[index]}, expected a finite number")
+    _refuse(~np.isfinite(values), values, name, "a finite number")
     return values
 
 
-def _checked_shares(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+def _checked_shares(values: FloatArray, name: str) -> FloatArray:
     values = _checked(values, name)
-    outside = np.flatnonzero((values < -_ROUNDING) | (values > 1 + _ROUNDING))
-    if len(outside):
-        index = int(outside[0])
-        raise InputError(f"{name}[{index}] is {values[index]}, expected a share from 0 to 1")
+    is_outside = (values < -_ROUNDING) | (values > 1 + _ROUNDING)
+    _refuse(is_outside, values, name, "a share from 0 to 1")
     return values
+
+
+def _refuse(bad: BoolArray, values: FloatArray, name: str, expected: str) -> None:
+    if bad.any():
+        index = int(bad.argmax())
+        raise InputError(f"{name}[{index}] is {values[index]}, expected {expected}")
 
 
 def _differences(
-    values: NDArray[np.float64],
-    baseline: NDArray[np.float64],
-    checked: Callable[[NDArray[np.float64], str], NDArray[np.float64]],
-) -> NDArray[np.float64]:
+    values: FloatArray, baseline: FloatArray, checked: Callable[[FloatArray, str], FloatArray]
+) -> FloatArray:
     values, baseline = checked(values, "values"), checked(baseline, "baseline")
     if len(values) != len(baseline):
         raise InputError(
@@ -193,7 +181,7 @@ def _differences(
     return values - baseline
 
 
-def _resampled_means(values: NDArray[np.float64], num_resamples: int) -> NDArray[np.float64]:
+def _resampled_means(values: FloatArray, num_resamples: int) -> FloatArray:
     num_problems = len(values)
     few = num_problems * num_resamples <= _MOST_KEPT
     means = np.empty(num_resamples)
@@ -221,18 +209,10 @@ def _kept_draws(num_problems: int, num_resamples: int) -> list[NDArray[np.intege
     return list(_draws(num_problems, num_resamples))
 
 
-def _auc(number: int, scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
-    scores, correct = np.asarray(scores, dtype=np.float64), np.asarray(correct)
-    if scores.ndim != 1 or scores.shape != correct.shape:
-        raise InputError(
-            f"problem {number} has scores of shape {scores.shape} and correct of shape "
-            f"{correct.shape}, expected both [num_candidates]"
-        )
-    if correct.size and correct.dtype != np.bool_:
-        raise InputError(f"problem {number} has labels of type {correct.dtype}, expected bool")
+def _auc(scores: FloatArray, correct: BoolArray) -> float:
     if np.isnan(scores).any():
-        raise InputError(f"problem {number} has a score that is NaN; score its candidates again")
-    right, wrong = scores[correct.astype(bool)], np.sort(scores[~correct.astype(bool)])
+        raise InputError("a score is NaN; score the candidates again")
+    right, wrong = scores[correct], np.sort(scores[~correct])
     if len(right) == 0 or len(wrong) == 0:
         return float("nan")
     # Twice the number of wrong ones that each right one beats, a tie counting once.

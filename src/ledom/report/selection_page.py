@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from ledom.report.formatting import (
 from ledom.report.results import (
     AucResult,
     Case,
-    CaseCandidate,
     Difference,
     GroupResult,
     Interval,
@@ -39,7 +39,7 @@ from ledom.report.results import (
 )
 from ledom.report.words import Word, compare, question_logprob, question_words
 
-__all__ = ["Summary", "render_html", "render_markdown", "summarize", "write_report"]
+__all__ = ["Summary", "render", "summarize", "write_report"]
 
 _FORMAT = 2  # of report.json
 _NUM_GAP_WORDS = 6  # listed as the main differences
@@ -82,43 +82,38 @@ def write_report(folder: Path, report: SelectionReport) -> Path:
     ...     page.name, sorted(file.suffix for file in Path(folder).iterdir())
     ('report.html', ['.html', '.json', '.md'])
     """
-    html, markdown = render_html(report), render_markdown(report)
     contents = {"format": _FORMAT, **to_json(report)}
-    return write_pages(folder, "report", contents, markdown, html)
+    return write_pages(folder, "report", contents, partial(render, report))
 
 
-def render_html(report: SelectionReport) -> str:
-    """The report as one page that needs no network and no script.
+def render(report: SelectionReport, kind: str = "html") -> str:
+    """The report as one `html` page that needs no network and no script, or as Markdown (`md`).
 
-    >>> page = render_html(SelectionReport(title="<b>Two</b> of three", warning=None))
+    The Markdown has the same words, tables and cases, but no figures.
+
+    >>> page = render(SelectionReport(title="<b>Two</b> of three", warning=None))
     >>> "&lt;b&gt;Two" in page, "<script" in page
     (True, False)
     """
     report = clean(report)
+    drawn = _figures(report) if kind == "html" else {}
+    return render_template(f"selection.{kind}", _view(report), drawn)
+
+
+def _figures(report: SelectionReport) -> dict[str, str]:
     summary = summarize(report)
     differences = {
         label: strategy.versus[summary.opponent]
         for label, strategy in summary.rows.items()
         if summary.opponent in strategy.versus
     }
-    drawn = {
+    return {
         "differences": figures.differences_figure(differences, summary.opponent_name),
         "strategies": figures.strategies_figure(report.strategies),
         "by_n": figures.by_n_figure(report.accuracy_by_n, report.strategies),
         "by_lambda": figures.by_lambda_figure(report.accuracy_by_lambda),
         "reliability": figures.reliability_figure(report.reliability),
     }
-    return render_template("selection.html", _view(report), drawn)
-
-
-def render_markdown(report: SelectionReport) -> str:
-    """The report as Markdown: the same words, tables and cases, without the figures.
-
-    >>> report = SelectionReport(title="Two of three", warning="The texts are unfamiliar.")
-    >>> render_markdown(report).splitlines()[0]
-    '# Two of three'
-    """
-    return render_template("selection.md", _view(clean(report)))
 
 
 # --- the summary ---
@@ -270,23 +265,6 @@ def _signal(auc: Sequence[AucResult]) -> str:
 # --- what both templates show ---
 
 
-@dataclass(frozen=True)
-class _CaseView:
-    """A case, and its comparison of the picked and the rejected answer."""
-
-    case: Case
-    panels: list[tuple[CaseCandidate, float, list[Word]]]
-    """The question under the picked and the rejected candidate: its log-probability, and its words
-    with theirs."""
-    gaps: list[Word]
-    """Words that the rejected answer explains notably worse, worst first."""
-    gap_total: float | None
-
-    @property
-    def score_names(self) -> list[str]:
-        return list(dict.fromkeys(name for c in self.case.candidates for name in c.scores))
-
-
 def _view(report: SelectionReport) -> dict[str, Any]:
     """The variables of both templates."""
     ranked = sorted(report.strategies, key=lambda strategy: -strategy.accuracy.mean)
@@ -295,7 +273,7 @@ def _view(report: SelectionReport) -> dict[str, Any]:
     }
     compared = {name for s in ranked for name in s.versus}
     cases = [_case(case) for case in report.cases]
-    first = next((case for case in cases if not ranked or _is_telling(case.case)), None)
+    first = next((case for case in cases if not ranked or case["is_telling"]), None)
     return {
         "report": report,
         "summary": summarize(report),
@@ -312,12 +290,6 @@ def _view(report: SelectionReport) -> dict[str, Any]:
         "facts": _facts(report),
         "needed": {s.id: _needed(s.needed) for s in ranked if s.needed is not None},
     }
-
-
-def _is_telling(case: Case) -> bool:
-    """Whether the picked answer is right and the rejected one wrong."""
-    verdicts = {c.role: c.correct for c in case.candidates}
-    return verdicts.get("picked") is True and verdicts.get("rejected") is False
 
 
 def _cost_table(ranked: Sequence[StrategyResult]) -> list[list[str]]:
@@ -368,8 +340,11 @@ def _facts(report: SelectionReport) -> list[list[str]]:
     return facts + [[name, value] for name, value in made_by.items() if value]
 
 
-def _case(case: Case) -> _CaseView:
-    """A case, with the question's words under the picked and the rejected answer."""
+def _case(case: Case) -> dict[str, Any]:
+    """A case, with the question's words under the picked and the rejected answer (`panels`).
+
+    `gaps` are the words that the rejected answer explains notably worse, worst first.
+    """
     by_role = {candidate.role: candidate for candidate in case.candidates}
     pair = [by_role[role] for role in ("picked", "rejected") if role in by_role]
     shown = [candidate for candidate in pair if candidate.question_tokens]
@@ -378,12 +353,14 @@ def _case(case: Case) -> _CaseView:
     gaps: list[Word] = []
     if len(shown) == 2:
         words, gaps = compare(*words)
-    return _CaseView(
-        case=case,
-        panels=[*zip(shown, totals, words, strict=True)],
-        gaps=gaps[:_NUM_GAP_WORDS],
-        gap_total=totals[0] - totals[1] if len(shown) == 2 else None,
-    )
+    return {
+        "case": case,
+        "score_names": list(dict.fromkeys(name for c in case.candidates for name in c.scores)),
+        "panels": [*zip(shown, totals, words, strict=True)],
+        "gaps": gaps[:_NUM_GAP_WORDS],
+        "gap_total": totals[0] - totals[1] if len(shown) == 2 else None,
+        "is_telling": [candidate.correct for candidate in pair] == [True, False],
+    }
 
 
 def _needed(needed: Needed) -> str:

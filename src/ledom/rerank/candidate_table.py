@@ -12,8 +12,9 @@ Shapes: P problems, N candidates (padded; `mask` marks real candidates).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,8 @@ from ledom.core.records import (
     Problem,
     Score,
 )
-from ledom.rerank.candidates import SharedScores, pools
+from ledom.report.intervals import BoolArray, FloatArray
+from ledom.rerank.candidates import pools, scores_by_target
 from ledom.text.answers import AnswerClasses, extract_answer, is_right
 
 __all__ = [
@@ -36,7 +38,6 @@ __all__ = [
     "BoolArray",
     "CandidateTable",
     "FloatArray",
-    "Step",
     "build_candidate_table",
     "candidate_features",
     "split_steps",
@@ -71,9 +72,6 @@ EXTERNAL_LABELS = {
     **{name: f"{name.partition('_')[2]} confidence" for name in CONFIDENCE},
 }
 """Labels of the external scores that sampling writes; any other's label is its field's name."""
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 _MIN_PER_MODEL = 20  # candidates of each model, for a reliable mean
 _PREFIXES = {"y|x": "forward", "x|y": "reverse", "y": "prior"}
@@ -114,12 +112,8 @@ class CandidateTable:
         ['b']
         """
         return replace(
-            self,
+            self._with_cells(lambda values: values[rows]),
             problem_ids=[self.problem_ids[i] for i in rows],
-            features={name: values[rows] for name, values in self.features.items()},
-            answers=self.answers[rows],
-            correct=self.correct[rows],
-            mask=self.mask[rows],
             greedy=self.greedy[rows],
             groups=[self.groups[i] for i in rows],
         )
@@ -134,16 +128,17 @@ class CandidateTable:
         """
         keys = np.where(self.mask, rng.random(self.mask.shape), 2.0)
         kept = np.argsort(keys, axis=1)[:, :n]
+        sampled = self._with_cells(lambda values: np.take_along_axis(values, kept, axis=1))
+        return replace(sampled, num_planned=0)
+
+    def _with_cells(self, choose: Callable[[Any], Any]) -> CandidateTable:
+        """The table with some of the cells of each array [P, N]."""
         return replace(
             self,
-            features={
-                name: np.take_along_axis(values, kept, axis=1)
-                for name, values in self.features.items()
-            },
-            answers=np.take_along_axis(self.answers, kept, axis=1),
-            correct=np.take_along_axis(self.correct, kept, axis=1),
-            mask=np.take_along_axis(self.mask, kept, axis=1),
-            num_planned=0,
+            features={name: choose(values) for name, values in self.features.items()},
+            answers=choose(self.answers),
+            correct=choose(self.correct),
+            mask=choose(self.mask),
         )
 
 
@@ -157,9 +152,8 @@ def build_candidate_table(
 
     Candidates from different models differ more in style than in correctness. So if several models
     wrote them, the mean over the candidates of the same writer is subtracted from each feature.
-    This uses no labels. `external_scores` are names of numeric fields of the candidates (see
-    `choose_external_scores`). Raises `InputError` for a candidate that lacks a score or such a
-    field.
+    This uses no labels. `external_scores` are names of fields of the candidates, as chosen by
+    `choose_external_scores`. Raises `InputError` for a candidate that lacks a score or a field.
 
     >>> drawn = [Candidate(problem_id="p", index=i, text=f"#### {i + 3}") for i in (0, 1)]
     >>> scores = [Score(problem_id="p", index=i, model="m", direction="forward", target="y|x",
@@ -169,8 +163,9 @@ def build_candidate_table(
     >>> table.correct, table.features["forward"]
     (array([[False,  True]]), array([[-2., -3.]]))
     """
-    shared = SharedScores(candidates, scores)
-    known = [name for name, (target, _) in FEATURES.items() if target in shared.targets]
+    scores_of = scores_by_target(candidates, scores)
+    scored: set[str] = {score.target for score in scores}
+    known = [name for name, (target, _) in FEATURES.items() if target in scored]
     pool_of = pools([problem.id for problem in problems], candidates)
     shape = len(pool_of), max(map(len, pool_of.values()))
     features = {name: np.zeros(shape) for name in (*known, *external_scores)}
@@ -179,30 +174,30 @@ def build_candidate_table(
     number_of: dict[str | None, int] = {}
     contrasted = {s.problem_id for s in scores if s.target == "x'|y"}
     for row, problem in enumerate(problems):
-        targets = shared.targets - (set() if problem.id in contrasted else {"x'|y"})
         classes = AnswerClasses()
+        # A question without numbers has no copies, so its candidates get a contrast of 0.
+        targets = scored if problem.id in contrasted else scored - {"x'|y"}
         for column, candidate in enumerate(pool_of[problem.id]):
             cell, answer = (row, column), extract_answer(candidate.text)
             mask[cell] = True
             writers[cell] = number_of.setdefault(candidate.model, len(number_of))
             answers[cell] = classes.number(answer)
             correct[cell] = is_right(candidate, answer, problem) is True
-            found = {target: shared.find(candidate, target) for target in targets}
-            # A question without numbers has no copies, so its candidates get a contrast of 0.
+            found = {target: scores_of[candidate.key].get(target) for target in targets}
             values = {"contrast": 0.0} | candidate_features(found, problem, candidate)
             values |= {name: candidate.external_score(name) for name in external_scores}
             for name, array in features.items():
                 array[cell] = values[name]
-    counts = np.bincount(writers[mask])
-    by_model = len(counts) > 1 and bool(counts.min() >= _MIN_PER_MODEL)
+    groups = [problem.extra.get("group") for problem in problems]
+    features, by_model = _relative_to_models(features, mask, writers)
     return CandidateTable(
         problem_ids=[*pool_of],
-        features=_relative_to_models(features, mask, writers) if by_model else features,
+        features=features,
         answers=answers,
         correct=correct,
         mask=mask,
         greedy=_greedy_right(problems, candidates),
-        groups=[_group(problem) for problem in problems],
+        groups=["none" if group in (None, "") else str(group) for group in groups],
         by_model=by_model,
         external_scores=tuple(external_scores),
         num_planned=max(_planned(candidate) for candidate in candidates),
@@ -224,12 +219,6 @@ def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) 
     return np.array([np.mean(found) if found else np.nan for found in right.values()])
 
 
-def _group(problem: Problem) -> str:
-    """The problem's group in results by group; `none` for a problem without one."""
-    group = problem.extra.get("group")
-    return "none" if group in (None, "") else str(group)
-
-
 def _planned(candidate: Candidate) -> int:
     """How many candidates were planned for its problem; 0 if drawn without early stopping."""
     planned = (candidate.sampling or {}).get(EARLY_STOP)
@@ -237,9 +226,15 @@ def _planned(candidate: Candidate) -> int:
 
 
 def _relative_to_models(
-    features: Mapping[str, FloatArray], mask: BoolArray, writers: NDArray[np.int64]
-) -> dict[str, FloatArray]:
-    """Subtract from features [P, N] the mean of each problem, then the mean of each writer."""
+    features: dict[str, FloatArray], mask: BoolArray, writers: NDArray[np.int64]
+) -> tuple[dict[str, FloatArray], bool]:
+    """Subtract from features [P, N] the mean of each problem, then the mean of each writer.
+
+    Unless there are several writers with enough candidates each; returns whether there are.
+    """
+    counts = np.bincount(writers[mask])
+    if len(counts) < 2 or counts.min() < _MIN_PER_MODEL:
+        return features, False
     sizes = np.maximum(mask.sum(axis=1, keepdims=True), 1)
     relative: dict[str, FloatArray] = {}
     for name, values in features.items():
@@ -249,7 +244,7 @@ def _relative_to_models(
             its = writers == writer
             centered[its] -= centered[its].mean()
         relative[name] = centered
-    return relative
+    return relative, True
 
 
 def candidate_features(
@@ -278,7 +273,8 @@ def candidate_features(
             continue
         prefix = _PREFIXES[target]
         text = problem.question if target == "x|y" else score.solution(candidate.text)
-        digits = _digit_logprobs(score, text)
+        tokens = score.tokens() or []
+        digits = [value for value, (start, end) in tokens if _DIGIT.search(text, start, end)]
         values[prefix] = score.logprob
         values[f"{prefix}_mean"] = score.logprob / max(1, score.num_tokens)
         numbers = "question_numbers" if target == "x|y" else f"{prefix}_numbers"
@@ -290,62 +286,43 @@ def candidate_features(
     if written := scores.get("x~|y"):
         values["overlap"] = written.logprob
     if prior := scores.get("y"):
-        values["worst_step"] = worst_step(prior, scores.get("y|x"), candidate.text)
+        values["worst_step"] = worst_step(prior, scores.get("y|x"), candidate.text, given)
     return values
 
 
-def _digit_logprobs(score: Score, text: str) -> list[float]:
-    """The log-probabilities of the tokens that contain a digit; empty without token scores."""
-    tokens = score.tokens() or []
-    return [value for value, (start, end) in tokens if _DIGIT.search(text, start, end)]
+def split_steps(score: Score, text: str) -> list[list[float]]:
+    """The log-probabilities of each step's tokens, from a score of the solution `text` (y or y|x).
 
-
-@dataclass(frozen=True)
-class Step:
-    """A line of a solution, text[start:end], with the log-probability of its tokens in nats."""
-
-    start: int
-    end: int
-    logprob: float
-    """The sum over the step's tokens."""
-    least: float
-    """The log-probability of its least likely token; 0 for a step without tokens."""
-    num_tokens: int
-
-
-def split_steps(score: Score, text: str) -> list[Step]:
-    """The steps of a solution `text`, from a score of `y` or `y|x`; empty without token scores.
-
-    A token belongs to the step of its last character. Line ends and the document-end token belong
-    to no step.
+    A step is a line. A token belongs to the step of its last character; line ends and the
+    document-end token belong to no step. Empty without token scores.
 
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="y",
     ...               logprob=-3.5, num_tokens=3, token_logprobs=[-1.0, -0.5, -2.0],
     ...               token_spans=[[0, 3], [3, 4], [4, 6]])
-    >>> [(step.logprob, step.num_tokens) for step in split_steps(score, "1+1\\n#2")]
-    [(-1.0, 1), (-2.0, 1)]
+    >>> split_steps(score, "1+1\\n#2")
+    [[-1.0], [-2.0]]
     """
-    tokens = score.tokens()
-    if tokens is None:
+    if (tokens := score.tokens()) is None:
         return []
-    steps = []
-    for line in _STEP.finditer(text):
-        inside = [
+    return [
+        [
             value
             for value, (start, end) in tokens
             if end > start and line.start() < end <= line.end()
         ]
-        steps.append(
-            Step(*line.span(), sum(inside), min(inside, default=0.0), num_tokens=len(inside))
-        )
-    return steps
+        for line in _STEP.finditer(text)
+    ]
 
 
-def worst_step(reverse: Score, forward: Score | None, text: str) -> float:
+def worst_step(
+    reverse: Score, forward: Score | None, text: str, question: Score | None = None
+) -> float:
     """The log-probability of the least likely token of a solution's least likely step, in nats.
 
-    `reverse` is a score of `y`, `forward` one of `y|x`. If both scored the same text, each step
-    gets the mean of the two; otherwise `forward` is ignored. 0 without token scores.
+    `reverse` is a score of `y`, `forward` one of `y|x`, `question` one of `x|y`. If both models
+    scored the same text, each step gets the mean of the two; otherwise `forward` is ignored. A text
+    without steps gets that of its end or, without a forward model, of the question's tokens, or it
+    would beat every step. 0 without token scores.
 
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="y",
     ...               logprob=-3.5, num_tokens=3, token_logprobs=[-1.0, -0.5, -2.0],
@@ -357,10 +334,10 @@ def worst_step(reverse: Score, forward: Score | None, text: str) -> float:
     if forward is not None and forward.text == reverse.text:
         readings.append(_least_by_step(forward, text))
     steps = [sum(step) / len(step) for step in zip(*filter(None, readings), strict=True)]
-    # An empty text has only its end token. Without that, it would beat every step.
-    ends = [value for score in (reverse, forward) if score for value in score.token_logprobs or ()]
+    read = (reverse, forward or question)
+    ends = [value for score in read if score for value in score.token_logprobs or ()]
     return min(steps or ends, default=0.0)
 
 
 def _least_by_step(score: Score, text: str) -> list[float]:
-    return [step.least for step in split_steps(score, score.solution(text))]
+    return [min(step, default=0.0) for step in split_steps(score, score.solution(text))]

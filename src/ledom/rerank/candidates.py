@@ -1,7 +1,7 @@
 """Checks candidates, groups them by problem, and finds the scores that equal texts share.
 
 If several candidates of a problem share a text, it is scored once: `distinct_candidates` returns
-the first candidate with each text, and `SharedScores` finds its score for the rest. A problem's
+the first candidate with each text, and `scores_by_target` finds its score for the rest. A problem's
 pool, from which strategies choose, has all its candidates except greedy and broken-off ones.
 
 An external score is an extra field of a candidate, such as the score of a trained verifier: a
@@ -31,10 +31,10 @@ from ledom.core.records import (
     read_records,
     unique_ids,
 )
+from ledom.text.answers import has_content
 
 __all__ = [
     "GIVEN",
-    "SharedScores",
     "candidate_check",
     "check_problems",
     "choose_external_scores",
@@ -43,6 +43,7 @@ __all__ = [
     "match_candidates",
     "pools",
     "read_candidates",
+    "scores_by_target",
     "text_hashes",
     "written_tokens",
 ]
@@ -55,7 +56,7 @@ _MAX_INDEX = 2**63  # other JSON readers parse larger numbers as floats
 
 
 def check_problems(problems: Sequence[Problem]) -> None:
-    """Raise `InputError` for an empty list, a repeated id, or an empty question.
+    """Raise `InputError` for an empty list, a repeated id, an empty question or a senseless answer.
 
     >>> check_problems([Problem(id="a", question=" ")])
     Traceback (most recent call last):
@@ -68,6 +69,11 @@ def check_problems(problems: Sequence[Problem]) -> None:
         check(problem)
         if not problem.question.strip():
             raise InputError(f"problem {problem.id!r} has an empty question; remove the problem")
+        if problem.answer and problem.is_labeled and not has_content(problem.answer):
+            raise InputError(
+                f"problem {problem.id!r} has the answer {problem.answer!r:.60}, which nothing "
+                "can equal; correct it, or leave it out"
+            )
 
 
 def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
@@ -130,48 +136,34 @@ def written_tokens(candidate: Candidate) -> int | None:
     return int(known)
 
 
-def match_candidates(
-    problems: Sequence[Problem], candidates: Sequence[Candidate]
-) -> dict[str, list[Candidate]]:
-    """Candidates by problem id, in the problems' order.
+def match_candidates(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> None:
+    """Raise `InputError` as the checks above do, and for a problem whose pool is empty.
 
-    Raises `InputError` as `check_problems` and `candidate_check` do, and for a problem whose pool
-    is empty.
-
-    >>> problems = [Problem(id=id, question="?") for id in "ab"]
-    >>> drawn = [Candidate(problem_id=id, index=0, text="4") for id in "ba"]
-    >>> [(id, len(own)) for id, own in match_candidates(problems, drawn).items()]
-    [('a', 1), ('b', 1)]
+    >>> match_candidates([Problem(id="a", question="?")], [])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: 1 of 1 problems have no candidates to choose from, the first ...
     """
     check_problems(problems)
-    groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
     check = candidate_check(problems)
     for candidate in candidates:
         check(candidate)
-        groups[candidate.problem_id].append(candidate)
-    empty = [problem_id for problem_id, group in groups.items() if not group]
+    pool_of = pools([problem.id for problem in problems], candidates)
+    empty = [problem_id for problem_id, pool in pool_of.items() if not pool]
     if empty:
         raise InputError(
-            f"{len(empty)} of {len(groups)} problems have no candidates, the first is "
-            f"{empty[0]!r}; remove them from the problems or make candidates for them"
+            f"{len(empty)} of {len(pool_of)} problems have no candidates to choose from, the first "
+            f"is {empty[0]!r}; greedy and broken-off ones do not count: add sampled candidates, or "
+            "leave out the key 'greedy' or the problems"
         )
-    greedy = [problem_id for problem_id, group in groups.items() if not any(map(_is_choice, group))]
-    if greedy:
-        kind = "greedy" if all(c.greedy for c in groups[greedy[0]]) else "greedy or broken off"
-        raise InputError(
-            f"{len(greedy)} of {len(groups)} problems have only {kind} candidates, the first is "
-            f"{greedy[0]!r}: there is nothing to choose from; add sampled candidates, or leave out "
-            "the key 'greedy'"
-        )
-    return groups
 
 
 def read_candidates(
     path: Path,
-    names: Sequence[str] = (),
+    asked: Sequence[str] | None = None,
+    needed: Iterable[str] = (),
     check: Callable[[Candidate], object] | None = None,
 ) -> list[Candidate]:
-    """Read a file of candidates, each of which must have the external scores `names`.
+    """Read a file of candidates with the external scores that `choose_external_scores` chooses.
 
     `check` may raise for further reasons. Raises `InputError` with file and line for a bad record.
 
@@ -182,13 +174,14 @@ def read_candidates(
     ...     read_candidates(Path(file.name), ["verifier"])[0].external_score("verifier")
     0.9
     """
-
-    def check_both(candidate: Candidate) -> None:
-        _check_external_scores(candidate, names)
-        if check is not None:
-            check(candidate)
-
-    return read_records(path, Candidate, check_both)
+    found = read_records(path, Candidate, check)
+    try:
+        choose_external_scores(found, asked, needed)
+    except InputError:
+        names = _score_names(found, asked, needed)
+        read_records(path, Candidate, lambda one: _check_external_scores(one, names))
+        raise  # only if the file has changed: the check names the line
+    return found
 
 
 def choose_external_scores(
@@ -204,13 +197,20 @@ def choose_external_scores(
     >>> choose_external_scores([sure])
     ('self_certainty',)
     """
-    if asked is None:
-        pool = list(filter(_is_choice, candidates))
-        asked = [n for n in _WRITTEN_SCORES if all(c.extra.get(n) is not None for c in pool)]
-    names = tuple(dict.fromkeys([*asked, *needed]))
+    names = _score_names(candidates, asked, needed)
     for candidate in candidates:
         _check_external_scores(candidate, names)
     return names
+
+
+def _score_names(
+    candidates: Sequence[Candidate], asked: Sequence[str] | None, needed: Iterable[str]
+) -> tuple[str, ...]:
+    """The names that `choose_external_scores` returns, without its checks."""
+    if asked is None:
+        pool = list(filter(_is_choice, candidates))
+        asked = [n for n in _WRITTEN_SCORES if all(c.extra.get(n) is not None for c in pool)]
+    return tuple(dict.fromkeys([*asked, *needed]))
 
 
 def _check_external_scores(candidate: Candidate, names: Iterable[str]) -> None:
@@ -285,25 +285,24 @@ def labeled_problems(
     """
     pool_of = pools([problem.id for problem in problems], candidates)
     labels = {id_: [c.correct is not None for c in pool] for id_, pool in pool_of.items()}
-    found = [p.is_labeled or (any(labels[p.id]) and all(labels[p.id])) for p in problems]
+    found = [p.is_labeled or (labels[p.id] != [] and all(labels[p.id])) for p in problems]
     return np.array(found, bool)
 
 
-class SharedScores:
-    """Finds a candidate's scores, which belong to the first candidate with its text.
+def scores_by_target(
+    candidates: Sequence[Candidate], scores: Iterable[Score]
+) -> dict[Key, dict[str, Score]]:
+    """The scores of each candidate by target, by its key; those with equal texts share them.
 
     >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="x|y",
     ...               logprob=-2.0, num_tokens=3)
-    >>> SharedScores(twins, [score]).find(twins[1], "x|y").logprob
+    >>> scores_by_target(twins, [score])["p", 1]["x|y"].logprob
     -2.0
     """
-
-    def __init__(self, candidates: Iterable[Candidate], scores: Iterable[Score]) -> None:
-        self._scores = {score.key: score for score in scores}
-        self._first = {(c.problem_id, c.text): c.key for c in distinct_candidates(candidates)}
-        self.targets: set[str] = {score.target for score in self._scores.values()}
-
-    def find(self, candidate: Candidate, target: str) -> Score | None:
-        """A candidate's score for a target; None if there is none."""
-        return self._scores.get((*self._first[candidate.problem_id, candidate.text], target))
+    own: dict[Key, dict[str, Score]] = {}
+    for score in scores:
+        own.setdefault((score.problem_id, score.index), {})[score.target] = score
+    first = {(c.problem_id, c.text): c.key for c in distinct_candidates(candidates)}
+    keys = {c.key: first.get((c.problem_id, c.text)) for c in candidates}
+    return {key: own.get(scored, {}) if scored else {} for key, scored in keys.items()}

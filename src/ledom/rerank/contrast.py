@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 
 from ledom.core.files import fingerprint
-from ledom.core.records import Candidate, Problem, Score
+from ledom.core.records import Candidate, Key, Score
 from ledom.data.augment import other_number
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.score import (
@@ -35,7 +35,7 @@ from ledom.rerank.score_files import CONTRAST
 from ledom.text.copies import UNSPACED
 from ledom.text.math.in_text import GROUP_SPACE
 
-__all__ = ["ChangedNumber", "change_numbers", "contrast_candidates", "fill_contrast"]
+__all__ = ["ChangedNumber", "change_numbers", "fill_contrast"]
 
 _GROUPED = rf"[1-9]\d{{0,2}}({GROUP_SPACE})\d{{3}}(?:\1\d{{3}})*(?!\1?\d)"  # 12 000
 _NUMBER = re.compile(
@@ -103,68 +103,49 @@ def _another(match: re.Match[str], question: str, rng: Random) -> str:
 def fill_contrast(files: ScoreFiles, num_copies: int) -> list[Score]:
     """A reverse model's scores of up to `num_copies` copies, kept in `scores.contrast.jsonl`.
 
+    A record's `logprob` is the log of the mean P(copy|y) over the copies; `copies` lists each with
+    its own log-probability. The tokens that copies share, y and the question after the number, are
+    computed once.
+
     >>> import tempfile
     >>> from pathlib import Path
+    >>> from ledom.core.records import Problem
     >>> from ledom.core.stage import no_progress
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm, problem = FakeLanguageModel(direction="reverse"), Problem(id="p", question="2 + 2?")
     >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     (score,) = fill_contrast(ScoreFiles(Path(folder), [problem], drawn, lm, no_progress), 3)
-    >>> score.target
-    "x'|y"
-    """
-    changes = {p.id: change_numbers(p.question, num_copies) for p in files.problems}
-    copies = ((i, str(c.start), str(c.end), c.number) for i in changes for c in changes[i])
-    read = files.lm, changes, files.demonstrations, files.mask_copies
-    return files.fill(
-        CONTRAST,
-        lambda some: contrast_candidates(files.problems, some, *read),
-        {"contrast": num_copies, "copies": fingerprint(copies)},
-        wanted=lambda candidate: bool(changes[candidate.problem_id]),
-    )
-
-
-def contrast_candidates(
-    problems: Sequence[Problem],
-    candidates: Sequence[Candidate],
-    lm: LanguageModel,
-    changes: Mapping[str, Sequence[ChangedNumber]],
-    demonstrations: Sequence[Problem] = (),
-    mask_copies: int = 0,
-) -> Iterator[list[Score]]:
-    """Yield one record per candidate, by problem; the candidates must be distinct.
-
-    `changes` are those of `change_numbers`, by problem id. A record's `logprob` is the log of the
-    mean P(copy|y) over the copies; `copies` lists each with its own log-probability. The tokens
-    that copies share, y and the question after the number, are computed once. See
-    `score_candidates` for the other parameters.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel(direction="reverse")
-    >>> problem, answer = Problem(id="p", question="2 + 2?"), "4"
-    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
-    >>> changes = {"p": change_numbers("2 + 2?", 3)}
-    >>> ((score,),) = contrast_candidates([problem], drawn, lm, changes)
     >>> score.target, len(score.extra["copies"])
     ("x'|y", 3)
     """
-    questions = {problem.id: problem.question for problem in problems}
-    most = max(map(len, changes.values()), default=1)
-    for chunk in score_groups(candidates, max(1, _TOGETHER // most)):
-        asked = []
-        for candidate in chunk:
-            question = questions[candidate.problem_id]
-            solution = read_solution(candidate, question, lm, mask_copies)
-            copies = changes[candidate.problem_id]
-            asked += [(candidate, change.apply(question), solution) for change in copies]
-        found: dict[int, list[ScoredPair]] = {}
-        for place, scored in score_pairs(lm, asked, demonstrations):
-            candidate = asked[place][0]
-            own = found.setdefault(id(candidate), [])
-            own.append(scored)
-            if len(own) == len(changes[candidate.problem_id]):
-                yield [_record(candidate, changes[candidate.problem_id], own, lm)]
+    lm, questions = files.lm, {problem.id: problem.question for problem in files.problems}
+    changes = {id_: change_numbers(question, num_copies) for id_, question in questions.items()}
+    most = max(map(len, changes.values()))
+
+    def contrasted(candidates: Sequence[Candidate]) -> Iterator[list[Score]]:
+        for chunk in score_groups(candidates, max(1, _TOGETHER // most)):
+            asked = []
+            for candidate in chunk:
+                question = questions[candidate.problem_id]
+                solution = read_solution(candidate, question, lm, files.mask_copies)
+                copies = changes[candidate.problem_id]
+                asked += [(candidate, change.apply(question), solution) for change in copies]
+            found: dict[Key, list[ScoredPair]] = {}
+            for place, scored in score_pairs(lm, asked, files.demonstrations):
+                candidate = asked[place][0]
+                own = found.setdefault(candidate.key, [])
+                own.append(scored)
+                if len(own) == len(changes[candidate.problem_id]):
+                    yield [_record(candidate, changes[candidate.problem_id], own, lm)]
+
+    copies = ((i, str(c.start), str(c.end), c.number) for i in changes for c in changes[i])
+    return files.fill(
+        CONTRAST,
+        contrasted,
+        {"contrast": num_copies, "copies": fingerprint(copies)},
+        wanted=lambda candidate: bool(changes[candidate.problem_id]),
+    )
 
 
 def _record(

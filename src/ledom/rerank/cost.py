@@ -21,7 +21,7 @@ import numpy as np
 from ledom.core.records import Candidate, Score
 from ledom.report.results import Cost
 from ledom.rerank.candidate_table import FEATURES, CandidateTable, FloatArray
-from ledom.rerank.candidates import SharedScores, pools, written_tokens
+from ledom.rerank.candidates import pools, scores_by_target, written_tokens
 from ledom.rerank.score_files import CONTRAST, FLIP, SCORE_FILES
 from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, needed_candidates
 
@@ -76,23 +76,23 @@ class Costs:
         `timings` are the seconds that each file took, by file name.
         """
         num = len(table.problem_ids)
-        shared = SharedScores(candidates, scores)
+        scores_of = scores_by_target(candidates, scores)
+        tokens = {c.key: _tokens_of(c, scores_of[c.key]) for c in candidates}
         scored = dict.fromkeys(SCORE_FILES, 0.0)
         for score in scores:
             scored[_STAGES[score.target]] += score.num_tokens
         written = np.zeros(table.mask.shape)
         for row, pool in enumerate(pools(table.problem_ids, candidates).values()):
-            written[row, : len(pool)] = [_tokens_of(candidate, shared) for candidate in pool]
-        greedy = sum(_tokens_of(c, shared) for c in candidates if c.greedy)
-        unsure = (c for c in candidates if c.finish_reason == "unsure" and not c.greedy)
-        broken_off = sum(_tokens_of(candidate, shared) for candidate in unsure)
+            written[row, : len(pool)] = [tokens[c.key] for c in pool]
+        greedy = sum(tokens[c.key] for c in candidates if c.greedy)
+        broken_off = sum(tokens.values()) - greedy - float(written.sum())
         files = {stage: f"scores.{stage}.jsonl" for stage in SCORE_FILES}
         files["writer"] = "candidates.jsonl"
         took = timings or {}
         seconds = {stage: took[name] / num for stage, name in files.items() if name in took}
         if parameters.get("writer") == 0:  # the candidates were supplied
             seconds["writer"] = 0.0
-        scored = {stage: tokens / num for stage, tokens in scored.items()}
+        scored = {stage: count / num for stage, count in scored.items()}
         return cls(table, written, greedy / num, scored, parameters, seconds, broken_off / num)
 
     def of(self, strategy: Strategy) -> Cost:
@@ -104,29 +104,21 @@ class Costs:
         if CONTRAST in needed:
             needed.add("reverse")
         stages = [stage for stage in SCORE_FILES if stage in needed]  # always summed in this order
-        parts = {"writer": written}
-        for stage in stages:
-            model = SCORE_FILES[stage][0].value
-            parts[model] = parts.get(model, 0.0) + self.scored[stage]
-        flops: float | None = 0.0
-        for model, tokens in parts.items():
-            size = self.parameters.get(model)
-            flops = None if flops is None or size is None else flops + 2.0 * size * tokens
+        parts = [(self.parameters.get("writer"), written)]
+        parts += [(self.parameters.get(SCORE_FILES[s][0].value), self.scored[s]) for s in stages]
+        flops = [2.0 * size * tokens for size, tokens in parts if size is not None]
+        seconds = None  # unless the time of every stage is known
+        if {"writer", *stages} <= self.seconds.keys():
+            every = self.greedy + self.broken_off + float(self.written.sum()) / len(self.written)
+            share = written / every if every else 0.0
+            seconds = self.seconds["writer"] * share + sum(self.seconds[stage] for stage in stages)
         questions = self.scored[FLIP] if FLIP in stages else 0.0  # generated, not scored
         return Cost(
             generated_tokens=written + questions,
             scored_tokens=sum(self.scored[stage] for stage in stages if stage != FLIP),
-            flops=flops,
-            seconds=self._seconds(written, stages),
+            flops=sum(flops) if len(flops) == len(parts) else None,
+            seconds=seconds,
         )
-
-    def _seconds(self, written: float, stages: Sequence[str]) -> float | None:
-        """Seconds per problem; None if the time of a stage is unknown."""
-        if not {"writer", *stages} <= self.seconds.keys():
-            return None
-        every = self.greedy + self.broken_off + float(self.written.sum()) / len(self.written)
-        share = written / every if every else 0.0
-        return self.seconds["writer"] * share + sum(self.seconds[stage] for stage in stages)
 
     def _written(self, strategy: Strategy) -> float:
         """Generated tokens that a strategy needs, per problem."""
@@ -141,11 +133,9 @@ class Costs:
         return float(totals.mean()) + self.broken_off
 
 
-def _tokens_of(candidate: Candidate, shared: SharedScores) -> int:
+def _tokens_of(candidate: Candidate, scores: Mapping[str, Score]) -> int:
     """A candidate's number of tokens, as counted in sampling or else in scoring."""
     known = written_tokens(candidate)
     if known is not None:
         return known
-    score = shared.find(candidate, "y|x") or shared.find(candidate, "y")
-    assert score is not None, "every candidate has a score"
-    return score.num_tokens
+    return (scores.get("y|x") or scores["y"]).num_tokens

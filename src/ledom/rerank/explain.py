@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.records import Candidate, Problem, Score
+from ledom.core.records import Candidate, Key, Problem, Score
 from ledom.lm import LanguageModel, unfamiliar
 from ledom.report.results import Case, CaseCandidate, ModelInfo, QuestionToken, SelectionReport
 from ledom.rerank.candidate_table import FloatArray, build_candidate_table
-from ledom.rerank.candidates import SharedScores
+from ledom.rerank.candidates import scores_by_target
 from ledom.rerank.score import score_candidates
 from ledom.text.answers import extract_answer, is_right
 
@@ -45,31 +45,32 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> Se
     scores = [s for chunk in score_candidates([problem], candidates, lm) for s in chunk]
     table = build_candidate_table([problem], candidates, scores)
     judged = table.features["reverse"][0]
-    shared, worst = SharedScores(candidates, scores), int(judged.argmin())
+    found, worst = scores_by_target(candidates, scores), int(judged.argmin())
     return SelectionReport(
         title="What each answer explains",
         warning=unfamiliar(lm, scores),
         models={"reverse": ModelInfo(name=lm.name, parameters=lm.num_parameters)},
-        cases=[case_of(problem, candidates, shared, judged, worst, limit=len(candidates))],
+        cases=[case_of(problem, candidates, found, judged, worst, limit=len(candidates))],
     )
 
 
 def case_of(
     problem: Problem,
     candidates: Sequence[Candidate],
-    scores: SharedScores,
+    scores: Mapping[Key, Mapping[str, Score]],
     judged: FloatArray,
     rejected: int,
     limit: int = _CANDIDATES,
 ) -> Case:
     """The case of a problem: its best distinct candidates by `judged` [N], and the rejected one.
 
-    `candidates` [N] are those of the problem; `rejected` is the index of one of them.
+    `candidates` [N] are those of the problem; `scores` are those of `scores_by_target`; `rejected`
+    is the index of a candidate.
 
     >>> import numpy as np
     >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("4544")]
-    >>> shared, judged = SharedScores(drawn, []), np.array([-1.0, -2.0, -1.0, -1.0])
-    >>> case = case_of(Problem(id="p", question="2 + 2?"), drawn, shared, judged, rejected=1)
+    >>> scores, judged = scores_by_target(drawn, []), np.array([-1.0, -2.0, -1.0, -1.0])
+    >>> case = case_of(Problem(id="p", question="2 + 2?"), drawn, scores, judged, rejected=1)
     >>> [(candidate.text, candidate.role, candidate.count) for candidate in case.candidates]
     [('4', 'picked', 3), ('5', 'rejected', 1)]
     """
@@ -85,7 +86,8 @@ def case_of(
     for column in shown:
         candidate = candidates[column]
         answer = extract_answer(candidate.text)
-        found = {name: scores.find(candidate, target) for name, target in _TARGETS.items()}
+        own = scores[candidate.key]
+        shown_scores = {name: own[target] for name, target in _TARGETS.items() if target in own}
         rows.append(
             CaseCandidate(
                 index=candidate.index,
@@ -95,19 +97,14 @@ def case_of(
                 rank=ranked.index(column) + 1,
                 role=roles.get(column),
                 count=count[candidate.text],
-                scores={name: round(s.logprob, 2) for name, s in found.items() if s is not None},
-                question_tokens=_question_tokens(found["reverse"]),
+                scores={name: round(s.logprob, 2) for name, s in shown_scores.items()},
+                question_tokens=[
+                    QuestionToken(start=start, end=end, logprob=logprob)
+                    for logprob, (start, end) in (own["x|y"].tokens() if "x|y" in own else ()) or ()
+                    if end > start
+                ],
             )
         )
     return Case(
         problem_id=problem.id, question=problem.question, answer=problem.answer, candidates=rows
     )
-
-
-def _question_tokens(score: Score | None) -> list[QuestionToken]:
-    """log P(x|y) token by token; empty without token scores."""
-    return [
-        QuestionToken(start=start, end=end, logprob=logprob)
-        for logprob, (start, end) in (score and score.tokens()) or []
-        if end > start
-    ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
 from ledom.core.reading import exists
@@ -72,19 +73,20 @@ def tune(
             f"none of the {len(problems)} problems to fit on has both right and wrong candidates; "
             "give more problems, or more candidates of each, or choose without fitting"
         )
+    hashes = [question_hash(problem.question) for problem in problems]
     weights: dict[str, dict[str, float]] = {}
     sums: dict[tuple[str, ...], _Fit] = {}
     for name, strategy in strategies(table.external_scores).items():
         if not strategy.features or not strategy.available(table):
             continue
-        fit = _fit(strategy, table, sums)
+        fit = _fit(strategy, table, hashes, sums)
         scale = _inverse_temperature(strategy, fit.held_out) if isinstance(strategy, Vote) else 1.0
         weights[name] = {key: float(f"{scale * value:.5g}") for key, value in fit.weights.items()}
     return TunedWeights(
         weights,
         len(table.problem_ids),
         int(table.mask.sum(axis=1).max()),
-        frozenset(question_hash(problem.question) for problem in problems),
+        frozenset(hashes),
         table.external_scores,
     )
 
@@ -110,7 +112,7 @@ def tune_folder(
     questions = read_records(problems or folder / "problems.jsonl", Problem, unique_ids())
     kept = (folder / name for name in (GIVEN, "candidates.jsonl"))
     file = candidates or next(filter(exists, kept), folder / "candidates.jsonl")
-    answers = read_candidates(file, external_scores or ())
+    answers = read_candidates(file, external_scores)
     scored = scored_problems(folder)
     questions = [problem for problem in questions if problem.id in scored]
     answers = [candidate for candidate in answers if candidate.problem_id in scored]
@@ -146,12 +148,9 @@ def cross_fit(
     [([0], 1), ([1], 1)]
     """
     hashes = [question_hash(problem.question) for problem in problems]
-    questions = list(dict.fromkeys(hashes))
-    check_folds(num_folds, len(questions))
+    check_folds(num_folds, len({*hashes}))
     known = np.ones(len(problems), bool) if labeled is None else labeled
-    fold_of = np.random.default_rng(1).permutation(len(questions)) % num_folds
-    place = {question: i for i, question in enumerate(questions)}
-    fold = np.array([fold_of[place[question]] for question in hashes])
+    fold = _folds(hashes, num_folds, seed=1)
     return [
         (np.flatnonzero(fold == i), tune(table, problems, known & (fold != i)))
         for i in range(num_folds)
@@ -172,6 +171,13 @@ def check_folds(num_folds: int, num_problems: int) -> None:
         )
 
 
+def _folds(questions: Sequence[str], num_folds: int, seed: int) -> NDArray[np.int64]:
+    """[P]: a fold for each problem; problems with equal questions are in one fold."""
+    place = {question: i for i, question in enumerate(dict.fromkeys(questions))}
+    fold_of = np.random.default_rng(seed).permutation(len(place)) % num_folds
+    return fold_of[[place[question] for question in questions]]
+
+
 @dataclass(frozen=True)
 class _Fit:
     """Weights fitted on all problems, and for each fold the weights fitted on the other folds."""
@@ -180,7 +186,12 @@ class _Fit:
     held_out: list[tuple[CandidateTable, dict[str, float]]]
 
 
-def _fit(strategy: Strategy, table: CandidateTable, sums: dict[tuple[str, ...], _Fit]) -> _Fit:
+def _fit(
+    strategy: Strategy,
+    table: CandidateTable,
+    questions: Sequence[str],
+    sums: dict[tuple[str, ...], _Fit],
+) -> _Fit:
     """Fit one strategy. `sums` caches the fits of sums, which a pick and a vote share.
 
     A fit with at most one free parameter holds nothing out, because it hardly overfits.
@@ -188,7 +199,7 @@ def _fit(strategy: Strategy, table: CandidateTable, sums: dict[tuple[str, ...], 
     features = strategy.features
     if len(features) > 1 and not strategy.interpolated:
         if features not in sums:
-            sums[features] = _cross_validate(features, table)
+            sums[features] = _cross_validate(features, table, questions)
         return sums[features]
     if strategy.interpolated:
         weights = _fit_interpolation(strategy, table)
@@ -212,13 +223,18 @@ def _fit_interpolation(strategy: Strategy, table: CandidateTable) -> dict[str, f
 
 
 def fit_sum(features: tuple[str, ...], table: CandidateTable) -> dict[str, float]:
-    """Weights of a sum of features, fitted on pairs; the penalty is chosen by cross-validation."""
-    return _cross_validate(features, table).weights
+    """Weights of a sum of features, fitted on pairs; the penalty is chosen by cross-validation.
+
+    All problems in the table must have different questions.
+    """
+    return _cross_validate(features, table, table.problem_ids).weights
 
 
-def _cross_validate(features: tuple[str, ...], table: CandidateTable) -> _Fit:
-    """Fit with the penalty that best orders right and wrong candidates of held-out problems."""
-    fold = np.random.default_rng(0).permutation(len(table.problem_ids)) % _FOLDS
+def _cross_validate(
+    features: tuple[str, ...], table: CandidateTable, questions: Sequence[str]
+) -> _Fit:
+    """Fit with the penalty that best orders right and wrong candidates of held-out questions."""
+    fold = _folds(questions, _FOLDS, seed=0)
     splits = [
         (table.select(np.flatnonzero(fold != i)), table.select(np.flatnonzero(fold == i)))
         for i in range(_FOLDS)

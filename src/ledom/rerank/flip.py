@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 from math import log
 
 from ledom.core.files import fingerprint
-from ledom.core.records import Candidate, Problem, Score
+from ledom.core.records import Candidate, Score
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.rerank.score import ScoreFiles, make_score, read_solution
 from ledom.rerank.score_files import FLIP
 from ledom.text.copies import WORD
 
-__all__ = ["FlipSettings", "fill_flip", "flip_candidates", "word_overlap"]
+__all__ = ["FlipSettings", "fill_flip", "word_overlap"]
 
 _WORD = re.compile(WORD)
 _LEAST = 0.01
@@ -59,61 +59,41 @@ def _words(text: str) -> Counter[str]:
 def fill_flip(files: ScoreFiles, settings: FlipSettings) -> list[Score]:
     """The overlap of a reverse model's questions with the real ones, kept in `scores.flip.jsonl`.
 
+    A record's `logprob` is the log of the mean overlap. `questions` lists the written questions,
+    each with its `overlap`; `num_tokens` counts their tokens. If a solution leaves no room for a
+    question, its end is cut (`truncated`).
+
     >>> import tempfile
     >>> from pathlib import Path
+    >>> from ledom.core.records import Problem
     >>> from ledom.core.stage import no_progress
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm, problem = FakeLanguageModel(direction="reverse"), Problem(id="p", question="2 + 2?")
     >>> files = [[problem], [Candidate(problem_id="p", index=0, text="4")], lm, no_progress]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     (score,) = fill_flip(ScoreFiles(Path(folder), *files), FlipSettings(questions=2))
-    >>> score.target
-    'x~|y'
-    """
-    questions = files.lm.tokenizer.encode_ids([problem.question for problem in files.problems])
-    longest = max(map(len, questions)) + _ROOM
-    how = files.lm, settings, longest, files.mask_copies
-    return files.fill(
-        FLIP,
-        lambda some: flip_candidates(files.problems, some, *how),
-        {"flip": asdict(settings), "longest": longest, "words": fingerprint([(WORD,)])},
-    )
-
-
-def flip_candidates(
-    problems: Sequence[Problem],
-    candidates: Sequence[Candidate],
-    lm: LanguageModel,
-    settings: FlipSettings,
-    longest: int,
-    mask_copies: int = 0,
-) -> Iterator[list[Score]]:
-    """Yield one record per candidate; the candidates must be distinct.
-
-    A record's `logprob` is the log of the mean overlap. `questions` lists the written questions,
-    each with its `overlap`; `num_tokens` counts their tokens. A question has at most `longest`
-    tokens. If a solution leaves no room for them, its end is cut (`truncated`). See
-    `score_candidates` for `mask_copies`.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel(direction="reverse")
-    >>> problem = Problem(id="p", question="2 + 2?")
-    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
-    >>> ((score,),) = flip_candidates([problem], drawn, lm, FlipSettings(questions=2), longest=22)
     >>> score.target, len(score.extra["questions"])
     ('x~|y', 2)
     """
-    real = {problem.id: problem.question for problem in problems}
+    lm, real = files.lm, {problem.id: problem.question for problem in files.problems}
+    longest = max(map(len, lm.tokenizer.encode_ids(list(real.values())))) + _ROOM
     sampling = Sampling(settings.temperature, max_tokens=longest, seed=settings.seed)
     room = lm.context - longest - len(lm.bos_ids)
-    prompts = []
-    for candidate in candidates:
-        solution = read_solution(candidate, real[candidate.problem_id], lm, mask_copies)
-        prompts.append(lm.shortened_prompt(lm.pair_format.after_question(solution), room))
-    texts = [prompt for prompt, _ in prompts]
-    for place, written in lm.generate(texts, sampling, settings.questions):
-        candidate, num_lost = candidates[place], prompts[place][1]
-        yield [_record(candidate, real[candidate.problem_id], written, lm, num_lost > 0)]
+
+    def flipped(candidates: Sequence[Candidate]) -> Iterator[list[Score]]:
+        prompts = []
+        for candidate in candidates:
+            question = real[candidate.problem_id]
+            solution = read_solution(candidate, question, lm, files.mask_copies)
+            prompts.append(lm.shortened_prompt(lm.pair_format.after_question(solution), room))
+        texts = [prompt for prompt, _ in prompts]
+        for place, written in lm.generate(texts, sampling, settings.questions):
+            candidate, num_lost = candidates[place], prompts[place][1]
+            yield [_record(candidate, real[candidate.problem_id], written, lm, num_lost > 0)]
+
+    words = fingerprint([(WORD,)])
+    made_with = {"flip": asdict(settings), "longest": longest, "words": words}
+    return files.fill(FLIP, flipped, made_with)
 
 
 def _record(

@@ -7,29 +7,15 @@ also finds the problems that best show what the reverse model changes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.core.errors import InputError
+from ledom.report import results
 from ledom.report.intervals import (
     auc_interval,
     bootstrap_interval,
     paired_share_interval,
     share_interval,
-)
-from ledom.report.results import (
-    AccuracyByLambda,
-    AccuracyByN,
-    AucResult,
-    Bin,
-    Difference,
-    GroupResult,
-    Measurement,
-    Needed,
-    Reliability,
-    StrategyResult,
 )
 from ledom.rerank.candidate_table import (
     EXTERNAL_LABELS,
@@ -49,11 +35,12 @@ from ledom.rerank.strategies import (
 )
 from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, Weighing, preferred_strategy
 
-__all__ = ["Change", "changes", "measure"]
+__all__ = ["changes", "measure"]
 
 _OPPONENTS = ("greedy", "random", "majority")
 _SUBSETS = 16  # random subsets of each size, in accuracy by number of candidates
 _BINS = 8
+_NUM_CHANGES = 3
 _SHOWN_BY_N = (
     "random",
     "forward_tuned",
@@ -92,12 +79,12 @@ def measure(
     folds: Folds = (),
     labeled: BoolArray | None = None,
     costs: Costs | None = None,
-) -> Measurement:
+) -> results.Measurement:
     """The measured part of a report.
 
     With `folds` (see `cross_fit`), the choice for a problem uses weights fitted on other problems,
     and `tuned` is only shown. With `labeled` [P] (see `labeled_problems`), unlabeled problems are
-    left out, except that `costs` are means over all. Raises `InputError` if none is labeled.
+    left out, except that `costs` are means over all.
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -108,16 +95,21 @@ def measure(
     >>> {strategy.id: strategy.accuracy.mean for strategy in found.strategies}
     {'random': 0.75, 'majority': 1.0, 'majority_stopped': 1.0, 'oracle': 1.0}
     """
+    if labeled is not None and not labeled.any():
+        return results.Measurement(num_labeled=0)
     if labeled is not None:
         table, folds = _only_labeled(table, folds, labeled)
     weighing = Weighing(tuned, folds)
-    rights = _accuracies(table, weighing)
-    return Measurement(
+    able = tuned.usable_with(table.features, table.external_scores)
+    rights = {name: weighing(table, name) for name in able}
+    # A strategy that cannot choose for every problem is left out (greedy may lack candidates).
+    rights = {name: right for name, right in rights.items() if not np.isnan(right).any()}
+    return results.Measurement(
         num_labeled=len(table.problem_ids),
         settings=tuned.settings if "reverse_reward" in rights else {},
         strategies=[_result(name, rights, table, tuned, costs) for name in rights],
         headline=[
-            Difference(
+            results.Difference(
                 claim=claim,
                 difference=paired_share_interval(rights[a], rights[b]),
                 main=(claim, a, b) in _MAIN_CLAIMS,
@@ -137,19 +129,10 @@ def _only_labeled(
     table: CandidateTable, folds: Folds, labeled: BoolArray
 ) -> tuple[CandidateTable, Folds]:
     """The table of the labeled problems, and the folds with row numbers in that table."""
-    rows = np.flatnonzero(labeled)
-    if len(rows) == 0:
-        raise InputError("no problem has a right answer; there is nothing to measure")
     place = np.cumsum(labeled) - 1
     kept = [(place[part[labeled[part]]], weights) for part, weights in folds]
-    return table.select(rows), [(part, weights) for part, weights in kept if len(part)]
-
-
-def _accuracies(table: CandidateTable, weighing: Weighing) -> dict[str, FloatArray]:
-    """Accuracies [P] of the strategies that can choose for every problem, by id."""
-    able = weighing.tuned.usable_with(table.features, table.external_scores)
-    rights = {name: weighing(table, name) for name in able}
-    return {name: right for name, right in rights.items() if not np.isnan(right).any()}
+    labeled_folds = [(part, weights) for part, weights in kept if len(part)]
+    return table.select(np.flatnonzero(labeled)), labeled_folds
 
 
 def _result(
@@ -158,12 +141,12 @@ def _result(
     table: CandidateTable,
     tuned: TunedWeights,
     costs: Costs | None,
-) -> StrategyResult:
+) -> results.StrategyResult:
     strategy = strategies(table.external_scores)[name]
     weights = tuned.weights.get(name, {})
     terms = [f"{value:+.3g} {term}" for term, value in weights.items() if value]
     opponents = [other for other in _OPPONENTS if other in rights and other != name]
-    return StrategyResult(
+    return results.StrategyResult(
         id=name,
         label=strategy.label,
         kind=strategy.kind,
@@ -180,12 +163,12 @@ def _result(
     )
 
 
-def _needed(table: CandidateTable) -> Needed:
+def _needed(table: CandidateTable) -> results.Needed:
     """How many candidates decide a problem's vote, and what share of the candidates this saves."""
     needed = needed_candidates(table).astype(float)
     planned = np.maximum(table.mask.sum(axis=1), max(table.num_planned, 1))
     mean = float(planned.mean())
-    return Needed(
+    return results.Needed(
         candidates=bootstrap_interval(needed),
         of=int(mean) if mean.is_integer() else round(mean, 1),
         saved=share_interval(1 - needed / planned),
@@ -194,7 +177,7 @@ def _needed(table: CandidateTable) -> Needed:
 
 def _by_number(
     table: CandidateTable, weighing: Weighing, rights: dict[str, FloatArray]
-) -> AccuracyByN | None:
+) -> results.AccuracyByN | None:
     counts = table.mask.sum(axis=1)
     smallest = int(counts.min())
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]
@@ -209,10 +192,10 @@ def _by_number(
         for name in shown:
             values = [weighing(subset, name).mean() for subset in subsets]
             curves[name].append(float(np.mean(values)))
-    return AccuracyByN(n=numbers, strategies=curves)
+    return results.AccuracyByN(n=numbers, strategies=curves)
 
 
-def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda | None:
+def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> results.AccuracyByLambda | None:
     strategy = STRATEGIES["reverse_reward"]
     in_use = tuned.interpolation
     if in_use is None or not strategy.available(table):
@@ -224,7 +207,7 @@ def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda |
         )
         for lam in LAMBDAS
     ]
-    return AccuracyByLambda(
+    return results.AccuracyByLambda(
         lambda_=[round(float(lam), 4) for lam in LAMBDAS],
         accuracy=[i.mean for i in intervals],
         low=[i.low for i in intervals],
@@ -233,7 +216,7 @@ def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda |
     )
 
 
-def _reliability(table: CandidateTable, weighing: Weighing) -> Reliability:
+def _reliability(table: CandidateTable, weighing: Weighing) -> results.Reliability:
     """Accuracy by the winning answer's share of the vote that chooses the answers."""
     name = preferred_strategy(table, weighing.tuned)
     confidence = weighing(table, name, Strategy.shares).max(axis=1)
@@ -243,7 +226,7 @@ def _reliability(table: CandidateTable, weighing: Weighing) -> Reliability:
     for rows in np.array_split(order, min(_BINS, len(order))):
         interval = share_interval(right[rows], num_resamples=2000)
         bins.append(
-            Bin(
+            results.Bin(
                 mean_score=float(confidence[rows].mean()),
                 accuracy=interval.mean,
                 low=interval.low,
@@ -251,18 +234,18 @@ def _reliability(table: CandidateTable, weighing: Weighing) -> Reliability:
                 count=len(rows),
             )
         )
-    return Reliability(score="the winning answer's share of votes", bins=bins)
+    return results.Reliability(score="the winning answer's share of votes", bins=bins)
 
 
-def _aucs(table: CandidateTable, weighing: Weighing) -> list[AucResult]:
+def _aucs(table: CandidateTable, weighing: Weighing) -> list[results.AucResult]:
     """Pairwise AUC of every feature, and of every pick with tuned weights."""
     correct = [table.correct[i, here] for i, here in enumerate(table.mask)]
     if not any(c.any() and not c.all() for c in correct):
         return []
 
-    def row(name: str, values: FloatArray, term: str | None = None) -> AucResult:
+    def row(name: str, values: FloatArray, term: str | None = None) -> results.AucResult:
         scores = [values[i, here] for i, here in enumerate(table.mask)]
-        return AucResult(score=name, auc=auc_interval(scores, correct), term=term)
+        return results.AucResult(score=name, auc=auc_interval(scores, correct), term=term)
 
     rows = [
         row(description, table.features[name], name)
@@ -280,36 +263,27 @@ def _aucs(table: CandidateTable, weighing: Weighing) -> list[AucResult]:
     return rows
 
 
-def _by_group(table: CandidateTable, rights: dict[str, FloatArray]) -> list[GroupResult]:
+def _by_group(table: CandidateTable, rights: dict[str, FloatArray]) -> list[results.GroupResult]:
     groups = sorted(set(table.groups))
     if len(groups) < 2:
         return []
-    results = []
+    found = []
     for group in groups:
         rows = [row for row, own in enumerate(table.groups) if own == group]
         accuracy = {name: float(right[rows].mean()) for name, right in rights.items()}
-        results.append(GroupResult(group=group, num_problems=len(rows), accuracy=accuracy))
-    return results
-
-
-@dataclass(frozen=True)
-class Change:
-    """A problem for which Reverse Reward picks another candidate than the forward model."""
-
-    row: int
-    judged: FloatArray
-    """[N]: the scores that pick a candidate."""
-    rejected: int
-    """The column of the other candidate."""
+        found.append(results.GroupResult(group=group, num_problems=len(rows), accuracy=accuracy))
+    return found
 
 
 def changes(
-    table: CandidateTable, tuned: TunedWeights, folds: Folds = (), most: int = 3
-) -> list[Change]:
-    """Up to `most` problems, first those where Reverse Reward is right and the forward model wrong.
+    table: CandidateTable, tuned: TunedWeights, folds: Folds = ()
+) -> list[tuple[int, FloatArray, int]]:
+    """The problems that best show where Reverse Reward differs from the forward model's pick.
 
-    These, and then the rest, are sorted by how much log P(question) differs between the two
-    candidates, largest first. None without a reverse model's scores. See `measure` for `folds`.
+    Each is (row, scores [N] that pick a candidate, column of the forward model's pick). First come
+    those where Reverse Reward is right and the forward model wrong. These, and then the rest, are
+    sorted by how much log P(question) differs between the two candidates, largest first. None
+    without a reverse model's scores. See `measure` for `folds`.
 
     >>> from ledom.core.records import Candidate, Problem, Score
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -318,7 +292,7 @@ def changes(
     ...                 logprob=-1.0 - i, num_tokens=2) for i in (0, 1)]
     >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, scores)
     >>> changes(table, TunedWeights({}, 0, 0, frozenset()))
-    [Change(row=0, judged=array([-1., -2.]), rejected=1)]
+    [(0, array([-1., -2.]), 1)]
     """
     if "reverse" not in table.features:
         return []
@@ -330,8 +304,8 @@ def changes(
     gap = reverse[rows, picked] - reverse[rows, rejected]
     better = table.correct[rows, picked] & ~table.correct[rows, rejected]
     return [
-        Change(int(rows[place]), judged[rows[place]], int(rejected[place]))
-        for place in np.lexsort((-gap, ~better))[:most]
+        (int(rows[place]), judged[rows[place]], int(rejected[place]))
+        for place in np.lexsort((-gap, ~better))[:_NUM_CHANGES]
     ]
 
 

@@ -15,6 +15,8 @@ from functools import partial
 from itertools import compress
 from pathlib import Path
 
+import numpy as np
+
 from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
@@ -31,33 +33,33 @@ from ledom.core.records import (
 from ledom.core.stage import Track, read_timings
 from ledom.lm import unfamiliar
 from ledom.lm.language_model import LanguageModel, Sampling
-from ledom.report.results import (
-    Case,
-    ChosenAnswer,
-    Measurement,
-    ModelInfo,
-    SelectionReport,
-)
+from ledom.report.results import Case, ChosenAnswer, Measurement, ModelInfo, SelectionReport
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
 from ledom.rerank.candidates import (
     GIVEN,
-    SharedScores,
     check_problems,
     choose_external_scores,
     labeled_problems,
     match_candidates,
     pools,
+    scores_by_target,
     written_tokens,
 )
 from ledom.rerank.contrast import fill_contrast
 from ledom.rerank.cost import Costs
-from ledom.rerank.early_stop import is_finished, sample_until_decided
 from ledom.rerank.explain import case_of
 from ledom.rerank.fit import check_folds, cross_fit, tune
 from ledom.rerank.flip import FlipSettings, fill_flip
 from ledom.rerank.measure import changes, measure
-from ledom.rerank.sample import check_prompts, fill_candidates, sample_candidates, sampling_groups
+from ledom.rerank.sample import (
+    check_prompts,
+    fill_candidates,
+    is_finished,
+    sample_candidates,
+    sample_until_decided,
+    sampling_groups,
+)
 from ledom.rerank.score import ScoreFiles, check_room, fill_scores
 from ledom.rerank.strategies import check_score_names
 from ledom.rerank.weights import (
@@ -108,6 +110,11 @@ class Job:
     command: str = "ledom rerank"
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def models(self) -> list[LanguageModel]:
+        """The models that score."""
+        return [lm for lm in (self.forward, self.reverse) if lm is not None]
+
 
 def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     """Run the job; returns the report and the path of its page.
@@ -132,7 +139,7 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     """
     needed = () if job.folds else job.weights.external_scores
     _check(job, [*(job.external_scores or ()), *needed])
-    identities = {str(lm.direction): lm.identity for lm in _models(job)}
+    identities = {str(lm.direction): lm.identity for lm in job.models}
     check_processes(identities, job.out)
     job.notes += [] if job.folds else job.weights.other_models(identities)
     candidates = _candidates(job, track)
@@ -163,7 +170,7 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         notes=_notes(job, table, labeled, candidates, scores),
         models={
             str(lm.direction): ModelInfo(name=lm.name, parameters=lm.num_parameters)
-            for lm in _models(job)
+            for lm in job.models
         },
         cases=_cases(job, table, folds, candidates, scores),
         answers=[] if labeled.any() else _shown_answers(job.problems, selections),
@@ -193,9 +200,7 @@ def _measured(
     scores: Sequence[Score],
 ) -> Measurement:
     """The measurement on the labeled problems."""
-    if not labeled.any():
-        return Measurement(num_labeled=0)
-    sizes = {str(lm.direction): lm.num_parameters for lm in _models(job)}
+    sizes = {str(lm.direction): lm.num_parameters for lm in job.models}
     sizes["writer"] = 0 if job.candidates is not None else sizes["forward"]
     costs = Costs.count(table, candidates, scores, sizes, read_timings(job.out))
     return measure(table, job.weights, folds, labeled, costs)
@@ -226,7 +231,7 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
         job.weights.refuse_overlap(job.problems)
     _check_demonstrations(job)
     _check_sampling(job, external_scores)
-    for lm in _models(job):
+    for lm in job.models:
         check_room(job.problems, lm, job.demonstrations)
 
 
@@ -239,10 +244,6 @@ def _check_demonstrations(job: Job) -> None:
                 f"the demonstration {shown.id!r} solves problem {problem_id!r}, so the models "
                 "would read its answer; remove it from the demonstrations"
             )
-
-
-def _models(job: Job) -> list[LanguageModel]:
-    return [lm for lm in (job.forward, job.reverse) if lm is not None]
 
 
 def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
@@ -272,15 +273,13 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
         return list(job.candidates)
     assert job.forward is not None
     lm = job.forward
+    stops = {"early_stop": job.early_stop, "stop_unsure": job.stop_unsure}
     settings = {
         "model": lm.identity,
         "num_samples": job.num_samples,
         **asdict(job.sampling),
+        **{key: value for key, value in stops.items() if value},
     }
-    if job.early_stop:
-        settings["early_stop"] = True
-    if job.stop_unsure:
-        settings["stop_unsure"] = job.stop_unsure
 
     def make(
         waiting: Sequence[Problem], have: Mapping[Key, Sequence[Candidate]]
@@ -305,7 +304,7 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
 
 def _scores(job: Job, candidates: Sequence[Candidate], track: Track) -> list[Score]:
     scores: list[Score] = []
-    for lm in _models(job):
+    for lm in job.models:
         read = job.demonstrations, job.mask_copies
         files = ScoreFiles(job.out, job.problems, candidates, lm, track, *read)
         scores += fill_scores(files)
@@ -337,11 +336,11 @@ def _cases(
 ) -> list[Case]:
     """The problems that best show what the reverse model changes."""
     pool_of = pools(table.problem_ids, candidates)
-    shared = SharedScores(candidates, scores)
-    found = [(job.problems[change.row], change) for change in changes(table, job.weights, folds)]
+    scores_of = scores_by_target(candidates, scores)
     return [
-        case_of(problem, pool_of[problem.id], shared, change.judged, change.rejected)
-        for problem, change in found
+        case_of(problem, pool_of[problem.id], scores_of, judged, rejected)
+        for row, judged, rejected in changes(table, job.weights, folds)
+        for problem in [job.problems[row]]
     ]
 
 
@@ -365,7 +364,8 @@ def _notes(
     scores: Sequence[Score],
 ) -> list[str]:
     """Notes that a reader of the report needs."""
-    drawn, planned = int(table.mask.sum()), table.num_planned * len(table.problem_ids)
+    counts = table.mask.sum(axis=1)
+    drawn, planned = int(counts.sum()), int(np.maximum(counts, table.num_planned).sum())
     unreadable = int(((table.answers < 0) & table.mask).sum())
     empty = sum(not candidate.text.strip() for candidate in candidates)
     broken_off = [c for c in candidates if c.finish_reason == "unsure"]
@@ -374,7 +374,7 @@ def _notes(
     relative = "taken relative to" if table.by_model else "not relative (one wrote too few) to"
     notes = {
         f"{labeled.sum()} of {len(labeled)} problems are labeled; only these are measured": (
-            not labeled.all()
+            labeled.any() and not labeled.all()
         ),
         **dict.fromkeys(job.notes, True),
         f"{unreadable} candidates ({unreadable / drawn:.1%}) have no readable answer": unreadable,
@@ -382,7 +382,7 @@ def _notes(
         f"the candidates come from several models; scores are {relative} the mean of the model "
         "that wrote them": len({c.model for c in candidates if not c.greedy}) > 1,
         f"sampling stopped once the majority was decided: {drawn:,} of {planned:,} candidates were "
-        f"drawn ({1 - drawn / max(planned, 1):.1%} saved); this does not change the majority's "
+        f"drawn ({1 - drawn / planned:.1%} saved); this does not change the majority's "
         "answers, but the other strategies had fewer candidates": table.num_planned,
         f"{len(broken_off)} candidates were broken off when the model became unsure, after "
         f"{sum(written_tokens(c) or 0 for c in broken_off):,} tokens in all; no strategy "

@@ -1,14 +1,16 @@
 """Samples candidates from a forward model and saves them: from problems to candidates.jsonl.
 
-All of a problem's candidates are drawn at once. `early_stop` draws the same ones in rounds until
-the problem's vote is decided.
+All of a problem's candidates are drawn at once, or the same ones in rounds until the problem's vote
+is decided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,19 +27,25 @@ from ledom.core.records import (
     NUM_TOKENS,
     SELF_CERTAINTY,
     Candidate,
+    Key,
     Problem,
     write_records,
 )
 from ledom.core.stage import Make, Stage, Track, Work, even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.rerank.candidates import candidate_check
+from ledom.rerank.strategies import is_decided
+from ledom.text.answers import AnswerClasses, extract_answer
 
 __all__ = [
     "as_candidate",
     "check_prompts",
     "fill_candidates",
+    "is_finished",
     "prompts_of",
+    "rounds",
     "sample_candidates",
+    "sample_until_decided",
     "sampling_groups",
 ]
 
@@ -135,7 +143,11 @@ def _stopped_samples(
     assert sampling.confidence is not None
     first = max(1, num_samples // _WARM_UP)
     written = dict(lm.generate_with_greedy(prompts, sampling, first))
-    least = tuple(_threshold(written[place][:-1], share) for place in range(len(prompts)))
+    lowest = (
+        [text.confidence.lowest for text in written[place][:-1] if text.confidence is not None]
+        for place in range(len(prompts))
+    )
+    least = tuple(float(np.quantile(own, 1 - share, method="lower")) for own in lowest)
     strict = replace(sampling, confidence=replace(sampling.confidence, least=least))
     rest = num_samples - first
     later = lm.generate(prompts, strict, rest, first_sample=first) if rest else ()
@@ -144,10 +156,82 @@ def _stopped_samples(
         yield place, [*drawn, *texts, greedy]
 
 
-def _threshold(texts: Sequence[Generation], share: float) -> float:
-    """The confidence that this share of the texts never falls below."""
-    lowest = [text.confidence.lowest for text in texts if text.confidence is not None]
-    return float(np.quantile(lowest, 1 - share, method="lower"))
+def rounds(num_samples: int) -> list[int]:
+    """The total number of candidates after each round of sampling; the last is `num_samples`.
+
+    Half of the candidates or fewer cannot decide a vote, so the first round draws more than half.
+    Each later round draws an eighth, as rounds of one sample would leave a batch almost empty.
+
+    >>> rounds(16)
+    [9, 11, 13, 15, 16]
+    """
+    step = max(1, num_samples // 8)
+    return [*range(num_samples // 2 + 1, num_samples, step), num_samples]
+
+
+def sample_until_decided(
+    problems: Sequence[Problem],
+    lm: LanguageModel,
+    sampling: Sampling,
+    num_samples: int,
+    have: Mapping[Key, Sequence[Candidate]],
+) -> Iterator[tuple[list[Candidate], bool]]:
+    """Draw each problem's candidates in rounds until its majority vote is decided.
+
+    Yields (new candidates of a problem, whether they are its last). A problem's greedy candidate
+    comes first. The rest are the first ones that `sample_candidates` would draw; their `sampling`
+    records the planned number (`early_stop_of`). To resume, pass the candidates yielded before as
+    `have`, by the problem's key. Raises `DirectionError` as `sample_candidates` does.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(answers=["#### 4"])
+    >>> drawn = sample_until_decided([Problem(id="p", question="2 + 2?")], lm, Sampling(), 8, {})
+    >>> [([c.index for c in some], last) for some, last in drawn]  # the greedy one, then 5 of 8
+    [([8], False), ([0, 1, 2, 3, 4], True)]
+    """
+    Direction.FORWARD.require(lm.direction, lm.name, "to sample solutions")
+    for together in sampling_groups(problems, num_samples):
+        drawn = {problem.id: [*have.get(problem.key, ())] for problem in together}
+        waiting = [p for p in together if not any(c.greedy for c in drawn[p.id])]
+        for place, texts in lm.generate(prompts_of(waiting, lm), sampling.greedy):
+            problem_id = waiting[place].id
+            greedy = as_candidate(problem_id, num_samples, texts[0], lm, sampling.greedy)
+            drawn[problem_id].append(greedy)
+            yield [greedy], False
+        for before, total in pairwise([0, *rounds(num_samples)]):
+            waiting = [
+                problem
+                for problem, own in zip(together, drawn.values(), strict=True)
+                if len(own) == before + 1 and not is_finished(own, num_samples)
+            ]
+            for place, texts in lm.generate(
+                prompts_of(waiting, lm), sampling, total - before, first_sample=before
+            ):
+                problem_id = waiting[place].id
+                new = [
+                    as_candidate(problem_id, index, text, lm, sampling, num_samples)
+                    for index, text in enumerate(texts, start=before)
+                ]
+                drawn[problem_id] += new
+                yield new, is_finished(drawn[problem_id], num_samples)
+
+
+def is_finished(candidates: Sequence[Candidate], num_samples: int) -> bool:
+    """Whether these are all the candidates that `sample_until_decided` draws for their problem.
+
+    >>> same = [Candidate(problem_id="p", index=i, text="4") for i in range(5)]
+    >>> greedy = Candidate(problem_id="p", index=8, text="4", greedy=True)
+    >>> is_finished([*same, greedy], num_samples=8), is_finished(same, num_samples=8)
+    (True, False)
+    """
+    drawn = [candidate for candidate in candidates if not candidate.greedy]
+    if len(drawn) == len(candidates):
+        return False
+    classes = AnswerClasses()
+    votes = Counter(classes.number(extract_answer(candidate.text)) for candidate in drawn)
+    del votes[-1]  # those without an answer
+    remaining = num_samples - len(drawn)
+    return remaining <= 0 or is_decided(votes.values(), remaining)
 
 
 def fill_candidates(

@@ -19,11 +19,12 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError, ServerError
 from ledom.core.files import fingerprint
 from ledom.core.reading import JsonObject
-from ledom.core.records import DECIMALS, THOUGHT_END, Candidate, Problem, Score, Target
+from ledom.core.records import DECIMALS, Candidate, Problem, Score, Target
 from ledom.core.stage import Stage, Track, Work, at_once, even_groups
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.rerank.candidates import distinct_candidates, text_hashes
 from ledom.rerank.score_files import score_check
+from ledom.text.answers import split_thought
 from ledom.text.copies import WORD, without_copies
 from ledom.text.pair_format import EncodedPair
 
@@ -136,8 +137,8 @@ class ScoreFiles:
             )
         if self.mask_copies and self.lm.direction is Direction.REVERSE:
             made_with |= {"mask_copies": self.mask_copies, "words": fingerprint([(WORD,)])}
-        if any(THOUGHT_END in candidate.text for candidate in self.candidates):
-            made_with["thoughts"] = "left out"
+        if any(_without_thought(c.text) != c.text for c in self.candidates):
+            made_with["thoughts"] = "not read"
         path = self.folder / f"scores.{name}.jsonl"
         check = partial(score_check, self.problems, self.candidates, name)
         work: Work[Candidate, Score] = Work(
@@ -174,6 +175,7 @@ def score_candidates(
     lm: LanguageModel,
     demonstrations: Sequence[Problem] = (),
     mask_copies: int = 0,
+    with_thoughts: bool = False,
 ) -> Iterator[list[Score]]:
     """Yield the scores of each distinct candidate, by problem.
 
@@ -184,7 +186,8 @@ def score_candidates(
     `demonstrations` are problems with solutions that the model reads first, each as a document:
     before the pair for a forward model, after it for a reverse one. With `mask_copies`, a reverse
     model reads each solution without passages of at least that many words that also occur in the
-    question.
+    question. Thoughts are left out (`read_solution`), unless `with_thoughts`: texts that are no
+    answers are read whole.
 
     If a pair is longer than the model's context, y loses its last tokens, and the records have
     `truncated`: true. A `ServerError` is raised after all scores that the server returned before.
@@ -202,18 +205,24 @@ def score_candidates(
         asked = []
         for candidate in chunk:
             question = questions[candidate.problem_id]
-            asked.append((candidate, question, read_solution(candidate, question, lm, mask_copies)))
+            read = read_solution(candidate, question, lm, mask_copies, with_thoughts)
+            asked.append((candidate, question, read))
         for place, scored in score_pairs(lm, asked, demonstrations):
             yield _records(asked[place][0], scored, lm)
 
 
 def read_solution(
-    candidate: Candidate, question: str, lm: LanguageModel, mask_copies: int = 0
+    candidate: Candidate,
+    question: str,
+    lm: LanguageModel,
+    mask_copies: int = 0,
+    with_thoughts: bool = False,
 ) -> str:
     """A candidate's text as the model reads it: restyled, without copies (`score_candidates`).
 
-    For a reasoning model, this is the text after the last `</think>`, unless that is empty. The
-    thought before it repeats the question and would fill the model's context.
+    For a reasoning model, this is the text after the last `</think>`, unless that is empty, and
+    before a thought that was cut off. A thought repeats the question and would fill the model's
+    context.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -221,11 +230,15 @@ def read_solution(
     >>> read_solution(candidate, "Ava has 3 pens and buys 4.", lm, mask_copies=4)
     ': 3 + 4 = 7'
     """
-    thought, _, conclusion = candidate.text.rpartition(THOUGHT_END)
-    text = (conclusion.lstrip() if thought else conclusion) or candidate.text
+    text = candidate.text if with_thoughts else _without_thought(candidate.text)
     if mask_copies and lm.direction is Direction.REVERSE:
         text = without_copies(text, question, mask_copies)
     return lm.pair_format.restyle(text)
+
+
+def _without_thought(text: str) -> str:
+    thought, conclusion = split_thought(text)
+    return (conclusion.lstrip() or text) if thought else conclusion
 
 
 @dataclass(frozen=True)

@@ -156,16 +156,15 @@ def score_check(
 
 def _check_numbers(score: Score, whose: str, text: str) -> None:
     """Raise `InputError` for numbers that contradict each other, or spans beyond the text."""
-    if not _is_logprob(score.logprob):
-        raise InputError(f"{whose}: logprob is {score.logprob!r:.40}, expected a number up to 0")
+    if score.logprob > 0:
+        raise InputError(f"{whose}: logprob is {score.logprob}, expected a number up to 0")
     count = score.num_tokens
     if count < 0:
         raise InputError(f"{whose}: num_tokens is {count}, expected 0 or more")
     if (values := score.token_logprobs) is not None:
-        bad = next((value for value in values if not _is_logprob(value)), None)
-        if bad is not None or None in values:
+        if (largest := max(values, default=0)) > 0:
             raise InputError(
-                f"{whose}: the logprob of a token is {bad!r:.40}, expected a number up to 0"
+                f"{whose}: the logprob of a token is {largest}, expected a number up to 0"
             )
         if len(values) != count:
             raise InputError(f"{whose}: num_tokens is {count}, but it has {len(values)} tokens")
@@ -178,18 +177,7 @@ def _check_numbers(score: Score, whose: str, text: str) -> None:
         if len(spans) != count:
             raise InputError(f"{whose}: num_tokens is {count}, but it has {len(spans)} spans")
         for span in spans:
-            if not _is_span(span, len(text)):
+            if len(span) != 2 or not 0 <= span[0] <= span[1] <= len(text):
                 raise InputError(
                     f"{whose}: the span {span!r:.40} does not lie in its {len(text)} characters"
                 )
-
-
-def _is_logprob(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and -math.inf < value <= 0  # type: ignore[operator]
-
-
-def _is_span(span: object, length: int) -> bool:
-    if not isinstance(span, list) or [type(at) for at in span] != [int, int]:
-        return False
-    return bool(0 <= span[0] <= span[1] <= length)

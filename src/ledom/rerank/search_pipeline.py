@@ -55,6 +55,11 @@ class SearchJob:
     config: SearchConfig
     command: str = "ledom search"
 
+    @property
+    def models(self) -> list[LanguageModel]:
+        """The models that score."""
+        return [lm for lm in (self.forward, self.reverse) if lm is not None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchReport:
@@ -99,8 +104,7 @@ def search_job(job: SearchJob, track: Track) -> SearchReport | None:
     check_problems(job.problems)
     check_models(job.forward, job.reverse, job.config)
     check_prompts(job.problems, job.forward, job.config.sampling)
-    models = [lm for lm in (job.forward, job.reverse) if lm is not None]
-    for lm in models:
+    for lm in job.models:
         check_room(job.problems, lm)
     settings = {
         "forward": job.forward.identity,
@@ -113,7 +117,7 @@ def search_job(job: SearchJob, track: Track) -> SearchReport | None:
         settings,
         lambda waiting, _: ((found, True) for found in _searched(job, waiting)),
         groups=search_groups,
-        together=any(lm.batches_requests for lm in models),
+        together=any(lm.batches_requests for lm in job.models),
         track=track,
         name="searching",
     )
@@ -218,8 +222,7 @@ def _rivals(
     """Candidates per problem at equal cost, and the accuracies [P] of ways to choose among them."""
     known = {problem.id for problem in problems}
     candidates = [candidate for candidate in drawn if candidate.problem_id in known]
-    models = [lm for lm in (job.forward, job.reverse) if lm is not None]
-    scored = (score_candidates(problems, candidates, lm) for lm in models)
+    scored = (score_candidates(problems, candidates, lm) for lm in job.models)
     scores = [score for chunks in scored for chunk in chunks for score in chunk]
     table = build_candidate_table(problems, candidates, scores)
     if job.reverse is None:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import require
-from ledom.core.records import Candidate, Problem
+from ledom.core.records import Candidate, Problem, Score
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
-from ledom.rerank.candidates import SharedScores
+from ledom.rerank.candidates import scores_by_target
 from ledom.rerank.score import score_candidates
 
 __all__ = ["STEP_ENDS", "Beam", "SearchConfig", "check_models", "search", "search_groups"]
@@ -206,37 +206,36 @@ def _expand(
 def _score(
     active: Sequence[_Search], forward: LanguageModel, reverse: LanguageModel | None, lam: float
 ) -> None:
-    """Set the score of each beam."""
+    """Set the score of each beam: the weighted means per token of log P(y|x) and log P(x|y)."""
     problems = [one.problem for one in active]
     # A beam is scored without the white space at its end: no document ends with white space.
+    # Most steps of a reasoning model are in its thought, so the models read that too.
     candidates = [
         Candidate(problem_id=one.problem.id, index=index, text=beam.text.rstrip())
         for one in active
         for index, beam in enumerate(one.beams)
     ]
     models = [forward] if reverse is None or lam == 0 else [forward, reverse]
-    chunks = (chunk for lm in models for chunk in score_candidates(problems, candidates, lm))
-    scores = SharedScores(candidates, (score for chunk in chunks for score in chunk))
-    remaining = iter(candidates)
+    chunks = (
+        chunk
+        for lm in models
+        for chunk in score_candidates(problems, candidates, lm, with_thoughts=True)
+    )
+    scores = scores_by_target(candidates, (score for chunk in chunks for score in chunk))
     for one in active:
-        one.beams = [
-            replace(beam, score=_reward(beam, next(remaining), scores, lam)) for beam in one.beams
-        ]
+        for index, beam in enumerate(one.beams):
+            own = scores[one.problem.id, index]
+            reward = (1 - lam) * _mean(own["y|x"], beam.finish_reason == "stop")
+            if lam > 0:
+                reward += lam * _mean(own["x|y"], finished=True)
+            one.beams[index] = replace(beam, score=reward)
 
 
-def _reward(beam: Beam, candidate: Candidate, scores: SharedScores, lam: float) -> float:
-    """A beam's score: the weighted means per token of log P(y|x) and log P(x|y)."""
-    reward = (1 - lam) * _mean(candidate, scores, "y|x", beam.finish_reason == "stop")
-    return reward + lam * _mean(candidate, scores, "x|y", True) if lam > 0 else reward
-
-
-def _mean(candidate: Candidate, scores: SharedScores, target: str, finished: bool) -> float:
+def _mean(score: Score, finished: bool) -> float:
     """A score's mean per token.
 
     Unless the text is `finished`, EOS and the format's words after a solution do not count, because
     an open beam will continue.
     """
-    score = scores.find(candidate, target)
-    assert score is not None, "every beam is scored"
     values = [value for value, (_, end) in score.tokens() or () if finished or end]
     return sum(values) / len(values) if values else 0.0

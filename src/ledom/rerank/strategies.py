@@ -228,18 +228,17 @@ def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
     >>> needed_candidates(table)  # 3 of 5 are a majority
     array([3])
     """
-    rows = zip(table.answers, table.mask, strict=True)
-    return np.array([_needed(own[mask], table.num_planned) for own, mask in rows], np.int64)
-
-
-def _needed(answers: NDArray[np.int64], planned: int) -> int:
-    votes: Counter[int] = Counter()
-    for drawn, answer in enumerate(answers.tolist(), start=1):
-        if answer >= 0:
-            votes[answer] += 1
-        if is_decided(votes.values(), max(planned, len(answers)) - drawn):
-            return drawn
-    return len(answers)
+    needed: NDArray[np.int64] = table.mask.sum(axis=1)
+    for row, (own, mask) in enumerate(zip(table.answers, table.mask, strict=True)):
+        votes: Counter[int] = Counter()
+        planned = max(table.num_planned, int(needed[row]))
+        for drawn, answer in enumerate(own[mask].tolist(), start=1):
+            if answer >= 0:
+                votes[answer] += 1
+            if is_decided(votes.values(), planned - drawn):
+                needed[row] = drawn
+                break
+    return needed
 
 
 def _same_answer(table: CandidateTable) -> BoolArray:
@@ -256,44 +255,36 @@ _PRIOR = ("prior", "prior_mean", "prior_numbers", "prior_min_digit_logprob")
 _JOINT = (*_REVERSE, *_PRIOR)
 _ALL = (*_FORWARD, *_JOINT)
 
+_PICK_TERMS: dict[str, tuple[tuple[str, ...], str]] = {
+    "forward": (("forward",), "highest log-probability"),
+    "forward_mean": (("forward_mean",), "highest mean log-probability per token"),
+    "forward_tuned": (_FORWARD, "the forward model's scores, weighted"),
+    "reverse_only": (("reverse",), "the candidate that best explains the question"),
+    "reverse_tuned": (_JOINT, "the reverse model's scores, weighted"),
+    "reverse_reward": (_TWO_TERMS, "the paper's two terms"),
+    "question_numbers_reward": (_PREMISE, "the question's numbers weighted separately"),
+    "noisy_channel": (_CHANNEL, "log P(y|x), log P(x|y) and log P(y), weighted"),
+    "all_terms": (_ALL, "every score, weighted"),
+    "worst_step": (("worst_step",), "the candidate whose least likely step is most likely"),
+    "all_terms_worst_step": ((*_ALL, "worst_step"), "every score and the worst step, weighted"),
+    "contrast": (("contrast",), "the candidate that best explains the question's numbers"),
+    "all_terms_contrast": ((*_ALL, "contrast"), "every score and the contrast, weighted"),
+    "flip": (("overlap",), "questions written backwards overlap most with the real one"),
+    "all_terms_flip": ((*_ALL, "overlap"), "every score and the overlap, weighted"),
+}
+"""The features and description of each pick, by id."""
+
+
+def _label(name: str) -> str:
+    """The label of a pick: `all terms + FLIP` for `all_terms_flip`."""
+    all_terms, _, added = name.partition("all_terms_")
+    label = name if all_terms or not added else f"all terms + {added}"
+    return label.replace("_", " ").replace("flip", "FLIP")
+
+
 _PICKS = {
-    "forward": Pick("forward", "highest log-probability", ("forward",)),
-    "forward_mean": Pick(
-        "forward mean", "highest mean log-probability per token", ("forward_mean",)
-    ),
-    "forward_tuned": Pick("forward tuned", "the forward model's scores, weighted", _FORWARD),
-    "reverse_only": Pick(
-        "reverse only", "the candidate that best explains the question", ("reverse",)
-    ),
-    "reverse_tuned": Pick("reverse tuned", "the reverse model's scores, weighted", _JOINT),
-    "reverse_reward": Pick(
-        "reverse reward", "the paper's two terms", _TWO_TERMS, interpolated=True
-    ),
-    "question_numbers_reward": Pick(
-        "question numbers reward", "the question's numbers weighted separately", _PREMISE
-    ),
-    "noisy_channel": Pick(
-        "noisy channel", "log P(y|x), log P(x|y) and log P(y), weighted", _CHANNEL
-    ),
-    "all_terms": Pick("all terms", "every score, weighted", _ALL),
-    "worst_step": Pick(
-        "worst step", "the candidate whose least likely step is most likely", ("worst_step",)
-    ),
-    "all_terms_worst_step": Pick(
-        "all terms + worst step", "every score and the worst step, weighted", (*_ALL, "worst_step")
-    ),
-    "contrast": Pick(
-        "contrast", "the candidate that best explains the question's numbers", ("contrast",)
-    ),
-    "all_terms_contrast": Pick(
-        "all terms + contrast", "every score and the contrast, weighted", (*_ALL, "contrast")
-    ),
-    "flip": Pick(
-        "FLIP", "questions written backwards overlap most with the real one", ("overlap",)
-    ),
-    "all_terms_flip": Pick(
-        "all terms + FLIP", "every score and the overlap, weighted", (*_ALL, "overlap")
-    ),
+    name: Pick(_label(name), description, features, interpolated=name == "reverse_reward")
+    for name, (features, description) in _PICK_TERMS.items()
 }
 
 

@@ -45,7 +45,6 @@ __all__ = [
     "Weighing",
     "choose_weights",
     "default_weights",
-    "embedded_weights",
     "preferred_strategy",
     "question_hash",
     "select",
@@ -279,21 +278,6 @@ def default_weights(lam: float = 0.5) -> TunedWeights:
     return TunedWeights(weights, 0, 0, frozenset())
 
 
-def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
-    """The embedded pair's weights, or None if other models are in use.
-
-    >>> embedded_weights("my-model", "tiny") is None
-    True
-    >>> embedded_weights("tiny,dtype=float32", "tiny") is None
-    False
-    """
-    file = embedded_folder("forward").parent / "weights.json"
-    names = {name.partition(",")[0] for name in (forward, reverse)}  # without options
-    if names != {EMBEDDED} or not file.is_file():
-        return None
-    return TunedWeights.load(file)
-
-
 def choose_weights(
     lam: float | None, file: str | Path | None, forward: str, reverse: str
 ) -> TunedWeights:
@@ -303,6 +287,8 @@ def choose_weights(
 
     >>> choose_weights(None, None, "my-model", "my-reverse-model") == default_weights(0.5)
     True
+    >>> choose_weights(None, None, "tiny,dtype=float32", "tiny") == default_weights(0.5)
+    False
     """
     if lam is not None and file is not None:
         raise InputError(f"lambda is {lam:g} and the weights are those of {file}; give one of them")
@@ -310,7 +296,11 @@ def choose_weights(
         return default_weights(lam)
     if file is not None:
         return TunedWeights.load(file)
-    return embedded_weights(forward, reverse) or default_weights()
+    embedded = embedded_folder("forward").parent / "weights.json"
+    names = {name.partition(",")[0] for name in (forward, reverse)}  # without options
+    if names != {EMBEDDED} or not embedded.is_file():
+        return default_weights()
+    return TunedWeights.load(embedded)
 
 
 _PREFERRED = (

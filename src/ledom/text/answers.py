@@ -5,7 +5,7 @@ and names that only one answer has are ignored; if both have them, they must agr
 "5" and "x = 5" equals "5", but "5 cm" is not "5 m". Equality is symmetric but not transitive.
 
 Texts come from models, so nothing here raises an error on any string, and everything takes time
-linear in its length. This module does not know about models or files.
+linear in its length.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Iterable
 from decimal import Decimal
 
 from ledom.core.records import THOUGHT_END, Candidate, Problem
@@ -31,6 +30,7 @@ __all__ = [
     "has_content",
     "is_correct",
     "is_right",
+    "split_thought",
 ]
 
 _BOXED_OR_BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,4}\{|\\[\\{}]|[{}]")
@@ -62,7 +62,7 @@ _CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
 _VERDICT = re.compile(  # no later number could be the answer instead
     r"(?i:yes|no|true|false)(?=(?:[.,;!]|\s[-(–—])\D*\Z|\s*\Z|,?\s(?:because|since)\b)"
 )
-_CHOSEN = re.compile(r"(?<![\w'])(\([A-J]\)|[A-J]) is (?:the )?(?:correct|right|best)\b")
+_CHOSEN = re.compile(r"(?<![\w'])(\([A-Ja-j]\)|[A-Jb-hj]) is (?:the )?(?:correct|right|best)\b")
 _OPTION = re.compile(r"either\s|(?:the )?(?:option|choice)\s(?=\(?[A-J]\b)", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>([^<]{1,1000})</answer>", re.IGNORECASE)
 _EMPHASIS = re.compile(
@@ -70,7 +70,7 @@ _EMPHASIS = re.compile(
 )
 _NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:Q|Question)\s?:")
 _LISTED = re.compile(r"\b(?:solutions|roots|zeros|zeroes|values)\b[^.\n=]{0,60}?\bare:?\s")
-_NAME = re.compile(r"\([A-Za-z]\)|[A-Z]\)|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
+_NAME = re.compile(r"\([A-Za-z]\)|[A-Za-z]\)|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
 _REMARK = re.compile(r"\s\([^()]{1,99}\)\Z")
 _EXCLAIMED = re.compile(r"(?<=[0-9])!\Z")
 _RANGE_OR_DENIAL = re.compile(r"(?:between|not|neither)\b")
@@ -79,8 +79,11 @@ _VARIABLE = re.compile(
     r"|,\s[^\W\d_]+\s?\Z"  # "width = 3, height = 5" has two answers
 )
 _WORD = re.compile(r"[^\W\d_]{2,}")
-_PROSE = re.compile(r"[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^])")
+_PROSE = re.compile(  # but not "C. Paris"
+    r"(?!\(?[A-J][.)]\s(?:[^\s\d]+\s?){1,5}\Z)(?:[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^]))"
+)
 _CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{")
+_WRAPPER = re.compile(r"\\(?:boxed|fbox|framebox|text[a-z]*|mbox|math[a-z]+|q?quad)(?![A-Za-z])")
 _PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")
 """A number that can be read in only one way: digits, perhaps with a decimal point in between."""
 
@@ -98,17 +101,16 @@ def extract_answer(text: str) -> str | None:
     4. the whole text, if it is a word or can be read as an answer;
     5. the last number, or the formula, pair or list of values that contains it.
 
-    Text before `</think>` counts only if no answer follows it; `<answer>` tags count as a box. An
-    answer of kinds 1 to 3 takes precedence over a further question ("Q: ...") that the model wrote.
+    Text before `</think>` counts only if no answer follows it, and a thought that never ends does
+    not count (`split_thought`); `<answer>` tags count as a box. An answer of kinds 1 to 3 takes
+    precedence over a further question ("Q: ...") that the model wrote.
 
     >>> extract_answer("So 16 - 3 = 13, and the answer is 6 rather than 5.")
     '6'
     >>> extract_answer(r"Thus \boxed{\frac{1}{2}} of them."), extract_answer("No number.")
     ('\\frac{1}{2}', None)
-    >>> extract_answer("The correct option is (C).")
-    '(C)'
     """
-    thought, _, conclusion = _EMPHASIS.sub(r"\2", keyboard(text)).rpartition(THOUGHT_END)
+    thought, conclusion = split_thought(_EMPHASIS.sub(r"\2", keyboard(text)))
     for part in (conclusion, thought):
         before, *further = _NEXT_QUESTION.split(part, maxsplit=1)
         places = [(find, before) for find in _STATING if further]
@@ -117,6 +119,18 @@ def extract_answer(text: str) -> str | None:
             if answer is not None:
                 return answer
     return None
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """A reasoning model's thought, up to the last `</think>`, and what follows it.
+
+    A thought that is not closed was cut off, so it belongs to neither.
+
+    >>> split_thought("<think>1 + 1?</think>2"), split_thought("<think>1 + 1?")
+    (('<think>1 + 1?', '2'), ('', ''))
+    """
+    thought, _, rest = text.rpartition(THOUGHT_END)
+    return thought, rest.partition("<think>")[0]
 
 
 def is_correct(candidate_text: str, answer: str) -> bool:
@@ -145,20 +159,13 @@ def is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool
     return equal_answers(problem.answer, answer) if problem.is_labeled else None
 
 
-# ---- equality ----
-
-
 def equal_answers(first: str | None, second: str | None) -> bool:
     r"""Whether two answers are equal by value; False if either is None.
 
-    >>> equal_answers("$1,200.00", "1200 dollars"), equal_answers("1,00,000", "100000")
-    (True, True)
-    >>> equal_answers(r"0.\overline{36}", r"\frac{4}{11}"), equal_answers("1/3", "0.333333")
+    >>> equal_answers("$1,200.00", "1200 dollars"), equal_answers("1/3", "0.333333")
     (True, False)
-    >>> equal_answers("50%", "0.5"), equal_answers("3 p.m.", "3 a.m."), equal_answers("5 cm", "5 m")
-    (True, False, False)
-    >>> equal_answers(r"\sqrt{8}", r"2\sqrt{2}"), equal_answers(r"4\sqrt(2)", r"4\sqrt(3)")
-    (True, False)
+    >>> equal_answers("50%", "0.5"), equal_answers("5 cm", "5"), equal_answers("5 cm", "5 m")
+    (True, True, False)
 
     Never raises an error, and takes bounded time: answers that cannot be decided are not equal. See
     "When two answers are equal" in docs/concepts.md.
@@ -175,12 +182,12 @@ def equal_answers(first: str | None, second: str | None) -> bool:
 
 
 def has_content(answer: str) -> bool:
-    """Whether an answer has more than punctuation.
+    r"""Whether an answer has more than punctuation and LaTeX around nothing.
 
-    >>> has_content("..."), has_content("x.")
-    (False, True)
+    >>> has_content("..."), has_content(r"\boxed{}"), has_content("x.")
+    (False, False, True)
     """
-    return bool(_CONTENT.search(answer))
+    return bool(_CONTENT.search(_WRAPPER.sub("", answer)))
 
 
 class AnswerClasses:
@@ -196,29 +203,23 @@ class AnswerClasses:
 
     def __init__(self) -> None:
         self._by_answer: dict[str, int] = {}
-        self._members: list[list[str]] = []
+        self._classes: list[list[str]] = []
 
     def number(self, answer: str | None) -> int:
         """The number of the answer's class; -1 for None."""
         if answer is None or not has_content(answer):
             return -1
         if answer not in self._by_answer:
-            self._by_answer[answer] = self._class_of(answer)
+            fits = (all(equal_answers(a, answer) for a in members) for members in self._classes)
+            found = next((n for n, fit in enumerate(fits) if fit), len(self._classes))
+            if found == len(self._classes):
+                self._classes.append([])
+            self._classes[found].append(answer)
+            self._by_answer[answer] = found
         return self._by_answer[answer]
 
-    def _class_of(self, answer: str) -> int:
-        for known, members in enumerate(self._members):
-            if all(equal_answers(member, answer) for member in members):
-                members.append(answer)
-                return known
-        self._members.append([answer])
-        return len(self._members) - 1
 
-
-# ---- finders: text -> the answer that it states, or None ----
-
-
-def _after_hashes(text: str) -> str | None:
+def _after_hashes(text: str) -> str | None:  # a finder: the answer that a text states, or None
     if "####" not in text:
         return None
     is_last_line = True
@@ -247,7 +248,7 @@ def _in_box(text: str) -> str | None:
 
 
 def _in_tags(text: str) -> str | None:
-    tagged = _last_of(_TAGGED.finditer(text))
+    tagged = _last(_TAGGED, text)
     return _stated(tagged[1], is_last=True) if tagged else None
 
 
@@ -267,7 +268,7 @@ def _in_json(text: str) -> str | None:
 
 
 def _after_mark(text: str) -> str | None:
-    mark = _last_of(_ANSWER_MARK.finditer(text))
+    mark = _last(_ANSWER_MARK, text)
     if mark is None:
         return None
     rest = _JSON_ESCAPE.sub(lambda escape: escape[1] or " ", text[mark.end() :])
@@ -331,13 +332,13 @@ def _has_values(text: str) -> bool:
 
 
 def _chosen(text: str) -> str | None:
-    chosen = _last_of(_CHOSEN.finditer(text))
+    chosen = _last(_CHOSEN, text)
     return chosen[1] if chosen else None
 
 
 def _listed(text: str) -> str | None:
     """The list of values at the end of a text: "The roots are 3 and 5."."""
-    mark = _last_of(_LISTED.finditer(text))
+    mark = _last(_LISTED, text)
     if mark is None:
         return None
     values = bare(text[mark.end() :])
@@ -364,8 +365,8 @@ def _understood(line: str) -> Node | None:
 
 def _last_formula(text: str) -> str | None:
     """The formula or list that contains the last number, if it parses completely."""
-    formulas = (found for found in FORMULA.finditer(text) if _is_formula(found))
-    formula, last = _last_of(formulas), _last_of(NUMBER.finditer(text))
+    formulas = filter(_is_formula, FORMULA.finditer(text))
+    formula, last = next(iter(deque(formulas, maxlen=1)), None), _last(NUMBER, text)
     if formula is None or (last and last.end() > formula.end()):
         return None
     inside = formula[formula.lastindex or 0]
@@ -373,7 +374,7 @@ def _last_formula(text: str) -> str | None:
     if formula["sum"]:
         if last and last.start() < formula.start():  # a lone π
             return None
-        part = _last_of(PART.finditer(inside))
+        part = _last(PART, inside)
         sides += [part[0]] if part else []
     return next((bare(side) for side in sides if has_content(side) and read(side)), None)
 
@@ -381,18 +382,16 @@ def _last_formula(text: str) -> str | None:
 def _is_formula(found: re.Match[str]) -> bool:
     """Whether a match of `FORMULA` is more than numbers and perhaps the letter of a unit."""
     text = found["sum"]
-    if text is None or PART.search(text):
-        return True
-    return bool(_SIGNED.search(text) and _TERM.search(text))
+    return not text or bool(PART.search(text) or (_SIGNED.search(text) and _TERM.search(text)))
 
 
 def _last_number(text: str) -> str | None:
-    match = _last_of(NUMBER.finditer(text))
+    match = _last(NUMBER, text)
     return match[0] if match else None
 
 
-def _last_of(found: Iterable[re.Match[str]]) -> re.Match[str] | None:
-    return next(iter(deque(found, maxlen=1)), None)
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
 
 
 _STATING = (_after_hashes, _in_box, _in_tags, _in_json, _after_mark)

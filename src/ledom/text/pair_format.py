@@ -23,7 +23,12 @@ from ledom.core.errors import InputError
 from ledom.text.answers import extract_answer
 from ledom.text.math import in_text
 from ledom.text.math.expressions import read
-from ledom.text.math.notation import keyboard, normalize_numbers, with_few_brackets
+from ledom.text.math.notation import (
+    join_groups,
+    keyboard,
+    normalize_numbers,
+    with_few_brackets,
+)
 from ledom.text.math.units import is_unit
 from ledom.text.tokenizer import Encoding, Tokenizer
 
@@ -43,7 +48,7 @@ ANSWER_MARK = "####"
 
 _DIVIDED_BY_FRACTION = re.compile(r"(?:÷ ?|/ )(\d+)/(\d+)")
 _TIMES = re.compile(r"(?<=[\d%)]) ?[x×] ?(?=\(?[$€£]?\d)|(?<=\w) x (?=\(?[$€£]?\d)|×")
-_FRACTION = re.compile(r"\d+ ?/ ?\d+ [A-Za-z]")
+_FRACTION = re.compile(r"\$?\d+ ?/ ?\d+ [A-Za-z]")  # perhaps after a formula's delimiter
 _DEPTHS = {"(": 1, "[": 1, ")": -1, "]": -1}
 _TWO_EXPONENTS = re.compile(r"\^ ?\d+ ?\^")
 _MIXED = re.compile(r"(\d+) (\d+) / (\d+)")
@@ -51,14 +56,20 @@ _REMARK = re.compile(r"(?<= )\(([^\W\d_]{2}[^()\d\\+*/^=]*)\)")
 _ONE_TERM = re.compile(r"-?(?:[\d.]+|[A-Za-z]|\\[A-Za-z]+)")
 _ARGUMENT = r"(?:\{([^{}]*)\}|(\d))"
 _Rewrite = Callable[[re.Match[str]], str]
+
+
+def _fraction(match: re.Match[str]) -> str:
+    is_mixed = match.string[: match.start()][-1:].isdigit()  # 2\frac{3}{4}
+    terms = (group for group in match.groups() if group is not None)
+    parts = (term if _ONE_TERM.fullmatch(term) else f"({term})" for term in terms)
+    return f"{' ' if is_mixed else ''}{'/'.join(parts)}"
+
+
 _MARKUP: tuple[tuple[re.Pattern[str], str | _Rewrite], ...] = (
     (re.compile(r"<<[^<>\n]*>>"), ""),  # calculator annotations
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "÷"),
-    (
-        re.compile(rf"\\[dt]?frac *{_ARGUMENT} *{_ARGUMENT}"),
-        lambda match: _fraction(match),
-    ),
+    (re.compile(rf"\\[dt]?frac *{_ARGUMENT} *{_ARGUMENT}"), _fraction),
     (re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\boxed\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\{,\}"), ","),
@@ -90,8 +101,25 @@ def _rewritten(solution: str, pattern: re.Pattern[str], rewrite: _Rewrite) -> st
     """Put one step per line, and replace each match of the pattern by `rewrite`."""
     solution = _DIVIDED_BY_FRACTION.sub(r"*\2/\1", solution)  # 12÷2/3 is 12 divided by 2/3
     text = re.sub(r" +", " ", _TIMES.sub(" * ", normalize_numbers(solution)))
-    lines = (re.sub(r"^ ?(?:- |\d+\. )", "", line).strip() for line in text.splitlines())
+    lines = [re.sub(r"^ ?(?:- |\d+\. )", "", line).strip() for line in text.splitlines()]
+    joined = list(map(join_groups, lines))
+    pairs = zip(lines, joined, strict=True)
+    if any(line != one and _is_true(one) and not _is_true(line) for line, one in pairs):
+        lines = joined  # 12 500 + 300 = 12 800
     return "\n".join(pattern.sub(rewrite, line) for line in lines if line)
+
+
+def _is_true(line: str) -> bool:
+    """Whether all of a line's calculations are true; False if it has none."""
+    equations = list(map(_bare_calculation, in_text.CALCULATION.finditer(line)))
+    return bool(equations) and all(map(_holds, equations))
+
+
+def _holds(equation: str) -> bool:
+    """Whether the sides of a bare equation that can be read are equal, up to rounding."""
+    nodes = map(read, equation.split(" = "))
+    first, *others = [n.value for n in nodes if n and n.value is not None] or [Fraction(0)]
+    return all(abs(value - first) * 50 <= abs(first) for value in others)
 
 
 def _style(of_steps: Callable[[str], str]) -> Callable[[str, str | None], str]:
@@ -143,13 +171,6 @@ def _without_markup(text: str) -> str:
     return text
 
 
-def _fraction(match: re.Match[str]) -> str:
-    is_mixed = match.string[: match.start()][-1:].isdigit()  # 2\frac{3}{4}
-    terms = (group for group in match.groups() if group is not None)
-    parts = (term if _ONE_TERM.fullmatch(term) else f"({term})" for term in terms)
-    return f"{' ' if is_mixed else ''}{'/'.join(parts)}"
-
-
 def _ended(steps: str, solution: str, answer: str | None) -> str:
     final = answer if answer is not None else extract_answer(solution)
     if final is None:
@@ -176,11 +197,8 @@ def _understood(match: re.Match[str]) -> str:
     if not any(len(u.strip(" /")) == 1 or (u[:1].isalpha() and not is_unit(u)) for u in units):
         units.discard("")
     equation = _bare_calculation(match)
-    if len(units) > 1 or (units and _FRACTION.match(calculation)):
-        nodes = map(read, equation.split(" = "))
-        first, *others = [n.value for n in nodes if n and n.value is not None] or [Fraction(0)]
-        if any(abs(value - first) * 50 > abs(first) for value in others):  # results are rounded
-            return calculation
+    if (len(units) > 1 or (units and _FRACTION.match(calculation))) and not _holds(equation):
+        return calculation
     return equation + " " * bool(attached)
 
 

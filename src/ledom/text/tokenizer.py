@@ -34,8 +34,6 @@ __all__ = [
 
 EOS_TOKEN = "<|end|>"
 
-_FEWEST, _MOST = 257, 1_000_000  # tokens in a vocabulary; the trainer allocates room for all
-
 _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's
 # One digit per token (with the space before it, if any), so that models can see the digits.
 _PIECES_OF_DIGITS = _PIECES.replace(r"\p{N}+", r"\p{N}", 1)
@@ -57,16 +55,11 @@ class Tokenizer:
     """A byte-level (or any other) subword tokenizer with a document-end token.
 
     >>> tokenizer = train_tokenizer(["so so so"], 260)
-    >>> encoding = tokenizer.encode("so so")
-    >>> encoding.offsets, tokenizer.pieces(encoding.ids), tokenizer.decode(encoding.ids)
-    ([(0, 2), (2, 5)], ['so', ' so'], 'so so')
+    >>> tokenizer.pieces(tokenizer.encode("so so").ids)
+    ['so', ' so']
     """
 
-    def __init__(
-        self,
-        backend: RustTokenizer,
-        eos_token: str = EOS_TOKEN,
-    ) -> None:
+    def __init__(self, backend: RustTokenizer, eos_token: str = EOS_TOKEN) -> None:
         # Some files enable these; each would silently change a text's ids.
         backend.no_padding()
         backend.no_truncation()
@@ -113,8 +106,7 @@ class Tokenizer:
             backend = RustTokenizer.from_file(str(file))
         except Exception as error:  # the binding raises bare Exception
             raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from None
-        eos_token = eos_token or recorded_eos(file.parent, backend) or EOS_TOKEN
-        loaded = cls(backend, eos_token)
+        loaded = cls(backend, eos_token or recorded_eos(file.parent, backend) or EOS_TOKEN)
         loaded._is_shared = False
         return loaded
 
@@ -139,8 +131,7 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """The largest id + 1, including added tokens; more than the number of tokens if ids have
-        gaps."""
+        """The largest id + 1, including added tokens; ids may have gaps."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
@@ -215,17 +206,26 @@ class Tokenizer:
     def encode_inside(self, text: str) -> list[int]:
         """The ids of a text that continues a document, without the tokenizer's dummy prefix.
 
-        Tokenizers like sentencepiece's put a space before a text (the dummy prefix), which is wrong
-        inside a document. If a token of ab ends after a, ids(a) + encode_inside(b) equals ids(ab).
+        Tokenizers like sentencepiece's put a space before a text (the dummy prefix), and some also
+        after each added token; only the first one is wrong inside a document. If a token of ab ends
+        after a, ids(a) + encode_inside(b) equals ids(ab).
 
         >>> tokenizer = train_tokenizer(["so so"], 260)
         >>> tokenizer.encode_inside(" so") == tokenizer.encode("so so").ids[1:]
         True
         """
+        if self._without_prefix is self._backend:
+            return self.encode_ids([text])[0]
         # Unlike the backend's `encode`, the batch call lets other threads run.
         with _surrogates_refused([text]):
-            (found,) = self._without_prefix.encode_batch_fast([text], add_special_tokens=False)
-        return list(found.ids)
+            (found,) = self._without_prefix.encode_batch([text], add_special_tokens=False)
+        added = self._backend.get_added_tokens_decoder()
+        apart = {number for number, token in added.items() if not token.normalized}
+        first = next((i for i, number in enumerate(found.ids) if number in apart), None)
+        if first is None:
+            return list(found.ids)
+        start, _ = found.offsets[first]
+        return [*found.ids[:first], *self.encode_ids([text[start:]])[0]]
 
     @cached_property
     def _without_prefix(self) -> RustTokenizer:
@@ -322,10 +322,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
     >>> tokenizer.decode(tokenizer.encode("two").ids)
     'two'
     """
-    if not _FEWEST <= vocab_size <= _MOST:
-        raise InputError(
-            f"vocab_size is {vocab_size}; give {_FEWEST} (256 bytes and EOS) to {_MOST:,}"
-        )
+    if not 257 <= vocab_size <= 1_000_000:  # the trainer allocates room for all
+        raise InputError(f"vocab_size is {vocab_size}; give 257 (256 bytes and EOS) to 1,000,000")
     backend = RustTokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -382,17 +380,18 @@ def recorded_eos(
     >>> recorded_eos(Path("no-folder"), train_tokenizer([], 257).backend, {"eos_token_id": [0]})
     '<|end|>'
     """
+
+    def contents(name: str) -> JsonObject:
+        return read_json_object(folder / name) if (folder / name).exists() else {}
+
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        file = folder / name
-        value = read_json_object(file).get("eos_token") if file.exists() else None
+        value = contents(name).get("eos_token")
         token = value.get("content") if isinstance(value, dict) else value
         if isinstance(token, str):
             return token
         if token is not None:
+            file = folder / name
             raise CheckpointError(f"{file}: eos_token is {value!r}; it must be the text of a token")
-    file = folder / "config.json"
-    if config is None:
-        config = read_json_object(file) if file.exists() else {}
-    number = config.get("eos_token_id")
+    number = (contents("config.json") if config is None else config).get("eos_token_id")
     number = number[0] if isinstance(number, list) and number else number
     return backend.id_to_token(number) if type(number) is int and 0 <= number < 2**32 else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import sympy
 
-from ledom.text.math.equality import Exact
+from ledom.text.math.equality import Comparison
 from ledom.text.math.nodes import Node
 from ledom.text.math.notation import words
 
@@ -40,14 +40,14 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class Sympy(Exact):
-    """Compares any scalars."""
+class Sympy(Comparison):
+    """Compares trees with any scalars."""
 
-    def same(self, first: Node, second: Node) -> bool:
+    def same_scalars(self, first: Node, second: Node) -> bool:
         """Whether two scalars have the same value at all points.
 
         >>> from ledom.text.math.expressions import read
-        >>> Sympy().same(read("(x + 1)^2"), read("x^2 + 2x + 1"))
+        >>> Sympy().same_scalars(read("(x + 1)^2"), read("x^2 + 2x + 1"))
         True
         """
         one, other = _expression(first), _expression(second)

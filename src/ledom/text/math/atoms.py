@@ -118,11 +118,6 @@ class Atoms(ABC):
             return inside if brackets == "()" else Node("bracket", brackets, (inside,))
         return Node("bracket", brackets, inside.parts)
 
-    def _set(self) -> Node:
-        inside = self.listing()
-        self.expect(r"\}")
-        return Node("set", parts=inside.parts if inside.kind == "list" else (inside,))
-
     def _matrix(self) -> Node:
         name = self._environment()
         if name not in _MATRICES:
@@ -181,7 +176,9 @@ class Atoms(ABC):
         if token.text in _BRACKETS:
             return self._bracket(token.text)
         if token.text == r"\{":
-            return self._set()
+            inside = self.listing()
+            self.expect(r"\}")
+            return Node("set", parts=inside.parts if inside.kind == "list" else (inside,))
         if token.text == "{":
             self.place -= 1
             return self.group()

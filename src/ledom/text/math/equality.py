@@ -9,14 +9,13 @@ answers by the same rules (see `process`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 from ledom.text.math.expressions import read
 from ledom.text.math.nodes import Node, number, product, total
 from ledom.text.math.process import same_value
 
-__all__ = ["Comparison", "Exact", "NeedsAlgebra", "is_number", "same_meaning"]
+__all__ = ["Comparison", "NeedsAlgebra", "is_number", "same_meaning"]
 
 _CONSTANTS = frozenset(["pi", "e", "i", "oo"])
 
@@ -31,7 +30,7 @@ def same_meaning(first: str, second: str) -> bool:
     if left is None or right is None:
         return False
     try:
-        return Comparison(Exact()).same(left, right)
+        return Comparison().same(left, right)
     except NeedsAlgebra:
         return same_value(*sorted((first, second)))
 
@@ -52,10 +51,10 @@ class NeedsAlgebra(Exception):  # noqa: N818  (not an error: the comparison cont
     """Raised for expressions that are not plain numbers."""
 
 
-class Exact:
-    """Compares plain numbers; raises `NeedsAlgebra` for other expressions."""
+class Comparison:
+    """Compares trees whose scalars are plain numbers; others raise `NeedsAlgebra`."""
 
-    def same(self, first: Node, second: Node) -> bool:
+    def same_scalars(self, first: Node, second: Node) -> bool:
         """Whether two scalars have the same value."""
         if first.value is None or second.value is None:
             raise NeedsAlgebra
@@ -65,17 +64,10 @@ class Exact:
         """Whether one scalar is a constant, other than 0, times the other."""
         raise NeedsAlgebra
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """Compares trees, and their scalars by an algebra."""
-
-    algebra: Exact
-
     def same(self, first: Node, second: Node) -> bool:
         """Whether two trees mean the same answer.
 
-        >>> Comparison(Exact()).same(read("x = 5"), read("5"))
+        >>> Comparison().same(read("x = 5"), read("5"))
         True
         """
         first, second = _exact_side(first), _exact_side(second)
@@ -91,7 +83,7 @@ class Comparison:
             if kind in kinds:
                 return compare(*((first, second) if first.kind == kind else (second, first)))
         if first.is_scalar and second.is_scalar:
-            return self.algebra.same(first, second)
+            return self.same_scalars(first, second)
         if kinds == {"list"}:
             return self._same_lists(first, second)
         first, second = _union(first), _union(second)
@@ -140,7 +132,7 @@ class Comparison:
         sides = [_difference(equation) for equation in (first, second)]
         if sides[0] is None or sides[1] is None:
             return False
-        return self.algebra.proportional(sides[0], sides[1])
+        return self.proportional(sides[0], sides[1])
 
     def _same_relation(self, first: Node, second: Node) -> bool:
         if first.kind == second.kind and first.name == second.name:

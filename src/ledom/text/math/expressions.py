@@ -37,7 +37,8 @@ from ledom.text.math.units import MONEY_SCALES, NOT_UNITS, ONE_LETTER_UNITS, is_
 __all__ = ["read"]
 
 _CHOICE = re.compile(
-    r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?\(?([A-J])(?:\)|[.:](?=\s))\s?\}?"
+    r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?"
+    r"(?:\(?([A-Ja-j])\)|([A-J])[.:](?=\s))\s?\}?"
     r"[\s:]*(?![-+*/^_=(<>\s]|(?:and|or)\b)(.+)"
 )
 _ZERO_AND_DIGIT = re.compile("0[0-9]")
@@ -53,7 +54,7 @@ _RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=")} | {
     r"\gt": ">",
 }
 _SEPARATORS = frozenset([",", ";", "and", "or"])
-_LABEL_SIGNS = frozenset(["%", "°", "/", "^", "²", "³", "¢"])
+_LABEL_SIGNS = frozenset(["%", "°", "/", "^", "¢"])
 _LABEL_WORDS = _LABEL_SIGNS | ONE_LETTER_UNITS | frozenset("23")
 _VARIABLES = frozenset("abcxyz")
 _TIMES = frozenset(["*", r"\cdot", r"\times", r"\ast"])
@@ -71,11 +72,12 @@ def read(answer: str) -> Node | None:
         return None
     text = plain_text(answer)
     if choice := _CHOICE.fullmatch(text):  # "(C) 15"
-        inside = choice[2].count("}") > choice[2].count("{")  # \text{(C) 15}
-        said = choice[2].removesuffix("}") if inside else choice[2]
+        letter, said = choice[1] or choice[2], choice[3]
+        if said.count("}") > said.count("{"):  # \text{(C) 15}
+            said = said.removesuffix("}")
         meaning = _read(said) or Node("text", text_key(said))
         if meaning.kind != "symbol":
-            return Node("choice", choice[1].lower(), (meaning,))
+            return Node("choice", letter.lower(), (meaning,))
     return _read(text)
 
 
@@ -164,7 +166,8 @@ class _Reader(Atoms):
             return node
         scale, label = read_label(pieces, currency)
         if label.half_of_day:
-            return Node("time", label.half_of_day, (_hour(node),))
+            is_full_hour = node.kind == "ratio" and all(part.value == 0 for part in node.parts[1:])
+            return Node("time", label.half_of_day, (node.parts[0] if is_full_hour else node,))
         if not node.is_scalar:
             raise NotUnderstood("a label")
         factor = number(-scale if sign == "-" else scale)
@@ -182,8 +185,6 @@ class _Reader(Atoms):
                 if closes:
                     self.place += 1
                     self.expect("}")
-            elif token.text in ("²", "³"):
-                pieces.append("^2" if token.text == "²" else "^3")
             else:
                 pieces.append(token.text)
         return pieces
@@ -242,7 +243,9 @@ class _Reader(Atoms):
             return True
         if token.kind == "name":
             is_letter_unit = (
-                token.text in ONE_LETTER_UNITS and token.spaced and self._rest_is_label()
+                token.text in ONE_LETTER_UNITS
+                and (token.spaced or self._is_whole_item())
+                and self._rest_is_label()
             )
             return before.kind != "name" and (is_letter_unit or token.quoted)
         if token.kind != "word":
@@ -253,6 +256,11 @@ class _Reader(Atoms):
         if not token.spaced or not self._rest_is_label():
             return False
         return word == "of" or (len(word) == 3 and not _VARIABLES.issuperset(word))
+
+    def _is_whole_item(self) -> bool:
+        """Whether an item is only a number and the next token: 5m, but not y = 5m or 5m + 2."""
+        around = {self.peek(-2).text, self.peek(1).text}
+        return self.peek(-1).kind == "number" and around <= _SEPARATORS | {""}
 
     def _rest_is_label(self) -> bool:
         before = ""
@@ -330,24 +338,14 @@ def _relation(signs: list[str], parts: list[Node]) -> Node:
         return Node("named", parts[1].name, (parts[0],))
     if signs == ["="] and parts[0].kind == "symbol":
         return Node("named", parts[0].name, (parts[1],))
-    if signs == ["="] and parts[1].kind == "bracket" and _is_point(parts[0]):
+    is_point = parts[0].kind == "bracket" and all(p.kind == "symbol" for p in parts[0].parts)
+    if signs == ["="] and parts[1].kind == "bracket" and is_point:  # (x, y) = (1, 2)
         return Node("named", " ".join(part.name for part in parts[0].parts), (parts[1],))
     flips = {">": "<", ">=": "<="}
     if signs[0] in flips:
         signs = [flips.get(sign, sign) for sign in reversed(signs)]
         parts = parts[::-1]
     return Node("relation", " ".join(signs), tuple(parts))
-
-
-def _is_point(node: Node) -> bool:
-    """Whether a node is a tuple of variables: (x, y)."""
-    return node.kind == "bracket" and all(part.kind == "symbol" for part in node.parts)
-
-
-def _hour(time: Node) -> Node:
-    """Shorten "3:00 p.m." to its hour, 3 p.m."""
-    is_full = time.kind == "ratio" and all(part.value == 0 for part in time.parts[1:])
-    return time.parts[0] if is_full else time
 
 
 def _refuse_dashes(item: list[Token]) -> None:

@@ -97,12 +97,19 @@ _QUANTITY = rf"[(\[]{{0,9}}-?{_AMOUNT}{_UNIT}(?:[)\]]{{1,9}}{_UNIT})?"
 _QUANTITIES = rf"{_QUANTITY}(?:(?: ?[-+*/^] ?|(?=[(\[])){_QUANTITY})"
 # Not part of a longer expression: the 3 + 4 of x + 3 + 4, 3 + 4x, 2 * -(3 + 4), (3 + 4)^n,
 # 40 + 30 of 6:40 + 30, 3 + 4 = 5 of 3 + 4 = 5!, and 9 / 4 = 2 of 9 / 4 = 2 remainder 1.
-_BEGINS = r"(?<![\w.\\+*/^)(}{\]\[-])(?<![-+*/^(}{\[] )(?!(?<=\d:)\d\d(?!\d))"
-_NO_FACTOR_BEFORE = r"(?!(?<=[\d)!] )[(\[][^()\n=]{0,99}[)\]])"  # not 5 (3 + 4)
+_AFTER_FUNCTION = (  # the 8 + 1 of \log_2 8 + 1, \sqrt 8 + 1, \cdots 8 + 1
+    r"(?<!_\d )(?<!_\d\d )(?<!_\{\d\} )(?<!_\{\d\d\} )(?<!\bln )(?<!\b(?:log|sin|cos|tan|mod) )"
+    r"(?<!\\(?:cot|sec|csc|exp|gcd|lcm|max|min|sum) )(?<!\b(?:sqrt|sinh|cosh|tanh|bmod|prod) )"
+    r"(?<!\\dots )(?<!\\[clv]dots )(?<!\\dots[a-z] )"
+)
+_BEGINS = rf"(?<![\w.\\+*/^)(}}{{\]\[-])(?<![-+*/^(}}{{\[] )(?!(?<=\d:)\d\d(?!\d)){_AFTER_FUNCTION}"
+_NO_FACTOR_BEFORE = (  # not 5 (3 + 4) or f (3 + 4)
+    r"(?!(?:(?<=[\d)!] )|(?<=\b[b-zB-HJ-Z] ))[(\[][^()\n=]{0,99}[)\]])"
+)
 _CONTINUES = (
     r"(?: ?[+*^\\]| ?/(?![^\W\d_]{2})| - |-[^\W\d]|-[\\({\[]|-[$\d.]+ ?[-+*/^=\\]|! ?[-+*/=])"
 )
-_ENDS = rf"(?![\d_({{\[]|{_VARIABLE}|\.[\d\\]|:\d| remainder|[A-Za-z]{{0,9}}{_CONTINUES})"
+_ENDS = rf"(?![\d_({{\[]|{_VARIABLE}|\.[\d\\]|:\d| remainder| ?R ?\d|[A-Za-z]{{0,9}}{_CONTINUES})"
 _LAST = rf"[(\[]{{0,9}}-?{_AMOUNT}[)\]]{{0,9}}"
 CALCULATION = re.compile(
     rf"{_BEGINS}{_NO_FACTOR_BEFORE}{_QUANTITIES}{{1,20}} ?= ?(?:{_QUANTITIES}{{0,20}} ?= ?){{0,9}}"
@@ -114,7 +121,7 @@ CALCULATION_PART = re.compile(
 SIGNED = r"(?:(?:(?<=[-+*/^=\d%)] )|(?<=[=*/(])|(?<![^\n]))-)?\d+(?:\.\d+)?%?"  # 5 - 8 = -3
 _TERM = rf"\({{0,9}}{SIGNED}\){{0,9}}"
 EXPRESSION = re.compile(  # an expression, with its result if there is one
-    rf"{_BEGINS}{_TERM}(?: [-+*/^] {_TERM})+(?: = {_TERM}(?: [-+*/^] {_TERM})*)*"
+    rf"{_BEGINS}{_NO_FACTOR_BEFORE}{_TERM}(?: [-+*/^] {_TERM})+(?: = {_TERM}(?: [-+*/^] {_TERM})*)*"
     rf"(?![A-Za-z]){_ENDS}"
 )
 EXPRESSION_OR_NUMBER = re.compile(rf"{EXPRESSION.pattern}|{SIGNED}")

@@ -23,6 +23,7 @@ __all__ = [
     "Token",
     "bare",
     "fold_case",
+    "join_groups",
     "keyboard",
     "normalize_numbers",
     "plain_text",
@@ -122,7 +123,7 @@ _SPELLINGS = (
     (re.compile(r"(?<![A-Za-z])([aApP])\.\s?([mM])\.?(?![A-Za-z])"), r" \1\2"),
     (re.compile(r"(?<![A-Za-z\\])[Ii]nfinity(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"(?<=\d) per cent(?![A-Za-z])"), " percent"),
-    (re.compile(r"\A([A-J])\)\Z"), r"\1"),  # the letter of a choice
+    (re.compile(r"\A([A-Ja-j])\)\Z"), r"\1"),  # the letter of a choice
     # a set in plain text; the comma of {1,000} groups digits
     (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
 )
@@ -185,7 +186,7 @@ _COMMAND = re.compile(r"\\[A-Za-z]+")
 _CURRENCY = re.compile(r"\\\$|US\$|Rs\.?(?![A-Za-z])|[$€£¥₹₱₩]")
 _HYPHEN = r"(?:(?<=[^\W\d_]{3})-|-(?=[^\W\d_]{3}))"  # T-shirt; elsewhere it subtracts: x-y
 _WORD = re.compile(rf"[^\W\d_]+(?:(?:['’.]|{_HYPHEN})[^\W\d_]+)*['’]?\.?")
-_SIGN = re.compile(r"\\\\|\\[{}|%]|\*\*|<=|>=|!=|[-+*/^_(){}\[\]|,;:=<>!%°&.¢²³]")
+_SIGN = re.compile(r"\\\\|\\[{}|%]|\*\*|<=|>=|!=|[-+*/^_(){}\[\]|,;:=<>!%°&.¢]")
 GREEK = words(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
     "rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega"
@@ -284,10 +285,19 @@ def normalize_numbers(text: str) -> str:
     >>> normalize_numbers("350,000 and 38.0 * .5")
     '350000 and 38 * 0.5'
     """
-    if _HAS_SPACED_GROUPS.search(text):
-        text = _SPACED_GROUPS.sub("", text)
+    if _HAS_SPACED_GROUPS.search(text) or _GROUPED.fullmatch(text):
+        text = join_groups(text)
     text = _LEADING_POINT.sub("0.", _THOUSANDS.sub("", text))
     return _TRAILING_ZEROS.sub(r"\1", text).translate(_SYMBOLS)
+
+
+def join_groups(text: str) -> str:
+    """Join all digits that spaces may group.
+
+    >>> join_groups("12 500 + 1 500")
+    '12500 + 1500'
+    """
+    return _SPACED_GROUPS.sub("", text)
 
 
 def with_few_brackets(side: str) -> str:

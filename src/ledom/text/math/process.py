@@ -102,11 +102,10 @@ def serve(seconds: float) -> None:
     import resource
 
     from ledom.text.math.algebra import Sympy
-    from ledom.text.math.equality import Comparison
     from ledom.text.math.expressions import read
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    compare = Comparison(Sympy()).same
+    compare = Sympy().same
 
     def reply(line: str) -> None:
         sys.stdout.write(line + "\n")

@@ -229,7 +229,10 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
         elif word in _STOP_WORDS:
             has_ended = bool(others)  # "5 bags of"
         else:
-            plain = _plain_word(word)
+            is_variable = len(word) == 1 and word not in ONE_LETTER_UNITS
+            if word in NOT_UNITS or not word[:1].isalpha() or is_variable:
+                raise NotUnderstood(word)
+            plain = word if len(word) < 4 else word.removesuffix("s")
             others.add(plain)
             head = head if has_ended else plain
     if units["celsius"] or units["fahrenheit"]:
@@ -237,12 +240,3 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
     for name in [name for name, count in units.items() if not count]:
         del units[name]
     return others, head
-
-
-def _plain_word(word: str) -> str:
-    """Strip the plural s from a word that is not a unit; raises `NotUnderstood` for NOT_UNITS."""
-    if word in NOT_UNITS or not word[:1].isalpha():
-        raise NotUnderstood(word)
-    if len(word) == 1 and word not in ONE_LETTER_UNITS:
-        raise NotUnderstood(word)
-    return word if len(word) < 4 else word.removesuffix("s")
