@@ -286,7 +286,7 @@ def candidate_features(
     if written := scores.get("x~|y"):
         values["overlap"] = written.logprob
     if prior := scores.get("y"):
-        values["worst_step"] = worst_step(prior, scores.get("y|x"), candidate.text, given)
+        values["worst_step"] = worst_step(prior, scores.get("y|x"), candidate.text)
     return values
 
 
@@ -314,15 +314,11 @@ def split_steps(score: Score, text: str) -> list[list[float]]:
     ]
 
 
-def worst_step(
-    reverse: Score, forward: Score | None, text: str, question: Score | None = None
-) -> float:
+def worst_step(reverse: Score, forward: Score | None, text: str) -> float:
     """The log-probability of the least likely token of a solution's least likely step, in nats.
 
-    `reverse` is a score of `y`, `forward` one of `y|x`, `question` one of `x|y`. If both models
-    scored the same text, each step gets the mean of the two; otherwise `forward` is ignored. A text
-    without steps gets that of its end or, without a forward model, of the question's tokens, or it
-    would beat every step. 0 without token scores.
+    `reverse` is a score of `y`, `forward` one of `y|x`. If both scored the same text, each step
+    gets the mean of the two; otherwise `forward` is ignored. 0 without token scores.
 
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="y",
     ...               logprob=-3.5, num_tokens=3, token_logprobs=[-1.0, -0.5, -2.0],
@@ -334,8 +330,8 @@ def worst_step(
     if forward is not None and forward.text == reverse.text:
         readings.append(_least_by_step(forward, text))
     steps = [sum(step) / len(step) for step in zip(*filter(None, readings), strict=True)]
-    read = (reverse, forward or question)
-    ends = [value for score in read if score for value in score.token_logprobs or ()]
+    # An empty text has only its end token. Without that, it would beat every step.
+    ends = [value for score in (reverse, forward) if score for value in score.token_logprobs or ()]
     return min(steps or ends, default=0.0)
 
 
