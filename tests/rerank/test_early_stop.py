@@ -36,6 +36,7 @@ def table(answers: list[list[int]], correct: int = 0) -> CandidateTable:
         answers=np.maximum(numbers, -1),
         correct=numbers == correct,
         mask=numbers > -2,
+        blank=np.zeros(numbers.shape, bool),
         greedy=np.full(len(answers), np.nan),
         groups=[""] * len(answers),
     )

@@ -29,6 +29,7 @@ def made_pools(num_problems: int = 300, seed: int = 0) -> CandidateTable:
         answers=np.where(correct, 0, 1 + rng.integers(0, 4, shape)),
         correct=correct,
         mask=np.ones(shape, bool),
+        blank=np.zeros(shape, bool),
         greedy=np.full(num_problems, np.nan),
         groups=[""] * num_problems,
     )

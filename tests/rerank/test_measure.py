@@ -32,6 +32,7 @@ def table() -> CandidateTable:
         answers=np.tile([0, 1, 0, 2, 0, 3], (NUM_PROBLEMS, 1)),
         correct=correct,
         mask=np.ones(shape, bool),
+        blank=np.zeros(shape, bool),
         greedy=np.array([1.0, 0.0] * (NUM_PROBLEMS // 2)),
         groups=["a", "b"] * (NUM_PROBLEMS // 2),
     )
@@ -280,6 +281,7 @@ def changing(reverse: list[list[float]], correct: list[list[bool]]) -> Candidate
         answers=np.tile([0, 1], (shape[0], 1)),
         correct=np.array(correct),
         mask=np.ones(shape, bool),
+        blank=np.zeros(shape, bool),
         greedy=np.full(shape[0], np.nan),
         groups=[""] * shape[0],
     )

@@ -131,6 +131,20 @@ def test_the_chosen_answer_is_the_measured_one() -> None:
     assert selection.answer == "2"
 
 
+def test_a_text_of_which_nothing_is_read_is_chosen_only_if_there_is_no_other() -> None:
+    """An empty text has the highest sum, and so has a thought that was cut off."""
+    texts = ["", "<think>2, or 5?", "2", "5"]
+    drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate(texts)]
+    scores = [made_score("y|x", value, index=i) for i, value in enumerate([-1, -2, -9, -8])]
+    for count, right, chosen in ((4, 0.0, 3), (3, 1.0, 2), (2, 0.0, 0)):
+        pool = build_candidate_table([PROBLEM], drawn[:count], scores[:count])
+        assert accuracy("forward", pool) == right
+        (found,) = select(pool, drawn[:count], "forward", default_weights())
+        assert found.index == chosen
+    pool = build_candidate_table([PROBLEM], drawn[:3], scores[:3])
+    assert accuracy("random", pool) == pytest.approx(1 / 3)  # both count as wrong
+
+
 def test_the_greedy_candidate_is_separate() -> None:
     candidates = [
         Candidate(problem_id="p", index=0, text="#### 5"),

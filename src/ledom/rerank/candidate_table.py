@@ -30,7 +30,7 @@ from ledom.core.records import (
 )
 from ledom.report.intervals import BoolArray, FloatArray
 from ledom.rerank.candidates import pools, scores_by_target
-from ledom.text.answers import AnswerClasses, extract_answer, is_right
+from ledom.text.answers import AnswerClasses, extract_answer, is_right, split_thought
 
 __all__ = [
     "EXTERNAL_LABELS",
@@ -92,6 +92,8 @@ class CandidateTable:
     """[P, N]."""
     mask: BoolArray
     """[P, N]: where there is a candidate."""
+    blank: BoolArray
+    """[P, N]: where nothing of a candidate is read: an empty text, a thought that was cut off."""
     greedy: FloatArray
     """[P]: the share of greedy candidates (usually one) that are right; NaN where unknown."""
     groups: list[str]
@@ -102,6 +104,19 @@ class CandidateTable:
     """The names of the features that came with the candidates."""
     num_planned: int = 0
     """Candidates per problem without early stopping; 0 if no vote was stopped early."""
+
+    @property
+    def eligible(self) -> BoolArray:
+        """[P, N]: the candidates that a score may choose; blank ones only if there are no others.
+
+        The sum of a text's log-probabilities is highest for an empty one.
+
+        >>> drawn = [Candidate(problem_id="p", index=i, text="4"[i:]) for i in (0, 1)]
+        >>> build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, []).eligible
+        array([[ True, False]])
+        """
+        written = self.mask & ~self.blank
+        return np.where(written.any(axis=1, keepdims=True), written, self.mask)
 
     def select(self, rows: NDArray[np.int64]) -> CandidateTable:
         """The table of the problems in these `rows`.
@@ -139,6 +154,7 @@ class CandidateTable:
             answers=choose(self.answers),
             correct=choose(self.correct),
             mask=choose(self.mask),
+            blank=choose(self.blank),
         )
 
 
@@ -170,7 +186,7 @@ def build_candidate_table(
     shape = len(pool_of), max(map(len, pool_of.values()))
     features = {name: np.zeros(shape) for name in (*known, *external_scores)}
     answers, writers = np.full(shape, -1, np.int64), np.full(shape, -1)
-    correct, mask = np.zeros(shape, bool), np.zeros(shape, bool)
+    correct, mask, blank = (np.zeros(shape, bool) for _ in range(3))
     number_of: dict[str | None, int] = {}
     contrasted = {s.problem_id for s in scores if s.target == "x'|y"}
     for row, problem in enumerate(problems):
@@ -180,6 +196,7 @@ def build_candidate_table(
         for column, candidate in enumerate(pool_of[problem.id]):
             cell, answer = (row, column), extract_answer(candidate.text)
             mask[cell] = True
+            blank[cell] = not "".join(split_thought(candidate.text)).strip()
             writers[cell] = number_of.setdefault(candidate.model, len(number_of))
             answers[cell] = classes.number(answer)
             correct[cell] = is_right(candidate, answer, problem) is True
@@ -189,13 +206,14 @@ def build_candidate_table(
             for name, array in features.items():
                 array[cell] = values[name]
     groups = [problem.extra.get("group") for problem in problems]
-    features, by_model = _relative_to_models(features, mask, writers)
+    features, by_model = _relative_to_models(features, mask & ~blank, writers)
     return CandidateTable(
         problem_ids=[*pool_of],
         features=features,
         answers=answers,
         correct=correct,
         mask=mask,
+        blank=blank,
         greedy=_greedy_right(problems, candidates),
         groups=["none" if group in (None, "") else str(group) for group in groups],
         by_model=by_model,

@@ -66,9 +66,7 @@ def tune(
     if labeled is not None:
         rows = np.flatnonzero(labeled)
         table, problems = table.select(rows), [problems[int(row)] for row in rows]
-    wrong = table.mask & ~table.correct
-    mixed = np.flatnonzero((table.correct & table.mask).any(axis=1) & wrong.any(axis=1))
-    if len(mixed) == 0:
+    if not _pairs(table).any():
         raise InputError(
             f"none of the {len(problems)} problems to fit on has both right and wrong candidates; "
             "give more problems, or more candidates of each, or choose without fitting"
@@ -307,8 +305,8 @@ def _differences(values: FloatArray, table: CandidateTable) -> tuple[FloatArray,
 
 def _pairs(table: CandidateTable) -> BoolArray:
     """[P, N, N]: whether the row's candidate is right and the column's wrong."""
-    right = table.mask & table.correct
-    wrong = table.mask & ~table.correct
+    right = table.eligible & table.correct
+    wrong = table.eligible & ~table.correct
     pairs: BoolArray = right[:, :, None] & wrong[:, None, :]
     return pairs
 

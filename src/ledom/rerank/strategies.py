@@ -93,8 +93,8 @@ class Strategy(ABC):
         return set(self.features) <= set(table.features)
 
     def score(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """[P, N]: the weighted sum of its features; -inf where there is no candidate."""
-        return np.where(table.mask, self.weigh(table.features, weights), -np.inf)
+        """[P, N]: the weighted sum of its features; -inf where no candidate is eligible."""
+        return np.where(table.eligible, self.weigh(table.features, weights), -np.inf)
 
     def weigh(self, features: Mapping[str, Any], weights: Weights) -> Any:
         """The weighted sum of its features, numbers or arrays.
