@@ -268,8 +268,13 @@ def test_bad_rows_and_an_unreachable_hub_give_one_line(hub: list[Any]) -> None:
     hub[0] = ConnectionError("no\nroute")
     with pytest.raises(InputError, match="hub:a/b: cannot be read: no route"):
         list(documents.texts())
-    with pytest.raises(InputError, match="'cfg=x' is not an option; .* config, split, revision"):
-        open_documents(["hub:a/b,cfg=x"])
+    for options, refusal in (
+        ("cfg=x", "'cfg=x' is not an option; write key=value, with one of config, revision, split"),
+        ("split=", "split is empty"),
+        ("split=a,split=b", "split is given twice"),
+    ):
+        with pytest.raises(InputError, match=refusal):
+            open_documents([f"hub:a/b,{options}"])
     with pytest.raises(InputError, match="hub:NAME must be the only source"):
         open_documents(["hub:a/b", "more.jsonl"])
 

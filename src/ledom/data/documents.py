@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol
 
 from ledom.core.errors import InputError, in_one_line, needs_extra
+from ledom.core.options import key_values
 from ledom.core.reading import JsonObject, check_regular, check_surrogates, parse_json
 from ledom.data.folders import FileFinder
 
@@ -213,16 +214,10 @@ class HubDocuments(Documents):
         'test'
         """
         name, *options = written.removeprefix(HUB).split(",")
-        known = ("config", "split", "revision")
-        chosen = {}
-        for option in options:
-            key, _, value = option.partition("=")
-            if key not in known or not value:
-                raise InputError(
-                    f"{written!r}: {option!r} is not an option; write key=value, with one of "
-                    f"{', '.join(known)}"
-                )
-            chosen[key] = value
+        chosen = key_values(options, repr(written), ("config", "revision", "split"))
+        for key, value in chosen.items():
+            if not value:
+                raise InputError(f"{written!r}: {key} is empty; give a value, or leave it out")
         return cls(name, text_key=text_key, **chosen)
 
     @property
