@@ -9,6 +9,7 @@ This module does not know about training or scoring.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ __all__ = [
 
 DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
 _STYLE_KEY, BOS_KEY = "ledom_solution_style", "ledom_bos_tokens"
+_MISTYPED = re.compile(r"Field '(\S+)' expected (\w+), got \w+ \(value: (.*?)\)")
 _WEIGHTS_PER_BYTE = 8  # maximum: quantized models have 2, and some architectures share weights
 
 
@@ -346,6 +348,11 @@ def _reason(error: Exception) -> str:
     """Why transformers cannot read a folder, in one line, without advice to run foreign code."""
     if "trust_remote_code" in str(error):
         return "the model needs its own Python code, which ledom does not run"
+    if found := _MISTYPED.search(str(error)):  # transformers takes no integer for a float
+        key, kind, value = found.groups()
+        value = {"None": "null", "True": "true", "False": "false"}.get(value, value)
+        example = f", such as {value}.0" if kind == "float" and value.isdecimal() else ""
+        return f"config.json: {key} is {value}; it must be of the type {kind}{example}"
     if isinstance(error, KeyError):  # for example, from a table of activations
         return f"transformers does not know {error}"
     return in_one_line(error, 300)

@@ -57,7 +57,8 @@ CONTEXT_KEYS = (  # by architecture
 _SIZES = (  # keys of config.json under the names that architectures use
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
-    *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
+    *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "rotary_dim"),
+    "vocab_size",
     *CONTEXT_KEYS,
 )
 _RANGES = (  # no model was trained outside these limits, so every score would be wrong
