@@ -241,6 +241,14 @@ def test_a_custom_tokenizer_keeps_its_eos(tmp_path, config, tokenizer):
         prepare_data(altered(config, tokenizer="none.json"), tmp_path / "other")
 
 
+def test_a_tokenizer_is_read_once(tmp_path, config, tokenizer, monkeypatch):
+    read, load = [], Tokenizer.load
+    tokenizer.save(tmp_path / "own")
+    monkeypatch.setattr(Tokenizer, "load", lambda path, *eos: read.append(path) or load(path, *eos))
+    prepare_data(altered(config, tokenizer=str(tmp_path / "own")), tmp_path / "data")
+    assert read == [str(tmp_path / "own"), tmp_path / "data"]
+
+
 @pytest.mark.parametrize("changed", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_changed_tokenizer_folder_is_noticed(
     tmp_path, config, tokenizer, word_tokenizer, changed

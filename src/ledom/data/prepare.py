@@ -218,24 +218,23 @@ def _check_sources(config: DataConfig) -> None:
 
 def _prepare(config: DataConfig, folder: Path) -> None:
     reading = {"sources", "packing", "mask_across_documents", "reset_position_ids", "verify"}
-    settings = config.model_dump(mode="json", exclude=reading) | _contents(config)
+    named = Tokenizer.load(config.tokenizer, config.eos_token) if config.tokenizer else None
+    settings = config.model_dump(mode="json", exclude=reading) | _contents(config, named)
     marker = folder / "data.json"
     if marker.is_file():
         remedy = "give the run another name, or remove this folder"
         check_settings(read_json(marker), settings, folder, remedy)
         return
     train, valid, origins = _sources(config)
-    tokenizer = _tokenizer(config, train)
+    tokenizer = named or _new_tokenizer(config, train)
     tokenizer.save(folder)
     write_store(folder / "train", train(), tokenizer, config.train)
     write_store(folder / "valid", valid(), tokenizer, config.valid or config.train, origins)
     write_json(marker, settings)  # last, because its existence means that the data is complete
 
 
-def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """The tokenizer that the recipe names, or one trained on the first texts."""
-    if config.tokenizer is not None:
-        return Tokenizer.load(config.tokenizer, config.eos_token)
+def _new_tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+    """A tokenizer trained on the first texts."""
     if config.eos_token is not None:
         raise RecipeError(
             f"key data.eos_token is {config.eos_token!r} without data.tokenizer; a tokenizer "
@@ -244,7 +243,7 @@ def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokeni
     return train_tokenizer(islice(texts(), _TOKENIZER_SAMPLE), config.vocab_size)
 
 
-def _contents(config: DataConfig) -> dict[str, str]:
+def _contents(config: DataConfig, tokenizer: Tokenizer | None) -> dict[str, str]:
     """Hashes that replace the names of files, which may be moved but not changed."""
     named = {"train": config.train, "valid": config.valid}
     found = {
@@ -252,8 +251,7 @@ def _contents(config: DataConfig) -> dict[str, str]:
         for key, name in named.items()
         if name is not None and Path(name).is_file()
     }
-    if config.tokenizer is not None:
-        tokenizer = Tokenizer.load(config.tokenizer, config.eos_token)
+    if tokenizer is not None:
         found["tokenizer"] = f"SHA-256 {tokenizer.fingerprint}, ends with {tokenizer.eos_token}"
     return found
 
