@@ -150,6 +150,9 @@ def test_the_error_for_bad_text_names_the_file(tmp_path: Path) -> None:
     for format in ("text", "lines"):
         with pytest.raises(InputError, match=r"d\.txt:3: not UTF-8 text"):
             list(open_documents([str(tmp_path / "d.txt")], format).texts())
+    (tmp_path / "d.txt").write_text("fine", encoding="utf-16")
+    with pytest.raises(InputError, match=r"d\.txt:1: not UTF-8 text: it is UTF-16; save it as"):
+        list(open_documents([str(tmp_path / "d.txt")]).texts())
 
 
 def test_the_error_for_bad_parquet_names_the_file(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import IO, Any, ClassVar, Protocol
 
 from ledom.core.errors import InputError, in_one_line, needs_extra
 from ledom.core.options import key_values
-from ledom.core.reading import JsonObject, check_regular, check_surrogates, parse_json
+from ledom.core.reading import JsonObject, check_regular, check_surrogates, not_utf8, parse_json
 from ledom.data.folders import FileFinder
 
 __all__ = ["FORMATS", "Documents", "FileDocuments", "HubDocuments", "open_documents"]
@@ -289,7 +289,7 @@ def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[Given]
                         row += 1
                         yield _given(found, key)
     except UnicodeDecodeError as error:
-        raise InputError(f"row {row}: not UTF-8 text: {error}", path=file) from None
+        raise InputError(f"row {row}: {not_utf8(error)}", path=file) from None
     except ArrowException as error:
         reason = in_one_line(error)
         raise InputError(f"cannot be read as Parquet: {reason}", path=file) from None
@@ -343,8 +343,7 @@ class _Lines:
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
-                reason = f"not UTF-8 text: {error}"
-                raise InputError(reason, path=self._file, line=self.number()) from None
+                raise InputError(not_utf8(error), path=self._file, line=self.number()) from None
             yield text
 
     def number(self) -> int:
