@@ -218,7 +218,7 @@ def count_parameters(folder: Path) -> int:
 
     total = 0
     for file in weight_files(folder, read_config(folder)):
-        if file.suffix != ".safetensors":  # the index
+        if file.name.endswith(".index.json"):
             continue
         try:
             with safe_open(file, framework="pt") as tensors:
