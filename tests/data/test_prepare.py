@@ -246,7 +246,7 @@ def test_a_tokenizer_is_read_once(tmp_path, config, tokenizer, monkeypatch):
     tokenizer.save(tmp_path / "own")
     monkeypatch.setattr(Tokenizer, "load", lambda path, *eos: read.append(path) or load(path, *eos))
     prepare_data(altered(config, tokenizer=str(tmp_path / "own")), tmp_path / "data")
-    assert read == [str(tmp_path / "own"), tmp_path / "data"]
+    assert read == [str(tmp_path / "own"), str(tmp_path / "data")]
 
 
 @pytest.mark.parametrize("changed", ["tokenizer.json", "tokenizer_config.json"])
@@ -351,6 +351,12 @@ def test_sources_with_another_tokenizer_are_refused(stores, word_tokenizer):
     word_tokenizer(9).save(own)
     with pytest.raises(InputError, match=r"a: was made with a different .* with .*/own$"):
         prepare_data(mixture(stores, tokenizer=str(own)), stores / "run")
+
+
+def test_a_source_that_is_no_store_is_named(stores):
+    source = [{"path": str(stores / "documents")}]
+    with pytest.raises(InputError, match=r"documents: no manifest\.json: not a finished token"):
+        prepare_data(mixture(stores, sources=source), stores / "run")
 
 
 def test_damaged_sources_are_refused_before_the_first_step(stores):

@@ -119,16 +119,15 @@ class PreparedData:
 
     def __init__(self, folder: Path, config: DataConfig) -> None:
         """`folder` is where `prepare_data` writes the data of a recipe without sources."""
-        tokenizer = str(folder)
+        tokenizer, eos_token = str(folder), None
         if named := config.sources:
-            tokenizer = config.tokenizer or named[0].path
-            self.tokenizer = Tokenizer.load(tokenizer, config.eos_token)
+            tokenizer, eos_token = config.tokenizer or named[0].path, config.eos_token
             self.sources = tuple(Source(TokenStore(s.path), s.weight) for s in named)
             self.valid = TokenStore(config.valid or "")
         else:
-            self.tokenizer = Tokenizer.load(folder)
             self.sources = (Source(TokenStore(folder / "train")),)
             self.valid = TokenStore(folder / "valid")
+        self.tokenizer = Tokenizer.load(tokenizer, eos_token)
         for store in (*(source.store for source in self.sources), self.valid):
             if store.eos_id != self.tokenizer.eos_id:
                 raise InputError(
@@ -270,7 +269,7 @@ def _sources(
             lambda: _render(generate_problems("valid", config.num_valid, config.seed), config),
             [],
         )
-    records, held_out = read_split(config)
+    records, held_out = read_split(config, warn=logging.getLogger("ledom").warning)
     runs = SourceRuns()
     for record in held_out:
         name = record.source if isinstance(record, Document) else record.extra.get("source")
@@ -280,9 +279,11 @@ def _sources(
 
 
 def read_split(
-    config: DataConfig,
+    config: DataConfig, warn: Callable[..., object] = lambda *_: None
 ) -> tuple[Sequence[Document | Problem], Sequence[Document | Problem]]:
     """Split a file's records into those to train on and those to validate on.
+
+    `warn` is called about records that are in both parts.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -293,7 +294,6 @@ def read_split(
     (['b', 'c'], ['a'])
     """
     records = _read_documents(config.train)[: config.num_documents]
-    warn = logging.getLogger("ledom").warning
     if config.valid is not None:
         left, held_out = records, _read_documents(config.valid)[: config.num_valid]
     else:
