@@ -208,7 +208,7 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tu
 
 
 def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `varlen_attention` is one kernel call: flash attention on a GPU, in half precision.
+    """Whether there is `varlen_attention`: flash attention on a GPU, in half precision.
 
     >>> has_varlen(torch.device("cpu"), torch.bfloat16)
     False
@@ -230,14 +230,8 @@ def varlen_attention(
     Segment n of the queries [Q, H, D] sees segment n of k and v [L, K, D]. With `causal`, the last
     query sees the whole segment, the query before it one key fewer, and so on. `starts` are the
     boundaries of the query segments and of the key segments [segments + 1] in int32; `longest` are
-    the lengths of the longest of each. Without `has_varlen`, each segment is computed by itself.
-
-    >>> one, ends = torch.ones(2, 1, 4), torch.tensor([0, 2], dtype=torch.int32)
-    >>> varlen_attention(one, one, 3 * one, (ends, ends), (2, 2), causal=True)[0][:, 0, 0]
-    tensor([3., 3.])
+    the lengths of the longest of each. Needs `has_varlen`.
     """
-    if not has_varlen(q.device, q.dtype):
-        return _by_segment(q, k, v, starts, causal, scale)
     found: tuple[Tensor, Tensor] = varlen.varlen_attn(  # type: ignore[assignment]
         q,
         k,
@@ -252,30 +246,6 @@ def varlen_attention(
     out, normalizers = found
     # torch 2.13 documents [Q, H], but its flash attention returns [H, Q].
     return out, normalizers.t() if len(normalizers) == q.shape[1] else normalizers
-
-
-def _by_segment(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: tuple[Tensor, Tensor],
-    causal: bool,
-    scale: float | None,
-) -> tuple[Tensor, Tensor]:
-    if scale is not None:  # `_plain_attention` divides by the root of the head's width
-        q = q * (scale * q.shape[-1] ** 0.5)
-    results, normalizers = [], []
-    sizes = [part.diff().tolist() for part in starts]
-    for one, keys, values in zip(
-        q.split(sizes[0]), k.split(sizes[1]), v.split(sizes[1]), strict=True
-    ):
-        mask = q.new_full((len(one), len(keys)), -torch.inf, dtype=torch.float32)
-        mask = mask.triu_(len(keys) - len(one) + 1) if causal else mask.zero_()
-        q_one, k_one, v_one = (x.transpose(0, 1)[None] for x in (one, keys, values))
-        out, logs = _plain_attention(q_one, k_one, v_one, mask)
-        results.append(out[0].transpose(0, 1))
-        normalizers.append(logs[0].t())
-    return torch.cat(results), torch.cat(normalizers)
 
 
 def kept_numbers(dtype: torch.dtype) -> int:
