@@ -149,7 +149,15 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
         written["eos_token_id"] = _end_ids(found, model, eos)
         written["architectures"] = [type(skeleton).__name__]
         write_json(folder / "config.json", written, sort_keys=True)
-        write_json(folder / RECORD, _record(found, hashes, model.notes, check), sort_keys=True)
+        record = {
+            "source": found.name,
+            "commit": found.commit,
+            "sha256": hashes,
+            "notes": model.notes,
+            "self_check": check and asdict(check),
+            "ledom_version": ledom.__version__,
+        }
+        write_json(folder / RECORD, record, sort_keys=True)
     return Imported(out, direction, eos, model.notes, check)
 
 
@@ -164,20 +172,6 @@ def _untied(source: _Source, model: _Model) -> PreTrainedModel:
         )
     model.notes.append("the head is not the embedding, although config.json ties them")
     return skeleton
-
-
-def _record(
-    source: _Source, hashes: dict[str, str], notes: list[str], check: SelfCheck | None
-) -> JsonObject:
-    """The contents of `RECORD`."""
-    return {
-        "source": source.name,
-        "commit": source.commit,
-        "sha256": hashes,
-        "notes": notes,
-        "self_check": check and asdict(check),
-        "ledom_version": ledom.__version__,
-    }
 
 
 def _find(source: str, revision: str | None) -> _Source:
@@ -232,7 +226,7 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
     if nanochat_import.is_nanochat(tensors):
         shape = nanochat_import.read_model_config(shape_file)
         inferred, notes = nanochat_import.infer_config(tensors, shape, options.softcap)
-        config, rows = inferred.to_dict(), shape["vocab_size"]
+        config, rows = inferred.to_dict(), shape.vocab_size
     else:
         config = read_config(folder)
     place = options.tokenizer or folder
