@@ -123,7 +123,7 @@ def test_int8_inputs_are_unsigned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [torch.uint8]
 
 
-PRIVATE = ("_LINEAR", "_FLASH", "_FLASH_BACKWARD", "_SOFTMAX_BACKWARD")
+PRIVATE = ("_LINEAR", "_FLASH", "_FLASH_BACKWARD")
 
 
 @pytest.fixture

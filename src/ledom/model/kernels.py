@@ -42,14 +42,13 @@ _SCORES_BYTES = 64 * 2**20  # maximum memory for a matrix of attention scores
 _HALF = (torch.float16, torch.bfloat16)
 _WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
 
-# A linear layer as torch's compiler emits it, the kernel of scaled_dot_product_attention and its
-# backward pass, and the backward pass of softmax. Each is None if this torch lacks it.
+# A linear layer as torch's compiler emits it, and the kernel of scaled_dot_product_attention with
+# its backward pass. Each is None if this torch lacks it.
 _LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _FLASH_BACKWARD: Any = getattr(
     torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None
 )
-_SOFTMAX_BACKWARD: Any = getattr(torch.ops.aten, "_softmax_backward_data", None)
 _INT8: Any = getattr(torch.ops.onednn, "qlinear_pointwise", None)
 _INT8_PACK: Any = getattr(torch.ops.onednn, "qlinear_prepack", None)
 
@@ -312,7 +311,8 @@ def causal_attention_backward(
     of_key, of_value = (torch.empty(x.shape, dtype=torch.float32) for x in (k, v))
     for block, keys, place in _blocks(kept, len(q), shape[2]):
         weights = _weights(q[:, block], k[:, keys], block.start) if place is None else place
-        slopes = _softmax_backward(torch.bmm(g[:, block], v[:, keys].mT), weights)
+        of_weights = torch.bmm(g[:, block], v[:, keys].mT)
+        slopes = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         of_query[:, block] = torch.bmm(slopes, k[:, keys]).mul_(scale)
         for total, factor, rows in ((of_key, slopes, q), (of_value, weights, g)):
             share = torch.bmm(factor.mT, rows[:, block])
@@ -345,11 +345,3 @@ def _weights(query: Tensor, key: Tensor, start: int, out: Tensor | None = None) 
     later = torch.full((block, block), -torch.inf, dtype=scores.dtype).triu_(1)
     scores[:, :, start:].add_(later)  # takes half the time of masked_fill
     return torch.softmax(scores, dim=-1, out=out)
-
-
-def _softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
-    """The gradient of the scores, from the gradient of their softmax over the last dimension."""
-    if _SOFTMAX_BACKWARD is None:
-        return weights * (grad - (grad * weights).sum(-1, keepdim=True))
-    found: Tensor = _SOFTMAX_BACKWARD(grad, weights, -1, grad.dtype)
-    return found
