@@ -90,7 +90,7 @@ def packing_reach(own: OwnForward, packed: PackedRun, eos_id: int, context: int)
         except Exception:  # an architecture may fail in any way on unknown arguments
             reach = 0
         if not reach:
-            own.restore()
+            own.use(None)
         return reach
     finally:
         reset_length(model)

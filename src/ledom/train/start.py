@@ -142,7 +142,7 @@ def choose_packing(
     reach = packing_reach(own, packed, eos_id, longest)
     if reach >= longest:
         return
-    own.restore()
+    own.use(None)
     own.check_training(longest)
     if recipe.data.mask_across_documents != recipe.data.reset_position_ids:
         raise RecipeError(
