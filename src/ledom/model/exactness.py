@@ -125,7 +125,10 @@ def _checked(
     second = slice(_SIZES[0], None)
     if not close(run(other)[second], found[second], limit):
         return 0
-    for reach in (context, *_lengths_in(model)):
+    # then the lengths up to which rotary positions are unscaled, longest first
+    numbers = numbers_in(model.config.to_dict())
+    known = {number for key, number in numbers if key == "original_max_position_embeddings"}
+    for reach in (context, *sorted(map(int, known), reverse=True)):
         far = min(reach, _FAR) - _SIZES[0]
         if far >= 0 and close(run(row, far)[second], found[second], limit):
             return reach
@@ -337,10 +340,3 @@ class _Masks:
         AttentionMaskInterface.register(_PROBE, mask)
         own.use(_PROBE)
         own.model(input_ids=ids[None], use_cache=False)
-
-
-def _lengths_in(model: PreTrainedModel) -> list[int]:
-    """The lengths in the config up to which rotary positions are unscaled, longest first."""
-    found = numbers_in(model.config.to_dict())
-    known = {number for key, number in found if key == "original_max_position_embeddings"}
-    return sorted(map(int, known), reverse=True)

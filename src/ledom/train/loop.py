@@ -185,7 +185,10 @@ class TrainingRun:
         """Take one optimizer step on the next batch; returns its row of metrics."""
         started = time.perf_counter()
         self._seed_dropout()
-        self._set_learning_rates()
+        scale = schedule(self.recipe.optim, self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * scale
         batch = self.batches[self.step]
         loss = self._backward(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip)
@@ -212,12 +215,6 @@ class TrainingRun:
         """
         key = (self.recipe.seed, self.step, self.world.rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-
-    def _set_learning_rates(self) -> None:
-        scale = schedule(self.recipe.optim, self.step)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * scale
 
     def _backward(self, batch: Batch) -> Tensor:
         """Accumulate the gradients of this process's part of a batch; returns that part's loss."""
