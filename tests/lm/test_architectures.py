@@ -273,13 +273,11 @@ def test_a_large_model_is_tested_on_a_copy_of_its_first_layers(
     assert in_float32(model.float()) is None
     model.bfloat16()
     size, layer = model.num_parameters(), sum(p.numel() for p in model.model.layers[0].parameters())
-    for room, layers in ((size, 4), (size - 1, 3), (size - 3 * layer, 1)):
+    for room, layers in ((size, 4), (size - 1, 3), (size - 3 * layer, 1), (size - 4 * layer, 0)):
         monkeypatch.setattr("ledom.model.exactness._MOST_COPIED", room)
         copy = in_float32(model)
-        assert copy is not None
-        assert (copy.dtype, len(copy.model.layers)) == (torch.float32, layers)
-    monkeypatch.setattr("ledom.model.exactness._MOST_COPIED", size - 4 * layer)
-    assert in_float32(model) is None
+        assert (copy and copy.dtype) == (torch.float32 if layers else None)
+        assert (len(copy.model.layers) if copy else 0) == layers
     assert (model.dtype, len(model.model.layers)) == (torch.bfloat16, 4)
 
 
