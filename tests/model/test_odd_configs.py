@@ -64,6 +64,10 @@ def test_meaningless_rotary_frequencies_are_refused(tmp_path: Path, factor: floa
         ({"hidden_act": "nope"}, "cannot be loaded: transformers does not know 'nope'"),
         ({"text_config": {"a": 1}}, "cannot be loaded: "),
         (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}},
+            'cannot be loaded: "Missing required keys',
+        ),
+        (
             {"rms_norm_eps": 0},
             "cannot be loaded: config.json: rms_norm_eps is 0; it must be of the type float, such "
             "as 0.0",

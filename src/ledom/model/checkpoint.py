@@ -353,7 +353,7 @@ def _reason(error: Exception) -> str:
         value = {"None": "null", "True": "true", "False": "false"}.get(value, value)
         example = f", such as {value}.0" if kind == "float" and value.isdecimal() else ""
         return f"config.json: {key} is {value}; it must be of the type {kind}{example}"
-    if isinstance(error, KeyError):  # for example, from a table of activations
+    if isinstance(error, KeyError) and " " not in str(error):  # a name, such as an activation's
         return f"transformers does not know {error}"
     return in_one_line(error, 300)
 
