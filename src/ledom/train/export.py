@@ -100,15 +100,20 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Data:
-    """The few keys that are read here; the recipe may be of another version of ledom."""
-
     sources: list[_Source] | None = None
     valid: str | None = None
 
 
+@dataclass(frozen=True)
+class _Recipe:
+    """The few keys that are read here; the recipe may be of another version of ledom."""
+
+    data: _Data = _Data()
+
+
 def _read_sources(recipe: JsonObject, file: Path) -> dict[str, Manifest]:
     """The manifests of the stores that a recipe mixes; stores that are gone are left out."""
-    data = as_type(recipe.get("data", {}), _Data, file)
+    data = as_type(recipe, _Recipe, file).data
     parts = {source.path: source.path for source in data.sources or ()}
     if parts and data.valid:
         parts["valid"] = data.valid
