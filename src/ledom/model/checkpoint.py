@@ -54,6 +54,7 @@ __all__ = [
     "CheckpointInfo",
     "bos_ids",
     "build_model",
+    "check_vocabulary",
     "choose_direction",
     "load_checkpoint",
     "load_config",
@@ -317,13 +318,18 @@ def load_checkpoint(
                 f"{folder / 'config.json'}: rotary frequencies must be finite and not negative; "
                 f"correct {rope}"
             )
-    vocab_size = model.config.get_text_config().vocab_size
-    if vocab_size < info.tokenizer.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {info.tokenizer.vocab_size} tokens, the model only "
-            f"{vocab_size}; they do not belong together"
-        )
+    check_vocabulary(folder, info.tokenizer.vocab_size, model.config)
     return Checkpoint(**vars(info), model=model.eval())
+
+
+def check_vocabulary(place: object, num_tokens: int, config: PretrainedConfig) -> None:
+    """Raise `CheckpointError` if a tokenizer has more tokens than the model."""
+    vocab_size = config.get_text_config().vocab_size
+    if vocab_size < num_tokens:
+        raise CheckpointError(
+            f"{place}: the tokenizer has {num_tokens} tokens, the model only {vocab_size}; they do "
+            "not belong together"
+        )
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(foreign: Path, tmp_path: P
     tokenizer = Tokenizer.load(foreign)
     tokenizer.backend.add_special_tokens(["<|extra|>"])
     tokenizer.save(foreign)
-    with pytest.raises(CheckpointError, match="has the id 2048, the model only 2048 tokens"):
+    with pytest.raises(CheckpointError, match="has 2049 tokens, the model only 2048;"):
         import_model(str(foreign), tmp_path / "out", ImportOptions("reverse"))
 
 
