@@ -40,7 +40,7 @@ from ledom.core.errors import (
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import read_json_object
 from ledom.model import attention
-from ledom.model.architectures import check_unused, longest_text
+from ledom.model.architectures import check_unused, check_vocabulary, longest_text
 from ledom.model.folder import count_parameters, end_ids, hash_files, loaded_files, read_config
 from ledom.model.foreign import nanochat as nanochat  # registers its model with transformers
 from ledom.model.presets import ModelConfig
@@ -54,7 +54,6 @@ __all__ = [
     "CheckpointInfo",
     "bos_ids",
     "build_model",
-    "check_vocabulary",
     "choose_direction",
     "load_checkpoint",
     "load_config",
@@ -320,16 +319,6 @@ def load_checkpoint(
             )
     check_vocabulary(folder, info.tokenizer.vocab_size, model.config)
     return Checkpoint(**vars(info), model=model.eval())
-
-
-def check_vocabulary(place: object, num_tokens: int, config: PretrainedConfig) -> None:
-    """Raise `CheckpointError` if a tokenizer has more tokens than the model."""
-    vocab_size = config.get_text_config().vocab_size
-    if vocab_size < num_tokens:
-        raise CheckpointError(
-            f"{place}: the tokenizer has {num_tokens} tokens, the model only {vocab_size}; they do "
-            "not belong together"
-        )
 
 
 @contextmanager

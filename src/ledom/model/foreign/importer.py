@@ -30,13 +30,8 @@ from ledom.core.errors import (
 )
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import JsonObject, read_json_object
-from ledom.model.checkpoint import (
-    DIRECTION_KEY,
-    check_vocabulary,
-    choose_direction,
-    quiet,
-    readable,
-)
+from ledom.model.architectures import check_vocabulary
+from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet, readable
 from ledom.model.folder import end_ids, file_digest, read_config, snapshot
 from ledom.model.foreign import nanochat_import
 from ledom.model.foreign.aliases import ALIASES, is_hub_name
