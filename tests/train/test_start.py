@@ -263,6 +263,15 @@ def test_windows_beyond_the_attention_span_need_a_single_process(
                 choose_packing(model, recipe, tokenizer.eos_id, world)
 
 
+def test_windows_shorter_than_the_texts_of_the_test_are_packed_too(
+    recipe: Recipe, tokenizer: Tokenizer
+) -> None:
+    model = tiny("llama", tokenizer)
+    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seq_len": 4})})
+    choose_packing(model, short, tokenizer.eos_id, ProcessGroup(torch.device("cpu"), 0, 2))
+    assert model.config._attn_implementation == IMPLEMENTATION
+
+
 @pytest.mark.slow
 def test_dropout_depends_only_on_seed_and_step(
     tmp_path: Path, recipe: Recipe, data: PreparedData

@@ -129,8 +129,8 @@ def _checked(
     numbers = numbers_in(model.config.to_dict())
     known = {number for key, number in numbers if key == "original_max_position_embeddings"}
     for reach in (context, *sorted(map(int, known), reverse=True)):
-        far = min(reach, _FAR) - _SIZES[0]
-        if far >= 0 and close(run(row, far)[second], found[second], limit):
+        far = max(0, min(reach, _FAR) - _SIZES[0])
+        if close(run(row, far)[second], found[second], limit):
             return reach
     return 0
 
