@@ -34,13 +34,13 @@ def varlen_attn(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     for mine, keys, values in zip(
         query.split(sizes[0]), key.split(sizes[1]), value.split(sizes[1]), strict=True
     ):
-        keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
-        scores = torch.einsum("qhd,khd->hqk", mine, keys) * scale
+        keys, values = (x.repeat_interleave(groups, dim=1).float() for x in (keys, values))
+        scores = torch.einsum("qhd,khd->hqk", mine.float(), keys) * scale
         if given["window_size"] == (-1, 0):  # aligned at the end
             last = len(keys) - len(mine) + torch.arange(len(mine))
             hidden = torch.arange(len(keys)) > last[:, None]
             scores = scores.masked_fill(hidden, -torch.inf)
-        outs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values))
+        outs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values).to(value.dtype))
         logs.append(scores.logsumexp(-1))
     return torch.cat(outs), torch.cat(logs, dim=1)
 
