@@ -168,7 +168,7 @@ def test_a_truncated_model_file_is_refused(
     check_refused(
         run("rerank", "--problems", problem_file, "--forward", broken),
         str(broken),
-        "cannot be loaded",
+        "model.safetensors: damaged",
     )
 
 

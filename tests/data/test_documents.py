@@ -150,6 +150,9 @@ def test_the_error_for_bad_text_names_the_file(tmp_path: Path) -> None:
     for format in ("text", "lines"):
         with pytest.raises(InputError, match=r"d\.txt:3: not UTF-8 text"):
             list(open_documents([str(tmp_path / "d.txt")], format).texts())
+    (tmp_path / "d.txt").write_text("fine", encoding="utf-16")
+    with pytest.raises(InputError, match=r"d\.txt:1: not UTF-8 text: it is UTF-16; save it as"):
+        list(open_documents([str(tmp_path / "d.txt")]).texts())
 
 
 def test_the_error_for_bad_parquet_names_the_file(tmp_path: Path) -> None:
@@ -268,8 +271,13 @@ def test_bad_rows_and_an_unreachable_hub_give_one_line(hub: list[Any]) -> None:
     hub[0] = ConnectionError("no\nroute")
     with pytest.raises(InputError, match="hub:a/b: cannot be read: no route"):
         list(documents.texts())
-    with pytest.raises(InputError, match="'cfg=x' is not an option; .* config, split, revision"):
-        open_documents(["hub:a/b,cfg=x"])
+    for options, refusal in (
+        ("cfg=x", "'cfg=x' is not an option; write key=value, with one of config, revision, split"),
+        ("split=", "split is empty"),
+        ("split=a,split=b", "split is given twice"),
+    ):
+        with pytest.raises(InputError, match=refusal):
+            open_documents([f"hub:a/b,{options}"])
     with pytest.raises(InputError, match="hub:NAME must be the only source"):
         open_documents(["hub:a/b", "more.jsonl"])
 

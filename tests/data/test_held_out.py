@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ledom.core.records import Document, write_records
-from ledom.data.prepare import DataConfig, SourceConfig, prepare_data, shortfalls
+from ledom.data.prepare import DataConfig, SourceConfig, prepare_data, read_split, shortfalls
 from ledom.data.store import write_store
 from ledom.text.tokenizer import Tokenizer
 
@@ -25,6 +25,8 @@ def test_a_validation_file_that_contains_training_texts_is_noted(
         f"{file}: 6 records to train on have the text of a validation record, which lowers the "
         "validation loss; remove them"
     ]
+    read_split(config)  # again, for the pairs of an objective
+    assert len(caplog.messages) == 1
 
 
 def test_a_validation_store_trained_on_is_noted(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -78,14 +78,6 @@ def test_problems_become_rendered_pairs(tmp_path, problems):
     assert train_texts(data) == rendered[1:50] + rendered[51:100] + rendered[101:]
 
 
-def test_documents_are_used_unchanged(tmp_path):
-    texts = write_documents(tmp_path / "d.jsonl", 60)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    data = prepare_data(config, tmp_path / "data")
-    assert texts_of(data, data.valid) == [texts[0], texts[50]]
-    assert train_texts(data) == texts[1:50] + texts[51:]
-
-
 def test_a_validation_file_and_limits_are_used(tmp_path, config):
     texts = write_documents(tmp_path / "d.jsonl", 20)
     valid = write_documents(tmp_path / "v.jsonl", 10)
@@ -111,14 +103,15 @@ def test_prepared_data_are_reused(tmp_path, config, monkeypatch, changes):
     assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
 
 
-def test_other_settings_are_refused(tmp_path, config):
+def test_other_settings_files_and_tokenizers_are_refused(tmp_path, config, tokenizer):
     prepare_data(config, tmp_path / "data")
     with pytest.raises(InputError, match="other settings .vocab_size: 300 there, 301 now."):
         prepare_data(altered(config, vocab_size=301), tmp_path / "data")
-
-
-def test_a_changed_file_is_noticed(tmp_path, config):
-    prepare_data(config, tmp_path / "data")
+    own = Tokenizer.load(tmp_path / "data")
+    tokenizer.save(tmp_path / "data")
+    with pytest.raises(InputError, match="train: was made with a different tokenizer"):
+        prepare_data(config, tmp_path / "data")
+    own.save(tmp_path / "data")
     write_documents(tmp_path / "d.jsonl", 21)
     changed = r"data: .* settings .train: 'SHA-256 \w+' there, 'SHA-256 \w+' now.*another name"
     with pytest.raises(InputError, match=changed):
@@ -137,13 +130,6 @@ def test_a_file_may_be_moved_after_preparation(tmp_path, config):
     moved = prepare_data(altered(config, train=str(tmp_path / "e.jsonl")), tmp_path / "b")
     assert moved.tokenizer.fingerprint == first.tokenizer.fingerprint
     assert moved.sources[0].store.manifest == first.sources[0].store.manifest
-
-
-def test_a_different_tokenizer_in_the_store_is_noticed(tmp_path, config, tokenizer):
-    prepare_data(config, tmp_path / "data")
-    tokenizer.save(tmp_path / "data")
-    with pytest.raises(InputError, match="train: was made with a different tokenizer"):
-        prepare_data(config, tmp_path / "data")
 
 
 def test_twins_that_start_together_prepare_once(tmp_path, config, monkeypatch, caplog):
@@ -239,6 +225,14 @@ def test_a_custom_tokenizer_keeps_its_eos(tmp_path, config, tokenizer):
     assert data.sources[0].store.eos_id == Tokenizer.load(own).eos_id
     with pytest.raises(CheckpointError, match=r"none\.json: no such file"):
         prepare_data(altered(config, tokenizer="none.json"), tmp_path / "other")
+
+
+def test_a_tokenizer_is_read_once(tmp_path, config, tokenizer, monkeypatch):
+    read, load = [], Tokenizer.load
+    tokenizer.save(tmp_path / "own")
+    monkeypatch.setattr(Tokenizer, "load", lambda path, *eos: read.append(path) or load(path, *eos))
+    prepare_data(altered(config, tokenizer=str(tmp_path / "own")), tmp_path / "data")
+    assert read == [str(tmp_path / "own"), str(tmp_path / "data")]
 
 
 @pytest.mark.parametrize("changed", ["tokenizer.json", "tokenizer_config.json"])
@@ -343,6 +337,12 @@ def test_sources_with_another_tokenizer_are_refused(stores, word_tokenizer):
     word_tokenizer(9).save(own)
     with pytest.raises(InputError, match=r"a: was made with a different .* with .*/own$"):
         prepare_data(mixture(stores, tokenizer=str(own)), stores / "run")
+
+
+def test_a_source_that_is_no_store_is_named(stores):
+    source = [{"path": str(stores / "documents")}]
+    with pytest.raises(InputError, match=r"documents: no manifest\.json: not a finished token"):
+        prepare_data(mixture(stores, sources=source), stores / "run")
 
 
 def test_damaged_sources_are_refused_before_the_first_step(stores):

@@ -321,8 +321,8 @@ def test_the_store_records_the_sources(
     assert store.document_sources() == [name or "no source" for name in names]
 
 
-def test_a_store_started_by_an_older_version_has_no_sources(
-    tmp_path: Path, make: Make, here: list[int], caplog: pytest.LogCaptureFixture
+def test_the_sources_of_finished_shards_are_checked_and_kept(
+    tmp_path: Path, make: Make, here: list[int]
 ) -> None:
     file = tmp_path / "named.jsonl"
     rows = [{"text": f"{n} {n + 1}", "source": "web"} for n in range(2, 42)]
@@ -342,10 +342,10 @@ def test_a_store_started_by_an_older_version_has_no_sources(
 
     with pytest.raises(InputError, match=r"00000.json: key sources.0"):
         resumed_with({"sources": ["web"]})
-    again = resumed_with({})
+    count = first.manifest.shards[0].num_documents
+    again = resumed_with({"sources": [["book", count]]})
     assert again is not None
-    assert again.manifest.sources == []
-    assert "kept no sources; tokenize again" in caplog.text
+    assert again.manifest.sources == [("book", count), ("web", 40 - count)]
 
 
 def test_sources_that_change_too_often_are_not_recorded(

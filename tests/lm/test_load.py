@@ -59,6 +59,7 @@ def test_options_may_follow_a_name(checkpoints: dict[str, Path]) -> None:
             "'row=7' is not an option; write key=value, with one of bos_token, device, dtype",
         ),
         ("fast", "'fast' is not an option"),
+        ("rows=1,rows=2", "rows is given twice"),
         ("direction=forward", "the command has its own option"),
     ],
 )

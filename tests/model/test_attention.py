@@ -8,6 +8,7 @@ from ledom.core.errors import CheckpointError
 from ledom.model import attention
 from ledom.model.attention import IMPLEMENTATION, packed_attention
 from ledom.model.checkpoint import build_model
+from varlen import use_varlen
 
 SIZES = [5, 9, 1, 30]
 
@@ -90,7 +91,8 @@ def naive(query, key, value, boundaries, scale):
 @pytest.mark.parametrize("boundaries", [[0, 7], [0, 2, 3, 7], [0, 2, 4, 5, 6, 7]])
 @pytest.mark.parametrize("in_one_call", [False, True], ids=["cpu", "gpu"])
 def test_attention_equals_that_by_hand(heads, kv_heads, boundaries, in_one_call, monkeypatch):
-    monkeypatch.setattr(attention, "has_varlen", lambda device, dtype: in_one_call)
+    if in_one_call:
+        use_varlen(monkeypatch, attention)
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(1, heads, 7, 8, generator=generator)
     key, value = torch.randn(2, 1, kv_heads, 7, 8, generator=generator)

@@ -137,7 +137,7 @@ def test_an_unknown_recorded_direction_is_refused(folder):
 def test_truncated_weights_are_refused(folder, kept):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match="model: cannot be loaded: "):
+    with pytest.raises(CheckpointError, match="model.safetensors: damaged"):
         load_checkpoint(folder)
 
 
@@ -260,7 +260,7 @@ def test_a_config_that_does_not_match_the_weights_is_refused_early(folder, key, 
     change_config(folder, **{key: value})
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(folder)
-    assert f"describes at least {message}; the folder has 0." in str(caught.value)
+    assert f"describes at least {message}; the folder has " in str(caught.value)
 
 
 class Opens:

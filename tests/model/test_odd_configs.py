@@ -35,6 +35,7 @@ def _with_config(folder: Path, **changed: object) -> Path:
         ({"logit_scale": 0.0}, "logit_scale is 0.0; it must lie from 1e-06"),
         ({"final_logit_softcapping": -30.0}, "final_logit_softcapping is -30.0; it must lie"),
         ({"max_position_embeddings": -5}, "max_position_embeddings is -5; it must be a whole"),
+        ({"rotary_dim": 0}, "rotary_dim is 0; it must be a whole number above 0"),
     ],
 )
 def test_numbers_that_would_make_every_score_wrong_are_refused(
@@ -62,6 +63,19 @@ def test_meaningless_rotary_frequencies_are_refused(tmp_path: Path, factor: floa
         ),
         ({"hidden_act": "nope"}, "cannot be loaded: transformers does not know 'nope'"),
         ({"text_config": {"a": 1}}, "cannot be loaded: "),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}},
+            'cannot be loaded: "Missing required keys',
+        ),
+        (
+            {"rms_norm_eps": 0},
+            "cannot be loaded: config.json: rms_norm_eps is 0; it must be of the type float, such "
+            "as 0.0",
+        ),
+        (
+            {"model_type": "gptj", "rotary_dim": None},
+            "cannot be loaded: config.json: rotary_dim is null; it must be of the type int",
+        ),
     ],
 )
 def test_a_config_for_another_model_is_refused_in_one_line(

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.rerank.candidate_table import build_candidate_table
 from ledom.rerank.pipeline import Job, rerank
@@ -21,7 +22,6 @@ from ledom.serve.app import make_app
 from ledom.serve.batching import Steps
 from ledom.serve.gateway import Options
 from ledom.serve.judge import MASK_COPIES, Judge
-from ledom.serve.refusals import Refusal
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
 from serving import ANSWERS, QUESTIONS, Models, chat, gateway, honest, running
@@ -175,7 +175,7 @@ def test_options_in_the_body_override_those_in_the_name() -> None:
     read = Options.read("ledom/majority,n=4,lambda=0.25", {"n": 2}, 9)
     assert read == Options(strategy="majority", n=2, **{"lambda": 0.25})
     assert Options.read("ledom", None, None).strategy is None
-    with pytest.raises(Refusal):
+    with pytest.raises(InputError, match="'b' is not an option"):
         Options.read("ledom/a,b", None, None)
 
 

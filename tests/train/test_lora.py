@@ -10,7 +10,7 @@ from ledom.core.errors import MissingExtraError
 from ledom.model.checkpoint import build_model, save_checkpoint
 from ledom.text.pair_format import PairFormat
 from ledom.train.loop import train, validate
-from ledom.train.lora import Adapters, LoraConfig
+from ledom.train.lora import LoraConfig, add_adapters
 
 REVERSE = Direction.REVERSE
 
@@ -56,7 +56,7 @@ def test_adapters_are_merged_into_a_plain_model(tuned, data, tmp_path):
 
 def test_only_adapters_are_trained(recipe, data):
     model = build_model(recipe.model, data.tokenizer, seed=3)
-    Adapters(model, LoraConfig(rank=2), seed=0)
+    add_adapters(model, LoraConfig(rank=2), seed=0)
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert len(trained) == 2 * 2 * 7  # two factors, two layers, seven matrices
     assert all("lora_" in name for name in trained)
@@ -67,7 +67,7 @@ def test_unusual_layers_take_adapters_without_a_warning(tokenizer, kind):
     """GPT-2's are stored transposed, Mixtral's experts as one. Merging at once changes nothing."""
     model = tiny(kind, tokenizer)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    Adapters(model, LoraConfig(rank=2), seed=0).merge()
+    add_adapters(model, LoraConfig(rank=2), seed=0).merge_and_unload()
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, before[name])
 
@@ -76,4 +76,4 @@ def test_without_peft_the_error_names_the_remedy(recipe, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     model = build_model(recipe.model, data.tokenizer, seed=3)
     with pytest.raises(MissingExtraError, match=r"^key lora: peft .*pip install 'ledom\[lora\]'"):
-        Adapters(model, LoraConfig(), seed=0)
+        add_adapters(model, LoraConfig(), seed=0)

@@ -14,7 +14,7 @@ import torch
 from architectures import tiny
 from command_line import Run, check_refused
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, InputError, RecipeError
+from ledom.core.errors import CheckpointError, RecipeError
 from ledom.core.files import lock_folder
 from ledom.core.records import Document, write_records
 from ledom.data.prepare import DataConfig, PreparedData, prepare_data
@@ -161,7 +161,7 @@ def test_only_the_content_counts(tmp_path: Path) -> None:
     a, b, c = (content_hash(tmp_path / name) for name in "abc")
     assert a == b != c
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="this is a pipe or a device"):
+    with pytest.raises(CheckpointError, match="this is a pipe or a device"):
         content_hash(tmp_path / "pipe")
 
 
@@ -261,6 +261,15 @@ def test_windows_beyond_the_attention_span_need_a_single_process(
         else:
             with pytest.raises(RecipeError, match=refusal):
                 choose_packing(model, recipe, tokenizer.eos_id, world)
+
+
+def test_windows_shorter_than_the_texts_of_the_test_are_packed_too(
+    recipe: Recipe, tokenizer: Tokenizer
+) -> None:
+    model = tiny("llama", tokenizer)
+    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seq_len": 4})})
+    choose_packing(model, short, tokenizer.eos_id, ProcessGroup(torch.device("cpu"), 0, 2))
+    assert model.config._attn_implementation == IMPLEMENTATION
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from ledom.cli.display import log, note
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
 from ledom.core.files import real_path
+from ledom.core.options import key_values
 from ledom.core.processes import set_threads
 from ledom.core.records import Problem, Record, write_records
 
@@ -148,7 +149,7 @@ def tokenize(
 
     options.refuse_unused(context, (executor != "slurm", f"the executor is {executor}", ["slurm"]))
     set_threads(threads)
-    sbatch = dict(_key_and_value(option) for option in slurm or [])
+    sbatch = key_values([option.lstrip("-") for option in slurm or []], "--slurm")
     given = open_documents(documents, format, text_key)
     _log_notes(given)
     with track_tokenizing() as on_progress:
@@ -172,13 +173,6 @@ def _log_store(store: TokenStore | None, out: Path) -> None:
 def _log_notes(documents: Documents) -> None:
     for line in documents.notes:
         note(line)
-
-
-def _key_and_value(option: str) -> tuple[str, str]:
-    key, equals, value = option.partition("=")
-    if not equals or not key:
-        raise InputError(f"--slurm {option!r}: write it as key=value, such as partition=cpu")
-    return key.lstrip("-"), value
 
 
 def augment(

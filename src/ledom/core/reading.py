@@ -120,14 +120,15 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(_not_utf8(error), path=path) from None
+        raise InputError(not_utf8(error), path=path) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    found = next((what for start, what in _FORMATS.items() if error.object.startswith(start)), "")
-    return f"not UTF-8 text: {found or error}"
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Why bytes are not text; a known format is named."""
+    formats = (what for start, what in _FORMATS.items() if error.object.startswith(start))
+    return f"not UTF-8 text: {next(formats, error)}"
 
 
 def read_json(path: str | Path, non_finite: bool = False) -> JsonObject:
@@ -244,7 +245,7 @@ def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
     except InputError:
         raise
     except UnicodeDecodeError as error:
-        raise InputError(_not_utf8(error)) from None
+        raise InputError(not_utf8(error)) from None
     except RecursionError:
         raise InputError(f"nested more than {DEEPEST} deep") from None
     except ValueError as error:

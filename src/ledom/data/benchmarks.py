@@ -90,19 +90,13 @@ def load_benchmark(name: str) -> list[Problem]:
     benchmark = BENCHMARKS[name]
     if folder := os.environ.get(FOLDER_VARIABLE):
         return read_records(Path(folder) / benchmark.file, Problem, unique_ids())
-    rows = _from_hub(name, benchmark)
-    return [_problem(name, number, benchmark.read(row)) for number, row in enumerate(rows)]
-
-
-def _problem(name: str, number: int, fields: Mapping[str, Any]) -> Problem:
-    aliases = fields.get("aliases")
-    return Problem(
-        extra={"aliases": [*aliases]} if aliases else {},
-        id=f"{name}-{number}",
-        question=fields["question"],
-        answer=fields["answer"],
-        solution=fields.get("solution"),
-    )
+    problems = []
+    for number, row in enumerate(_from_hub(name, benchmark)):
+        fields = {**benchmark.read(row)}
+        aliases = fields.pop("aliases", None)
+        extra = {"aliases": [*aliases]} if aliases else {}
+        problems.append(Problem(id=f"{name}-{number}", extra=extra, **fields))
+    return problems
 
 
 def _from_hub(name: str, benchmark: Benchmark) -> Iterable[Any]:

@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import io
 import os
+import sys
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol
 
 from ledom.core.errors import InputError, in_one_line, needs_extra
-from ledom.core.reading import JsonObject, check_regular, check_surrogates, parse_json
+from ledom.core.options import key_values
+from ledom.core.reading import JsonObject, check_regular, check_surrogates, not_utf8, parse_json
 from ledom.data.folders import FileFinder
 
 __all__ = ["FORMATS", "Documents", "FileDocuments", "HubDocuments", "open_documents"]
@@ -106,8 +108,13 @@ def open_documents(
 
 def _find(path: Path, format: str | None, finder: FileFinder) -> list[Path]:
     """The file at `path`, or the files of known formats in that folder, each only once."""
+    found: list[Path] = []
     if path.is_dir():
-        found = [file for file in finder.under(path) if _is_of_format(file, finder)]
+        for file in finder.under(path):
+            if _format_of(file) is None:
+                finder.skip("{} of other formats: not read", file.suffix or file.name)
+            else:
+                found.append(file)
         if not found:
             raise InputError(
                 f"no files in this folder end in {', '.join(_SUFFIXES)} (or these with .gz or "
@@ -124,13 +131,6 @@ def _find(path: Path, format: str | None, finder: FileFinder) -> list[Path]:
                 path=path,
             )
     return [file for file in found if finder.once(file)]
-
-
-def _is_of_format(file: Path, finder: FileFinder) -> bool:
-    if _format_of(file) is None:
-        finder.skip("{} of other formats: not read", file.suffix or file.name)
-        return False
-    return True
 
 
 def _format_of(file: Path) -> str | None:
@@ -213,16 +213,10 @@ class HubDocuments(Documents):
         'test'
         """
         name, *options = written.removeprefix(HUB).split(",")
-        known = ("config", "split", "revision")
-        chosen = {}
-        for option in options:
-            key, _, value = option.partition("=")
-            if key not in known or not value:
-                raise InputError(
-                    f"{written!r}: {option!r} is not an option; write key=value, with one of "
-                    f"{', '.join(known)}"
-                )
-            chosen[key] = value
+        chosen = key_values(options, repr(written), ("config", "revision", "split"))
+        for key, value in chosen.items():
+            if not value:
+                raise InputError(f"{written!r}: {key} is empty; give a value, or leave it out")
         return cls(name, text_key=text_key, **chosen)
 
     @property
@@ -253,25 +247,24 @@ class HubDocuments(Documents):
 
 
 def _read_jsonl(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
-    lines = _Lines(file, start, end)
-    for line in lines:
+    for line, place in _lines(file, start, end):
         if line.strip():
             try:
                 given = _given(parse_json(line), key)
             except InputError as error:
-                raise InputError(str(error), path=file, line=lines.number()) from None
+                raise _error_at(file, place, str(error)) from None
             yield given
 
 
 def _read_lines(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
-    for line in _Lines(file, start, end).texts():
+    for line in _texts(file, start, end):
         if line.strip(_BLANK):
             yield line.rstrip("\r\n"), None
 
 
 def _read_text(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
     if start == 0:  # a document belongs to the part that it begins in
-        yield "".join(_Lines(file, 0, file.stat().st_size).texts()), None
+        yield "".join(_texts(file, 0, file.stat().st_size)), None
 
 
 def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
@@ -294,7 +287,7 @@ def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[Given]
                         row += 1
                         yield _given(found, key)
     except UnicodeDecodeError as error:
-        raise InputError(f"row {row}: not UTF-8 text: {error}", path=file) from None
+        raise InputError(f"row {row}: {not_utf8(error)}", path=file) from None
     except ArrowException as error:
         reason = in_one_line(error)
         raise InputError(f"cannot be read as Parquet: {reason}", path=file) from None
@@ -313,56 +306,51 @@ yields the documents that begin in the range: JSON objects, one per line; Parque
 text; or lines. Blank lines are skipped."""
 
 
-class _Lines:
-    """The lines that begin in the bytes [start, end) of a file.
+def _lines(file: Path, start: int, end: int) -> Iterator[tuple[bytes, int]]:
+    """The lines that begin in the bytes [start, end) of a file, and where each begins.
 
     A compressed file is decompressed; it yields all of its lines if `start` is 0, otherwise none.
     """
-
-    def __init__(self, file: Path, start: int, end: int) -> None:
-        self._file = file
-        self._start, self._end = start, end
-        self._count = 0
-        self._skipped = 0  # the number of bytes before the first of these lines
-
-    def __iter__(self) -> Iterator[bytes]:
-        compressed = _is_compressed(self._file)
-        if compressed and self._start > 0:
+    if _is_compressed(file):
+        if start > 0:
             return
-        with _unpack(self._file) if compressed else self._file.open("rb") as source:
-            if self._start > 0:
-                source.seek(self._start - 1)
-                source.readline()  # the rest of the previous part's last line
-                self._skipped = source.tell()
-            place = self._skipped
-            for line in source:
-                if place >= self._end and not compressed:
-                    return
-                self._count += 1
-                yield line if place else line.removeprefix(BOM_UTF8)
-                place += len(line)
+        end = sys.maxsize
+    place = 0
+    with _unpack(file) as source:
+        if start > 0:
+            source.seek(start - 1)
+            source.readline()  # the rest of the previous part's last line
+            place = source.tell()
+        for line in source:
+            if place >= end:
+                return
+            yield line if place else line.removeprefix(BOM_UTF8), place
+            place += len(line)
 
-    def texts(self) -> Iterator[str]:
-        """The lines as text; raises `InputError` for a line that is not UTF-8."""
-        for line in self:
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                reason = f"not UTF-8 text: {error}"
-                raise InputError(reason, path=self._file, line=self.number()) from None
-            yield text
 
-    def number(self) -> int:
-        """The last line's number in the file, from 1. Lines before `start` are only counted now."""
-        before, rest = 0, self._skipped
-        with self._file.open("rb") as source:
-            while rest and (block := source.read(min(rest, _BLOCK_BYTES))):
-                before += block.count(b"\n")
-                rest -= len(block)
-        return before + self._count
+def _texts(file: Path, start: int, end: int) -> Iterator[str]:
+    """Like `_lines`, as text; raises `InputError` for a line that is not UTF-8."""
+    for line, place in _lines(file, start, end):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _error_at(file, place, not_utf8(error)) from None
+        yield text
+
+
+def _error_at(file: Path, place: int, reason: str) -> InputError:
+    """The error for the line that begins at a byte; only now are the lines before it counted."""
+    number = 1
+    with _unpack(file) as source:
+        while place and (block := source.read(min(place, _BLOCK_BYTES))):
+            number += block.count(b"\n")
+            place -= len(block)
+    return InputError(reason, path=file, line=number)
 
 
 def _unpack(file: Path) -> IO[bytes]:
+    if not _is_compressed(file):
+        return file.open("rb")
     if file.suffix.lower() == ".gz":
         return gzip.open(file, "rb")  # type: ignore[return-value]
     with needs_extra("pyarrow", "data"):

@@ -119,16 +119,15 @@ class PreparedData:
 
     def __init__(self, folder: Path, config: DataConfig) -> None:
         """`folder` is where `prepare_data` writes the data of a recipe without sources."""
-        tokenizer = str(folder)
+        tokenizer, eos_token = str(folder), None
         if named := config.sources:
-            tokenizer = config.tokenizer or named[0].path
-            self.tokenizer = Tokenizer.load(tokenizer, config.eos_token)
+            tokenizer, eos_token = config.tokenizer or named[0].path, config.eos_token
             self.sources = tuple(Source(TokenStore(s.path), s.weight) for s in named)
             self.valid = TokenStore(config.valid or "")
         else:
-            self.tokenizer = Tokenizer.load(folder)
             self.sources = (Source(TokenStore(folder / "train")),)
             self.valid = TokenStore(folder / "valid")
+        self.tokenizer = Tokenizer.load(tokenizer, eos_token)
         for store in (*(source.store for source in self.sources), self.valid):
             if store.eos_id != self.tokenizer.eos_id:
                 raise InputError(
@@ -218,24 +217,23 @@ def _check_sources(config: DataConfig) -> None:
 
 def _prepare(config: DataConfig, folder: Path) -> None:
     reading = {"sources", "packing", "mask_across_documents", "reset_position_ids", "verify"}
-    settings = config.model_dump(mode="json", exclude=reading) | _contents(config)
+    named = Tokenizer.load(config.tokenizer, config.eos_token) if config.tokenizer else None
+    settings = config.model_dump(mode="json", exclude=reading) | _contents(config, named)
     marker = folder / "data.json"
     if marker.is_file():
         remedy = "give the run another name, or remove this folder"
         check_settings(read_json(marker), settings, folder, remedy)
         return
     train, valid, origins = _sources(config)
-    tokenizer = _tokenizer(config, train)
+    tokenizer = named or _new_tokenizer(config, train)
     tokenizer.save(folder)
     write_store(folder / "train", train(), tokenizer, config.train)
     write_store(folder / "valid", valid(), tokenizer, config.valid or config.train, origins)
     write_json(marker, settings)  # last, because its existence means that the data is complete
 
 
-def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """The tokenizer that the recipe names, or one trained on the first texts."""
-    if config.tokenizer is not None:
-        return Tokenizer.load(config.tokenizer, config.eos_token)
+def _new_tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+    """A tokenizer trained on the first texts."""
     if config.eos_token is not None:
         raise RecipeError(
             f"key data.eos_token is {config.eos_token!r} without data.tokenizer; a tokenizer "
@@ -244,7 +242,7 @@ def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokeni
     return train_tokenizer(islice(texts(), _TOKENIZER_SAMPLE), config.vocab_size)
 
 
-def _contents(config: DataConfig) -> dict[str, str]:
+def _contents(config: DataConfig, tokenizer: Tokenizer | None) -> dict[str, str]:
     """Hashes that replace the names of files, which may be moved but not changed."""
     named = {"train": config.train, "valid": config.valid}
     found = {
@@ -252,8 +250,7 @@ def _contents(config: DataConfig) -> dict[str, str]:
         for key, name in named.items()
         if name is not None and Path(name).is_file()
     }
-    if config.tokenizer is not None:
-        tokenizer = Tokenizer.load(config.tokenizer, config.eos_token)
+    if tokenizer is not None:
         found["tokenizer"] = f"SHA-256 {tokenizer.fingerprint}, ends with {tokenizer.eos_token}"
     return found
 
@@ -272,7 +269,7 @@ def _sources(
             lambda: _render(generate_problems("valid", config.num_valid, config.seed), config),
             [],
         )
-    records, held_out = read_split(config)
+    records, held_out = read_split(config, warn=logging.getLogger("ledom").warning)
     runs = SourceRuns()
     for record in held_out:
         name = record.source if isinstance(record, Document) else record.extra.get("source")
@@ -282,9 +279,11 @@ def _sources(
 
 
 def read_split(
-    config: DataConfig,
+    config: DataConfig, warn: Callable[..., object] = lambda *_: None
 ) -> tuple[Sequence[Document | Problem], Sequence[Document | Problem]]:
     """Split a file's records into those to train on and those to validate on.
+
+    `warn` is called about records that are in both parts.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -295,7 +294,6 @@ def read_split(
     (['b', 'c'], ['a'])
     """
     records = _read_documents(config.train)[: config.num_documents]
-    warn = logging.getLogger("ledom").warning
     if config.valid is not None:
         left, held_out = records, _read_documents(config.valid)[: config.num_valid]
     else:

@@ -11,7 +11,6 @@ their files, for any number of tasks.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
@@ -234,23 +233,9 @@ def _read_entry(out: Path, task: int) -> ShardEntry | None:
 
 @dataclass(frozen=True)
 class _ShardSources:
-    sources: list[tuple[str, int]] | None = None  # None: an old version did not keep them
+    """The part of an entry's file that becomes the manifest's `sources`."""
 
-
-def _sources(out: Path, tasks: int) -> list[tuple[str, int]]:
-    """The sources of all shards' documents; logs a warning if they cannot be kept."""
-    runs = SourceRuns()
-    for task in range(tasks):
-        file = _entry_file(out, task)
-        found = as_type(read_json(file), _ShardSources, file).sources
-        if found is None:
-            logging.getLogger("ledom").warning(
-                "%s: started by an older version that kept no sources; tokenize again", out
-            )
-            return []
-        for source, count in found:
-            runs.add(source, count)
-    return runs.named(out)
+    sources: list[tuple[str, int]]
 
 
 def _drop_damaged(out: Path, tasks: int, token_bytes: int) -> None:
@@ -273,8 +258,12 @@ def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
     entries = [entry for task in range(tasks) if (entry := _read_entry(out, task)) is not None]
     if len(entries) < tasks:
         return None
+    runs = SourceRuns()
+    for file in (_entry_file(out, task) for task in range(tasks)):
+        for source, count in as_type(read_json(file), _ShardSources, file).sources:
+            runs.add(source, count)
     source = _read_settings(out)["source"]
-    return write_manifest(out, entries, tokenizer, source, _sources(out, tasks))
+    return write_manifest(out, entries, tokenizer, source, runs.named(out))
 
 
 class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError
+from ledom.core.options import key_values
 from ledom.core.reading import JsonObject
 from ledom.core.records import Score
 from ledom.core.strict_yaml import parse_yaml
@@ -119,15 +120,11 @@ def read_options(backend: type[LanguageModel], written: Sequence[str], model: st
     known = {p.name for p in parameters if p.kind is not Parameter.VAR_KEYWORD} - {*_ELSEWHERE}
     hints = get_type_hints(backend.__init__, include_extras=True)
     options: JsonObject = {}
-    for text in written:
-        key, equals, value = text.partition("=")
-        if key in _ELSEWHERE:
-            raise InputError(f"{model!r}: {key} cannot be given here; {_ELSEWHERE[key]}")
-        if not equals or not (key in known or takes_more):
-            raise InputError(
-                f"{model!r}: {text!r} is not an option; write key=value, with one of "
-                f"{', '.join(sorted(known))}"
-            )
+    for key, remedy in _ELSEWHERE.items():
+        if any(text.partition("=")[0] == key for text in written):
+            raise InputError(f"{model!r}: {key} cannot be given here; {remedy}")
+    for key, value in key_values(written, repr(model), () if takes_more else known).items():
+        text = f"{key}={value}"
         try:
             # Options passed on to another package have no type hints here; YAML's types suffice.
             hint, value = (hints[key], value) if key in known else (Any, parse_yaml(value)[0])

@@ -23,6 +23,7 @@ __all__ = [
     "COMPUTED_BUFFERS",
     "NO_LIMIT",
     "check_unused",
+    "check_vocabulary",
     "decoder_layers",
     "finish_logits",
     "half_precision",
@@ -132,6 +133,19 @@ def check_unused(folder: Path, model: PreTrainedModel, unused: Iterable[str]) ->
     if beside:
         logging.getLogger("ledom").warning(
             "%s: %d tensors are not used; the first is %r", folder, len(beside), beside[0]
+        )
+
+
+def check_vocabulary(place: object, num_tokens: int, config: PretrainedConfig) -> None:
+    """Raise `CheckpointError` if a tokenizer has more tokens than the model.
+
+    >>> check_vocabulary("folder", 50_257, PretrainedConfig(vocab_size=50_304))
+    """
+    vocab_size = config.get_text_config().vocab_size
+    if vocab_size < num_tokens:
+        raise CheckpointError(
+            f"{place}: the tokenizer has {num_tokens} tokens, the model only {vocab_size}; they do "
+            "not belong together"
         )
 
 

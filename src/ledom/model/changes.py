@@ -193,16 +193,15 @@ def _additions(module: nn.Module) -> list[str]:
     """Additions to the module's class: hooks, another `forward`."""
     own = module._forward_hooks | module._forward_pre_hooks
     hooks = own | torch_modules._global_forward_hooks | torch_modules._global_forward_pre_hooks
-    # Their numbers are specific to a process.
-    found = [str(number) for number, hook in hooks.items() if not _only_asks_for_gradients(hook)]
+    found = [
+        str(number)  # specific to a process
+        for number, hook in hooks.items()
+        # the hook of gradient checkpointing does not change results
+        if "make_inputs_require_grad" not in getattr(hook, "__qualname__", "")
+    ]
     if (other := vars(module).get("forward")) is not None:
         found.append(str(id(other)))
     return [_PROCESS, *found] if found else []
-
-
-def _only_asks_for_gradients(hook: object) -> bool:
-    """Whether this is the gradient checkpointing hook, which does not change results."""
-    return "make_inputs_require_grad" in getattr(hook, "__qualname__", "")
 
 
 def _dense(value: object) -> list[Tensor]:

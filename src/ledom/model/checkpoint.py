@@ -9,6 +9,7 @@ This module does not know about training or scoring.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ from ledom.core.errors import (
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import read_json_object
 from ledom.model import attention
-from ledom.model.architectures import check_unused, longest_text
-from ledom.model.folder import end_ids, hash_files, loaded_files, read_config
+from ledom.model.architectures import check_unused, check_vocabulary, longest_text
+from ledom.model.folder import count_parameters, end_ids, hash_files, loaded_files, read_config
 from ledom.model.foreign import nanochat as nanochat  # registers its model with transformers
 from ledom.model.presets import ModelConfig
 from ledom.text.pair_format import PairFormat
@@ -64,7 +65,8 @@ __all__ = [
 
 DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
 _STYLE_KEY, BOS_KEY = "ledom_solution_style", "ledom_bos_tokens"
-_WEIGHTS_PER_BYTE = 8  # maximum: quantized models have 2, and some architectures share weights
+_MISTYPED = re.compile(r"Field '(\S+)' expected (\w+), got \w+ \(value: (.*?)\)")
+_SHARED = 16  # maximum weights per stored number: some are packed, or shared by several layers
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def bos_ids(
     return [tokenizer.token_id(token) for token in tokens]
 
 
-def _check_size(folder: Path, config: PretrainedConfig, num_bytes: int) -> None:
+def _check_size(folder: Path, config: PretrainedConfig) -> None:
     """Raise `CheckpointError` if config.json describes a far larger model than the files hold.
 
     Such a model would fill the memory before the first missing weight is noticed. The estimate is
@@ -233,10 +235,11 @@ def _check_size(folder: Path, config: PretrainedConfig, num_bytes: int) -> None:
         getattr(config, key, None) or 1 for key in ("num_hidden_layers", "hidden_size")
     )
     least = max(layers * width * width, config.vocab_size * width)
-    if least > _WEIGHTS_PER_BYTE * num_bytes:
+    stored = count_parameters(folder)  # also refuses a damaged file, by its name
+    if least > _SHARED * stored:
         raise CheckpointError(
             f"{folder / 'config.json'}: describes at least {least:.1e} weights ({layers} layers of "
-            f"width {width}, {config.vocab_size} tokens); the folder has {num_bytes / 1e6:.1f} MB"
+            f"width {width}, {config.vocab_size} tokens); the folder has {stored:.1e}"
         )
 
 
@@ -284,8 +287,7 @@ def load_checkpoint(
     folder = Path(folder)
     config = load_config(folder)  # only once, because it takes as long as loading a small model
     info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token, config)
-    # `loaded_files` refuses unreadable files and incomplete models.
-    _check_size(folder, config, sum(file.stat().st_size for file in loaded_files(folder)))
+    _check_size(folder, config)
     with readable(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -315,12 +317,7 @@ def load_checkpoint(
                 f"{folder / 'config.json'}: rotary frequencies must be finite and not negative; "
                 f"correct {rope}"
             )
-    vocab_size = model.config.get_text_config().vocab_size
-    if vocab_size < info.tokenizer.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {info.tokenizer.vocab_size} tokens, the model only "
-            f"{vocab_size}; they do not belong together"
-        )
+    check_vocabulary(folder, info.tokenizer.vocab_size, model.config)
     return Checkpoint(**vars(info), model=model.eval())
 
 
@@ -346,7 +343,12 @@ def _reason(error: Exception) -> str:
     """Why transformers cannot read a folder, in one line, without advice to run foreign code."""
     if "trust_remote_code" in str(error):
         return "the model needs its own Python code, which ledom does not run"
-    if isinstance(error, KeyError):  # for example, from a table of activations
+    if found := _MISTYPED.search(str(error)):  # transformers takes no integer for a float
+        key, kind, value = found.groups()
+        value = {"None": "null", "True": "true", "False": "false"}.get(value, value)
+        example = f", such as {value}.0" if kind == "float" and value.isdecimal() else ""
+        return f"config.json: {key} is {value}; it must be of the type {kind}{example}"
+    if isinstance(error, KeyError) and " " not in str(error):  # a name, such as an activation's
         return f"transformers does not know {error}"
     return in_one_line(error, 300)
 

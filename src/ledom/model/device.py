@@ -119,9 +119,6 @@ def _keep_pages() -> bool:
     Call it before threads start. It works only with glibc, and does nothing if the user has
     configured the allocator (MALLOC_... or GLIBC_TUNABLES in the environment). Results do not
     change; resident memory stays at its peak.
-
-    >>> _keep_pages() in (True, False)
-    True
     """
     mallopt = _mallopt()
     if mallopt is None or _is_set_by_user(os.environ):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -77,7 +78,9 @@ def packing_reach(own: OwnForward, packed: PackedRun, eos_id: int, context: int)
     """
     model, training = own.model, own.model.training
     model.eval()
-    row = _random_row(model, eos_id)
+    ids = _random_ids(model, sum(_SIZES) + 1)
+    row = _Row(ids[:-1].clone(), ids[1:].clone())  # the first begins inside a document
+    row.ids[_SIZES[0]] = eos_id
     try:
         expected, noise = _alone(own, row)
         try:
@@ -87,7 +90,7 @@ def packing_reach(own: OwnForward, packed: PackedRun, eos_id: int, context: int)
         except Exception:  # an architecture may fail in any way on unknown arguments
             reach = 0
         if not reach:
-            own.restore()
+            own.use(None)
         return reach
     finally:
         reset_length(model.modules())
@@ -122,25 +125,18 @@ def _checked(
     second = slice(_SIZES[0], None)
     if not close(run(other)[second], found[second], limit):
         return 0
-    for reach in (context, *_lengths_in(model)):
-        far = min(reach, _FAR) - _SIZES[0]
-        if far >= 0 and close(run(row, far)[second], found[second], limit):
+    # then the lengths up to which rotary positions are unscaled, longest first
+    numbers = numbers_in(model.config.to_dict())
+    known = {number for key, number in numbers if key == "original_max_position_embeddings"}
+    for reach in (context, *sorted(map(int, known), reverse=True)):
+        far = max(0, min(reach, _FAR) - _SIZES[0])
+        if close(run(row, far)[second], found[second], limit):
             return reach
     return 0
 
 
-def _random_row(model: PreTrainedModel, eos_id: int) -> _Row:
-    """A row of two texts: the first begins inside a document, as windows may, the second with EOS.
-
-    The global random state does not change.
-    """
-    ids = _random_ids(model, sum(_SIZES) + 1)
-    ids, targets = ids[:-1].clone(), ids[1:].clone()
-    ids[_SIZES[0]] = eos_id
-    return _Row(ids, targets)
-
-
 def _random_ids(model: PreTrainedModel, count: int, seed: int = 0) -> Tensor:
+    """The global random state does not change."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size(model), (count,), generator=generator).to(model.device)
 
@@ -246,8 +242,8 @@ def close(found: Tensor, expected: Tensor, limit: float, noise: float = 0.0) -> 
     return bool((found - expected).abs().max() <= limit)  # NaN is not
 
 
-def in_float32(model: PreTrainedModel, most: int = _MOST_COPIED) -> PreTrainedModel | None:
-    """Copy a half-precision model in fp32: all its layers, or as many as fit in `most` parameters.
+def in_float32(model: PreTrainedModel) -> PreTrainedModel | None:
+    """Copy a half-precision model in fp32: all its layers, or as many as fit in `_MOST_COPIED`.
 
     Returns None for a model in another precision, and if the copy would be too large or does not
     run (some architectures need all layers).
@@ -255,13 +251,9 @@ def in_float32(model: PreTrainedModel, most: int = _MOST_COPIED) -> PreTrainedMo
     layers = layer_list(model)
     if not half_precision(model) or layers is None:
         return None
-    room = most - num_weights(model) + num_weights(layers)
-    kept = []
-    for layer in layers:
-        room -= num_weights(layer)
-        if room < 0:
-            break
-        kept.append(layer)
+    room = _MOST_COPIED - num_weights(model) + num_weights(layers)
+    sizes = accumulate(num_weights(layer) for layer in layers)
+    kept = [layer for layer, size in zip(layers, sizes, strict=True) if size <= room]
     if not kept:
         return None
     known: dict[int, Any] = {}
@@ -348,10 +340,3 @@ class _Masks:
         AttentionMaskInterface.register(_PROBE, mask)
         own.use(_PROBE)
         own.model(input_ids=ids[None], use_cache=False)
-
-
-def _lengths_in(model: PreTrainedModel) -> list[int]:
-    """The lengths in the config up to which rotary positions are unscaled, longest first."""
-    found = numbers_in(model.config.to_dict())
-    known = {number for key, number in found if key == "original_max_position_embeddings"}
-    return sorted(map(int, known), reverse=True)

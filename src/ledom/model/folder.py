@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ledom.core.errors import CheckpointError, InputError, OutputError
 from ledom.core.files import cache_folder, real_path, write_json
@@ -57,7 +56,8 @@ CONTEXT_KEYS = (  # by architecture
 _SIZES = (  # keys of config.json under the names that architectures use
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
-    *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
+    *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "rotary_dim"),
+    "vocab_size",
     *CONTEXT_KEYS,
 )
 _RANGES = (  # no model was trained outside these limits, so every score would be wrong
@@ -173,13 +173,9 @@ def weight_files(folder: Path, config: JsonObject) -> list[Path]:
 def loaded_files(folder: Path) -> list[Path]:
     """Every file of a model folder that decides what the model computes.
 
-    >>> import tempfile, torch
-    >>> from safetensors.torch import save_file
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "config.json").write_text("{}")
-    ...     save_file({"weight": torch.zeros(3, 4)}, Path(folder, "model.safetensors"))
-    ...     [file.name for file in loaded_files(Path(folder))]
-    ['config.json', 'model.safetensors']
+    >>> from ledom.lm import embedded_folder
+    >>> [file.name for file in loaded_files(embedded_folder("reverse"))][-1]
+    'model.safetensors'
     """
     config = read_config(folder)
     small = [_regular(folder / name) for name in _SMALL_FILES if (folder / name).exists()]
@@ -205,19 +201,15 @@ def count_parameters(folder: Path) -> int:
 
     Raises `CheckpointError` for a damaged file.
 
-    >>> import tempfile, torch
-    >>> from safetensors.torch import save_file
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "config.json").write_text("{}")
-    ...     save_file({"weight": torch.zeros(3, 4)}, Path(folder, "model.safetensors"))
-    ...     count_parameters(Path(folder))
-    12
+    >>> from ledom.lm import embedded_folder
+    >>> count_parameters(embedded_folder("reverse"))
+    2755008
     """
     from safetensors import SafetensorError, safe_open
 
     total = 0
     for file in weight_files(folder, read_config(folder)):
-        if file.suffix != ".safetensors":  # the index
+        if file.name.endswith(".index.json"):
             continue
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -253,40 +245,27 @@ def file_digest(file: Path) -> str:
     'e3b0c442'
     """
     _regular(file)
+    cached = None
     try:
-        status = file.stat()
-        place = str(real_path(file))
+        status, place = file.stat(), real_path(file)
         changed = (status.st_mtime_ns, status.st_ctime_ns)
-        state = [place, status.st_size, *changed, status.st_ino, status.st_dev]
-        worth_keeping = status.st_size >= _CACHED_BYTES
-        entry = _cache_entry(place) if worth_keeping else None
-        if entry is not None and (known := _known_digest(entry, state)) is not None:
-            return known
+        state = [str(place), status.st_size, *changed, status.st_ino, status.st_dev]
+        folder = cache_folder() if status.st_size >= _CACHED_BYTES else None
+        if folder is not None:
+            cached = folder / "digests" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()}.json"
+            with suppress(InputError):  # nothing there, or damaged
+                known = read_json(cached)
+                if known.get("state") == state:
+                    return str(known.get("digest"))
         began = time.time()
         with file.open("rb") as contents:
             digest = hashlib.file_digest(contents, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
-    if entry is not None and began - max(changed) / 1e9 > _SETTLED_SECONDS:
+    if cached is not None and began - max(changed) / 1e9 > _SETTLED_SECONDS:
         with suppress(OutputError, OSError):
-            write_json(entry, {"state": state, "digest": digest})
+            write_json(cached, {"state": state, "digest": digest})
     return digest
-
-
-def _known_digest(entry: Path, state: list[Any]) -> str | None:
-    """The cached digest of a file in this state."""
-    try:
-        known = read_json(entry)
-    except InputError:
-        return None
-    return str(known.get("digest")) if known.get("state") == state else None
-
-
-def _cache_entry(place: str) -> Path | None:
-    """The cache file for the digest of the file at `place`; None without a home folder."""
-    folder = cache_folder()
-    name = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()
-    return None if folder is None else folder / "digests" / f"{name}.json"
 
 
 def _regular(file: Path) -> Path:

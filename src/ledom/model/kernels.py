@@ -42,14 +42,13 @@ _SCORES_BYTES = 64 * 2**20  # maximum memory for a matrix of attention scores
 _HALF = (torch.float16, torch.bfloat16)
 _WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
 
-# A linear layer as torch's compiler emits it, the kernel of scaled_dot_product_attention and its
-# backward pass, and the backward pass of softmax. Each is None if this torch lacks it.
+# A linear layer as torch's compiler emits it, and the kernel of scaled_dot_product_attention with
+# its backward pass. Each is None if this torch lacks it.
 _LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _FLASH_BACKWARD: Any = getattr(
     torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None
 )
-_SOFTMAX_BACKWARD: Any = getattr(torch.ops.aten, "_softmax_backward_data", None)
 _INT8: Any = getattr(torch.ops.onednn, "qlinear_pointwise", None)
 _INT8_PACK: Any = getattr(torch.ops.onednn, "qlinear_prepack", None)
 
@@ -208,7 +207,7 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tu
 
 
 def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `varlen_attention` is one kernel call: flash attention on a GPU, in half precision.
+    """Whether there is `varlen_attention`: flash attention on a GPU, in half precision.
 
     >>> has_varlen(torch.device("cpu"), torch.bfloat16)
     False
@@ -230,14 +229,8 @@ def varlen_attention(
     Segment n of the queries [Q, H, D] sees segment n of k and v [L, K, D]. With `causal`, the last
     query sees the whole segment, the query before it one key fewer, and so on. `starts` are the
     boundaries of the query segments and of the key segments [segments + 1] in int32; `longest` are
-    the lengths of the longest of each. Without `has_varlen`, each segment is computed by itself.
-
-    >>> one, ends = torch.ones(2, 1, 4), torch.tensor([0, 2], dtype=torch.int32)
-    >>> varlen_attention(one, one, 3 * one, (ends, ends), (2, 2), causal=True)[0][:, 0, 0]
-    tensor([3., 3.])
+    the lengths of the longest of each. Needs `has_varlen`.
     """
-    if not has_varlen(q.device, q.dtype):
-        return _by_segment(q, k, v, starts, causal, scale)
     found: tuple[Tensor, Tensor] = varlen.varlen_attn(  # type: ignore[assignment]
         q,
         k,
@@ -252,30 +245,6 @@ def varlen_attention(
     out, normalizers = found
     # torch 2.13 documents [Q, H], but its flash attention returns [H, Q].
     return out, normalizers.t() if len(normalizers) == q.shape[1] else normalizers
-
-
-def _by_segment(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: tuple[Tensor, Tensor],
-    causal: bool,
-    scale: float | None,
-) -> tuple[Tensor, Tensor]:
-    if scale is not None:  # `_plain_attention` divides by the root of the head's width
-        q = q * (scale * q.shape[-1] ** 0.5)
-    results, normalizers = [], []
-    sizes = [part.diff().tolist() for part in starts]
-    for one, keys, values in zip(
-        q.split(sizes[0]), k.split(sizes[1]), v.split(sizes[1]), strict=True
-    ):
-        mask = q.new_full((len(one), len(keys)), -torch.inf, dtype=torch.float32)
-        mask = mask.triu_(len(keys) - len(one) + 1) if causal else mask.zero_()
-        q_one, k_one, v_one = (x.transpose(0, 1)[None] for x in (one, keys, values))
-        out, logs = _plain_attention(q_one, k_one, v_one, mask)
-        results.append(out[0].transpose(0, 1))
-        normalizers.append(logs[0].t())
-    return torch.cat(results), torch.cat(normalizers)
 
 
 def kept_numbers(dtype: torch.dtype) -> int:
@@ -342,7 +311,8 @@ def causal_attention_backward(
     of_key, of_value = (torch.empty(x.shape, dtype=torch.float32) for x in (k, v))
     for block, keys, place in _blocks(kept, len(q), shape[2]):
         weights = _weights(q[:, block], k[:, keys], block.start) if place is None else place
-        slopes = _softmax_backward(torch.bmm(g[:, block], v[:, keys].mT), weights)
+        of_weights = torch.bmm(g[:, block], v[:, keys].mT)
+        slopes = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         of_query[:, block] = torch.bmm(slopes, k[:, keys]).mul_(scale)
         for total, factor, rows in ((of_key, slopes, q), (of_value, weights, g)):
             share = torch.bmm(factor.mT, rows[:, block])
@@ -375,11 +345,3 @@ def _weights(query: Tensor, key: Tensor, start: int, out: Tensor | None = None) 
     later = torch.full((block, block), -torch.inf, dtype=scores.dtype).triu_(1)
     scores[:, :, start:].add_(later)  # takes half the time of masked_fill
     return torch.softmax(scores, dim=-1, out=out)
-
-
-def _softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
-    """The gradient of the scores, from the gradient of their softmax over the last dimension."""
-    if _SOFTMAX_BACKWARD is None:
-        return weights * (grad - (grad * weights).sum(-1, keepdim=True))
-    found: Tensor = _SOFTMAX_BACKWARD(grad, weights, -1, grad.dtype)
-    return found

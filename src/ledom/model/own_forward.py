@@ -64,7 +64,7 @@ class OwnForward:
         """
         with turn(self.model), self._precision():
             before = self._current()
-            self._assign([name] * len(self._configs) if name else self._names)
+            self.use(name)
             reset_length(self._followers)
             try:
                 yield
@@ -72,13 +72,9 @@ class OwnForward:
                 self._assign(before)
                 reset_length(self._followers)
 
-    def use(self, name: str) -> None:
-        """Make every layer run the attention registered with transformers under a name."""
-        self._assign([name] * len(self._configs))
-
-    def restore(self) -> None:
-        """Restore the model's own attention."""
-        self._assign(self._names)
+    def use(self, name: str | None) -> None:
+        """Make every layer run the attention registered under a name, or the model's own."""
+        self._assign([name] * len(self._configs) if name else self._names)
 
     def _current(self) -> list[str | None]:
         return [config._attn_implementation for config in self._configs]

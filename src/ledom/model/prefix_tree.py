@@ -79,20 +79,15 @@ class _Builder:
             self.paths.append(above)
             first += 1
         while first < end:
-            last = self._last_sharer(first, end, depth)
+            last = first  # of the texts up to which all neighbors share enough
+            while last + 1 < end and _worth_sharing(self.shared[last], depth, self.texts[last]):
+                last += 1
             if last == first:
                 self.paths.append(self._extend(above, first, depth, len(self.texts[first])))
             else:
                 common = min(self.shared[first:last])
                 self.grow(first, last + 1, common, self._extend(above, first, depth, common))
             first = last + 1
-
-    def _last_sharer(self, first: int, end: int, depth: int) -> int:
-        """The last of texts[first:end] up to which all neighbors share enough after `depth`."""
-        last = first
-        while last + 1 < end and _worth_sharing(self.shared[last], depth, self.texts[last]):
-            last += 1
-        return last
 
     def _extend(self, above: list[int], text: int, depth: int, end: int) -> list[int]:
         """Extend the path `above` by a segment of the text's tokens [depth, end), if any."""

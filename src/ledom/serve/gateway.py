@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ledom.core.errors import InputError
+from ledom.core.options import key_values
 from ledom.core.reading import Config, JsonObject
 from ledom.core.records import Candidate, Problem
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
@@ -69,11 +70,7 @@ class Options(Config):
         slug = name.removeprefix(REWARD).removeprefix("/")
         if slug and slug != "auto":
             options["strategy"] = slug
-        for text in written:
-            key, equals, value = text.partition("=")
-            if not equals:
-                raise Refusal(400, f"model: {text!r:.60} is not an option; write key=value")
-            options[key] = value
+        options |= key_values(written, "model")
         return cls.of(options | dict(given or {}), "options of the gateway")
 
 

@@ -19,7 +19,6 @@ from transformers import PretrainedConfig
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import as_type, exists, require
-from ledom.data.prepare import DataConfig
 from ledom.model.checkpoint import load_config
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
@@ -334,7 +333,12 @@ def _shape(recipe: Recipe, direction: Direction) -> tuple[ModelConfig, int]:
     """The model's shape and vocabulary size: those of `init_from`, else the recipe's."""
     if recipe.init_from is None:
         assert recipe.model is not None  # checked by the recipe
-        return recipe.model, _vocab_size(recipe.data)
+        data, tokenizer = recipe.data, recipe.data.tokenizer
+        if tokenizer is None and data.sources and Path(data.sources[0].path).exists():
+            tokenizer = data.sources[0].path
+        if tokenizer is None:
+            return recipe.model, data.vocab_size
+        return recipe.model, Tokenizer.load(tokenizer, data.eos_token).vocab_size
     folder = Path(recipe.init_folder(direction))
     config = load_config(folder).get_text_config()  # with the defaults of keys that are left out
     file = folder / "config.json"
@@ -358,11 +362,3 @@ def _check_architecture(config: PretrainedConfig, file: Path) -> None:
         "without biases; give a similar shape as the recipe's model, without init_from",
         path=file,
     )
-
-
-def _vocab_size(data: DataConfig) -> int:
-    """The tokenizer's size if the data has one already, else the requested `vocab_size`."""
-    named = data.tokenizer
-    if named is None and data.sources and Path(data.sources[0].path).exists():
-        named = data.sources[0].path
-    return data.vocab_size if named is None else Tokenizer.load(named, data.eos_token).vocab_size

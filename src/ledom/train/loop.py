@@ -44,7 +44,7 @@ from ledom.train.distributed import (
     share_out,
     whole_weights,
 )
-from ledom.train.lora import Adapters
+from ledom.train.lora import add_adapters
 from ledom.train.metrics import Row, ValidationStats, open_metrics
 from ledom.train.optim import build_optimizers, schedule
 from ledom.train.recipe import Recipe
@@ -102,7 +102,8 @@ class TrainingRun:
         check_shareable(recipe, world.size)
         choose_packing(self.model, recipe, data.tokenizer.eos_id, world)
         self.recipe = recipe = choose_precision(self.model, recipe, world)
-        self.adapters = Adapters(self.model, recipe.lora, recipe.seed) if recipe.lora else None
+        lora, seed = recipe.lora, recipe.seed
+        self.adapters = None if lora is None else add_adapters(self.model, lora, seed)
         dtype = getattr(torch, recipe.train.precision)
         distribute(self.model, world, recipe.parallel, dtype)
         self.optimizers = build_optimizers(self.model, recipe.optim, dtype)
@@ -125,7 +126,12 @@ class TrainingRun:
                 _stop_requests() as received,
             ):
                 while self.step < self.recipe.optim.steps:
-                    row = self._next_row()
+                    row = self._train_step()
+                    self.step += 1
+                    if self._is_due(self.recipe.train.validate_every):
+                        row |= validate(
+                            self.model, self.data, self.direction, self.recipe, self.world
+                        )
                     log(row)
                     failure = self._save()
                     notice = f"{failure}; training continues" if failure else None
@@ -141,7 +147,7 @@ class TrainingRun:
     def finish(self) -> Path:
         """Write the finished model (bf16 weights); returns its folder."""
         if self.adapters is not None:
-            self.adapters.merge()
+            self.adapters.merge_and_unload()
         weights = whole_weights(self.model, self.world)
         finished = self.folder / "model"
         if self.world.is_first:
@@ -155,14 +161,6 @@ class TrainingRun:
                 weights,
             )
         return finished
-
-    def _next_row(self) -> Row:
-        """Take a step, and validate if that is due; returns the step's row of metrics."""
-        row = self._train_step()
-        self.step += 1
-        if self._is_due(self.recipe.train.validate_every):
-            row |= validate(self.model, self.data, self.direction, self.recipe, self.world)
-        return row
 
     def _save(self) -> OutputError | None:
         """Save a checkpoint if one is due; returns the failure of an earlier one, if any."""
@@ -187,7 +185,10 @@ class TrainingRun:
         """Take one optimizer step on the next batch; returns its row of metrics."""
         started = time.perf_counter()
         self._seed_dropout()
-        self._set_learning_rates()
+        scale = schedule(self.recipe.optim, self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * scale
         batch = self.batches[self.step]
         loss = self._backward(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip)
@@ -214,12 +215,6 @@ class TrainingRun:
         """
         key = (self.recipe.seed, self.step, self.world.rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-
-    def _set_learning_rates(self) -> None:
-        scale = schedule(self.recipe.optim, self.step)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * scale
 
     def _backward(self, batch: Batch) -> Tensor:
         """Accumulate the gradients of this process's part of a batch; returns that part's loss."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ledom.core.errors import RecipeError, in_one_line, needs_extra
 from ledom.core.reading import Config
 
-__all__ = ["Adapters", "LoraConfig"]
+__all__ = ["LoraConfig", "add_adapters"]
 
 
 class LoraConfig(Config):
@@ -29,37 +29,32 @@ class LoraConfig(Config):
     """Share of an adapter's inputs that is dropped during training."""
 
 
-class Adapters:
-    """Adapters on every linear layer of a model except its output; all other weights are frozen.
+def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
+    """Add adapters to every linear layer of a model except its output; freeze all other weights.
 
-    Raises `MissingExtraError` without `peft`, and `RecipeError` for an architecture that `peft`
-    does not support.
+    Returns peft's wrapper, whose `merge_and_unload` adds the updates to the model's weights and
+    removes the adapters. Raises `MissingExtraError` without `peft`, and `RecipeError` for an
+    architecture that `peft` does not support.
     """
-
-    def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
-        with needs_extra("peft", "lora", "key lora"):
-            import peft
-        torch.manual_seed(seed)
-        settings = peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        with warnings.catch_warnings():  # peft uses names that transformers has deprecated
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft sets it right for Conv1D
-            warnings.filterwarnings("ignore", r"The following \w+_pattern keys")  # of experts
-            try:  # changes the model in place
-                self._wrapper: Any = peft.get_peft_model(model, settings)
-            except (ValueError, TypeError, AttributeError) as error:
-                reason = in_one_line(error)
-                raise RecipeError(
-                    f"key lora: {type(model).__name__} does not support adapters ({reason}); leave "
-                    "lora out"
-                ) from None
-
-    def merge(self) -> None:
-        """Add the updates to the model's weights and remove the adapters."""
-        self._wrapper.merge_and_unload()
+    with needs_extra("peft", "lora", "key lora"):
+        import peft
+    torch.manual_seed(seed)
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():  # peft uses names that transformers has deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft sets it right for Conv1D
+        warnings.filterwarnings("ignore", r"The following \w+_pattern keys")  # of experts
+        try:  # changes the model in place
+            return peft.get_peft_model(model, settings)
+        except (ValueError, TypeError, AttributeError) as error:
+            reason = in_one_line(error)
+            raise RecipeError(
+                f"key lora: {type(model).__name__} does not support adapters ({reason}); leave "
+                "lora out"
+            ) from None

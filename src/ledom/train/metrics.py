@@ -95,7 +95,10 @@ def open_metrics(
             for name in trackers
         ]
         try:
-            _forget_after(file, step)
+            if file.is_file():  # drop what a stopped run wrote after its last checkpoint
+                kept = [row for row in _rows(file) if row["step"] <= step]
+                with write_atomically(file) as shorter:
+                    shorter.writelines(json.dumps(row) + "\n" for row in kept)
             out = stack.enter_context(file.open("a", encoding="utf-8"))
         except OSError as error:
             raise OutputError(f"{file}: cannot be written: {error}") from error
@@ -151,14 +154,10 @@ def _scalars(row: Row) -> dict[str, float]:
     return scalars
 
 
-def _imported(module: str, extra: str) -> Any:
-    with needs_extra(extra, extra):
-        return import_module(module)
-
-
 @contextmanager
 def _tensorboard(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
-    module = _imported("torch.utils.tensorboard", name)
+    with needs_extra(name, name):
+        module: Any = import_module("torch.utils.tensorboard")
     with module.SummaryWriter(str(folder / name), purge_step=step + 1) as writer:
 
         def log(row: Row) -> None:
@@ -172,7 +171,8 @@ def _tensorboard(name: str, folder: Path, step: int, settings: JsonObject) -> It
 @contextmanager
 def _hosted(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
     """Weights & Biases or trackio, which have the same interface."""
-    module = _imported(name, name)
+    with needs_extra(name, name):
+        module: Any = import_module(name)
     run = "-".join(folder.absolute().parts[-2:])
     module.init(project="ledom", name=run, config=settings, resume="allow")
     try:
@@ -182,14 +182,6 @@ def _hosted(name: str, folder: Path, step: int, settings: JsonObject) -> Iterato
 
 
 _TRACKERS = {"tensorboard": _tensorboard, "wandb": _hosted, "trackio": _hosted}
-
-
-def _forget_after(metrics: Path, step: int) -> None:
-    """Drop the rows that a stopped run wrote after its last checkpoint."""
-    if metrics.is_file():
-        kept = [row for row in _rows(metrics) if row["step"] <= step]
-        with write_atomically(metrics) as out:
-            out.writelines(json.dumps(row) + "\n" for row in kept)
 
 
 def _rows(metrics: Path) -> Iterator[Row]:

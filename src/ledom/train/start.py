@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, InputError, OutputError, RecipeError, in_one_line
-from ledom.core.files import file_hash, lock_folder, write_json
-from ledom.core.reading import check_regular, read_json
+from ledom.core.errors import CheckpointError, OutputError, RecipeError, in_one_line
+from ledom.core.files import lock_folder, write_json
+from ledom.core.reading import read_json
 from ledom.core.records import Problem
 from ledom.data.packing import Batches, Windows
 from ledom.data.prepare import PreparedData, read_split
@@ -32,6 +32,7 @@ from ledom.model.architectures import longest_text
 from ledom.model.checkpoint import build_model, load_checkpoint, load_config
 from ledom.model.device import fast_bfloat16
 from ledom.model.exactness import packing_reach
+from ledom.model.folder import file_digest, hash_files
 from ledom.model.own_forward import OwnForward
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.distributed import ProcessGroup
@@ -142,7 +143,7 @@ def choose_packing(
     reach = packing_reach(own, packed, eos_id, longest)
     if reach >= longest:
         return
-    own.restore()
+    own.use(None)
     own.check_training(longest)
     if recipe.data.mask_across_documents != recipe.data.reset_position_ids:
         raise RecipeError(
@@ -264,8 +265,8 @@ def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) 
 
     Nothing is compared unless the run has a checkpoint, or the twin is training now. Twins that
     start together do this one after the other, so neither drops what the other adds. Raises
-    `CheckpointError` with the key of an input that has changed, and `InputError` for an input that
-    cannot be read.
+    `CheckpointError` with the key of an input that has changed, and for an input that cannot be
+    read.
     """
     file = folder / "inputs.json"
     found = {key: (name, content_hash(Path(name))) for key, name in _inputs(recipe, directions)}
@@ -307,19 +308,12 @@ def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[s
 
 def content_hash(path: Path) -> str:
     """A hash of the contents of a file, of the files of a folder, or of a token store."""
-    digest = hashlib.sha256()
     if (path / MANIFEST).is_file():
         store = TokenStore(path)
-        digest.update(f"{store.manifest.tokenizer} {store.eos_id}".encode())
-        for shard in store.shards:
-            digest.update(f"\n{shard.entry.sha256} {shard.entry.index_sha256}".encode())
-        return digest.hexdigest()
-    files = [f for f in sorted(path.iterdir()) if f.is_file()] if path.is_dir() else [path]
-    for file in files:
-        check_regular(file)
-        try:
-            content = file_hash(file)
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", path=file) from None
-        digest.update(f"{file.name if path.is_dir() else ''} {content}\n".encode())
-    return digest.hexdigest()
+        shards = [f"{shard.entry.sha256} {shard.entry.index_sha256}" for shard in store.shards]
+        content = "\n".join([f"{store.manifest.tokenizer} {store.eos_id}", *shards])
+    elif path.is_dir():
+        return hash_files([file for file in sorted(path.iterdir()) if file.is_file()])
+    else:
+        content = f" {file_digest(path)}\n"
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -15,6 +15,7 @@ from ledom.model.native import library
 from ledom.model.own_forward import OwnForward
 from ledom.model.prefix_tree import PrefixTree
 from ledom.model.tree_attention import TreeAttention
+from varlen import use_varlen
 
 SHAPE = {
     "vocab_size": 40,
@@ -69,7 +70,8 @@ def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch)
     if processor != "compiled":
         monkeypatch.setattr(library, "_library", lambda: None)
     monkeypatch.setattr(kernels, "_WIDE", processor == "avx512")
-    monkeypatch.setattr(tree_attention, "has_varlen", lambda device, dtype: processor == "gpu")
+    if processor == "gpu":
+        use_varlen(monkeypatch, tree_attention)
     plain, ours = pair_of_models(family)
     trunk = build_trunk(ours)
     assert type(trunk) is (Trunk if family == "qwen3" else LlamaTrunk)

@@ -87,7 +87,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(foreign: Path, tmp_path: P
     tokenizer = Tokenizer.load(foreign)
     tokenizer.backend.add_special_tokens(["<|extra|>"])
     tokenizer.save(foreign)
-    with pytest.raises(CheckpointError, match="has the id 2048, the model only 2048 tokens"):
+    with pytest.raises(CheckpointError, match="has 2049 tokens, the model only 2048;"):
         import_model(str(foreign), tmp_path / "out", ImportOptions("reverse"))
 
 
@@ -275,16 +275,15 @@ def damage(what: str, folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "inside" / "model.safetensors")
         index = {"weight_map": {name: "inside/model.safetensors"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    elif what == "cut bin":
+    elif what in ("cut bin", "pickle", "zipped pickle", "nested"):
         as_bin(folder)
-        file = folder / "pytorch_model-00001.bin"
-        file.write_bytes(file.read_bytes()[:5000])
-    elif what == "pickle":
-        as_bin(folder)
-        (folder / "pytorch_model-00001.bin").write_bytes(pickle.dumps(Touches(folder / "ran"), 2))
-    elif what == "zipped pickle":
-        as_bin(folder)
-        torch.save({name: Touches(folder / "ran")}, folder / "pytorch_model-00001.bin")
+        file, touches = folder / "pytorch_model-00001.bin", Touches(folder / "ran")
+        if what == "cut bin":
+            file.write_bytes(file.read_bytes()[:5000])
+        elif what == "pickle":
+            file.write_bytes(pickle.dumps(touches, 2))
+        else:
+            torch.save({"step": 1, "model": {}} if what == "nested" else {name: touches}, file)
     elif what == "code":
         auto_map = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
         (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
@@ -320,6 +319,7 @@ class Touches:
         ("cut bin", ["pytorch_model-00001.bin: truncated or damaged"]),
         ("pickle", ["pytorch_model-00001.bin: is a pickle that calls"]),
         ("zipped pickle", ["pytorch_model-00001.bin: is a pickle that calls"]),
+        ("nested", ["pytorch_model-00001.bin: holds step, model, expected tensors by name; save"]),
         ("code", ["needs its own Python code, which ledom does not run"]),
         ("quantized", ["quantized"]),
         ("no config", ["no config.json here"]),
@@ -339,9 +339,8 @@ def test_bad_folders_are_refused_in_one_line(
 def test_bad_arguments_are_refused_in_one_line(run: Run, foreign: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     check_refused(run("import", "ledom-9b", "--out", out), "ledom-9b", "ledom-7b, ledom-2b")
-    check_refused(
-        run("import", foreign, "--out", out), "--direction forward or --direction reverse"
-    )
+    without = run("import", foreign, "--out", out)
+    check_refused(without, "--direction forward or --direction reverse")
     check_refused(run("import", foreign, "--direction", "up", "--out", out), "'up'")
     given = ("import", foreign, "--direction", "reverse")
     check_refused(run(*given, "--out", foreign), "exists already")

@@ -282,7 +282,7 @@ def longest_packed(trunk: Trunk, eos_id: int, context: int) -> int:
     reach = context
     for each in trials(trunk):
         reach = reach and min(reach, packing_reach(each.own, each.packed, eos_id, context))
-        each.own.restore()
+        each.own.use(None)
     if not reach:
         check_long_text(trunk.own, context)
     return reach

@@ -77,7 +77,11 @@ def check_model(
     batch = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for place, row in enumerate(rows):
         batch[place, : len(row)] = torch.tensor(row)  # no text sees the padding after it
-    logits = _logits(folder, skeleton, batch)
+    try:
+        with streamed(skeleton, folder):
+            logits = skeleton(input_ids=batch, use_cache=False).logits.float()
+    except Exception:  # an architecture may need weights that are not in memory at that point
+        logits = read_whole(skeleton.config, folder)(input_ids=batch, use_cache=False).logits
     losses, ends = [], []
     for row, values in zip(rows, logits, strict=True):
         targets = torch.tensor(row[1:])
@@ -88,16 +92,6 @@ def check_model(
     eos, logprob = _likeliest(tokenizer, torch.stack(claimed).mean(0))
     forward, reverse = sum(losses[:half]) / count, sum(losses[half:]) / count
     return SelfCheck(forward, reverse, eos, float(logprob.exp()))
-
-
-def _logits(folder: Path, skeleton: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
-    """The logits [texts, T, V] of a batch of texts [texts, T]."""
-    try:
-        with streamed(skeleton, folder):
-            found: torch.Tensor = skeleton(input_ids=batch, use_cache=False).logits.float()
-    except Exception:  # an architecture may need weights that are not in memory at that point
-        found = read_whole(skeleton.config, folder)(input_ids=batch, use_cache=False).logits
-    return found
 
 
 def _likeliest(tokenizer: RustTokenizer, logprobs: torch.Tensor) -> tuple[str, torch.Tensor]:

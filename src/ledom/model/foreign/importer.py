@@ -30,6 +30,7 @@ from ledom.core.errors import (
 )
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import JsonObject, read_json_object
+from ledom.model.architectures import check_vocabulary
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet, readable
 from ledom.model.folder import end_ids, file_digest, read_config, snapshot
 from ledom.model.foreign import nanochat_import
@@ -136,21 +137,32 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     if differing_ties(model.tensors, skeleton):
         skeleton = _untied(found, model)
     tensors = fit_tensors(model.tensors, skeleton, model.vocab_rows, found.name)
-    _check_vocabulary(found, skeleton.config, model.tokenizer)
+    largest = max(model.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    check_vocabulary(found.name, largest + 1, skeleton.config)
     hashes = _hash(found, model, tensors, options.progress)
     shown = partial(options.progress, name="tensors", done=0, total=len(tensors))
     with write_folder(out) as folder:
         _require_space(out, sum(tensor.num_bytes for tensor in tensors.values()))
         write_safetensors(folder, tensors, shown)
         check = _check(folder, skeleton, model, direction) if options.check else None
-        eos = _eos(model, check, options, found)
-        Tokenizer(model.tokenizer, eos).save(folder)
+        tokenizer = Tokenizer(model.tokenizer, _eos(model, check, options, found))
+        tokenizer.save(folder)
         written = {**model.config, DIRECTION_KEY: str(direction)}
-        written["eos_token_id"] = _end_ids(found, model, eos)
+        others = tokenizer.special_ids.intersection(end_ids(found.path, model.config))
+        ends = [tokenizer.eos_id, *sorted(others - {tokenizer.eos_id})]
+        written["eos_token_id"] = ends if len(ends) > 1 else tokenizer.eos_id
         written["architectures"] = [type(skeleton).__name__]
         write_json(folder / "config.json", written, sort_keys=True)
-        write_json(folder / RECORD, _record(found, hashes, model.notes, check), sort_keys=True)
-    return Imported(out, direction, eos, model.notes, check)
+        record = {
+            "source": found.name,
+            "commit": found.commit,
+            "sha256": hashes,
+            "notes": model.notes,
+            "self_check": check and asdict(check),
+            "ledom_version": ledom.__version__,
+        }
+        write_json(folder / RECORD, record, sort_keys=True)
+    return Imported(out, direction, tokenizer.eos_token, model.notes, check)
 
 
 def _untied(source: _Source, model: _Model) -> PreTrainedModel:
@@ -164,20 +176,6 @@ def _untied(source: _Source, model: _Model) -> PreTrainedModel:
         )
     model.notes.append("the head is not the embedding, although config.json ties them")
     return skeleton
-
-
-def _record(
-    source: _Source, hashes: dict[str, str], notes: list[str], check: SelfCheck | None
-) -> JsonObject:
-    """The contents of `RECORD`."""
-    return {
-        "source": source.name,
-        "commit": source.commit,
-        "sha256": hashes,
-        "notes": notes,
-        "self_check": check and asdict(check),
-        "ledom_version": ledom.__version__,
-    }
 
 
 def _find(source: str, revision: str | None) -> _Source:
@@ -232,7 +230,7 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
     if nanochat_import.is_nanochat(tensors):
         shape = nanochat_import.read_model_config(shape_file)
         inferred, notes = nanochat_import.infer_config(tensors, shape, options.softcap)
-        config, rows = inferred.to_dict(), shape["vocab_size"]
+        config, rows = inferred.to_dict(), shape.vocab_size
     else:
         config = read_config(folder)
     place = options.tokenizer or folder
@@ -267,16 +265,6 @@ def _skeleton(config: JsonObject, path: Path) -> PreTrainedModel:
     for key in _NOT_KEPT:
         config.pop(key, None)
     return skeleton
-
-
-def _check_vocabulary(source: _Source, config: PretrainedConfig, tokenizer: RustTokenizer) -> None:
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    vocab_size = config.get_text_config().vocab_size
-    if largest >= vocab_size:
-        raise CheckpointError(
-            f"{source.name}: the tokenizer has the id {largest}, the model only "
-            f"{vocab_size} tokens; they do not belong together"
-        )
 
 
 def _hash(
@@ -328,13 +316,6 @@ def _eos(model: _Model, check: SelfCheck | None, options: ImportOptions, source:
     if model.eos_token is not None and chosen != model.eos_token:
         model.notes.append(f"the document-end token is {chosen}; the source says {model.eos_token}")
     return chosen
-
-
-def _end_ids(source: _Source, model: _Model, eos: str) -> int | list[int]:
-    """The id of the document-end token, then the ids of other tokens that end a text."""
-    kept = Tokenizer(model.tokenizer, eos)
-    others = kept.special_ids.intersection(end_ids(source.path, model.config)) - {kept.eos_id}
-    return [kept.eos_id, *sorted(others)] if others else kept.eos_id
 
 
 def _require_space(out: Path, num_bytes: int) -> None:

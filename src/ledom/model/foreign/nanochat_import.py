@@ -17,13 +17,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
 from ledom.core.errors import CheckpointError, InputError
-from ledom.core.reading import JsonObject, as_type, read_json_object
+from ledom.core.reading import as_type, read_json_object
 from ledom.model.foreign.nanochat import FULL, SLIDING, NanochatConfig
 from ledom.model.foreign.tensors import StoredTensor
 
@@ -65,7 +66,9 @@ def _step(file: Path) -> int:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
+    """The keys of nanochat's `model_config`."""
+
     n_layer: PositiveInt
     n_head: PositiveInt
     n_kv_head: PositiveInt
@@ -75,14 +78,14 @@ class _Shape:
     window_pattern: Annotated[str, Field(pattern="^[SLsl]+$")] = "L"
 
 
-def read_model_config(meta: Path) -> JsonObject:
+def read_model_config(meta: Path) -> Shape:
     """Read the shape from a meta file (`model_config`) or a config.json with nanochat's keys.
 
     Raises `CheckpointError` for missing keys and impossible values.
     """
     contents = read_json_object(meta)
     try:
-        shape = as_type(contents.get("model_config", contents), _Shape, meta)
+        shape = as_type(contents.get("model_config", contents), Shape, meta)
     except InputError as error:
         raise CheckpointError(str(error)) from None
     if shape.n_embd % (2 * shape.n_head) or shape.n_head % shape.n_kv_head:
@@ -91,11 +94,11 @@ def read_model_config(meta: Path) -> JsonObject:
             f"{shape.n_kv_head}; n_embd must be an even multiple of n_head, and n_head a multiple "
             "of n_kv_head"
         )
-    return vars(shape) | {"window_pattern": shape.window_pattern.upper()}
+    return shape
 
 
 def infer_config(
-    tensors: Mapping[str, StoredTensor], shape: Mapping[str, Any], softcap: float | None = None
+    tensors: Mapping[str, StoredTensor], shape: Shape, softcap: float | None = None
 ) -> tuple[NanochatConfig, list[str]]:
     """The config of a nanochat model, and notes on what was inferred.
 
@@ -110,15 +113,16 @@ def infer_config(
             f"--softcap {softcap:g}: give 15 or 20, for a model whose ve_gate has 32 inputs; the "
             "cap of others is known"
         )
-    late, context = gate == 12, shape["sequence_len"]
+    late, context = gate == 12, shape.sequence_len
     short = -(-context // 3 // 128) * 128 if late else context // 2
-    windows = _layer_types(shape["window_pattern"], shape["n_layer"])
+    letters = islice(cycle(shape.window_pattern.upper()), shape.n_layer - 1)
+    windows = [*(SLIDING if letter == "S" else FULL for letter in letters), FULL]
     config = NanochatConfig(
-        vocab_size=shape["vocab_size"],
-        hidden_size=shape["n_embd"],
-        num_hidden_layers=shape["n_layer"],
-        num_attention_heads=shape["n_head"],
-        num_key_value_heads=shape["n_kv_head"],
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.n_embd,
+        num_hidden_layers=shape.n_layer,
+        num_attention_heads=shape.n_head,
+        num_key_value_heads=shape.n_kv_head,
         max_position_embeddings=context,
         layer_types=windows,
         sliding_window=short + 1 if SLIDING in windows else None,
@@ -158,20 +162,14 @@ def _check_version(tensors: Mapping[str, StoredTensor]) -> None:
             )
 
 
-def _layer_types(pattern: str, layers: int) -> list[str]:
-    letters = [pattern[layer % len(pattern)] for layer in range(layers)]
-    letters[-1] = "L"
-    return [SLIDING if letter == "S" else FULL for letter in letters]
-
-
 def _describe(config: NanochatConfig, softcap: float | None) -> list[str]:
     sliding = (config.layer_types or []).count(SLIDING)
-    gate, scale = config.value_gate_channels, config.value_gate_scale
-    base, sharpness = config.rope_theta, config.query_key_scale
+    gate = config.value_gate_channels
     windows = f"{sliding} layers see {config.sliding_window} tokens"
-    values = f"value embeddings gated by {gate} inputs, up to {scale:g}"
+    values = f"value embeddings gated by {gate} inputs, up to {config.value_gate_scale:g}"
     words = [
-        f"nanochat: rotary base {base:g}, queries and keys times {sharpness:g}",
+        f"nanochat: rotary base {config.rope_theta:g}",
+        f"queries and keys times {config.query_key_scale:g}",
         "residual scales" if config.residual_lambdas else "no residual scales",
         values if gate else "no value embeddings",
         windows if sliding else "all layers see all tokens",

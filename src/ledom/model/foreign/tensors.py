@@ -217,13 +217,14 @@ class _TorchFile:
             )
         except Exception as error:  # torch raises many error types for damaged files
             raise CheckpointError(f"{self.file}: {_why_not_loaded(error)}") from None
-        if not isinstance(loaded, Mapping):
+        held = loaded if isinstance(loaded, Mapping) else {f"a {type(loaded).__name__}": None}
+        tensors = {str(k): value for k, value in held.items() if isinstance(value, torch.Tensor)}
+        if not tensors:  # such as a state_dict inside a checkpoint of a training run
             raise CheckpointError(
-                f"{self.file}: holds {type(loaded).__name__}, expected tensors by name"
+                f"{self.file}: holds {', '.join(map(str, held)) or 'nothing'}, expected tensors by "
+                "name; save only the model's state_dict()"
             )
-        return {
-            str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)
-        }
+        return tensors
 
 
 def _why_not_loaded(error: Exception) -> str:
