@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from ledom.evaluate.harness import run_tasks
 from ledom.evaluate.kept import KeptLM, file_name
 from ledom.evaluate.results import ENTROPY, Evaluation, Measured, TaskResult, compare
 from ledom.evaluate.scorings import SCORINGS, Scoring
-from ledom.evaluate.tasks import Source
+from ledom.evaluate.tasks import GROUP, Source
 from ledom.lm.language_model import LanguageModel
 from ledom.report.formatting import to_json
 
@@ -117,7 +117,8 @@ def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
     """The result of one benchmark, with the rows of every model and scoring."""
     measured: list[Measured] = []
     notes = list(source.notes)
-    chance, count = None, 0
+    chance = None
+    groups: dict[tuple[str, int], Hashable] = {}
     for model in job.models:
         lm = KeptLM(model, source.name, job.out, track, job.add_bos_token)
         tasks = source.load(lm.direction)
@@ -129,10 +130,25 @@ def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
             measured += [*_other_scorings(lm, tasks, job), *_entropy(lm, tasks)]
             chance = _chance(lm)
         notes += _notes(lm, source, tasks, job.chat)
-        count = sum(len({one["doc_id"] for one in own}) for own in found["samples"].values())
+        groups = _groups(found["samples"])
+    if (distinct := len({*groups.values()})) < len(groups):
+        notes.append(
+            f"some questions share a source: the intervals are over {distinct:,} sources, not "
+            f"{len(groups):,} questions"
+        )
+    rows = compare(measured, groups)
     return TaskResult(
-        source.name, count, chance, compare(measured), source.published, [*dict.fromkeys(notes)]
+        source.name, len(groups), chance, rows, source.published, [*dict.fromkeys(notes)]
     )
+
+
+def _groups(samples: JsonObject) -> dict[tuple[str, int], Hashable]:
+    """For each (task, document), what it shares with those that are not independent of it."""
+    return {
+        (task, one["doc_id"]): one["doc"].get(GROUP, one["doc_hash"])
+        for task, own in samples.items()
+        for one in own
+    }
 
 
 def _shorten_texts(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[str]:

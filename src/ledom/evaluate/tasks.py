@@ -36,10 +36,12 @@ from ledom.evaluate.choices import (
 from ledom.evaluate.suites import SUITE_NAMES, Published, SuiteTask, suite_tasks
 from ledom.evaluate.written import WRITTEN, CodeProblem, is_right, prompt
 
-__all__ = ["CODE_TASKS", "Options", "Source", "find_source", "find_suite"]
+__all__ = ["CODE_TASKS", "GROUP", "Options", "Source", "find_source", "find_suite"]
 
 CODE_TASKS = ("humaneval",)
 """Benchmarks whose answers are programs, which are run."""
+GROUP = "ledom_group"
+"""Key of a task's rows, for intervals: rows with the same value are not independent."""
 _GENERATED: dict[str, Place] = {f"problems_{place}": place for place in PLACES}
 _QUESTION = "Question: {}\nAnswer:"
 _FROM_HUB = (
@@ -187,7 +189,7 @@ def _neighbors(
 ) -> Sequence[Any]:
     documents = read_records(file, Document, unique_ids())
     questions = neighbor_questions(documents, place, options.seed)
-    return [_choice_task(name, questions, options, "{}", " ", by_document=True)]
+    return [_choice_task(name, questions, options, "{}", " ")]
 
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
@@ -233,12 +235,11 @@ def _choice_task(
     options: Options,
     text: str,
     delimiter: str,
-    by_document: bool = False,
 ) -> Any:
     """A multiple-choice task. Choices that come before the question are the contexts.
 
     The first questions are used as examples and are not asked. None is an example for a question
-    with the same text or (`by_document`) from the same document.
+    with the same text or from the same document.
     """
     from ledom.evaluate.harness_tasks import leave_out_the_question
 
@@ -254,7 +255,8 @@ def _choice_task(
             "text": text.format(q.question),
             "choices": q.choices,
             "answer_index": q.answer_index,
-            "about": q.extra["document"] if by_document else q.question,
+            "about": q.document or q.question,
+            GROUP: q.document or f"{q.question} {sorted(q.choices)}",
         }
         for q in questions
     ]
@@ -299,7 +301,7 @@ def _written_task(
         examples = [*islice(others, options.num_fewshot)]
         _check_examples(name, 1 + len(examples), options)
         shown = prompt(kind, direction, asked, examples)
-        rows.append({"problem": json.dumps(asked.to_json()), "prompt": shown})
+        rows.append({"problem": json.dumps(asked.to_json()), "prompt": shown, GROUP: text})
     return _make(
         name,
         rows,
