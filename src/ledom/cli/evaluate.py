@@ -117,6 +117,8 @@ def evaluate(
         raise InputError("give a forward or a reverse model, or both")
     how = Options(data, limit, num_fewshot, seed, allow_code)
     sources, notes = _sources(tasks, suite, how)
+    unused = frozenset.intersection(*(source.unused for source in sources))
+    options.refuse_unused(context, (True, "no task of this run uses it", sorted(unused)))
     set_threads(threads)
     from ledom.evaluate.evaluation import Job, evaluate_models
 

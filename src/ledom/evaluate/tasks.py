@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import islice
@@ -66,16 +66,21 @@ class Options:
     """Whether programs that a model writes may be run here."""
 
 
+Load = Callable[[Direction], Sequence[Any]]
+
+
 @dataclass(frozen=True)
 class Source:
     """A benchmark; `load` creates its tasks for a direction."""
 
     name: str
-    load: Callable[[Direction], Sequence[Any]]
+    load: Load
     published: tuple[Published, ...] = ()
     notes: tuple[str, ...] = ()
     from_harness: bool = False
     """Whether its prompts are the harness's own, for a forward model."""
+    unused: frozenset[str] = frozenset()
+    """Which of the options `data` and `seed` have no effect on it."""
 
 
 def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
@@ -103,7 +108,7 @@ def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
 def find_source(name: str, options: Options) -> Source:
     """The benchmark of a name or in a file; raises `InputError` if there is none."""
     if name.endswith(".jsonl"):
-        return _source(SuiteTask(Path(name).stem), Path(name), options)
+        return _source(SuiteTask(Path(name).stem), Path(name), replace(options, data=None))
     return _source(SuiteTask(name), _local_file(options.data, (name,)), options)
 
 
@@ -129,14 +134,14 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
     name = task.name
     place = next((place for place in PLACES if name.endswith(f"_{place}")), None)
     documents = _local_file(options.data, (name.removesuffix(f"_{place}"),)) if place else None
-    load: Callable[[Direction], Sequence[Any]]
-    from_harness = False
+    local = file or documents or _dataset_folder(options.data, name)
+    draws = from_harness = False
     if file is not None:
-        load = partial(_from_file, name, file, options)
+        load, draws = _from_file(name, file, options)
     elif name in _GENERATED:
-        load = partial(_generated, name, options)
+        load, draws = partial(_generated, name, options), True
     elif place is not None and documents is not None:
-        load = partial(_neighbors, name, documents, place, options)
+        load, draws = partial(_neighbors, {name: place}, documents, options), True
     elif name in CODE_TASKS:
         load = partial(_code_from_hub, name, options)
     elif name in BENCHMARKS:
@@ -146,36 +151,45 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
         load, from_harness = partial(_from_harness, name, options), True
     other = file is not None and file.stem in task.files
     notes = (f"from {file}: not exactly the task of the published figures",) if other else ()
-    return Source(name, load, task.published, notes, from_harness)
+    used = {"data": options.data is not None and local is not None, "seed": draws}
+    unused = frozenset(option for option, is_used in used.items() if not is_used)
+    return Source(name, load, task.published, notes, from_harness, unused)
 
 
-def _from_file(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
-    """The tasks in a local file; the keys of its first record decide their kind."""
+def _from_file(name: str, file: Path, options: Options) -> tuple[Load, bool]:
+    """Loads the tasks in a local file, of a kind that the keys of its first record decide.
+
+    Also returns whether their questions are drawn with the seed.
+    """
     _, first = next(read_jsonl(file), (0, None))
     if first is None:
         raise InputError("the file has no records", path=file)
     keys = first.keys()
     if "choices" in keys:
-        questions = read_records(file, ChoiceQuestion, unique_ids())
-        return [_choice_task(name, questions, options, _QUESTION, " ")]
+        return partial(_choices, name, file, options), False
     if {"prompt", "test", "entry_point"} <= keys:
         _check_code(name, options)
-        code = read_records(file, CodeProblem, unique_ids())
-        return [_written_task(name, "code", code, options, direction)]
+        return partial(_code, name, file, options), False
     if "question" in keys:
-        return _problems(name, str(file), options, direction)
+        return partial(_problems, name, str(file), options), False
     if "text" in keys:
-        return [
-            task
-            for place in PLACES
-            for task in _neighbors(f"{name}_{place}", file, place, options, direction)
-        ]
+        return partial(_neighbors, {f"{name}_{p}": p for p in PLACES}, file, options), True
     raise InputError(
         "not a task file: a record needs question and choices, question and answer, prompt, test "
         f"and entry_point, or text; this one has {', '.join(keys) or 'no keys'}",
         path=file,
         line=1,
     )
+
+
+def _choices(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
+    questions = read_records(file, ChoiceQuestion, unique_ids())
+    return [_choice_task(name, questions, options, _QUESTION, " ")]
+
+
+def _code(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
+    code = read_records(file, CodeProblem, unique_ids())
+    return [_written_task(name, "code", code, options, direction)]
 
 
 def _generated(name: str, options: Options, direction: Direction) -> Sequence[Any]:
@@ -185,11 +199,14 @@ def _generated(name: str, options: Options, direction: Direction) -> Sequence[An
 
 
 def _neighbors(
-    name: str, file: Path, place: Place, options: Options, direction: Direction
+    places: Mapping[str, Place], file: Path, options: Options, direction: Direction
 ) -> Sequence[Any]:
+    """The tasks with questions made from documents, by name."""
     documents = read_records(file, Document, unique_ids())
-    questions = neighbor_questions(documents, place, options.seed)
-    return [_choice_task(name, questions, options, "{}", " ")]
+    return [
+        _choice_task(name, neighbor_questions(documents, place, options.seed), options, "{}", " ")
+        for name, place in places.items()
+    ]
 
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
