@@ -50,14 +50,6 @@ Seeds = Annotated[
         "(generated), gsm8k ..."
     ),
 ]
-NumSeeds = Annotated[
-    int | None,
-    options.problem_option(
-        min=1,
-        max=options.MOST_PROBLEMS,
-        help="Number of seeds, from the start of a file. Default: the whole file, 40 generated.",
-    ),
-]
 Known = Annotated[
     list[Path] | None,
     options.path_option(
@@ -186,7 +178,7 @@ def _summarize(
 def synthesize(
     context: typer.Context,
     seeds: Seeds = "gsm_symbolic",
-    num_seeds: NumSeeds = None,
+    num_seeds: options.NumProblems = None,
     split: options.Split = "tune",
     known: Known = None,
     samples: Questions = 2,

@@ -84,7 +84,7 @@ NumProblems = Annotated[
     problem_option(
         min=1,
         max=MOST_PROBLEMS,
-        help="Number of problems, from the start of a file. Default: the whole file, 40 generated.",
+        help="Take only the first N. Default: the whole file, 40 generated.",
     ),
 ]
 Split = Annotated[
@@ -226,6 +226,12 @@ def refuse_unused(context: typer.Context, *rules: Unused) -> None:
                 raise InputError(f"{flags[name]} would have no effect: {reason}; leave it out")
 
 
+def in_panel(context: typer.Context, name: str) -> set[str]:
+    """The parameters that `--help` shows in a group."""
+    shown = {p.name: getattr(p, "rich_help_panel", None) for p in context.command.params}
+    return {parameter or "" for parameter, panel in shown.items() if panel == name}
+
+
 def unused_by_models(*names: str) -> tuple[Unused, ...]:
     """The rules for --device and --dtype, which some backends do not use."""
     from ledom.lm import backend_of
@@ -283,8 +289,6 @@ def results_folder(out: Path | None) -> Iterator[Path]:
     >>> with results_folder(Path("out")) as named, results_folder(None) as unnamed:
     ...     named, unnamed.is_dir()
     (PosixPath('out'), True)
-    >>> unnamed.exists()
-    False
     """
     with TemporaryDirectory() as unnamed:
         yield out or Path(unnamed)

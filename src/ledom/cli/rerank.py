@@ -22,17 +22,6 @@ _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8
 """The demo's size gives each seed enough power for both claims (docs/log.md)."""
 _DEMO_SECONDS = 0.08  # per candidate on one core without AVX-512: sampled, scored by both models
-_SAMPLING = (
-    "samples",
-    "early_stop",
-    "temperature",
-    "top_k",
-    "top_p",
-    "max_tokens",
-    "confidence",
-    "window",
-    "stop_unsure",
-)
 
 CandidateFile = Annotated[
     Path | None,
@@ -162,11 +151,15 @@ def rerank(
     from ledom.rerank.pipeline import Job
     from ledom.rerank.weights import choose_weights
 
+    sampling = options.in_panel(context, "Sampling") - {"candidates"}
     options.refuse_unused(
         context,
         (not confidence, "it needs --confidence", ["window", "stop_unsure"]),
         (early_stop, "--early-stop already stops sampling", ["stop_unsure"]),
-        *_without_effect(temperature, candidates, weights, folds, forward, reverse),
+        *options.unused_when_greedy(temperature),
+        (candidates, f"the candidates come from {candidates}", sampling),
+        (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
+        *options.unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, options.command_line()
@@ -181,23 +174,6 @@ def rerank(
     set_threads(threads)
     job.forward, job.reverse = models_or_none(forward, reverse, device, dtype)
     _run(job)
-
-
-def _without_effect(
-    temperature: float,
-    candidates: Path | None,
-    weights: Path | None,
-    folds: int,
-    forward: str,
-    reverse: str,
-) -> tuple[options.Unused, ...]:
-    """The rules for `refuse_unused` in ledom rerank."""
-    return (
-        *options.unused_when_greedy(temperature),
-        (candidates, f"the candidates come from {candidates}", _SAMPLING),
-        (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
-        *options.unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
-    )
 
 
 def _run(job: Job) -> None:

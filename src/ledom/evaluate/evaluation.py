@@ -128,7 +128,8 @@ def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
         measured += _measured(lm.direction, scoring, found, _kinds(tasks))
         if lm.known:
             measured += [*_other_scorings(lm, tasks, job), *_entropy(lm, tasks)]
-            chance = _chance(lm)
+            counts = [len(parts) for parts in lm.documents.values()]
+            chance = float(np.mean([1 / one for one in counts])) if max(counts) > 1 else None
         notes += _notes(lm, source, tasks, job.chat)
         groups = _groups(found["samples"])
     if (distinct := len({*groups.values()})) < len(groups):
@@ -162,12 +163,6 @@ def _shorten_texts(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[str]:
             )
 
 
-def _chance(lm: KeptLM) -> float | None:
-    """The accuracy of a blind choice; None if there is nothing to choose from."""
-    counts = [len(parts) for parts in lm.documents.values()]
-    return float(np.mean([1 / count for count in counts])) if max(counts) > 1 else None
-
-
 def _other_scorings(lm: KeptLM, tasks: Sequence[Any], job: Job) -> Iterator[Measured]:
     """The accuracy by every other scoring that applies to all documents."""
     own = lm.scoring
@@ -195,7 +190,10 @@ def _measured(
     """
     by_metric = _by_document(found["samples"])
     for (metric, name), values in [*by_metric.items()]:
-        means = _means(values)
+        by_task = defaultdict[str, list[float]](list)
+        for (task, _), value in values.items():
+            by_task[task].append(value)
+        means = {task: np.mean(own) for task, own in by_task.items()}
         stated = {task: found["results"][task].get(f"{metric},{name}") for task in means}
         if any(stated[task] is None or not np.isclose(stated[task], means[task]) for task in means):
             del by_metric[metric, name]
@@ -226,14 +224,6 @@ def _by_document(samples: JsonObject) -> dict[tuple[str, str], dict[tuple[str, i
                 if isinstance(value, int | float):
                     found[metric, sample["filter"]][task, sample["doc_id"]] = float(value)
     return found
-
-
-def _means(values: Mapping[tuple[str, int], float]) -> dict[str, float]:
-    """The mean over each task's documents."""
-    by_task = defaultdict[str, list[float]](list)
-    for (task, _), value in values.items():
-        by_task[task].append(value)
-    return {task: float(np.mean(own)) for task, own in by_task.items()}
 
 
 def _note(direction: Direction, metric: str, kinds: set[str], scoring: str) -> str:

@@ -20,7 +20,7 @@ from ledom.core.errors import InputError, needs_extra
 from ledom.core.reading import JsonObject
 from ledom.evaluate.likelihood import Convention, score
 from ledom.evaluate.scorings import DEFAULT_SCORING, SCORINGS, Parts, Request, Scoring
-from ledom.evaluate.texts import Draw, consecutive, numbered, read_settings
+from ledom.evaluate.texts import Draw, numbered, read_settings
 from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.model.device import default_device
@@ -298,15 +298,16 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
             places.setdefault((repr(draw.settings), draw.context), []).append(place)
         alike: dict[tuple[str, int, int], list[list[int]]] = {}
         for (settings, _), own in places.items():
-            for run in consecutive(own, draws):
-                alike.setdefault((settings, draws[run[0]].number, len(run)), []).append(run)
+            numbers = [draws[place].number for place in own]
+            alike.setdefault((settings, min(numbers), max(numbers) + 1), []).append(own)
         results: list[Written] = [("", 0)] * len(draws)
-        for (_, first, count), prompts in alike.items():
+        for (_, first, end), prompts in alike.items():
             contexts = [draws[own[0]].context for own in prompts]
-            written = self.write_alike(contexts, draws[prompts[0][0]].settings, first, count)
+            how = draws[prompts[0][0]].settings
+            written = self.write_alike(contexts, how, first, end - first)
             for own, texts in zip(prompts, written, strict=True):
-                for place, result in zip(own, texts, strict=True):
-                    results[place] = result
+                for place in own:
+                    results[place] = texts[draws[place].number - first]
         return results
 
     def write_alike(

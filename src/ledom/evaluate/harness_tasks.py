@@ -144,18 +144,14 @@ def _defined_once() -> tuple[dict[str, Path], dict[str, Path]]:
 
     A name that several files define is left out, since only the registry knows which comes first.
     """
-    tasks: dict[str, set[Path]] = {}
-    groups: dict[str, set[Path]] = {}
+    found: tuple[dict[str, set[Path]], dict[str, set[Path]]] = {}, {}
     for file in _yaml_files():
         text = file.read_bytes()
-        for names, pattern in ((tasks, _TASK), (groups, _GROUP)):
+        for names, pattern in zip(found, (_TASK, _GROUP), strict=True):
             for name in pattern.findall(text):
                 names.setdefault(name.decode(), set()).add(file)
-    return _of_one_file(tasks), _of_one_file(groups)
-
-
-def _of_one_file(found: dict[str, set[Path]]) -> dict[str, Path]:
-    return {name: file for name, (file, *others) in found.items() if not others}
+    tasks, groups = ({n: file for n, (file, *more) in each.items() if not more} for each in found)
+    return tasks, groups
 
 
 def _yaml_files() -> Iterator[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -141,29 +141,21 @@ def compare(
 
 
 def _row(one: Measured, measured: Sequence[Measured], groups: Mapping[Key, Hashable]) -> Row:
-    row = Row(
-        one.metric, str(one.direction), one.scoring, one.total, note=one.note, unit=_unit(one)
-    )
-    if not one.values:
-        return row
-    values = _array(one.values)
+    unit, values = _unit(one), _array(one.values)
     own = [groups.get(key, key) for key in one.values]
-    find_interval = share_interval if row.unit == "share" else bootstrap_interval
-    interval = find_interval(values, groups=own)
-    forward = control = None
-    if one.metric in MAIN_METRICS and not one.note:
+    interval = forward = control = None
+    if one.values:
+        find_interval = share_interval if unit == "share" else bootstrap_interval
+        interval = find_interval(values, groups=own)
+    if one.values and one.metric in MAIN_METRICS and not one.note:
         if one.direction is Direction.REVERSE:
             forward = _paired(one, _find(measured, one.metric, Direction.FORWARD, None), own)
         if one.scoring != "reversed prompt":
             reversed_prompt = _find(measured, one.metric, one.direction, "reversed prompt")
             control = _paired(one, reversed_prompt, own)
-    return replace(
-        row,
-        value=interval.mean,
-        interval=interval,
-        less_forward=forward,
-        less_reversed=control,
-    )
+    value = one.total if interval is None else interval.mean
+    way, note = str(one.direction), one.note
+    return Row(one.metric, way, one.scoring, value, interval, forward, control, note, unit)
 
 
 def _unit(one: Measured) -> Literal["share", "nats", ""]:
