@@ -151,14 +151,11 @@ def rerank(
     from ledom.rerank.pipeline import Job
     from ledom.rerank.weights import choose_weights
 
-    sampling = options.in_panel(context, "Sampling") - {"candidates"}
     options.refuse_unused(
         context,
         (not confidence, "it needs --confidence", ["window", "stop_unsure"]),
         (early_stop, "--early-stop already stops sampling", ["stop_unsure"]),
-        *options.unused_when_greedy(temperature),
-        (candidates, f"the candidates come from {candidates}", sampling),
-        (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
+        *_unused_with(context, temperature, candidates, folds),
         *options.unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
@@ -174,6 +171,18 @@ def rerank(
     set_threads(threads)
     job.forward, job.reverse = models_or_none(forward, reverse, device, dtype)
     _run(job)
+
+
+def _unused_with(
+    context: typer.Context, temperature: float, candidates: Path | None, folds: int
+) -> tuple[options.Unused, ...]:
+    """The rules for options that temperature 0, --candidates and --folds make useless."""
+    sampling = options.in_panel(context, "Sampling") - {"candidates"}
+    return (
+        *options.unused_when_greedy(temperature),
+        (candidates, f"the candidates come from {candidates}", sampling),
+        (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
+    )
 
 
 def _run(job: Job) -> None:

@@ -69,8 +69,6 @@ def infill(
 ) -> dict[str, list[Middle]]:
     """The middles of each gap, by the gap's id, best first; none that is too long for `forward`.
 
-    Ties stay in the order of drawing.
-
     Before any work, raises `DirectionError` if `forward` is a reverse model, and `InputError` for a
     gap with an empty text, or whose texts leave no room for a middle.
 
@@ -114,17 +112,19 @@ def infill(
     means: dict[str, list[tuple[float, str]]] = {gap.id: [] for gap in gaps}
     for score in scores:
         means[score.item_id].append((score.logprob / max(1, score.num_tokens), texts[score.key]))
-    way = proposer.direction
-    found = {
-        gap_id: [
-            Middle(gap_id=gap_id, rank=rank, text=text, score=round(mean, 5), direction=way.value)
-            for rank, (mean, text) in enumerate(sorted(own, key=lambda pair: -pair[0]), start=1)
-        ]
-        for gap_id, own in means.items()
-    }
+    found = {gap_id: _ranked(gap_id, own, proposer.direction) for gap_id, own in means.items()}
     write_records(out / "gaps.jsonl", gaps)
     write_records(out / "middles.jsonl", (middle for own in found.values() for middle in own))
     return found
+
+
+def _ranked(gap_id: str, means: list[tuple[float, str]], direction: Direction) -> list[Middle]:
+    """The middles of a gap, best first; ties stay in the order of drawing."""
+    ordered = sorted(means, key=lambda pair: -pair[0])
+    return [
+        Middle(gap_id=gap_id, rank=rank, text=text, score=round(mean, 5), direction=direction.value)
+        for rank, (mean, text) in enumerate(ordered, start=1)
+    ]
 
 
 def _check_gaps(gaps: Sequence[Gap], forward: LanguageModel, sampling: Sampling) -> None:

@@ -214,14 +214,9 @@ def verify(
                     f"{lm.name}: text {proposal.index} of {proposal.item_id!r} has a "
                     "log-probability that is not finite; try --dtype float32"
                 )
-            yield [
-                Likelihood(
-                    item_id=proposal.item_id,
-                    index=proposal.index,
-                    logprob=round(float(values.sum(dtype=np.float64)), 5),
-                    num_tokens=len(values),
-                )
-            ]
+            total, (item_id, index) = round(float(values.sum(dtype=np.float64)), 5), proposal.key
+            made = Likelihood(item_id=item_id, index=index, logprob=total, num_tokens=len(values))
+            yield [made]
 
     short = [
         proposal

@@ -14,7 +14,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from ledom.core.direction import Direction
 from ledom.core.errors import HubError, InputError, LedomError, in_one_line
-from ledom.core.reading import JsonObject, check_regular, exists, read_jsonl
+from ledom.core.reading import JsonObject, exists, read_jsonl
 from ledom.core.records import Document, Problem, read_records, unique_ids
 from ledom.data.benchmarks import BENCHMARKS
 from ledom.data.problems import load_problems
@@ -33,7 +32,7 @@ from ledom.evaluate.choices import (
     neighbor_questions,
     problem_questions,
 )
-from ledom.evaluate.suites import SUITE_NAMES, Published, SuiteTask, suite_tasks
+from ledom.evaluate.suites import Published, SuiteTask, suite_tasks
 from ledom.evaluate.written import WRITTEN, CodeProblem, is_right, prompt
 
 __all__ = ["CODE_TASKS", "GROUP", "Options", "Source", "find_source", "find_suite"]
@@ -143,11 +142,14 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
     elif place is not None and documents is not None:
         load, draws = partial(_neighbors, {name: place}, documents, options), True
     elif name in CODE_TASKS:
-        load = partial(_code_from_hub, name, options)
+        _check_code(name, options)
+        load = partial(_code, name, None, options)
     elif name in BENCHMARKS:
         load = partial(_problems, name, name, options)
     else:
-        _check_known(name)
+        from ledom.evaluate.harness_tasks import check_known
+
+        check_known(name, [*_GENERATED])
         load, from_harness = partial(_from_harness, name, options), True
     other = file is not None and file.stem in task.files
     notes = (f"from {file}: not exactly the task of the published figures",) if other else ()
@@ -187,9 +189,16 @@ def _choices(name: str, file: Path, options: Options, direction: Direction) -> S
     return [_choice_task(name, questions, options, _QUESTION, " ")]
 
 
-def _code(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
-    code = read_records(file, CodeProblem, unique_ids())
-    return [_written_task(name, "code", code, options, direction)]
+def _code(name: str, file: Path | None, options: Options, direction: Direction) -> Sequence[Any]:
+    """The task of the programs in a file, or else of HumanEval's on the hub."""
+    if file is not None:
+        problems = read_records(file, CodeProblem, unique_ids())
+    else:
+        from datasets import load_dataset
+
+        load = partial(load_dataset, "openai/openai_humaneval", split="test")
+        problems = [CodeProblem.from_json(row) for row in _reach(name, load, _FROM_HUB)]
+    return [_written_task(name, "code", problems, options, direction)]
 
 
 def _generated(name: str, options: Options, direction: Direction) -> Sequence[Any]:
@@ -203,10 +212,11 @@ def _neighbors(
 ) -> Sequence[Any]:
     """The tasks with questions made from documents, by name."""
     documents = read_records(file, Document, unique_ids())
-    return [
-        _choice_task(name, neighbor_questions(documents, place, options.seed), options, "{}", " ")
-        for name, place in places.items()
-    ]
+    try:
+        asked = {n: neighbor_questions(documents, p, options.seed) for n, p in places.items()}
+    except InputError as error:
+        raise InputError(error.reason, path=file) from None
+    return [_choice_task(name, own, options, "{}", " ") for name, own in asked.items()]
 
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
@@ -234,16 +244,6 @@ def _check_code(name: str, options: Options) -> None:
             f"task {name!r} runs programs that the model writes, without a sandbox; give "
             "--allow-code"
         )
-
-
-def _code_from_hub(name: str, options: Options, direction: Direction) -> Sequence[Any]:
-    from datasets import load_dataset
-
-    _check_code(name, options)
-    load = partial(load_dataset, "openai/openai_humaneval", split="test")
-    rows = _reach(name, load, _FROM_HUB)
-    problems = [CodeProblem.from_json(row) for row in rows]
-    return [_written_task(name, "code", problems, options, direction)]
 
 
 def _choice_task(
@@ -358,22 +358,6 @@ def _make(name: str, rows: Sequence[JsonObject], **config: Any) -> Any:
             **config,
         }
     )
-
-
-def _check_known(name: str) -> None:
-    """Raise `InputError` for a name that is neither a file nor a task of the harness."""
-    from ledom.evaluate.harness_tasks import is_file, is_known, known_tasks
-
-    if is_file(name):
-        check_regular(Path(name))
-    elif not is_known(name):
-        near = get_close_matches(name, [*known_tasks(), *_GENERATED, *SUITE_NAMES], n=4)
-        hint = f"did you mean {', '.join(near)}? A" if near else "a"
-        raise InputError(
-            f"unknown task {name!r}; {hint} task is a file (.jsonl, .yaml), "
-            f"{', '.join(_GENERATED)}, one in the --data folder, or one of the harness's "
-            f"(listed by: lm-eval ls tasks); the suites are {', '.join(SUITE_NAMES)}"
-        )
 
 
 def _from_harness(name: str, options: Options, direction: Direction) -> Sequence[Any]:
