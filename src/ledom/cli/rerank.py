@@ -154,8 +154,7 @@ def rerank(
     options.refuse_unused(
         context,
         (not confidence, "it needs --confidence", ["window", "stop_unsure"]),
-        (early_stop, "--early-stop already stops sampling", ["stop_unsure"]),
-        *_unused_with(context, temperature, candidates, folds),
+        *_unused_with(context, temperature, candidates, folds, early_stop),
         *options.unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
@@ -174,12 +173,17 @@ def rerank(
 
 
 def _unused_with(
-    context: typer.Context, temperature: float, candidates: Path | None, folds: int
+    context: typer.Context,
+    temperature: float,
+    candidates: Path | None,
+    folds: int,
+    early_stop: bool,
 ) -> tuple[options.Unused, ...]:
-    """The rules for options that temperature 0, --candidates and --folds make useless."""
+    """The rules for options that these make useless."""
     sampling = options.in_panel(context, "Sampling") - {"candidates"}
     return (
         *options.unused_when_greedy(temperature),
+        (early_stop, "--early-stop already stops sampling", ["stop_unsure"]),
         (candidates, f"the candidates come from {candidates}", sampling),
         (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
     )
