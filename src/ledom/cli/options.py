@@ -52,25 +52,7 @@ selection_option = partial(typer.Option, rich_help_panel="Selection")
 model_option = partial(typer.Option, rich_help_panel="Models and hardware")
 
 
-def _seed(given: str | int) -> int:
-    """Parse --seed."""
-    try:
-        seed = int(given)
-    except ValueError:
-        seed = -1
-    if not 0 <= seed <= LARGEST_SEED:
-        raise typer.BadParameter(
-            f"it is {given!s:.40}; give a whole number from 0 to {LARGEST_SEED}"
-        )
-    return seed
-
-
-Seed = Annotated[
-    int,
-    typer.Option(
-        parser=_seed, metavar="INTEGER", help=f"Random seed, from 0 to {LARGEST_SEED} (2^62)."
-    ),
-]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed, at most 2^62.")]
 
 Problems = Annotated[
     str,

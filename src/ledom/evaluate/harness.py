@@ -98,9 +98,11 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         dtype: str = "auto",
     ) -> None:
         super().__init__()
-        self.lm = (
-            model if isinstance(model, LanguageModel) else _load(model, direction, device, dtype)
-        )
+        if not isinstance(model, LanguageModel):
+            if device == "cuda:0" and default_device() == "cpu":
+                device = None  # the default of the harness's command line
+            model = load(model, direction, device=device, dtype=dtype)
+        self.lm = model
         self.direction = self.lm.direction
         known = SCORINGS[self.direction]
         self.scoring = scoring or DEFAULT_SCORING[self.direction]
@@ -363,12 +365,6 @@ def document_batches(requests: Sequence[T], document: Callable[[T], Hashable]) -
         batches[-1].append(request)
         last = own
     return batches
-
-
-def _load(model: str, direction: str | None, device: str | None, dtype: str) -> LanguageModel:
-    if device == "cuda:0" and default_device() == "cpu":
-        device = None  # the default of the harness's command line
-    return load(model, direction, device=device, dtype=dtype)
 
 
 def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) -> JsonObject:

@@ -12,9 +12,9 @@ can be rejected without an answer are removed before the forward model is asked.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -128,18 +128,16 @@ class Synthesized:
     @property
     def by_seed(self) -> dict[str, float]:
         """For each seed with a question that was answered, the mean agreement of its questions."""
-        answered = [p for p in (*self.problems, *self.removed) if AGREEMENT in p.extra]
-        groups = groupby(sorted(answered, key=_seed_of), _seed_of)
-        return {seed: float(np.mean([p.extra[AGREEMENT] for p in own])) for seed, own in groups}
+        found = defaultdict[str, list[float]](list)
+        for problem in (*self.problems, *self.removed):
+            if AGREEMENT in problem.extra:
+                found[problem.extra["seed"]].append(problem.extra[AGREEMENT])
+        return {seed: float(np.mean(found[seed])) for seed in sorted(found)}
 
     @property
     def agreements(self) -> NDArray[np.float64]:
         """The values of `by_seed`."""
         return np.array([*self.by_seed.values()])
-
-
-def _seed_of(problem: Problem) -> str:
-    return str(problem.extra["seed"])
 
 
 def synthesize(
