@@ -137,7 +137,7 @@ def test_bad_input_is_one_clear_line(
         refused(*command, bad, says="bad.jsonl:2: no key 'text', only txt")
         refused(*command, corpus, "--format", "csv", says="unknown format 'csv'; known: jsonl")
         refused(*command, tmp_path / "x", corpus, says="x: no such file")
-        refused(*command, says="DOCUMENTS")
+        refused(*command, says="Missing argument 'documents'")
     (tmp_path / "empty").mkdir()
     refused("tokenize", tmp_path / "empty", *good, says="no files in this folder end in .jsonl")
     refused("tokenize", corpus, "--tokenizer", tmp_path / "no", says="no: no such file")

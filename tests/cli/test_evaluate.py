@@ -34,14 +34,19 @@ def test_the_command_prints_one_table(
         (["--suite", "apple"], "unknown suite 'apple'"),
         (["arc_easy", "--suite", "r2l"], "give tasks or --suite, not both"),
         (["--forward", "none", "--reverse", "none"], "give a forward or a reverse model"),
+        (["problems_after", "--data", "."], "--data would have no effect: no task of this run"),
+        (["mine.jsonl", "--data", "."], "--data would have no effect"),
+        (["mine.jsonl", "--seed", "3"], "--seed would have no effect"),
         (["--forward", "none", "--add-bos"], "--add-bos would have no effect"),
         (["none.jsonl"], "none.jsonl"),
     ],
 )
 @pytest.mark.usefixtures("fakes")
 def test_bad_commands_give_one_line(
-    run: Run, tmp_path: Path, arguments: list[str], message: str
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "mine.jsonl", QUESTIONS)
     code, printed = run("eval", *arguments, "--out", tmp_path / "out")
     assert code == 2
     assert message in printed

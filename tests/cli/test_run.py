@@ -100,6 +100,21 @@ def test_an_error_of_many_lines_is_shown_in_one_line(run: Run, tmp_path: Path) -
     check_refused(run("plan", named), "two lines.yaml")
 
 
+@pytest.mark.parametrize("command", ["docs", "rerank --num-problems 2"])
+def test_an_error_is_one_line_where_no_launcher_answers(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Some platforms set WORLD_SIZE and RANK for every program."""
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    code, text = run(*command.split())
+    assert code == 2
+    assert "error: " in text.splitlines()[-1]
+    assert "torchrun" in text.splitlines()[-1]
+
+
 def test_version_and_help_are_printed(run: Run) -> None:
     import ledom
 

@@ -71,6 +71,33 @@ class Stopped(FakeLanguageModel):
         return super().logprobs(targets)
 
 
+@pytest.mark.parametrize("key", ["document", "copy"])
+def test_questions_with_one_source_are_not_independent(
+    key: str, tmp_path: Path, models: dict[Direction, FakeLanguageModel]
+) -> None:
+    """Two copies of each question leave the intervals as they are."""
+    ones = [one | {key: one["id"]} for one in QUESTIONS]
+    twos = [one | {"id": f"{number}"} for number, one in enumerate(2 * ones)]
+    found = []
+    for rows in (ones, twos):
+        source = find_source(str(write_rows(tmp_path / "mine.jsonl", rows)), Options())
+        (task,) = evaluate(source, tmp_path / f"{len(rows)}", *models.values())["tasks"]
+        found.append(task)
+    assert found[0]["rows"] == found[1]["rows"]
+    assert f"over {len(ones)} sources, not {len(twos)} questions" in str(found[1]["notes"])
+    assert "sources" not in str(found[0]["notes"])
+
+
+def test_questions_after_and_before_the_sentences_of_a_document_share_it(
+    tmp_path: Path, models: dict[Direction, FakeLanguageModel]
+) -> None:
+    text = " ".join(f"This is sentence number {n} of the whole long book." for n in range(6))
+    rows = [{"id": str(d), "text": text.replace("book", f"book {d}")} for d in range(6)]
+    source = find_source(str(write_rows(tmp_path / "books.jsonl", rows)), Options())
+    (task,) = evaluate(source, tmp_path / "out", models[REVERSE])["tasks"]
+    assert "over 6 sources, not 48 questions" in str(task["notes"])
+
+
 @pytest.mark.slow
 def test_kills_at_any_time_leave_the_same_bytes(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch

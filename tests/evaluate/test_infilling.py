@@ -70,7 +70,7 @@ def test_the_forward_model_chooses_by_the_mean_per_token(
 
 
 def test_a_token_across_the_end_of_the_beginning_counts(tokenizer: Tokenizer) -> None:
-    """A token may span the cut inside `problems`; tokens are counted by offsets."""
+    """A token may span the end of the beginning; it then belongs to the middle."""
     forward = FakeLanguageModel(tokenizer)
     text = "How many"
     whole = tokenizer.encode(text)

@@ -206,12 +206,15 @@ def test_outputs_without_a_finished_prompt_are_counted(
 
 
 def test_a_file_of_outputs_is_inverted(run: Run, fakes: Fakes, tmp_path: Path) -> None:
-    """The true prompt of the first output ranks first; that of the second is not proposed."""
+    """The true prompt of some outputs ranks first; that of the others is not proposed. Outputs of
+    one prompt are not independent: the interval is that of two."""
     fakes["reverse"].answers = QUESTIONS
     best = max(QUESTIONS, key=lambda q: by_hand(fakes["forward"].tokenizer, q, True))
+    texts = {f" {best}\n": ANSWER, "Why?": "2"}
     outputs = [
-        Output(id="a", text=ANSWER, prompt=f" {best}\n"),
-        Output(id="b", text="2", prompt="Why?"),
+        Output(id=f"{name}{i}", text=text, prompt=prompt)
+        for name, (prompt, text) in zip("ab", texts.items(), strict=True)
+        for i in range(6)
     ]
     write_records(tmp_path / "outputs.jsonl", outputs)
     out = tmp_path / "out"
@@ -219,13 +222,13 @@ def test_a_file_of_outputs_is_inverted(run: Run, fakes: Fakes, tmp_path: Path) -
     assert code == 0, text
     assert "MRR 0.500 [" in text
     assert "right first 50.0 ± 50.0%; " in text
-    assert "2 of 2 outputs have a known prompt" in text
+    assert "12 of 12 outputs have a known prompt" in text
     summary = json.loads((out / "inversion.json").read_text())
-    assert (summary["num_outputs"], summary["num_known"]) == (2, 2)
+    assert (summary["num_outputs"], summary["num_known"]) == (12, 12)
     assert summary["mrr"]["mean"] == summary["right_first"]["mean"] == 0.5
     rows = [json.loads(line) for line in (out / "ranking.jsonl").read_text().splitlines()]
     assert [(row["output_id"], row["rank"]) for row in rows] == [
-        (name, rank) for name in "ab" for rank in (1, 2, 3)
+        (one.id, rank) for one in outputs for rank in (1, 2, 3)
     ]
 
 

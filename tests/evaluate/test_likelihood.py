@@ -309,7 +309,9 @@ def test_contexts_that_begin_differently_are_not_cut() -> None:
 
 def test_an_empty_choice_is_refused() -> None:
     for direction in Direction:
-        with pytest.raises(InputError, match="document 7 of task 'mine' has an empty choice"):
+        with pytest.raises(
+            InputError, match=r"document 7 of task 'mine' \('.+'\) has an empty choice"
+        ):
             parts_of(direction, *asked("ab", [" c", ""], ("mine", 7)))
 
 

@@ -43,6 +43,13 @@ def test_a_suite_runs_from_local_files_and_reports_what_it_skips(tmp_path: Path)
         find_suite("r2l", Options(data=tmp_path))
 
 
+def test_too_few_documents_are_refused_with_their_file(tmp_path: Path) -> None:
+    write(tmp_path / "few.jsonl", [{"id": "a", "text": "Too short."}])
+    source = find_source("few_after", Options(data=tmp_path))
+    with pytest.raises(InputError, match="few.jsonl: 0 of 1 documents have two adjacent"):
+        source.load(FORWARD)
+
+
 def test_documents_give_tasks_about_neighboring_sentences(tmp_path: Path) -> None:
     text = " ".join(f"This is sentence number {n} of the whole long book." for n in range(6))
     rows = [{"id": str(d), "text": text.replace("book", f"book {d}")} for d in range(6)]

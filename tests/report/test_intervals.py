@@ -187,6 +187,26 @@ def test_equal_differences_allow_for_others_that_were_not_seen() -> None:
     assert (worse.mean, worse.low, (worse.high + 1) / 2) == (-1, -1, unseen)
 
 
+# ---- groups ----
+
+
+@pytest.mark.parametrize("values", [[1, 0, 1, 1, 0, 1, 1], [0, 0, 0, 0], [0.5, 0.5, 0.5]])
+def test_copies_of_a_problem_do_not_narrow_an_interval(values: list[float]) -> None:
+    """Four equal values in each group give the interval of the groups."""
+    once, groups = np.array(values, float), np.repeat(range(len(values)), 4)
+    four = np.repeat(once, 4)
+    assert share_interval(four, groups=groups) == share_interval(once)
+    assert bootstrap_interval(four, groups=groups) == bootstrap_interval(once)
+    paired = paired_share_interval(four, np.zeros_like(four), groups)
+    assert paired == paired_share_interval(once, np.zeros_like(once))
+
+
+def test_a_resample_of_groups_has_all_values_of_each() -> None:
+    """Of a (two ones) and b (a zero), a resample has mean 1, 2/3 or 0."""
+    found = bootstrap_interval(array(1, 1, 0), groups="aab")
+    assert (found.mean, found.low, found.high) == (pytest.approx(2 / 3), 0, 1)
+
+
 @pytest.mark.parametrize(("num", "shown"), [(5, "open"), (6, "better")])
 def test_few_wins_are_not_significant(num: int, shown: str) -> None:
     """The sign test: five wins of five have a probability of 1/32 by chance, six of six 1/64."""

@@ -21,9 +21,6 @@ from ledom.data.problems import GENERATOR, check_file
 from ledom.report.formatting import accuracy, interval
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ledom.evaluate.synthesis import Seed, Synthesized
 
 _NO_ROOM = (
@@ -51,14 +48,6 @@ Seeds = Annotated[
     typer.Argument(
         help="A JSONL file of solutions or answers (id, solution?, answer?), or gsm_symbolic "
         "(generated), gsm8k ..."
-    ),
-]
-NumSeeds = Annotated[
-    int | None,
-    options.problem_option(
-        min=1,
-        max=options.MOST_PROBLEMS,
-        help="Number of seeds, from the start of a file. Default: the whole file, 40 generated.",
     ),
 ]
 Known = Annotated[
@@ -119,7 +108,6 @@ def rank(
     Example: ledom rank "Ava has 3 pens and buys 4. How many?" passages.jsonl
     """
     from ledom.evaluate import retrieval
-    from ledom.evaluate.results import reciprocal_ranks
     from ledom.lm import unfamiliar_texts
 
     options.refuse_unused(context, *options.unused_by_models(model))
@@ -141,7 +129,8 @@ def rank(
     warn(unfamiliar_texts(lm, [one.text for one in queries[:_JUDGED]], "its order"))
     relevant = {one.id: one.relevant for one in queries if one.relevant}
     _summarize(
-        reciprocal_ranks(relevant, [(one.query_id, one.passage_id) for one in ranking]),
+        relevant,
+        [(one.query_id, one.passage_id) for one in ranking],
         "queries have relevant passages",
         {"num_queries": len(queries), "num_passages": len(found), "num_truncated": len(cut)},
         out and out / "retrieval.json",
@@ -158,17 +147,26 @@ def _is_file(argument: str, name: str, out: Path | None) -> bool:
 
 
 def _summarize(
-    values: NDArray[np.float64], known: str, counts: dict[str, int], path: Path | None
+    right: dict[str, list[str]],
+    ranking: list[tuple[str, str]],
+    known: str,
+    counts: dict[str, int],
+    path: Path | None,
 ) -> None:
     """Print and save the mean reciprocal rank and how often the right result is first.
 
-    `values` are the reciprocal ranks where the right result is known. The file gets `counts`, too.
+    `right` has the right results of each item for which they are known. Items with the same ones
+    are resampled together. The file gets `counts`, too.
     """
+    from ledom.evaluate.results import reciprocal_ranks
     from ledom.report.intervals import share_interval
 
+    values = reciprocal_ranks(right, ranking)
+    groups = [frozenset(own) for own in right.values()]
     mean = first = None
     if len(values):
-        mean, first = share_interval(values), share_interval((values == 1).astype(float))
+        mean = share_interval(values, groups=groups)
+        first = share_interval((values == 1).astype(float), groups=groups)
         share = f"{len(values):,} of {next(iter(counts.values())):,}"
         typer.echo(f"MRR {interval(mean)}, right first {accuracy(first)}%; {share} {known}")
     if path is not None:
@@ -180,7 +178,7 @@ def _summarize(
 def synthesize(
     context: typer.Context,
     seeds: Seeds = "gsm_symbolic",
-    num_seeds: NumSeeds = None,
+    num_seeds: options.NumProblems = None,
     split: options.Split = "tune",
     known: Known = None,
     samples: Questions = 2,
@@ -295,7 +293,6 @@ def invert(
     Example: ledom invert "So, a pizza will last for 24 / 12 = 2 days."
     """
     from ledom.evaluate import inversion
-    from ledom.evaluate.results import reciprocal_ranks
     from ledom.lm import unfamiliar_texts
     from ledom.lm.language_model import Sampling
 
@@ -326,6 +323,7 @@ def invert(
         note(_NO_PROMPT.format(lacking, len(fitting), max_tokens))
     warn(unfamiliar_texts(proposer, [one.text for one in outputs[:_JUDGED]]))
     known = {one.id: [one.prompt.strip()] for one in outputs if one.prompt is not None}
-    ranks = reciprocal_ranks(known, [(one.output_id, one.prompt.strip()) for one in found])
+    ranking = [(one.output_id, one.prompt.strip()) for one in found]
     counts = {"num_outputs": len(outputs), "num_without_prompt": left_out + lacking}
-    _summarize(ranks, "outputs have a known prompt", counts, out and out / "inversion.json")
+    path = out and out / "inversion.json"
+    _summarize(known, ranking, "outputs have a known prompt", counts, path)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Texts = Annotated[
     list[str],
     typer.Argument(
-        metavar="DOCUMENTS",
         help="Files or folders of JSONL, Parquet or text (.gz, .zst too), or "
         "hub:NAME,config=...,split=...",
     ),
@@ -199,7 +198,7 @@ def augment(
             help="Maximum number of further wrong solutions, each with one false equation.",
         ),
     ] = 0,
-    out: options.Out = Path("ledom-augment"),
+    out: Annotated[Path, options.out_folder("Folder for the results.")] = Path("ledom-augment"),
     seed: options.Seed = 0,
     threads: options.Threads = None,
 ) -> None:

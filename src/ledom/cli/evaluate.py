@@ -25,18 +25,8 @@ if TYPE_CHECKING:
 _task_option = partial(typer.Option, rich_help_panel="Tasks")
 _MOST_EXAMPLES = 100
 _WIDTH = 140  # columns that the table may take: numbers are never cut
-_NOT_FOR_REVERSAL = (
-    "data",
-    "num_fewshot",
-    "allow_code",
-    "forward",
-    "reverse",
-    "chat",
-    "add_bos",
-    "device",
-    "dtype",
-)
-
+_FOR_REVERSAL = ("tasks", "suite", "limit", "out", "seed", "threads")
+"""The parameters that the reversal suite uses, or refuses with a message of its own."""
 
 Tasks = Annotated[
     list[str] | None,
@@ -103,9 +93,10 @@ def evaluate(
     from ledom.evaluate.suites import REVERSAL
     from ledom.evaluate.tasks import Options
 
+    others = {parameter.name or "" for parameter in context.command.params} - {*_FOR_REVERSAL}
     options.refuse_unused(
         context,
-        (suite == REVERSAL, "this suite trains its own models", _NOT_FOR_REVERSAL),
+        (suite == REVERSAL, "this suite trains its own models", others),
         (forward == "none", "there is no forward model", ["add_bos"]),
         *options.unused_by_models(forward, reverse),
     )
@@ -117,6 +108,8 @@ def evaluate(
         raise InputError("give a forward or a reverse model, or both")
     how = Options(data, limit, num_fewshot, seed, allow_code)
     sources, notes = _sources(tasks, suite, how)
+    unused = frozenset.intersection(*(source.unused for source in sources))
+    options.refuse_unused(context, (True, "no task of this run uses it", sorted(unused)))
     set_threads(threads)
     from ledom.evaluate.evaluation import Job, evaluate_models
 
@@ -190,7 +183,8 @@ def show_results(found: Evaluation) -> None:
         table.add_section()
     output_console(_WIDTH).print(table, soft_wrap=True)
     for task in found.tasks:
-        for note in (*_published(task), *task.notes, *_row_notes(task)):
+        marked = (f"{_mark(row)} {row.metric}: {row.note}" for row in task.rows if row.note)
+        for note in (*_published(task), *task.notes, *marked):
             log(f"{task.task}: {note}")
     for note in found.notes:
         log(note)
@@ -198,8 +192,8 @@ def show_results(found: Evaluation) -> None:
 
 def _cells(row: Row) -> tuple[str, ...]:
     """The cells of a row of the table."""
-    if row.note.startswith("not applicable"):
-        value = "n/a"
+    if (mark := _mark(row)) == "n/a":
+        value = mark
     elif row.unit == "nats":
         value = f"{number(row.value)} nats"
     elif row.interval is None:
@@ -208,7 +202,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         value = accuracy(row.interval)
     else:
         value = interval(row.interval)
-    value += " *" if row.note.startswith("approximate") else ""
+    value += " *" if mark == "*" else ""
     less = [
         "" if found is None else difference(found)
         for found in (row.less_forward, row.less_reversed)
@@ -229,14 +223,9 @@ def _published(task: TaskResult) -> list[str]:
     ]
 
 
-def _row_notes(task: TaskResult) -> list[str]:
-    marks = {"approximate": "*", "not applicable": "n/a"}
-    return [
-        f"{mark} {row.metric}: {row.note}"
-        for row in task.rows
-        for start, mark in marks.items()
-        if row.note.startswith(start)
-    ]
+def _mark(row: Row) -> str:
+    """The sign of a row's note in the table; empty without one."""
+    return "n/a" if row.note.startswith("not applicable") else "*" if row.note else ""
 
 
 def gallery(

@@ -33,9 +33,12 @@ def is_jsonl(argument: str, name: str) -> bool:
 
 def read_text(argument: str, name: str) -> str:
     """The text of an argument, or of standard input for `-`; see `argument_text`."""
-    if argument == "-":
-        return _decode(_read_input(), f"{name} on standard input")
-    return argument_text(argument, name)
+    if argument != "-":
+        return argument_text(argument, name)
+    if sys.stdin is None:
+        raise InputError("- means standard input, but standard input is closed; give the text")
+    data = sys.stdin.buffer.read().replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # as `open` does
+    return _decode(data, f"{name} on standard input")
 
 
 def read_words(argument: str, name: str) -> str:
@@ -79,14 +82,6 @@ def _decode(data: bytes, name: str) -> str:
             f"the {name} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}; "
             "convert it first, for example with iconv -t UTF-8"
         ) from None
-
-
-def _read_input() -> bytes:
-    """Standard input, with line ends normalized as `open` does."""
-    if sys.stdin is None:
-        raise InputError("- means standard input, but standard input is closed; give the text")
-    data = sys.stdin.buffer.read()
-    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def choose_problems(

@@ -52,25 +52,7 @@ selection_option = partial(typer.Option, rich_help_panel="Selection")
 model_option = partial(typer.Option, rich_help_panel="Models and hardware")
 
 
-def _seed(given: str | int) -> int:
-    """Parse --seed."""
-    try:
-        seed = int(given)
-    except ValueError:
-        seed = -1
-    if not 0 <= seed <= LARGEST_SEED:
-        raise typer.BadParameter(
-            f"it is {given!s:.40}; give a whole number from 0 to {LARGEST_SEED}"
-        )
-    return seed
-
-
-Seed = Annotated[
-    int,
-    typer.Option(
-        parser=_seed, metavar="INTEGER", help=f"Random seed, from 0 to {LARGEST_SEED} (2^62)."
-    ),
-]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed, at most 2^62.")]
 
 Problems = Annotated[
     str,
@@ -84,7 +66,7 @@ NumProblems = Annotated[
     problem_option(
         min=1,
         max=MOST_PROBLEMS,
-        help="Number of problems, from the start of a file. Default: the whole file, 40 generated.",
+        help="Take only the first N. Default: the whole file, 40 generated.",
     ),
 ]
 Split = Annotated[
@@ -226,6 +208,12 @@ def refuse_unused(context: typer.Context, *rules: Unused) -> None:
                 raise InputError(f"{flags[name]} would have no effect: {reason}; leave it out")
 
 
+def in_panel(context: typer.Context, name: str) -> set[str]:
+    """The parameters that `--help` shows in a group."""
+    shown = {p.name: getattr(p, "rich_help_panel", None) for p in context.command.params}
+    return {parameter or "" for parameter, panel in shown.items() if panel == name}
+
+
 def unused_by_models(*names: str) -> tuple[Unused, ...]:
     """The rules for --device and --dtype, which some backends do not use."""
     from ledom.lm import backend_of
@@ -283,8 +271,6 @@ def results_folder(out: Path | None) -> Iterator[Path]:
     >>> with results_folder(Path("out")) as named, results_folder(None) as unnamed:
     ...     named, unnamed.is_dir()
     (PosixPath('out'), True)
-    >>> unnamed.exists()
-    False
     """
     with TemporaryDirectory() as unnamed:
         yield out or Path(unnamed)

@@ -22,17 +22,6 @@ _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8
 """The demo's size gives each seed enough power for both claims (docs/log.md)."""
 _DEMO_SECONDS = 0.08  # per candidate on one core without AVX-512: sampled, scored by both models
-_SAMPLING = (
-    "samples",
-    "early_stop",
-    "temperature",
-    "top_k",
-    "top_p",
-    "max_tokens",
-    "confidence",
-    "window",
-    "stop_unsure",
-)
 
 CandidateFile = Annotated[
     Path | None,
@@ -165,8 +154,8 @@ def rerank(
     options.refuse_unused(
         context,
         (not confidence, "it needs --confidence", ["window", "stop_unsure"]),
-        (early_stop, "--early-stop already stops sampling", ["stop_unsure"]),
-        *_without_effect(temperature, candidates, weights, folds, forward, reverse),
+        *_unused_with(context, temperature, candidates, folds, early_stop),
+        *options.unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, options.command_line()
@@ -183,20 +172,20 @@ def rerank(
     _run(job)
 
 
-def _without_effect(
+def _unused_with(
+    context: typer.Context,
     temperature: float,
     candidates: Path | None,
-    weights: Path | None,
     folds: int,
-    forward: str,
-    reverse: str,
+    early_stop: bool,
 ) -> tuple[options.Unused, ...]:
-    """The rules for `refuse_unused` in ledom rerank."""
+    """The rules for options that these make useless."""
+    sampling = options.in_panel(context, "Sampling") - {"candidates"}
     return (
         *options.unused_when_greedy(temperature),
-        (candidates, f"the candidates come from {candidates}", _SAMPLING),
+        (early_stop, "--early-stop already stops sampling", ["stop_unsure"]),
+        (candidates, f"the candidates come from {candidates}", sampling),
         (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
-        *options.unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
 
 

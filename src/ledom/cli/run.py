@@ -132,7 +132,11 @@ def _is_debugging() -> bool:
 
 def _failed(error: BaseException) -> int:
     """Print the error in one line, once for all processes; returns the exit code."""
-    if parallel.is_first_failure():
+    try:
+        is_first = parallel.is_first_failure()
+    except Exception:  # the other processes cannot be found, or have ended
+        is_first = True
+    if is_first:
         if _is_debugging():
             traceback.print_exception(error)
         typer.echo(f"error: {_message(error)}", err=True)

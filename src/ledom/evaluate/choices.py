@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
@@ -32,13 +32,17 @@ _SENTENCE = re.compile(r'(?<=[.!?]["\u201d\u2019\'])\s+|(?<=[.!?])\s+')
 
 @dataclass(kw_only=True)
 class ChoiceQuestion(Record):
-    """A text, and choices for what comes after it (`place` is `after`) or before it (`before`)."""
+    """A text, and choices for what comes after it (`place` is `after`) or before it (`before`).
+
+    Questions with the same `document` are not independent of each other.
+    """
 
     id: str
     question: str
     choices: list[str]
     answer_index: int
     place: Place = "after"
+    document: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse an empty question or choice, a repeated choice, and an answer out of range.
@@ -69,8 +73,8 @@ def neighbor_questions(
 ) -> list[ChoiceQuestion]:
     """Questions that ask which of four sentences comes after (or before) one from a document.
 
-    The three wrong choices come from other documents. The extra key `document` is the id of the
-    question's document. Raises `InputError` if there are too few documents.
+    The three wrong choices come from other documents. Raises `InputError` if there are too few
+    documents.
 
     >>> pair = "{0} are the topic of this first sentence. {0} are the topic of the second one, too."
     >>> animals = ("Ants", "Bees", "Cats", "Dogs")
@@ -100,8 +104,8 @@ def neighbor_questions(
                 given, right = right, given
             others = rng.sample([other for other in usable if other != name], _NUM_CHOICES - 1)
             wrong = [rng.choice(sentences[other]) for other in others]
-            made = _question(f"{name}-{place}-{first}", given, right, wrong, place, rng)
-            questions += [replace(one, extra={"document": name}) for one in made]
+            number = f"{name}-{place}-{first}"
+            questions += _question(number, given, right, wrong, place, rng, document=name)
     return questions
 
 
@@ -140,7 +144,13 @@ def problem_questions(place: Place, count: int, seed: int = 0) -> list[ChoiceQue
 
 
 def _question(
-    name: str, given: str, right: str, wrong: Sequence[str], place: Place, rng: Random
+    name: str,
+    given: str,
+    right: str,
+    wrong: Sequence[str],
+    place: Place,
+    rng: Random,
+    document: str | None = None,
 ) -> Iterator[ChoiceQuestion]:
     """Yield the question with its choices in random order, unless two choices are equal."""
     choices = [right, *wrong]
@@ -148,5 +158,10 @@ def _question(
     if len({*choices}) == len(choices):
         answer = choices.index(right)
         yield ChoiceQuestion(
-            id=name, question=given, choices=choices, answer_index=answer, place=place
+            id=name,
+            question=given,
+            choices=choices,
+            answer_index=answer,
+            place=place,
+            document=document,
         )

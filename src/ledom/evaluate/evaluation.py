@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from ledom.evaluate.harness import run_tasks
 from ledom.evaluate.kept import KeptLM, file_name
 from ledom.evaluate.results import ENTROPY, Evaluation, Measured, TaskResult, compare
 from ledom.evaluate.scorings import SCORINGS, Scoring
-from ledom.evaluate.tasks import Source
+from ledom.evaluate.tasks import GROUP, Source
 from ledom.lm.language_model import LanguageModel
 from ledom.report.formatting import to_json
 
@@ -117,7 +117,8 @@ def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
     """The result of one benchmark, with the rows of every model and scoring."""
     measured: list[Measured] = []
     notes = list(source.notes)
-    chance, count = None, 0
+    chance = None
+    groups: dict[tuple[str, int], Hashable] = {}
     for model in job.models:
         lm = KeptLM(model, source.name, job.out, track, job.add_bos_token)
         tasks = source.load(lm.direction)
@@ -127,12 +128,28 @@ def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
         measured += _measured(lm.direction, scoring, found, _kinds(tasks))
         if lm.known:
             measured += [*_other_scorings(lm, tasks, job), *_entropy(lm, tasks)]
-            chance = _chance(lm)
+            counts = [len(parts) for parts in lm.documents.values()]
+            chance = float(np.mean([1 / one for one in counts])) if max(counts) > 1 else None
         notes += _notes(lm, source, tasks, job.chat)
-        count = sum(len({one["doc_id"] for one in own}) for own in found["samples"].values())
+        groups = _groups(found["samples"])
+    if (distinct := len({*groups.values()})) < len(groups):
+        notes.append(
+            f"some questions share a source: the intervals are over {distinct:,} sources, not "
+            f"{len(groups):,} questions"
+        )
+    rows = compare(measured, groups)
     return TaskResult(
-        source.name, count, chance, compare(measured), source.published, [*dict.fromkeys(notes)]
+        source.name, len(groups), chance, rows, source.published, [*dict.fromkeys(notes)]
     )
+
+
+def _groups(samples: JsonObject) -> dict[tuple[str, int], Hashable]:
+    """For each (task, document), what it shares with those that are not independent of it."""
+    return {
+        (task, one["doc_id"]): one["doc"].get(GROUP, one["doc_hash"])
+        for task, own in samples.items()
+        for one in own
+    }
 
 
 def _shorten_texts(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[str]:
@@ -144,12 +161,6 @@ def _shorten_texts(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[str]:
             yield (
                 f"{lm.direction}: answers have at most {most} tokens, half of the model's context"
             )
-
-
-def _chance(lm: KeptLM) -> float | None:
-    """The accuracy of a blind choice; None if there is nothing to choose from."""
-    counts = [len(parts) for parts in lm.documents.values()]
-    return float(np.mean([1 / count for count in counts])) if max(counts) > 1 else None
 
 
 def _other_scorings(lm: KeptLM, tasks: Sequence[Any], job: Job) -> Iterator[Measured]:
@@ -179,7 +190,10 @@ def _measured(
     """
     by_metric = _by_document(found["samples"])
     for (metric, name), values in [*by_metric.items()]:
-        means = _means(values)
+        by_task = defaultdict[str, list[float]](list)
+        for (task, _), value in values.items():
+            by_task[task].append(value)
+        means = {task: np.mean(own) for task, own in by_task.items()}
         stated = {task: found["results"][task].get(f"{metric},{name}") for task in means}
         if any(stated[task] is None or not np.isclose(stated[task], means[task]) for task in means):
             del by_metric[metric, name]
@@ -210,14 +224,6 @@ def _by_document(samples: JsonObject) -> dict[tuple[str, str], dict[tuple[str, i
                 if isinstance(value, int | float):
                     found[metric, sample["filter"]][task, sample["doc_id"]] = float(value)
     return found
-
-
-def _means(values: Mapping[tuple[str, int], float]) -> dict[str, float]:
-    """The mean over each task's documents."""
-    by_task = defaultdict[str, list[float]](list)
-    for (task, _), value in values.items():
-        by_task[task].append(value)
-    return {task: float(np.mean(own)) for task, own in by_task.items()}
 
 
 def _note(direction: Direction, metric: str, kinds: set[str], scoring: str) -> str:

@@ -56,11 +56,6 @@ class RunKind:
     without: tuple[str, ...] = ()
     """Files that folders of this kind do not contain."""
 
-    def matches(self, folder: Path) -> bool:
-        """Whether a folder contains a run of this kind."""
-        there = all(exists(folder / name) for name in self.files)
-        return there and not any(exists(folder / name) for name in self.without)
-
 
 def collect(
     lm: LanguageModel,
@@ -92,7 +87,13 @@ def collect(
 
 
 def _kinds(folder: Path) -> list[RunKind]:
-    kinds = [kind for kind in RUNS if kind.matches(folder)]
+    """The kinds of the runs in a folder."""
+    kinds = [
+        kind
+        for kind in RUNS
+        if all(exists(folder / name) for name in kind.files)
+        and not any(exists(folder / name) for name in kind.without)
+    ]
     if not kinds:
         files = ", ".join(dict.fromkeys(kind.files[0] for kind in RUNS))
         raise InputError(f"contains no run that can be shown (none of {files})", path=folder)
@@ -221,17 +222,12 @@ def _infilled(file: Path, lm: LanguageModel, count: int) -> _Content:
 
     middles = read_records(file, Middle, check)
     best = [middle for middle in middles if middle.rank == 1]
-    rule = f"the best middle of the first {min(count, len(best))} of {len(best):,} gaps."
-    return rule, [_in_gap(lm, gaps[middle.gap_id], middle) for middle in best[:count]], []
-
-
-def _in_gap(lm: LanguageModel, gap: Gap, middle: Middle) -> Example:
-    """The example of a middle between the beginning and the ending of its gap."""
-    inside = lm.tokenizer.encode_inside
-    before = lm.tokenizer.encode(gap.beginning).ids
-    return example(
-        lm, gap.id, inside(middle.text), inside(gap.ending), before, direction=middle.direction
-    )
+    inside, examples = lm.tokenizer.encode_inside, []
+    for middle in best[:count]:
+        gap = gaps[middle.gap_id]
+        before, after = lm.tokenizer.encode(gap.beginning).ids, inside(gap.ending)
+        examples.append(example(lm, gap.id, inside(middle.text), after, before, middle.direction))
+    return f"the best middle of the first {len(examples)} of {len(best):,} gaps.", examples, []
 
 
 RUNS = (

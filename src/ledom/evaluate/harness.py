@@ -20,7 +20,7 @@ from ledom.core.errors import InputError, needs_extra
 from ledom.core.reading import JsonObject
 from ledom.evaluate.likelihood import Convention, score
 from ledom.evaluate.scorings import DEFAULT_SCORING, SCORINGS, Parts, Request, Scoring
-from ledom.evaluate.texts import Draw, consecutive, numbered, read_settings
+from ledom.evaluate.texts import Draw, numbered, read_settings
 from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.model.device import default_device
@@ -98,9 +98,11 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         dtype: str = "auto",
     ) -> None:
         super().__init__()
-        self.lm = (
-            model if isinstance(model, LanguageModel) else _load(model, direction, device, dtype)
-        )
+        if not isinstance(model, LanguageModel):
+            if device == "cuda:0" and default_device() == "cpu":
+                device = None  # the default of the harness's command line
+            model = load(model, direction, device=device, dtype=dtype)
+        self.lm = model
         self.direction = self.lm.direction
         known = SCORINGS[self.direction]
         self.scoring = scoring or DEFAULT_SCORING[self.direction]
@@ -298,15 +300,16 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
             places.setdefault((repr(draw.settings), draw.context), []).append(place)
         alike: dict[tuple[str, int, int], list[list[int]]] = {}
         for (settings, _), own in places.items():
-            for run in consecutive(own, draws):
-                alike.setdefault((settings, draws[run[0]].number, len(run)), []).append(run)
+            numbers = [draws[place].number for place in own]
+            alike.setdefault((settings, min(numbers), max(numbers) + 1), []).append(own)
         results: list[Written] = [("", 0)] * len(draws)
-        for (_, first, count), prompts in alike.items():
+        for (_, first, end), prompts in alike.items():
             contexts = [draws[own[0]].context for own in prompts]
-            written = self.write_alike(contexts, draws[prompts[0][0]].settings, first, count)
+            how = draws[prompts[0][0]].settings
+            written = self.write_alike(contexts, how, first, end - first)
             for own, texts in zip(prompts, written, strict=True):
-                for place, result in zip(own, texts, strict=True):
-                    results[place] = result
+                for place in own:
+                    results[place] = texts[draws[place].number - first]
         return results
 
     def write_alike(
@@ -362,12 +365,6 @@ def document_batches(requests: Sequence[T], document: Callable[[T], Hashable]) -
         batches[-1].append(request)
         last = own
     return batches
-
-
-def _load(model: str, direction: str | None, device: str | None, dtype: str) -> LanguageModel:
-    if device == "cuda:0" and default_device() == "cpu":
-        device = None  # the default of the harness's command line
-    return load(model, direction, device=device, dtype=dtype)
 
 
 def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) -> JsonObject:

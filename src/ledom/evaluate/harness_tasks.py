@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -17,7 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ledom.core.errors import InputError, needs_extra
-from ledom.core.reading import JsonObject
+from ledom.core.reading import JsonObject, check_regular
+from ledom.evaluate.suites import SUITE_NAMES
 
 with needs_extra("lm-eval", "eval", "evaluation"):
     import lm_eval.tasks
@@ -27,9 +29,8 @@ with needs_extra("lm-eval", "eval", "evaluation"):
 __all__ = [
     "build_task",
     "build_tasks",
+    "check_known",
     "is_file",
-    "is_known",
-    "known_tasks",
     "leave_out_the_question",
 ]
 
@@ -39,16 +40,23 @@ _GROUP = re.compile(_NAME % b"group", re.MULTILINE)
 _HAS_GROUP = re.compile(rb"^[\"']?group\b", re.MULTILINE)
 
 
-def known_tasks() -> list[str]:
-    """The names of the harness's tasks and groups that exactly one file defines."""
-    return [*_files(), *_groups()]
+def check_known(name: str, ours: Sequence[str]) -> None:
+    """Raise `InputError` unless `name` is a YAML file, or a task, group or tag of the harness.
 
-
-def is_known(name: str) -> bool:
-    """Whether `name` is a task, group or tag of the harness, or names a YAML file."""
-    if is_file(name) or name in _files() or name in _groups():
-        return True
-    return _mentioned({name.encode()}, _yaml_files()) and name in _registry().all_tasks
+    `ours` are the names of ledom's own tasks.
+    """
+    if is_file(name):
+        check_regular(Path(name))
+    elif name not in _files() and name not in _groups():
+        if _mentioned({name.encode()}, _yaml_files()) and name in _registry().all_tasks:
+            return
+        near = get_close_matches(name, [*_files(), *_groups(), *ours, *SUITE_NAMES], n=4)
+        hint = f"did you mean {', '.join(near)}? A" if near else "a"
+        raise InputError(
+            f"unknown task {name!r}; {hint} task is a file (.jsonl, .yaml), {', '.join(ours)}, one "
+            "in the --data folder, or one of the harness's (listed by: lm-eval ls tasks); the "
+            f"suites are {', '.join(SUITE_NAMES)}"
+        )
 
 
 def build_task(config: JsonObject) -> Any:
@@ -57,7 +65,7 @@ def build_task(config: JsonObject) -> Any:
 
 
 def build_tasks(name: str, num_fewshot: int, dataset: Path | None = None) -> list[Any]:
-    """The tasks under a name that `is_known`.
+    """The tasks under a name that `check_known` accepts.
 
     `dataset` is a folder with a copy of the task's dataset on the hub, to read instead. Raises
     `InputError` if it is given for anything but a single task.
@@ -144,18 +152,14 @@ def _defined_once() -> tuple[dict[str, Path], dict[str, Path]]:
 
     A name that several files define is left out, since only the registry knows which comes first.
     """
-    tasks: dict[str, set[Path]] = {}
-    groups: dict[str, set[Path]] = {}
+    found: tuple[dict[str, set[Path]], dict[str, set[Path]]] = {}, {}
     for file in _yaml_files():
         text = file.read_bytes()
-        for names, pattern in ((tasks, _TASK), (groups, _GROUP)):
+        for names, pattern in zip(found, (_TASK, _GROUP), strict=True):
             for name in pattern.findall(text):
                 names.setdefault(name.decode(), set()).add(file)
-    return _of_one_file(tasks), _of_one_file(groups)
-
-
-def _of_one_file(found: dict[str, set[Path]]) -> dict[str, Path]:
-    return {name: file for name, (file, *others) in found.items() if not others}
+    tasks, groups = ({n: file for n, (file, *more) in each.items() if not more} for each in found)
+    return tasks, groups
 
 
 def _yaml_files() -> Iterator[Path]:

@@ -112,7 +112,7 @@ def infill(
     means: dict[str, list[tuple[float, str]]] = {gap.id: [] for gap in gaps}
     for score in scores:
         means[score.item_id].append((score.logprob / max(1, score.num_tokens), texts[score.key]))
-    found = {gap.id: _ranked(gap.id, means[gap.id], proposer.direction) for gap in gaps}
+    found = {gap_id: _ranked(gap_id, own, proposer.direction) for gap_id, own in means.items()}
     write_records(out / "gaps.jsonl", gaps)
     write_records(out / "middles.jsonl", (middle for own in found.values() for middle in own))
     return found

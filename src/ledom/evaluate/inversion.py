@@ -27,6 +27,7 @@ from ledom.evaluate.proposals import (
     Proposal,
     check_directions,
     check_prompts,
+    fitting,
     propose,
     verify,
 )
@@ -139,34 +140,23 @@ def with_room(
     >>> [o.id for o in with_room(outputs, reverse, FakeLanguageModel(), Sampling(max_tokens=8))]
     ['a']
     """
-    kept: list[Output] = []
-    refusals: list[InputError] = []
-    for output in outputs:
-        try:
-            check_prompts([_prompt(output, reverse)], reverse, sampling)
-            _check_room(output, forward)
-            kept.append(output)
-        except InputError as error:
-            refusals.append(error)
-    if refusals and not kept:
-        raise refusals[0]
-    return kept
+
+    def check(output: Output) -> None:
+        check_prompts([_prompt(output, reverse)], reverse, sampling)
+        (span,) = pair_spans(forward, [("", output.text)], prior=False)
+        if (num_tokens := len(span.ids) - 1) >= forward.context:
+            raise InputError(
+                f"{forward.name}: output {output.id!r} has {num_tokens} tokens, which leave no "
+                f"room for a prompt in the model's context of {forward.context}; shorten it"
+            )
+
+    return fitting(outputs, check)
 
 
 def _prompt(output: Output, reverse: LanguageModel) -> Prompt:
     """The text that the reverse model reads before it writes a prompt for an output."""
     pair_format = reverse.pair_format
     return Prompt(output.id, pair_format.after_question(pair_format.restyle(output.text)))
-
-
-def _check_room(output: Output, forward: LanguageModel) -> None:
-    """Raise `InputError` for an output that alone fills the forward model's context."""
-    (span,) = pair_spans(forward, [("", output.text)], prior=False)
-    if len(span.ids) - 1 >= forward.context:
-        raise InputError(
-            f"{forward.name}: output {output.id!r} has {len(span.ids) - 1} tokens, which leave "
-            f"no room for a prompt in the model's context of {forward.context}; shorten it"
-        )
 
 
 def sample_pairs(

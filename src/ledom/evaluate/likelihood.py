@@ -350,7 +350,7 @@ def _maybe(values: Sequence[NDArray[np.float32]], place: int | None) -> float | 
 
 def _named(request: Request) -> str:
     """The name of a request's document in messages."""
-    group = request.group
+    group, shown = request.group, (request.context.strip() or request.continuation.strip())[:60]
     if isinstance(group, tuple) and len(group) == 2:
-        return f"{group[1]} of task {group[0]!r}"
-    return repr(request.context[-60:])
+        return f"{group[1]} of task {group[0]!r} ({shown!r})"
+    return repr(shown)

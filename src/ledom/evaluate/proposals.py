@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -28,11 +28,12 @@ __all__ = [
     "Proposal",
     "check_directions",
     "check_prompts",
-    "has_room",
+    "fitting",
     "propose",
     "verify",
 ]
 
+T = TypeVar("T")
 _TOGETHER = 256  # texts that are scored together, and lost together if the run is stopped
 
 
@@ -100,18 +101,25 @@ def check_prompts(prompts: Sequence[Prompt], lm: LanguageModel, sampling: Sampli
             raise InputError(f"{prompt.id!r}: {error}") from None
 
 
-def has_room(prompt: Prompt, lm: LanguageModel, sampling: Sampling) -> bool:
-    """Whether the prompt leaves room to write in the model's context.
+def fitting(items: Sequence[T], check: Callable[[T], None]) -> list[T]:
+    """The items that pass a check; raises the `InputError` of the first item if none does.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> has_room(Prompt("p", "2 + 2?"), FakeLanguageModel(context=8), Sampling(max_tokens=2))
-    False
+    >>> lm, prompts = FakeLanguageModel(context=8), [Prompt("p", "2"), Prompt("q", "2 + 2?")]
+    >>> fitting(prompts, lambda one: check_prompts([one], lm, Sampling(max_tokens=2)))
+    [Prompt(id='p', text='2')]
     """
-    try:
-        check_prompts([prompt], lm, sampling)
-    except InputError:
-        return False
-    return True
+    kept: list[T] = []
+    refusals: list[InputError] = []
+    for item in items:
+        try:
+            check(item)
+            kept.append(item)
+        except InputError as error:
+            refusals.append(error)
+    if refusals and not kept:
+        raise refusals[0]
+    return kept
 
 
 def propose(
@@ -200,34 +208,26 @@ def verify(
     }
 
     def make(some: Sequence[Proposal]) -> Iterator[list[Likelihood]]:
-        values = lm.logprobs([*spans(some)])
-        for proposal, found in zip(some, values, strict=True):
-            yield [_likelihood(lm, proposal, found)]
+        for proposal, values in zip(some, lm.logprobs([*spans(some)]), strict=True):
+            if not np.isfinite(values).all():
+                raise InputError(
+                    f"{lm.name}: text {proposal.index} of {proposal.item_id!r} has a "
+                    "log-probability that is not finite; try --dtype float32"
+                )
+            total, (item_id, index) = round(float(values.sum(dtype=np.float64)), 5), proposal.key
+            made = Likelihood(item_id=item_id, index=index, logprob=total, num_tokens=len(values))
+            yield [made]
 
-    fitting = [
+    short = [
         proposal
         for some in even_groups(proposals, _TOGETHER)  # all of their tokens at once may be GBs
         for proposal, span in zip(some, spans(some), strict=True)
         if len(span.ids) - 1 <= lm.context
     ]
     work = Work(
-        items=fitting,
+        items=short,
         make=at_once(make),
         groups=lambda some: even_groups(some, _TOGETHER),
         together=lm.batches_requests,
     )
     return Stage(path, Likelihood, settings).fill(work, track, name)
-
-
-def _likelihood(lm: LanguageModel, proposal: Proposal, values: np.ndarray) -> Likelihood:
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"{lm.name}: text {proposal.index} of {proposal.item_id!r} has a log-probability that "
-            "is not finite; try --dtype float32"
-        )
-    return Likelihood(
-        item_id=proposal.item_id,
-        index=proposal.index,
-        logprob=round(float(values.sum(dtype=np.float64)), 5),
-        num_tokens=len(values),
-    )

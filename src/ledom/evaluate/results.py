@@ -1,14 +1,15 @@
 """The results of an evaluation: values with intervals, differences, and notes.
 
-Intervals are bootstrapped over documents. A difference is paired: both sides are measured on the
-same documents. This module does not know about models or the harness.
+Intervals are bootstrapped over documents, those with a common source together. A difference is
+paired: both sides are measured on the same documents. This module does not know about models or the
+harness.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -124,38 +125,37 @@ def reciprocal_ranks(
     return 1 / np.array(firsts, np.float64)
 
 
-def compare(measured: Sequence[Measured]) -> list[Row]:
+def compare(
+    measured: Sequence[Measured], groups: Mapping[Key, Hashable] | None = None
+) -> list[Row]:
     """A row for each metric, model and scoring, with its differences from others.
+
+    `groups` has what a document shares with others that are not independent of it.
 
     >>> right = {("task", 0): 1.0, ("task", 1): 0.0}
     >>> row, = compare([Measured(Direction.FORWARD, "conditional", "acc", right)])
     >>> row.model, row.value
     ('forward', 0.5)
     """
-    return [_row(one, measured) for one in measured]
+    return [_row(one, measured, groups or {}) for one in measured]
 
 
-def _row(one: Measured, measured: Sequence[Measured]) -> Row:
-    row = Row(
-        one.metric, str(one.direction), one.scoring, one.total, note=one.note, unit=_unit(one)
-    )
-    if not one.values:
-        return row
-    values = _array(one.values)
-    interval = share_interval(values) if row.unit == "share" else bootstrap_interval(values)
-    forward = control = None
-    if one.metric in MAIN_METRICS and not one.note:
+def _row(one: Measured, measured: Sequence[Measured], groups: Mapping[Key, Hashable]) -> Row:
+    unit, values = _unit(one), _array(one.values)
+    own = [groups.get(key, key) for key in one.values]
+    interval = forward = control = None
+    if one.values:
+        find_interval = share_interval if unit == "share" else bootstrap_interval
+        interval = find_interval(values, groups=own)
+    if one.values and one.metric in MAIN_METRICS and not one.note:
         if one.direction is Direction.REVERSE:
-            forward = _paired(one, _find(measured, one.metric, Direction.FORWARD, None))
+            forward = _paired(one, _find(measured, one.metric, Direction.FORWARD, None), own)
         if one.scoring != "reversed prompt":
-            control = _paired(one, _find(measured, one.metric, one.direction, "reversed prompt"))
-    return replace(
-        row,
-        value=interval.mean,
-        interval=interval,
-        less_forward=forward,
-        less_reversed=control,
-    )
+            reversed_prompt = _find(measured, one.metric, one.direction, "reversed prompt")
+            control = _paired(one, reversed_prompt, own)
+    value = one.total if interval is None else interval.mean
+    way, note = str(one.direction), one.note
+    return Row(one.metric, way, one.scoring, value, interval, forward, control, note, unit)
 
 
 def _unit(one: Measured) -> Literal["share", "nats", ""]:
@@ -176,7 +176,7 @@ def _find(
     return None
 
 
-def _paired(one: Measured, other: Measured | None) -> Interval | None:
+def _paired(one: Measured, other: Measured | None, groups: Sequence[Hashable]) -> Interval | None:
     if other is None:
         return None
     if one.values.keys() != other.values.keys():
@@ -184,7 +184,7 @@ def _paired(one: Measured, other: Measured | None) -> Interval | None:
             f"{one.name} and {other.name} were measured on different documents; give another --out"
         )
     ordered = {key: other.values[key] for key in one.values}
-    return paired_share_interval(_array(one.values), _array(ordered))
+    return paired_share_interval(_array(one.values), _array(ordered), groups)
 
 
 def _array(values: Mapping[Key, float]) -> NDArray[np.float64]:

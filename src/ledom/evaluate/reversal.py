@@ -171,7 +171,11 @@ def run_reversal(job: ReversalJob, watch: Watch, track: Track) -> ReversalResult
     run with other settings.
     """
     facts = make_facts(job.per_order, job.seed)
-    _check_folder(job)
+    file = job.out / "reversal" / "settings.json"
+    settings = {"seed": job.seed, "facts per order": job.per_order, "steps": job.steps}
+    if exists(file):
+        check_settings(read_json(file), settings, file.parent, "give another --out")
+    write_json(file, settings)
     questions = make_questions(facts)
     models = {name: _train(job, name, facts, watch) for name in _MODELS}
     answers = {
@@ -210,15 +214,6 @@ def make_questions(facts: Iterable[Fact]) -> list[Question]:
 
 def _folder(job: ReversalJob, arm: str) -> Path:
     return job.out / "reversal" / arm.replace(" ", "-")
-
-
-def _check_folder(job: ReversalJob) -> None:
-    """Raise `InputError` if the folder's models were trained with different settings."""
-    file = job.out / "reversal" / "settings.json"
-    settings = {"seed": job.seed, "facts per order": job.per_order, "steps": job.steps}
-    if exists(file):
-        check_settings(read_json(file), settings, file.parent, "give another --out")
-    write_json(file, settings)
 
 
 def _train(job: ReversalJob, name: str, facts: Sequence[Fact], watch: Watch) -> LanguageModel:

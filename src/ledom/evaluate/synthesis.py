@@ -12,9 +12,9 @@ can be rejected without an answer are removed before the forward model is asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from ledom.evaluate.proposals import (
     Proposal,
     check_directions,
     check_prompts,
-    has_room,
+    fitting,
     propose,
 )
 from ledom.lm.language_model import LanguageModel, Sampling
@@ -128,18 +128,16 @@ class Synthesized:
     @property
     def by_seed(self) -> dict[str, float]:
         """For each seed with a question that was answered, the mean agreement of its questions."""
-        answered = [p for p in (*self.problems, *self.removed) if AGREEMENT in p.extra]
-        groups = groupby(sorted(answered, key=_seed_of), _seed_of)
-        return {seed: float(np.mean([p.extra[AGREEMENT] for p in own])) for seed, own in groups}
+        found = defaultdict[str, list[float]](list)
+        for problem in (*self.problems, *self.removed):
+            if AGREEMENT in problem.extra:
+                found[problem.extra["seed"]].append(problem.extra[AGREEMENT])
+        return {seed: float(np.mean(found[seed])) for seed in sorted(found)}
 
     @property
     def agreements(self) -> NDArray[np.float64]:
         """The values of `by_seed`."""
         return np.array([*self.by_seed.values()])
-
-
-def _seed_of(problem: Problem) -> str:
-    return str(problem.extra["seed"])
 
 
 def synthesize(
@@ -170,17 +168,15 @@ def synthesize(
     [('How many is 2 + 2?', '4')]
     """
     check_directions(reverse, forward)
-    prompts = [Prompt(seed.id, seed_prompt(seed, reverse.pair_format)) for seed in seeds]
-    fitting = [prompt for prompt in prompts if has_room(prompt, reverse, how.sampling)]
-    if not fitting:
-        check_prompts(prompts, reverse, how.sampling)  # raises
-    kept = {*fitting}
+    every = [Prompt(seed.id, seed_prompt(seed, reverse.pair_format)) for seed in seeds]
+    prompts = fitting(every, lambda one: check_prompts([one], reverse, how.sampling))
     path = out / "proposals.jsonl"
     samples = how.num_samples
-    written = propose(reverse, fitting, how.sampling, samples, path, track, "writing questions")
+    written = propose(reverse, prompts, how.sampling, samples, path, track, "writing questions")
     by_id = {seed.id: seed for seed in seeds}
     read = [_read(by_id[one.item_id], one, reverse.pair_format) for one in written]
-    too_long = (by_id[prompt.id] for prompt in prompts if prompt not in kept)
+    kept = {prompt.id for prompt in prompts}
+    too_long = (seed for seed in seeds if seed.id not in kept)
     read += [_problem(s, 0, s.question or "", s.solution, "too long") for s in too_long]
     own = [seed.question for seed in seeds if seed.question]
     return sift(read, forward, how, [*known, *own], out, track)
@@ -201,9 +197,7 @@ def sift(
     seen = NearDuplicates(how.similarity)
     for question in known:
         seen.add(question)
-    first = _screened(
-        problems, seen, lambda p: has_room(_answer_prompt(p, forward), forward, how.sampling)
-    )
+    first = _screened(problems, seen, forward, how.sampling)
     asked = [problem for problem in first if REASON not in problem.extra]
     answers = _answers(asked, forward, how, out, track)
     found = _sorted_out(first, _with_agreement(asked, answers), seen, how.min_agreement)
@@ -211,7 +205,19 @@ def sift(
     found = replace(found, num_answers=len(answers), num_cut=num_cut)
     write_records(out / "problems.jsonl", found.problems)
     write_records(out / "removed.jsonl", found.removed)
-    _write_summary(found, out)
+    agreements = found.agreements
+    interval = share_interval(agreements) if len(agreements) else None
+    write_json(
+        out / "synthesis.json",
+        {
+            "num_questions": len(found.problems) + len(found.removed),
+            "num_problems": len(found.problems),
+            "removed": found.reasons,
+            "num_answers": found.num_answers,
+            "num_cut": found.num_cut,
+            "agreement": interval and asdict(interval),
+        },
+    )
     return found
 
 
@@ -259,7 +265,10 @@ def _problem(
 
 
 def _screened(
-    problems: Sequence[Problem], known: NearDuplicates, fits: Callable[[Problem], bool]
+    problems: Sequence[Problem],
+    known: NearDuplicates,
+    forward: LanguageModel,
+    sampling: Sampling,
 ) -> list[Problem]:
     """The problems; those that are repeated, known or too long to be answered get a reason."""
     asked: set[str] = set()
@@ -272,8 +281,11 @@ def _screened(
                 problem = _removed(problem, "duplicate")
             elif known.find(problem.question):
                 problem = _removed(problem, "known")
-            elif not fits(problem):
-                problem = _removed(problem, "too long")
+            else:
+                try:
+                    check_prompts([_answer_prompt(problem, forward)], forward, sampling)
+                except InputError:
+                    problem = _removed(problem, "too long")
         screened.append(problem)
     return screened
 
@@ -334,20 +346,4 @@ def _sorted_out(
     return Synthesized(
         [problem for problem in whole if REASON not in problem.extra],
         [problem for problem in whole if REASON in problem.extra],
-    )
-
-
-def _write_summary(found: Synthesized, out: Path) -> None:
-    agreements = found.agreements
-    interval = share_interval(agreements) if len(agreements) else None
-    write_json(
-        out / "synthesis.json",
-        {
-            "num_questions": len(found.problems) + len(found.removed),
-            "num_problems": len(found.problems),
-            "removed": found.reasons,
-            "num_answers": found.num_answers,
-            "num_cut": found.num_cut,
-            "agreement": interval and asdict(interval),
-        },
     )

@@ -13,8 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from ledom.core.direction import Direction
 from ledom.core.errors import HubError, InputError, LedomError, in_one_line
-from ledom.core.reading import JsonObject, check_regular, exists, read_jsonl
+from ledom.core.reading import JsonObject, exists, read_jsonl
 from ledom.core.records import Document, Problem, read_records, unique_ids
 from ledom.data.benchmarks import BENCHMARKS
 from ledom.data.problems import load_problems
@@ -33,13 +32,15 @@ from ledom.evaluate.choices import (
     neighbor_questions,
     problem_questions,
 )
-from ledom.evaluate.suites import SUITE_NAMES, Published, SuiteTask, suite_tasks
+from ledom.evaluate.suites import Published, SuiteTask, suite_tasks
 from ledom.evaluate.written import WRITTEN, CodeProblem, is_right, prompt
 
-__all__ = ["CODE_TASKS", "Options", "Source", "find_source", "find_suite"]
+__all__ = ["CODE_TASKS", "GROUP", "Options", "Source", "find_source", "find_suite"]
 
 CODE_TASKS = ("humaneval",)
 """Benchmarks whose answers are programs, which are run."""
+GROUP = "ledom_group"
+"""Key of a task's rows, for intervals: rows with the same value are not independent."""
 _GENERATED: dict[str, Place] = {f"problems_{place}": place for place in PLACES}
 _QUESTION = "Question: {}\nAnswer:"
 _FROM_HUB = (
@@ -64,16 +65,21 @@ class Options:
     """Whether programs that a model writes may be run here."""
 
 
+Load = Callable[[Direction], Sequence[Any]]
+
+
 @dataclass(frozen=True)
 class Source:
     """A benchmark; `load` creates its tasks for a direction."""
 
     name: str
-    load: Callable[[Direction], Sequence[Any]]
+    load: Load
     published: tuple[Published, ...] = ()
     notes: tuple[str, ...] = ()
     from_harness: bool = False
     """Whether its prompts are the harness's own, for a forward model."""
+    unused: frozenset[str] = frozenset()
+    """Which of the options `data` and `seed` have no effect on it."""
 
 
 def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
@@ -101,7 +107,7 @@ def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
 def find_source(name: str, options: Options) -> Source:
     """The benchmark of a name or in a file; raises `InputError` if there is none."""
     if name.endswith(".jsonl"):
-        return _source(SuiteTask(Path(name).stem), Path(name), options)
+        return _source(SuiteTask(Path(name).stem), Path(name), replace(options, data=None))
     return _source(SuiteTask(name), _local_file(options.data, (name,)), options)
 
 
@@ -127,53 +133,72 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
     name = task.name
     place = next((place for place in PLACES if name.endswith(f"_{place}")), None)
     documents = _local_file(options.data, (name.removesuffix(f"_{place}"),)) if place else None
-    load: Callable[[Direction], Sequence[Any]]
-    from_harness = False
+    local = file or documents or _dataset_folder(options.data, name)
+    draws = from_harness = False
     if file is not None:
-        load = partial(_from_file, name, file, options)
+        load, draws = _from_file(name, file, options)
     elif name in _GENERATED:
-        load = partial(_generated, name, options)
+        load, draws = partial(_generated, name, options), True
     elif place is not None and documents is not None:
-        load = partial(_neighbors, name, documents, place, options)
+        load, draws = partial(_neighbors, {name: place}, documents, options), True
     elif name in CODE_TASKS:
-        load = partial(_code_from_hub, name, options)
+        _check_code(name, options)
+        load = partial(_code, name, None, options)
     elif name in BENCHMARKS:
         load = partial(_problems, name, name, options)
     else:
-        _check_known(name)
+        from ledom.evaluate.harness_tasks import check_known
+
+        check_known(name, [*_GENERATED])
         load, from_harness = partial(_from_harness, name, options), True
     other = file is not None and file.stem in task.files
     notes = (f"from {file}: not exactly the task of the published figures",) if other else ()
-    return Source(name, load, task.published, notes, from_harness)
+    used = {"data": options.data is not None and local is not None, "seed": draws}
+    unused = frozenset(option for option, is_used in used.items() if not is_used)
+    return Source(name, load, task.published, notes, from_harness, unused)
 
 
-def _from_file(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
-    """The tasks in a local file; the keys of its first record decide their kind."""
+def _from_file(name: str, file: Path, options: Options) -> tuple[Load, bool]:
+    """Loads the tasks in a local file, of a kind that the keys of its first record decide.
+
+    Also returns whether their questions are drawn with the seed.
+    """
     _, first = next(read_jsonl(file), (0, None))
     if first is None:
         raise InputError("the file has no records", path=file)
     keys = first.keys()
     if "choices" in keys:
-        questions = read_records(file, ChoiceQuestion, unique_ids())
-        return [_choice_task(name, questions, options, _QUESTION, " ")]
+        return partial(_choices, name, file, options), False
     if {"prompt", "test", "entry_point"} <= keys:
         _check_code(name, options)
-        code = read_records(file, CodeProblem, unique_ids())
-        return [_written_task(name, "code", code, options, direction)]
+        return partial(_code, name, file, options), False
     if "question" in keys:
-        return _problems(name, str(file), options, direction)
+        return partial(_problems, name, str(file), options), False
     if "text" in keys:
-        return [
-            task
-            for place in PLACES
-            for task in _neighbors(f"{name}_{place}", file, place, options, direction)
-        ]
+        return partial(_neighbors, {f"{name}_{p}": p for p in PLACES}, file, options), True
     raise InputError(
         "not a task file: a record needs question and choices, question and answer, prompt, test "
         f"and entry_point, or text; this one has {', '.join(keys) or 'no keys'}",
         path=file,
         line=1,
     )
+
+
+def _choices(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
+    questions = read_records(file, ChoiceQuestion, unique_ids())
+    return [_choice_task(name, questions, options, _QUESTION, " ")]
+
+
+def _code(name: str, file: Path | None, options: Options, direction: Direction) -> Sequence[Any]:
+    """The task of the programs in a file, or else of HumanEval's on the hub."""
+    if file is not None:
+        problems = read_records(file, CodeProblem, unique_ids())
+    else:
+        from datasets import load_dataset
+
+        load = partial(load_dataset, "openai/openai_humaneval", split="test")
+        problems = [CodeProblem.from_json(row) for row in _reach(name, load, _FROM_HUB)]
+    return [_written_task(name, "code", problems, options, direction)]
 
 
 def _generated(name: str, options: Options, direction: Direction) -> Sequence[Any]:
@@ -183,11 +208,15 @@ def _generated(name: str, options: Options, direction: Direction) -> Sequence[An
 
 
 def _neighbors(
-    name: str, file: Path, place: Place, options: Options, direction: Direction
+    places: Mapping[str, Place], file: Path, options: Options, direction: Direction
 ) -> Sequence[Any]:
+    """The tasks with questions made from documents, by name."""
     documents = read_records(file, Document, unique_ids())
-    questions = neighbor_questions(documents, place, options.seed)
-    return [_choice_task(name, questions, options, "{}", " ", by_document=True)]
+    try:
+        asked = {n: neighbor_questions(documents, p, options.seed) for n, p in places.items()}
+    except InputError as error:
+        raise InputError(error.reason, path=file) from None
+    return [_choice_task(name, own, options, "{}", " ") for name, own in asked.items()]
 
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
@@ -217,28 +246,17 @@ def _check_code(name: str, options: Options) -> None:
         )
 
 
-def _code_from_hub(name: str, options: Options, direction: Direction) -> Sequence[Any]:
-    from datasets import load_dataset
-
-    _check_code(name, options)
-    load = partial(load_dataset, "openai/openai_humaneval", split="test")
-    rows = _reach(name, load, _FROM_HUB)
-    problems = [CodeProblem.from_json(row) for row in rows]
-    return [_written_task(name, "code", problems, options, direction)]
-
-
 def _choice_task(
     name: str,
     questions: Sequence[ChoiceQuestion],
     options: Options,
     text: str,
     delimiter: str,
-    by_document: bool = False,
 ) -> Any:
     """A multiple-choice task. Choices that come before the question are the contexts.
 
     The first questions are used as examples and are not asked. None is an example for a question
-    with the same text or (`by_document`) from the same document.
+    with the same text or from the same document.
     """
     from ledom.evaluate.harness_tasks import leave_out_the_question
 
@@ -254,7 +272,8 @@ def _choice_task(
             "text": text.format(q.question),
             "choices": q.choices,
             "answer_index": q.answer_index,
-            "about": q.extra["document"] if by_document else q.question,
+            "about": q.document or q.question,
+            GROUP: q.document or f"{q.question} {sorted(q.choices)}",
         }
         for q in questions
     ]
@@ -299,7 +318,7 @@ def _written_task(
         examples = [*islice(others, options.num_fewshot)]
         _check_examples(name, 1 + len(examples), options)
         shown = prompt(kind, direction, asked, examples)
-        rows.append({"problem": json.dumps(asked.to_json()), "prompt": shown})
+        rows.append({"problem": json.dumps(asked.to_json()), "prompt": shown, GROUP: text})
     return _make(
         name,
         rows,
@@ -339,22 +358,6 @@ def _make(name: str, rows: Sequence[JsonObject], **config: Any) -> Any:
             **config,
         }
     )
-
-
-def _check_known(name: str) -> None:
-    """Raise `InputError` for a name that is neither a file nor a task of the harness."""
-    from ledom.evaluate.harness_tasks import is_file, is_known, known_tasks
-
-    if is_file(name):
-        check_regular(Path(name))
-    elif not is_known(name):
-        near = get_close_matches(name, [*known_tasks(), *_GENERATED, *SUITE_NAMES], n=4)
-        hint = f"did you mean {', '.join(near)}? A" if near else "a"
-        raise InputError(
-            f"unknown task {name!r}; {hint} task is a file (.jsonl, .yaml), "
-            f"{', '.join(_GENERATED)}, one in the --data folder, or one of the harness's "
-            f"(listed by: lm-eval ls tasks); the suites are {', '.join(SUITE_NAMES)}"
-        )
 
 
 def _from_harness(name: str, options: Options, direction: Direction) -> Sequence[Any]:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ledom.core.errors import InputError, needs_extra
 from ledom.core.reading import JsonObject
@@ -18,7 +18,7 @@ with needs_extra("lm-eval", "eval", "evaluation"):
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-__all__ = ["Draw", "consecutive", "numbered", "read_settings"]
+__all__ = ["Draw", "numbered", "read_settings"]
 
 _MAX_TOKENS = 256  # HFLM's default for tasks that set no limit
 _KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "use_cache")
@@ -40,16 +40,9 @@ class Draw:
     A task with `repeats` asks for several samples of one prompt.
     """
 
-    instance: Instance
+    context: str
+    settings: JsonObject
     number: int
-
-    @property
-    def context(self) -> str:
-        return str(self.instance.args[0])
-
-    @property
-    def settings(self) -> Any:
-        return self.instance.args[1]
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -66,28 +59,11 @@ def numbered(requests: Sequence[Instance]) -> Iterator[Draw]:
     >>> [draw.number for draw in numbered([ask, ask])]
     [0, 1]
     """
-    seen = Counter[tuple[str, ...]]()
+    seen = Counter[tuple[str, str]]()
     for instance in requests:
-        first = Draw(instance, 0)
-        yield Draw(instance, seen[first.identity])
-        seen[first.identity] += 1
-
-
-def consecutive(places: Sequence[int], draws: Sequence[Draw]) -> list[list[int]]:
-    """Split the places of draws into runs of consecutive numbers; a process may have gaps.
-
-    >>> from lm_eval.api.instance import Instance
-    >>> ask = Instance("generate_until", {}, ("2 + 2?", {"until": []}), 0)
-    >>> consecutive(range(3), [Draw(ask, 0), Draw(ask, 1), Draw(ask, 4)])
-    [[0, 1], [2]]
-    """
-    runs: list[list[int]] = []
-    for place in sorted(places, key=lambda place: draws[place].number):
-        if runs and draws[place].number == draws[runs[-1][-1]].number + 1:
-            runs[-1].append(place)
-        else:
-            runs.append([place])
-    return runs
+        context, settings = str(instance.args[0]), instance.args[1]
+        yield Draw(context, settings, seen[context, repr(settings)])
+        seen[context, repr(settings)] += 1
 
 
 def read_settings(settings: JsonObject, at_patterns: bool) -> tuple[Sampling, list[str]]:

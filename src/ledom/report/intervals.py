@@ -1,7 +1,8 @@
 """95% confidence intervals by bootstrap over problems, and pairwise AUC.
 
 Problems are resampled, never candidates: the candidates of one problem are not independent of each
-other. Arrays have one entry per problem.
+other. Arrays have one entry per problem. Where problems share a source, such as questions about one
+document, `groups` names it, and whole groups are resampled.
 
 Resampling values that are all equal gives an interval of zero width, as if no other value were
 possible. The range of shares is known, so `share_interval` and `paired_share_interval` give such
@@ -10,7 +11,7 @@ values an interval whose width depends on how many there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -43,21 +44,34 @@ _MOST_KEPT = 2**24
 """Up to this many draws (32 MiB) are kept in memory, for the hundreds of intervals of a report."""
 
 
-def bootstrap_interval(values: FloatArray, num_resamples: int = 10_000) -> Interval:
+def bootstrap_interval(
+    values: FloatArray,
+    num_resamples: int = 10_000,
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
     """The mean of `values` [num_problems] with its percentile-bootstrap interval.
 
     Each resample draws num_problems values with replacement; the bounds are the 2.5% and 97.5%
     quantiles of the resamples' means. The same arguments give the same interval.
     See Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
 
+    `groups` [num_problems] has the group of each problem. Then each resample draws as many groups
+    as there are, with all of their values (a cluster bootstrap).
+
     Raises `InputError` for values that are empty, not finite or not one-dimensional.
 
     >>> found = bootstrap_interval(np.array([1.0, 0.0, 1.0, 1.0]))
     >>> found.mean, found.low < 0.75 < found.high
     (0.75, True)
+    >>> bootstrap_interval(np.array([1.0, 1.0, 0.0, 0.0]), groups="aabb")
+    Interval(mean=0.5, low=0.0, high=1.0)
     """
     values = _checked(values, "values")
-    means = _resampled_means(values, num_resamples)
+    if groups is None or len({*groups}) == len(values):
+        means = _resampled_means(values, num_resamples)
+    else:
+        sums, sizes = _sums(values, groups)
+        means = _resampled_means(sums, num_resamples) / _resampled_means(sizes, num_resamples)
     low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(mean=float(values.mean()), low=float(low), high=float(high))
 
@@ -76,12 +90,17 @@ def paired_interval(
     return bootstrap_interval(_differences(values, baseline, _checked), num_resamples)
 
 
-def share_interval(values: FloatArray, num_resamples: int = 10_000) -> Interval:
+def share_interval(
+    values: FloatArray,
+    num_resamples: int = 10_000,
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
     """The mean of `values` [num_problems], each from 0 to 1, with its interval.
 
     This is `bootstrap_interval`, unless all values are equal. Then the bounds assume that a share u
     of all problems has the value 0 (or 1) instead, where (1 - u)^num_problems = 0.025.
     For values that are all 0, or all 1, this is the exact interval of Clopper and Pearson (1934).
+    With `groups`, this holds for the groups and their means.
 
     Raises `InputError` as `bootstrap_interval` does, and for a value out of range.
 
@@ -89,11 +108,15 @@ def share_interval(values: FloatArray, num_resamples: int = 10_000) -> Interval:
     >>> found.low, round(found.high, 3)
     (0.0, 0.046)
     """
-    return _interval_within(0.0, _checked_shares(values, "values"), num_resamples)
+    return _interval_within(0.0, _checked_shares(values, "values"), num_resamples, groups)
 
 
-def paired_share_interval(values: FloatArray, baseline: FloatArray) -> Interval:
-    """`paired_interval` for shares; equal differences are treated as in `share_interval`.
+def paired_share_interval(
+    values: FloatArray,
+    baseline: FloatArray,
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
+    """`paired_interval` for shares; `groups` and equal differences are as in `share_interval`.
 
     The difference on an unseen problem may be anything from -1 to 1.
 
@@ -101,12 +124,21 @@ def paired_share_interval(values: FloatArray, baseline: FloatArray) -> Interval:
     >>> found.mean, round(found.low, 3), found.high
     (1.0, 0.769, 1.0)
     """
-    return _interval_within(-1.0, _differences(values, baseline, _checked_shares))
+    differences = _differences(values, baseline, _checked_shares)
+    return _interval_within(-1.0, differences, groups=groups)
 
 
-def _interval_within(least: float, values: FloatArray, num_resamples: int = 10_000) -> Interval:
+def _interval_within(
+    least: float,
+    values: FloatArray,
+    num_resamples: int = 10_000,
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
     """The interval of values that lie between `least` and 1."""
-    found = bootstrap_interval(values, num_resamples)
+    found = bootstrap_interval(values, num_resamples, groups)
+    if groups is not None:
+        sums, sizes = _sums(values, groups)
+        values = sums / sizes
     if np.ptp(values) > _ROUNDING:
         return found
     value = float(values[0])
@@ -179,6 +211,14 @@ def _differences(
             "give both for the same problems in the same order"
         )
     return values - baseline
+
+
+def _sums(values: FloatArray, groups: Sequence[Hashable]) -> tuple[FloatArray, FloatArray]:
+    """The sum of each group's values, and their number."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    places = [numbers[group] for group in groups]
+    sums, sizes = np.bincount(places, values), np.bincount(places)
+    return sums.astype(np.float64), sizes.astype(np.float64)
 
 
 def _resampled_means(values: FloatArray, num_resamples: int) -> FloatArray:
