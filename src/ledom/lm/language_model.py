@@ -1,8 +1,4 @@
-"""The interface of a language model: two methods, in reading order.
-
-    logprobs(targets)          the log-probability of each token of a span, given the tokens that
-                               the model reads before it
-    generate(prompts, ...)     texts that follow (forward) or precede (reverse) a prompt
+"""The interface of a language model: `logprobs` and `generate`, and how to draw samples.
 
 Every backend (`lm/backends/`) obeys these rules: results do not depend on how requests are batched
 or ordered; equal seeds give equal samples; all inputs and outputs are in reading order; a request
@@ -12,8 +8,10 @@ that the model cannot serve is rejected before any work is done (tests/lm/test_c
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import ClassVar
 
@@ -22,8 +20,9 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import check_counts, require
-from ledom.lm.generation import FinishReason, Generation, ModelSpan, Sampling, TokenSpan
+from ledom.core.reading import check_counts, is_number, require
+from ledom.lm.confidence import ConfidenceSettings
+from ledom.lm.generation import FinishReason, Generation, ModelSpan, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -31,6 +30,61 @@ __all__ = ["SPELLED_OUT", "FinishReason", "Generation", "LanguageModel", "Sampli
 
 SPELLED_OUT = "-spelled-out"
 """The suffix of a model's hash if the model reads special tokens' names as plain text."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw the next token.
+
+    >>> Sampling(temperature=0.7, top_p=2)
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: top_p is 2; it must lie in (0, 1]
+    """
+
+    temperature: float = 1.0
+    """Divides the logits; at 0, the most likely token is always chosen."""
+    top_k: int = 0
+    """Sample only from the k most likely tokens; 0 means all."""
+    top_p: float = 1.0
+    """Sample only from the most likely tokens that together have this probability."""
+    max_tokens: int = 256
+    """Maximum number of tokens to write."""
+    seed: int = 0
+    """Seed; together with the prompt's text and the sample's number it determines every draw."""
+    stop_pattern: str | None = None
+    """A regular expression that ends a text; white space next to the prompt is not searched."""
+    confidence: ConfidenceSettings | None = None
+    """How to compute confidence (see `ledom.lm.confidence`); None means not at all."""
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            require({f"{name} is {value!r}; it must be a number": is_number(value)})
+            if not isinstance(value, int):  # other types do not multiply with tensors
+                object.__setattr__(self, name, float(value))
+        check_counts(1, max_tokens=self.max_tokens)
+        check_counts(top_k=self.top_k, seed=self.seed)
+        for name in ("top_k", "max_tokens", "seed"):  # numpy's integers may overflow
+            object.__setattr__(self, name, int(getattr(self, name)))
+        usable = self.temperature == 0 or 0.001 <= self.temperature <= 1000  # logits stay finite
+        require({f"temperature is {self.temperature}; give 0, or from 0.001 to 1000": usable})
+        require({f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1})
+        unknown = f"confidence is {self.confidence!r:.40}; give ConfidenceSettings, or None"
+        require({unknown: isinstance(self.confidence, ConfidenceSettings | None)})
+        try:
+            re.compile(self.stop_pattern or "").search("")  # bytes compile too
+        except (re.error, TypeError) as error:
+            pattern = f"stop_pattern {self.stop_pattern!r}"
+            raise InputError(f"{pattern} is not a regular expression: {error}") from None
+
+    @property
+    def greedy(self) -> Sampling:
+        """The same settings, but always choosing the most likely token.
+
+        >>> Sampling(top_k=5, max_tokens=9).greedy == Sampling(temperature=0, max_tokens=9)
+        True
+        """
+        return replace(self, temperature=0.0, top_k=0, top_p=1.0)
 
 
 class LanguageModel(ABC):
@@ -164,10 +218,7 @@ class LanguageModel(ABC):
         inside = 0 <= target.start <= target.end <= length
         require({long: length - 1 <= self.context, outside: inside, unknown: 0 <= odd <= highest})
         start, end = self.direction.span_to_model_order(target.start, target.end, length)
-        first = (
-            "the first token that the model reads has no context, so no log-probability; put "
-            "special tokens around the text with LanguageModel.add_special_tokens"
-        )
+        first = "the first token that the model reads has no log-probability; add special tokens"
         require({first: start > 0 or end == 0})
         return self.direction.to_model_order(ids.tolist()), start, end
 
@@ -182,11 +233,9 @@ class LanguageModel(ABC):
         """Raise `InputError` if `prompts` is not a list, or if the request is not supported."""
         if not isinstance(sampling, Sampling):
             raise InputError(f"sampling is {sampling!r:.60}; give a ledom.Sampling")
-        if isinstance(prompts, str) or not isinstance(prompts, Collection):
+        is_list = isinstance(prompts, Collection) and not isinstance(prompts, str)
+        if not is_list or not all(isinstance(prompt, str | Generation) for prompt in prompts):
             raise InputError(f"prompts is {prompts!r:.60}; give a list of texts")
-        for prompt in prompts:
-            if not isinstance(prompt, str | Generation):
-                raise InputError(f"prompts has {prompt!r:.60} in it; give a list of texts")
         if (asked := sampling.confidence) is not None:
             if not self.reports_confidence:
                 raise self._unsupported("does not report confidence")

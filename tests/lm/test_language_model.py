@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ledom.core.errors import InputError
-from ledom.lm.generation import Sampling
+from ledom.lm.language_model import Sampling
 
 
 def test_sampling_settings_are_checked() -> None:
