@@ -173,7 +173,7 @@ def test_the_longest_text_that_fits_is_scored(lm: LanguageModel) -> None:
 
 def test_bad_targets_are_refused(lm: LanguageModel) -> None:
     ids = list(whole_text(lm, TEXTS[0]).ids)
-    with pytest.raises(InputError, match="no context"):
+    with pytest.raises(InputError, match="the first token read has no log-probability"):
         lm.logprobs([TokenSpan(ids, 0, len(ids))])
     size = lm.tokenizer.vocab_size
     for wrong in (-100, size, 10**12):  # torch gives the label -100 a probability of 1
@@ -292,13 +292,13 @@ def test_bad_requests_are_refused(lm: LanguageModel) -> None:
         list(lm.generate(["ab"], Sampling(), num_samples=1.5))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="first_sample is -1; it must be at least 0"):
         list(lm.generate(["ab"], Sampling(), first_sample=-1))
-    with pytest.raises(InputError, match="prompts has 5 in it; give a list of texts"):
+    with pytest.raises(InputError, match="prompts: 5; give a list of texts"):
         list(lm.generate(["ab", 5], Sampling()))  # type: ignore[list-item]
-    with pytest.raises(InputError, match="prompts is <generator .*; give a list of texts"):
+    with pytest.raises(InputError, match="prompts: <generator .*; give a list of texts"):
         list(lm.generate((text for text in ["ab"]), Sampling()))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="alternatives|count is -1; it must be at least 0"):
         lm.alternatives(whole_text(lm, "ab"), -1)
-    with pytest.raises(InputError, match="prompts is 'ab'; give a list"):
+    with pytest.raises(InputError, match="prompts: 'ab'; give a list"):
         list(lm.generate("ab", Sampling()))
     with pytest.raises(InputError, match="sampling is {'seed': 1}; give a ledom.Sampling"):
         list(lm.generate(["ab"], {"seed": 1}))  # type: ignore[arg-type]

@@ -218,7 +218,7 @@ class LanguageModel(ABC):
         inside = 0 <= target.start <= target.end <= length
         require({long: length - 1 <= self.context, outside: inside, unknown: 0 <= odd <= highest})
         start, end = self.direction.span_to_model_order(target.start, target.end, length)
-        first = "the first token that the model reads has no log-probability; add special tokens"
+        first = "the first token read has no log-probability; call LanguageModel.add_special_tokens"
         require({first: start > 0 or end == 0})
         return self.direction.to_model_order(ids.tolist()), start, end
 
@@ -234,8 +234,9 @@ class LanguageModel(ABC):
         if not isinstance(sampling, Sampling):
             raise InputError(f"sampling is {sampling!r:.60}; give a ledom.Sampling")
         is_list = isinstance(prompts, Collection) and not isinstance(prompts, str)
-        if not is_list or not all(isinstance(prompt, str | Generation) for prompt in prompts):
-            raise InputError(f"prompts is {prompts!r:.60}; give a list of texts")
+        odd = [x for x in prompts if not isinstance(x, str | Generation)] if is_list else [prompts]
+        if odd:
+            raise InputError(f"prompts: {odd[0]!r:.60}; give a list of texts")
         if (asked := sampling.confidence) is not None:
             if not self.reports_confidence:
                 raise self._unsupported("does not report confidence")

@@ -205,7 +205,6 @@ def build_candidate_table(
             values |= {name: candidate.external_score(name) for name in external_scores}
             for name, array in features.items():
                 array[cell] = values[name]
-    groups = [problem.extra.get("group") for problem in problems]
     features, by_model = _relative_to_models(features, mask & ~blank, writers)
     return CandidateTable(
         problem_ids=[*pool_of],
@@ -215,11 +214,16 @@ def build_candidate_table(
         mask=mask,
         blank=blank,
         greedy=_greedy_right(problems, candidates),
-        groups=["none" if group in (None, "") else str(group) for group in groups],
+        groups=[_group(problem) for problem in problems],
         by_model=by_model,
         external_scores=tuple(external_scores),
         num_planned=max(_planned(candidate) for candidate in candidates),
     )
+
+
+def _group(problem: Problem) -> str:
+    group = problem.extra.get("group")
+    return "none" if group in (None, "") else str(group)
 
 
 def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> FloatArray:
