@@ -174,8 +174,7 @@ def build_candidate_table(
     >>> drawn = [Candidate(problem_id="p", index=i, text=f"#### {i + 3}") for i in (0, 1)]
     >>> scores = [Score(problem_id="p", index=i, model="m", direction="forward", target="y|x",
     ...                 logprob=-2.0 - i, num_tokens=2) for i in (0, 1)]
-    >>> problem = Problem(id="p", question="2 + 2?", answer="4")
-    >>> table = build_candidate_table([problem], drawn, scores)
+    >>> table = build_candidate_table([Problem(id="p", question="?", answer="4")], drawn, scores)
     >>> table.correct, table.features["forward"]
     (array([[False,  True]]), array([[-2., -3.]]))
     """
