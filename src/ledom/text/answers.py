@@ -219,7 +219,7 @@ class AnswerClasses:
         return self._by_answer[answer]
 
 
-def _after_hashes(text: str) -> str | None:  # a finder: the answer that a text states, or None
+def _after_hashes(text: str) -> str | None:
     if "####" not in text:
         return None
     is_last_line = True
