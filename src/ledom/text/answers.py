@@ -219,6 +219,7 @@ class AnswerClasses:
         return self._by_answer[answer]
 
 
+# Finders: each returns the answer that a text states in its way, or None.
 def _after_hashes(text: str) -> str | None:
     if "####" not in text:
         return None
