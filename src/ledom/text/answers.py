@@ -62,7 +62,12 @@ _CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
 _VERDICT = re.compile(  # no later number could be the answer instead
     r"(?i:yes|no|true|false)(?=(?:[.,;!]|\s[-(–—])\D*\Z|\s*\Z|,?\s(?:because|since)\b)"
 )
-_CHOSEN = re.compile(r"(?<![\w'])(\([A-Ja-j]\)|[A-Jb-hj]) is (?:the )?(?:correct|right|best)\b")
+_CHOSEN = re.compile(  # "our value of b is correct" is about a variable
+    r"(?<![\w'])(\([A-Ja-j]\)|[A-J]) is (?:the )?(?:correct|right|best)\b"
+    r"|(?:\A|\n|[.,:;]\s|\b(?i:so|thus|hence|therefore|option|choice|answer)\s)"
+    r"([b-hj]) is (?:the )?(?:correct|right|best)(?:\s(?:answer|option|choice|one))?"
+    r"(?=[.,;!]|\s?\Z|\s(?:as|because|since)\b)"
+)
 _OPTION = re.compile(r"either\s|(?:the )?(?:option|choice)\s(?=\(?[A-J]\b)", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>([^<]{1,1000})</answer>", re.IGNORECASE)
 _EMPHASIS = re.compile(
@@ -334,7 +339,7 @@ def _has_values(text: str) -> bool:
 
 def _chosen(text: str) -> str | None:
     chosen = _last(_CHOSEN, text)
-    return chosen[1] if chosen else None
+    return chosen[1] or chosen[2] if chosen else None
 
 
 def _listed(text: str) -> str | None:
