@@ -199,6 +199,9 @@ EQUAL = [
     ("2600g", "2600", "a unit may be left out, as in real answers to GSM8K"),
     ("3h", "3 hours", "one unit in two spellings"),
     ("m = 2", "3m = 6", "one equation"),
+    ("5m", "y = 5m", "m may be a variable"),
+    ("4s", "2s + 2s", "s may be a variable"),
+    ("2h", r"h \cdot 2", "h may be a variable"),
     # money
     ("$1,200.00", "1200", "a currency may be left out"),
     ("1200 dollars", "$1,200", "one currency in two spellings"),

@@ -93,6 +93,8 @@ UNEQUAL = [
     ("2m", "2h", "another unit"),
     ("y = 2m", "2", "a variable"),
     ("2m + 1", "2", "a variable"),
+    ("2m", "3m - 2m", "another number of a variable"),
+    ("2m", "n + n", "another variable"),
     ("2m^2", "2", "may be the square of a variable"),
     ("3x", "3y", "another variable"),
     ("x_1", "x_2", "another subscript"),

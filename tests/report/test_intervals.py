@@ -261,8 +261,18 @@ def test_auc_accepts_infinite_scores() -> None:
 
 
 def test_auc_refuses_an_undefined_score() -> None:
-    with pytest.raises(InputError, match="a score is NaN"):
-        pairwise_auc([array(1, math.nan)], [np.array([True, False])])
+    right = np.array([True, False])
+    with pytest.raises(InputError, match="problem 1 has a score that is NaN"):
+        pairwise_auc([array(1, 2), array(1, math.nan)], [right, right])
+
+
+def test_auc_needs_labels_for_every_problem() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        pairwise_auc([array(1, 2), array(2, 1)], [np.array([True, False])])
+
+
+def test_auc_reads_labels_of_0_and_1() -> None:
+    assert pairwise_auc([array(3, 1, 2)], [np.array([1, 0, 0])]).tolist() == [1.0]
 
 
 # ---- auc_interval ----

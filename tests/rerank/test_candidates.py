@@ -125,6 +125,6 @@ def test_a_bad_score_that_is_used_by_default_is_named_with_its_line(tmp_path: Pa
 
 @pytest.mark.parametrize("answer", ["...", "-", r"\boxed{}"])
 def test_a_right_answer_that_nothing_equals_is_refused(answer: str) -> None:
-    with pytest.raises(InputError, match="problem 'p' has the answer .* correct it, or leave it"):
+    with pytest.raises(InputError, match="problem 'p' has the answer .* correct or remove"):
         check_problems([Problem(id="p", question="2 + 2?", answer=answer)])
     check_problems([Problem(id="p", question="2 + 2?", answer=" ")])

@@ -305,4 +305,8 @@ def test_cases_are_first_the_reverse_models_fixes_then_its_largest_changes() -> 
     only_reverse = replace(table, features={"reverse": table.features["reverse"]})
     worst = [(row, rejected) for row, _, rejected in changes(only_reverse, untuned)]
     assert worst == [(2, 1), (3, 0), (1, 0)]
+    # A text of which nothing is read is no answer to compare with.
+    unread = replace(only_reverse, blank=np.array([[False, False]] * 3 + [[True, False]]))
+    worst = [(row, rejected) for row, _, rejected in changes(unread, untuned)]
+    assert worst == [(2, 1), (1, 0), (0, 0)]
     assert changes(replace(table, features={}), untuned) == []

@@ -64,6 +64,7 @@ def test_the_plain_style(text: str, plain: str) -> None:
         ("5-8 days", "5 8\n#### 5-8"),
         ("So x = -3, y = 2 and z = -4.\nThe answer is 7", "-3 2 -4\n#### 7"),  # also if redone
         ("Of 12,000 minutes 40% is $4800. Now,\nit is so.", "12000 40% 4800\n#### 4800"),
+        ("Then Amy is 13 (8 + 5).", "13 (8 + 5)\n#### 5"),
         ("I do not know.", ""),
     ],
 )
@@ -149,6 +150,8 @@ def test_hostile_texts_are_converted_quickly(style: str, text: str) -> None:
         ("12 500 + 300 = 12 800", "12500 + 300 = 12800"),
         ("He pays $1 200 + $300 = $1 500.", "1200 + 300 = 1500"),
         ("So it has dots 3 + 4 = 7", "3 + 4 = 7"),
+        ("That's (5 - 3) * 4 = 8", "(5 - 3) * 4 = 8"),
+        ("So it\u2019s (1/2)*80 + 20 = 60.", "1 / 2 * 80 + 20 = 60"),
         # boxes and short fractions
         (r"$13^2-5^2 = 169-25 =\boxed{144}$.", "13 ^ 2 - 5 ^ 2 = 169 - 25 = 144"),
         (r"\[\frac 12\cdot 5\cdot2 = 5\]", "1 / 2 * 5 * 2 = 5"),

@@ -66,7 +66,7 @@ NumProblems = Annotated[
     problem_option(
         min=1,
         max=MOST_PROBLEMS,
-        help="Take only the first N. Default: the whole file, 40 generated.",
+        help="Take only the first N. Default: the whole file, or 40 generated.",
     ),
 ]
 Split = Annotated[

@@ -158,7 +158,8 @@ def pairwise_auc(scores: Sequence[FloatArray], correct: Sequence[BoolArray]) -> 
     >>> pairwise_auc([np.array([3.0, 1.0, 2.0])], [np.array([True, False, False])])
     array([1.])
     """
-    return np.array(list(map(_auc, scores, correct)))
+    problems = zip(scores, correct, strict=True)
+    return np.array([_auc(number, *problem) for number, problem in enumerate(problems)])
 
 
 def auc_interval(scores: Sequence[FloatArray], correct: Sequence[BoolArray]) -> Interval:
@@ -249,9 +250,10 @@ def _kept_draws(num_problems: int, num_resamples: int) -> list[NDArray[np.intege
     return list(_draws(num_problems, num_resamples))
 
 
-def _auc(scores: FloatArray, correct: BoolArray) -> float:
+def _auc(number: int, scores: FloatArray, correct: BoolArray) -> float:
+    correct = np.asarray(correct, bool)  # 0 and 1 would be taken for places
     if np.isnan(scores).any():
-        raise InputError("a score is NaN; score the candidates again")
+        raise InputError(f"problem {number} has a score that is NaN; score its candidates again")
     right, wrong = scores[correct], np.sort(scores[~correct])
     if len(right) == 0 or len(wrong) == 0:
         return float("nan")

@@ -251,7 +251,8 @@ def _relative_to_models(
 ) -> tuple[dict[str, FloatArray], bool]:
     """Subtract from features [P, N] the mean of each problem, then the mean of each writer.
 
-    Unless there are several writers with enough candidates each; returns whether there are.
+    It does so only if there are several writers with enough candidates each, and also returns
+    whether there are.
     """
     counts = np.bincount(writers[mask])
     if len(counts) < 2 or counts.min() < _MIN_PER_MODEL:

@@ -56,7 +56,7 @@ _MAX_INDEX = 2**63  # other JSON readers parse larger numbers as floats
 
 
 def check_problems(problems: Sequence[Problem]) -> None:
-    """Raise `InputError` for an empty list, a repeated id, an empty question or a senseless answer.
+    """Raise `InputError` for no problems, a repeated id, and a question or answer without content.
 
     >>> check_problems([Problem(id="a", question=" ")])
     Traceback (most recent call last):
@@ -72,7 +72,7 @@ def check_problems(problems: Sequence[Problem]) -> None:
         if problem.answer and problem.is_labeled and not has_content(problem.answer):
             raise InputError(
                 f"problem {problem.id!r} has the answer {problem.answer!r:.60}, which nothing "
-                "can equal; correct it, or leave it out"
+                "can equal; correct or remove the answer"
             )
 
 

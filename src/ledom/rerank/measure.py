@@ -316,7 +316,7 @@ def _judge(table: CandidateTable, weighing: Weighing) -> tuple[FloatArray, NDArr
     """
     if "forward" not in table.features:
         score = STRATEGIES["reverse_only"].score(table, None)
-        return score, np.where(table.mask, score, np.inf).argmin(axis=1)
+        return score, np.where(table.eligible, score, np.inf).argmin(axis=1)
     judge = "reverse_reward" if "reverse_reward" in weighing.tuned.weights else "reverse_only"
     score = weighing(table, judge, Strategy.score)
     return score, STRATEGIES["forward"].score(table, None).argmax(axis=1)

@@ -186,7 +186,7 @@ def score_candidates(
     `demonstrations` are problems with solutions that the model reads first, each as a document:
     before the pair for a forward model, after it for a reverse one. With `mask_copies`, a reverse
     model reads each solution without passages of at least that many words that also occur in the
-    question. Thoughts are left out (`read_solution`), unless `with_thoughts`: texts that are no
+    question. Thoughts are left out (`read_solution`), unless `with_thoughts`: texts that are not
     answers are read whole.
 
     If a pair is longer than the model's context, y loses its last tokens, and the records have
@@ -220,9 +220,9 @@ def read_solution(
 ) -> str:
     """A candidate's text as the model reads it: restyled, without copies (`score_candidates`).
 
-    For a reasoning model, this is the text after the last `</think>`, unless that is empty, and
-    before a thought that was cut off. A thought repeats the question and would fill the model's
-    context.
+    A reasoning model's thoughts are left out: the text up to the last `</think>`, unless nothing
+    follows, and the text from a `<think>` that is never closed. A thought repeats the question and
+    would fill the model's context.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")

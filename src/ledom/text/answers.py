@@ -4,8 +4,7 @@ Answers are compared as plain numbers, then as text, then by their meaning (`mat
 and names that only one answer has are ignored; if both have them, they must agree. "5 cm" equals
 "5" and "x = 5" equals "5", but "5 cm" is not "5 m". Equality is symmetric but not transitive.
 
-Texts come from models, so nothing here raises an error on any string, and everything takes time
-linear in its length.
+Texts come from models: nothing here raises an error on any string, or takes more than linear time.
 """
 
 from __future__ import annotations
@@ -62,7 +61,11 @@ _CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
 _VERDICT = re.compile(  # no later number could be the answer instead
     r"(?i:yes|no|true|false)(?=(?:[.,;!]|\s[-(–—])\D*\Z|\s*\Z|,?\s(?:because|since)\b)"
 )
-_CHOSEN = re.compile(r"(?<![\w'])(\([A-Ja-j]\)|[A-Jb-hj]) is (?:the )?(?:correct|right|best)\b")
+_CHOSEN = re.compile(  # "our value of b is correct" is about a variable
+    r"(?<![\w'])(\([A-Ja-j]\)|[A-J]|(?:(?<!\w\s)|(?<=\b[Ss]o\s)|(?<=(?:tion|oice|swer)\s))[b-hj]"
+    r"(?= is (?:the )?\w+(?: answer| option| choice| one)?(?:[.,;!]|\s?\Z| (?:as|because|since)\b))"
+    r") is (?:the )?(?:correct|right|best)\b"
+)
 _OPTION = re.compile(r"either\s|(?:the )?(?:option|choice)\s(?=\(?[A-J]\b)", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>([^<]{1,1000})</answer>", re.IGNORECASE)
 _EMPHASIS = re.compile(
@@ -84,8 +87,7 @@ _PROSE = re.compile(  # but not "C. Paris"
 )
 _CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{")
 _WRAPPER = re.compile(r"\\(?:boxed|fbox|framebox|text[a-z]*|mbox|math[a-z]+|q?quad)(?![A-Za-z])")
-_PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")
-"""A number that can be read in only one way: digits, perhaps with a decimal point in between."""
+_PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")  # read in only one way
 
 
 def extract_answer(text: str) -> str | None:
@@ -219,7 +221,7 @@ class AnswerClasses:
         return self._by_answer[answer]
 
 
-# Finders: each returns the answer that a text states in its way, or None.
+# Finders: each looks for an answer that is stated in one way, and returns it or None.
 def _after_hashes(text: str) -> str | None:
     if "####" not in text:
         return None
@@ -340,9 +342,7 @@ def _chosen(text: str) -> str | None:
 def _listed(text: str) -> str | None:
     """The list of values at the end of a text: "The roots are 3 and 5."."""
     mark = _last(_LISTED, text)
-    if mark is None:
-        return None
-    values = bare(text[mark.end() :])
+    values = bare(text[mark.end() :]) if mark else ""
     node = read(values)
     return values if node is not None and node.kind == "list" else None
 

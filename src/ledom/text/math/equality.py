@@ -152,6 +152,8 @@ class Comparison:
             return first.label.agrees_with(second.label) and self.same(value, second.parts[0])
         if not second.is_scalar:
             return False
+        if len(first.parts) > 1 and any(map(_is_variable, second.walk())):  # 5m equals 2m + 3m
+            return self.same(first.parts[1], second)
         hundredth = product(value, number(Fraction(1, 100)))
         return self.same(value, second) or (first.label.is_percent and self.same(hundredth, second))
 

@@ -161,6 +161,7 @@ class _Reader(Atoms):
         minutes = [token.text for token in self.tokens[start + 1 : self.place]]
         name = "clock" if any(map(_ZERO_AND_DIGIT.fullmatch, minutes)) else ""  # 3:05 is not 3:5
         node = parts[0] if len(parts) == 1 else Node("ratio", name, tuple(parts))
+        letter = self.peek()
         pieces = self._label_pieces()
         if not currency and not pieces:
             return node
@@ -172,7 +173,13 @@ class _Reader(Atoms):
             raise NotUnderstood("a label")
         factor = number(-scale if sign == "-" else scale)
         node = node if factor.value == 1 else product(factor, node)
-        return node if label == NO_LABEL else Node("quantity", parts=(node,), label=label)
+        if label == NO_LABEL:
+            return node
+        as_product = []
+        if pieces == [letter.text] and letter.kind == "name" and not letter.spaced:
+            # The m of 5m may also be a variable.
+            as_product = [product(node, Node("symbol", self.fold(letter.text)))]
+        return Node("quantity", parts=(node, *as_product), label=label)
 
     def _label_pieces(self) -> list[str]:
         pieces: list[str] = []

@@ -103,8 +103,8 @@ _AFTER_FUNCTION = (  # the 8 + 1 of \log_2 8 + 1, \sqrt 8 + 1, \cdots 8 + 1
     r"(?<!\\dots )(?<!\\[clv]dots )(?<!\\dots[a-z] )"
 )
 _BEGINS = rf"(?<![\w.\\+*/^)(}}{{\]\[-])(?<![-+*/^(}}{{\[] )(?!(?<=\d:)\d\d(?!\d)){_AFTER_FUNCTION}"
-_NO_FACTOR_BEFORE = (  # not 5 (3 + 4) or f (3 + 4)
-    r"(?!(?:(?<=[\d)!] )|(?<=\b[b-zB-HJ-Z] ))[(\[][^()\n=]{0,99}[)\]])"
+_FACTOR_BEFORE = (  # the brackets of 5 (3 + 4) and f (3 + 4), but not of "that's (3 + 4)"
+    r"(?:(?<=[\d)!] )|(?<=\b[b-zB-HJ-Z] )(?<!['\u2019]\w ))[(\[][^()\n=]{0,99}[)\]]"
 )
 _CONTINUES = (
     r"(?: ?[+*^\\]| ?/(?![^\W\d_]{2})| - |-[^\W\d]|-[\\({\[]|-[$\d.]+ ?[-+*/^=\\]|! ?[-+*/=])"
@@ -112,7 +112,7 @@ _CONTINUES = (
 _ENDS = rf"(?![\d_({{\[]|{_VARIABLE}|\.[\d\\]|:\d| remainder| ?R ?\d|[A-Za-z]{{0,9}}{_CONTINUES})"
 _LAST = rf"[(\[]{{0,9}}-?{_AMOUNT}[)\]]{{0,9}}"
 CALCULATION = re.compile(
-    rf"{_BEGINS}{_NO_FACTOR_BEFORE}{_QUANTITIES}{{1,20}} ?= ?(?:{_QUANTITIES}{{0,20}} ?= ?){{0,9}}"
+    rf"{_BEGINS}(?!{_FACTOR_BEFORE}){_QUANTITIES}{{1,20}} ?= ?(?:{_QUANTITIES}{{0,20}} ?= ?){{0,9}}"
     rf"(?:{_QUANTITY}(?: ?[+*/^] ?| - |(?=[(\[]))){{0,20}}{_LAST}{_ENDS}"
 )
 CALCULATION_PART = re.compile(
@@ -120,8 +120,9 @@ CALCULATION_PART = re.compile(
 )
 SIGNED = r"(?:(?:(?<=[-+*/^=\d%)] )|(?<=[=*/(])|(?<![^\n]))-)?\d+(?:\.\d+)?%?"  # 5 - 8 = -3
 _TERM = rf"\({{0,9}}{SIGNED}\){{0,9}}"
-EXPRESSION = re.compile(  # an expression, with its result if there is one
-    rf"{_BEGINS}{_NO_FACTOR_BEFORE}{_TERM}(?: [-+*/^] {_TERM})+(?: = {_TERM}(?: [-+*/^] {_TERM})*)*"
+EXPRESSION = re.compile(  # an expression, with its result if there is one, or 17 (11 + 6)
+    rf"{_BEGINS}(?!{_FACTOR_BEFORE} ?[-+*/^=]){_TERM}(?: [-+*/^] {_TERM})+"
+    rf"(?: = {_TERM}(?: [-+*/^] {_TERM})*)*"
     rf"(?![A-Za-z]){_ENDS}"
 )
 EXPRESSION_OR_NUMBER = re.compile(rf"{EXPRESSION.pattern}|{SIGNED}")
