@@ -124,6 +124,7 @@ def test_problems_and_candidates_must_match(candidates: list[Candidate], message
         ("Hm.</think>Or 3?</think>#### 2", "#### 2"),  # the chat template contains the opening tag
         ("<think>It is 2.</think>\n", "<think>It is 2.</think>\n"),
         ("<think>Ava has 2 pens. How", ""),  # cut off
+        ("<think>Ava has 2.\n#### 2", "<think>Ava has 2.\n#### 2"),  # never closed
         ("It is 2.<think>Ava has 2", "It is 2."),
         ("</think>\n\n#### 2", "\n\n#### 2"),
         (" #### 2", " #### 2"),

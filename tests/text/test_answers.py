@@ -151,6 +151,8 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("<think>\\boxed{5}</think> The answer is 6.", "6"),
         ("<think>The answer is 5.</think>", "5"),
         ("<think>The answer is 5. But", None),
+        ("<think>2 + 3 is 5.\n#### 5", "5"),  # its closing tag was forgotten
+        ("<think>So \\boxed{5}. But", "5"),
         ("The answer is 5.<think>Or 6?", "5"),
         ("<think>Or 6?</think>The answer is 5.<think>Or 7?", "5"),
         ("<think>5</think><answer> 1/2 </answer> in 3 steps", "1/2"),

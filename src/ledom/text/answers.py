@@ -103,9 +103,8 @@ def extract_answer(text: str) -> str | None:
     4. the whole text, if it is a word or can be read as an answer;
     5. the last number, or the formula, pair or list of values that contains it.
 
-    Text before `</think>` counts only if no answer follows it, and a thought that never ends does
-    not count (`split_thought`); `<answer>` tags count as a box. An answer of kinds 1 to 3 takes
-    precedence over a further question ("Q: ...") that the model wrote.
+    Text before `</think>` counts only if no answer follows it (`split_thought`). `<answer>` tags
+    count as a box. Kinds 1 to 3 take precedence over a further question ("Q: ...") of the model.
 
     >>> extract_answer("So 16 - 3 = 13, and the answer is 6 rather than 5.")
     '6'
@@ -126,13 +125,15 @@ def extract_answer(text: str) -> str | None:
 def split_thought(text: str) -> tuple[str, str]:
     """A reasoning model's thought, up to the last `</think>`, and what follows it.
 
-    A thought that is not closed was cut off, so it belongs to neither.
+    An open thought was cut off and is part of neither, unless it marks an answer (`####`, a box).
 
     >>> split_thought("<think>1 + 1?</think>2"), split_thought("<think>1 + 1?")
     (('<think>1 + 1?', '2'), ('', ''))
     """
     thought, _, rest = text.rpartition(THOUGHT_END)
-    return thought, rest.partition("<think>")[0]
+    conclusion, _, cut_off = rest.partition("<think>")
+    is_marked = any(find(cut_off) for find in (_after_hashes, _in_box, _in_tags))
+    return thought, rest if is_marked else conclusion
 
 
 def is_correct(candidate_text: str, answer: str) -> bool:
