@@ -384,8 +384,8 @@ class HFLanguageModel(LanguageModel):
 
 @cache
 def _survive_forks() -> None:
-    """Use one thread in forks of this process: OpenMP's others do not exist there, and torch would
-    wait for them forever. So would a fork for a thread that is loading, so forks wait before."""
+    """Make forks of this process use one thread: OpenMP's other threads do not survive a fork, and
+    torch would wait for them forever. A fork also waits until no other thread loads a model."""
     done = _LOADING.release
     os.register_at_fork(before=_LOADING.acquire, after_in_parent=done, after_in_child=done)
     os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
