@@ -141,7 +141,8 @@ def test_an_empty_line_may_end_with_a_carriage_return() -> None:
 
 
 def test_a_plain_dialog_has_no_special_tokens() -> None:
-    assert split_dialog("<s>How many?\n\n7</s>", "\n\n") == ("How many?", "7")
+    question, answer = split_dialog("<s>How many?\n\n7</s>", "\n\n")
+    assert (question_of(question), answer_of(answer)) == ("How many?", "7")
 
 
 def test_unknown_markup_is_refused_if_the_question_would_be_lost() -> None:

@@ -94,7 +94,9 @@ def test_vllms_pooling_gives_the_same_numbers(
 _SYSTEM = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.mark.parametrize("bad", [_SYSTEM, " ", "pens " * 400, "pens " * 3500])
+@pytest.mark.parametrize(
+    "bad", [_SYSTEM, " ", "<|role:user|>How many?", "pens " * 400, "pens " * 3500]
+)
 def test_a_sample_without_a_question_gets_a_neutral_reward(
     client: TestClient,
     pair: tuple[FakeLanguageModel, FakeLanguageModel],

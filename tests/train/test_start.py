@@ -159,6 +159,8 @@ def test_only_the_content_counts(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         os.utime(tmp_path / name, ns=(1, 1))
     a, b, c = (content_hash(tmp_path / name) for name in "abc")
+    (tmp_path / "empty").mkdir()
+    assert content_hash(tmp_path / "empty") not in (a, b, c)
     assert a == b != c
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CheckpointError, match="this is a pipe or a device"):

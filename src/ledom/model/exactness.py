@@ -136,7 +136,7 @@ def _checked(
 
 
 def _random_ids(model: PreTrainedModel, count: int, seed: int = 0) -> Tensor:
-    """The global random state does not change."""
+    """Random ids [count]; the global random state does not change."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size(model), (count,), generator=generator).to(model.device)
 

@@ -230,7 +230,7 @@ def hash_files(files: Sequence[Path]) -> str:
     >>> hashes[0] == hashes[1]
     False
     """
-    with ThreadPoolExecutor(max_workers=min(len(files), os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=max(1, min(len(files), os.cpu_count() or 1))) as pool:
         digests = list(pool.map(file_digest, files))
     lines = [f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -36,12 +36,16 @@ class OwnForward:
         configs = (getattr(module, "config", None) for module in model.modules())
         found = {id(config): config for config in configs if isinstance(config, PretrainedConfig)}
         self._configs = list(found.values())
-        self._followers = [module for module in model.modules() if follows_length(module)]
+        self.refresh()
         default = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
         self._names = [default if name == IMPLEMENTATION else name for name in self._current()]
         parameters = inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in parameters else {}
         self._selects = "logits_to_keep" in parameters
+
+    def refresh(self) -> None:
+        """Find the modules that keep state from earlier texts; call this if modules may be new."""
+        self._followers = [x for x in self.model.modules() if follows_length(x)]
 
     def __call__(self, ids: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Logits [T, V] for ids [T] in model order, or [N, V] at the indices `wanted` [N]."""

@@ -104,9 +104,10 @@ def response_in(query: str, prompt: str) -> str:
 def split_dialog(text: str, between: str) -> tuple[str, str]:
     """The question and the answer of a dialog: by its chat markup, or split at `between`.
 
-    A line end of `between` may be `\\r\\n` or `\\r` in the text. The question is empty if the user
-    has no turn before the assistant's last one. Raises `InputError` if the text has neither markup
-    nor `between`, and for markup without an assistant's turn.
+    The parts before and after `between` are unchanged; see `question_of` and `answer_of`. A line
+    end of `between` may be `\\r\\n` or `\\r` in the text. The question is empty if the user has no
+    turn before the assistant's last one. Raises `InputError` if the text has neither markup nor
+    `between`, and for markup without an assistant's turn.
 
     >>> split_dialog("2 + 2?|4", between="|")
     ('2 + 2?', '4')
@@ -131,7 +132,7 @@ def split_dialog(text: str, between: str) -> tuple[str, str]:
             f"the input has no chat markup and no {between!r}; send question and answer with this "
             "between them"
         )
-    return question_of(text[: mark.start()]), answer_of(text[mark.end() :])
+    return text[: mark.start()], text[mark.end() :]
 
 
 def _turns(text: str) -> list[tuple[str, str]]:

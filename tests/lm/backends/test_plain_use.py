@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,19 @@ def test_it_runs_trains_and_generates(
     ours.loss.backward()
     assert score() == pytest.approx(before, abs=1e-4)
     assert lm.identity == identity
+
+
+def test_a_replaced_module_keeps_nothing_from_earlier_texts(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    model = tiny("qwen3", tokenizer, hidden_size=32, num_attention_heads=4, head_dim=8)
+    save_checkpoint(tmp_path / "m", model, tokenizer, Direction.FORWARD, PairFormat())
+    lm = HFLanguageModel(tmp_path / "m")
+    config = deepcopy(lm.model.config)
+    config.rope_parameters, config.max_position_embeddings = DYNAMIC, 8
+    rotary = lm.model.base_model.rotary_emb
+    lm.model.base_model.rotary_emb = type(rotary)(config)
+    short, long = ([TokenSpan([*range(5, 5 + n)], 1, n)] for n in (16, 32))
+    expected = lm.logprobs(short)[0]
+    lm.logprobs(long)
+    assert lm.logprobs(short)[0].tolist() == expected.tolist()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 from ledom.core.direction import Direction
 from ledom.lm import embedded_folder
+from ledom.lm.backends import local
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Decoder
@@ -116,6 +118,29 @@ def test_a_model_works_in_a_forked_process(checkpoints: dict[str, Path]) -> None
     finally:
         forked.kill()
         forked.join()
+
+
+def test_a_fork_waits_until_no_other_thread_loads(checkpoints: dict[str, Path]) -> None:
+    HFLanguageModel(checkpoints["forward"])
+    holds = Event()
+
+    def load() -> None:
+        with local._LOADING:
+            holds.set()
+            time.sleep(0.3)
+
+    loading = Thread(target=load)
+    loading.start()
+    holds.wait()
+    forked = get_context("fork").Process(target=HFLanguageModel, args=[checkpoints["forward"]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of a fork with threads
+        forked.start()
+    loading.join()
+    forked.join(SECONDS)
+    code = forked.exitcode
+    forked.kill()
+    assert code == 0, "it waits for a thread that does not exist"
 
 
 def check_threads(lm: HFLanguageModel) -> None:

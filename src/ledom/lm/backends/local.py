@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import cache, cached_property, partial
 from itertools import chain
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Literal
 from uuid import uuid4
 
@@ -57,7 +57,7 @@ __all__ = ["HFLanguageModel"]
 _LOGITS_BYTES = 64 * 2**20  # maximum memory for a chunk of logits
 _LOGITS_ROWS = 512  # maximum rows in a chunk, so that it stays in cache if the vocabulary is small
 _FEWEST_JOBS = 16  # per thread; fewer are no faster, because each step reads all weights
-_LOADING = Lock()  # transformers' own loading is not safe in several threads
+_LOADING = RLock()  # transformers' own loading is not safe in several threads
 _Reader = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps logits [T, V] and the labels [T] that they predict to values [..., T]."""
 _NOTHING = torch.empty(0, 1), torch.empty(0, dtype=torch.long)  # logits and labels of zero tokens
@@ -384,8 +384,10 @@ class HFLanguageModel(LanguageModel):
 
 @cache
 def _survive_forks() -> None:
-    """Use one thread in forks of this process: OpenMP's others do not exist there, and torch would
-    wait for them forever."""
+    """Make forks of this process use one thread: OpenMP's other threads do not survive a fork, and
+    torch would wait for them forever. A fork also waits until no other thread loads a model."""
+    done = _LOADING.release
+    os.register_at_fork(before=_LOADING.acquire, after_in_parent=done, after_in_child=done)
     os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 

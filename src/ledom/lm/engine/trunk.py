@@ -140,6 +140,7 @@ class Trunk:
 
     def refresh(self) -> None:
         """Notice changes to the model; call this before the first of many passes."""
+        self.own.refresh()
         with _READING:
             if self._state() != self._known:
                 self._read()
