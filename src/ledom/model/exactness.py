@@ -93,7 +93,7 @@ def packing_reach(own: OwnForward, packed: PackedRun, eos_id: int, context: int)
             own.use(None)
         return reach
     finally:
-        reset_length(model.modules())
+        reset_length(model)
         model.train(training)
 
 

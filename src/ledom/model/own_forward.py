@@ -6,7 +6,7 @@ Shapes: T tokens read, N outputs wanted, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -36,16 +36,11 @@ class OwnForward:
         configs = (getattr(module, "config", None) for module in model.modules())
         found = {id(config): config for config in configs if isinstance(config, PretrainedConfig)}
         self._configs = list(found.values())
-        self.refresh()
         default = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
         self._names = [default if name == IMPLEMENTATION else name for name in self._current()]
         parameters = inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in parameters else {}
         self._selects = "logits_to_keep" in parameters
-
-    def refresh(self) -> None:
-        """Find the modules that keep state from earlier texts; call this if modules may be new."""
-        self._followers = [x for x in self.model.modules() if follows_length(x)]
 
     def __call__(self, ids: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Logits [T, V] for ids [T] in model order, or [N, V] at the indices `wanted` [N]."""
@@ -69,12 +64,12 @@ class OwnForward:
         with turn(self.model), self._precision():
             before = self._current()
             self.use(name)
-            reset_length(self._followers)
+            reset_length(self.model)
             try:
                 yield
             finally:
                 self._assign(before)
-                reset_length(self._followers)
+                reset_length(self.model)
 
     def use(self, name: str | None) -> None:
         """Make every layer run the attention registered under a name, or the model's own."""
@@ -115,9 +110,9 @@ class OwnForward:
         return CheckpointError(f"{kind} {what} ({reason}); {remedy}")
 
 
-def reset_length(modules: Iterable[nn.Module]) -> None:
+def reset_length(model: nn.Module) -> None:
     """Forget earlier texts, because dynamic NTK keeps the frequencies of the longest one."""
-    for module in filter(follows_length, modules):
+    for module in filter(follows_length, model.modules()):
         kinds: Any = module.rope_type
         prefixes = [f"{layer_type}_" for layer_type in kinds] if isinstance(kinds, dict) else [""]
         for prefix in prefixes:

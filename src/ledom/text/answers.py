@@ -344,7 +344,7 @@ def _listed(text: str) -> str | None:
     """The list of values at the end of a text: "The roots are 3 and 5."."""
     mark = _last(_LISTED, text)
     values = bare(text[mark.end() :]) if mark else ""
-    node = read(values)
+    node = read(values) if values else None
     return values if node is not None and node.kind == "list" else None
 
 

@@ -140,7 +140,6 @@ class Trunk:
 
     def refresh(self) -> None:
         """Notice changes to the model; call this before the first of many passes."""
-        self.own.refresh()
         with _READING:
             if self._state() != self._known:
                 self._read()
@@ -256,7 +255,7 @@ class LlamaTrunk(Trunk):
             positions = pad(positions, (0, missing))
             attend = without_filling(attend, count)
         with turn(self.model):
-            reset_length(self.base.rotary_emb.modules())
+            reset_length(self.base.rotary_emb)
             cos, sin = (part[0] for part in self.base.rotary_emb(hidden, positions[None]))
         for number, layer in enumerate(layers):
             if wanted is None or number < len(layers) - 1:
