@@ -104,9 +104,13 @@ class Costs:
         if CONTRAST in needed:
             needed.add("reverse")
         stages = [stage for stage in SCORE_FILES if stage in needed]  # always summed in this order
-        parts = [(self.parameters.get("writer"), written)]
-        parts += [(self.parameters.get(SCORE_FILES[s][0].value), self.scored[s]) for s in stages]
-        flops = [2.0 * size * tokens for size, tokens in parts if size is not None]
+        tokens = {"writer": written}
+        for stage in stages:
+            model = SCORE_FILES[stage][0].value
+            tokens[model] = tokens.get(model, 0.0) + self.scored[stage]
+        sizes = [self.parameters.get(model) for model in tokens]
+        known = zip(tokens.values(), sizes, strict=True)
+        flops = [2.0 * size * count for count, size in known if size is not None]
         seconds = None  # unless the time of every stage is known
         if {"writer", *stages} <= self.seconds.keys():
             every = self.greedy + self.broken_off + float(self.written.sum()) / len(self.written)
@@ -116,7 +120,7 @@ class Costs:
         return Cost(
             generated_tokens=written + questions,
             scored_tokens=sum(self.scored[stage] for stage in stages if stage != FLIP),
-            flops=sum(flops) if len(flops) == len(parts) else None,
+            flops=None if None in sizes else sum(flops),
             seconds=seconds,
         )
 
