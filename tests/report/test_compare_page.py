@@ -103,18 +103,6 @@ def report() -> dict[str, Any]:
     }
 
 
-def _figures(made: list[dict[str, Any]]) -> dict[str, str]:
-    runs = runs_of(made)
-    return {
-        "loss": curves.loss_figure(runs),
-        "gap": curves.gap_figure(runs),
-        "loss_by_position": curves.loss_by_position_figure(runs),
-        "gap_by_position": curves.gap_by_position_figure(runs),
-        "by_source": curves.parts_figure(runs[0], "by_source"),
-        "by_position": curves.parts_figure(runs[0], "by_position"),
-    }
-
-
 def _texts(svg: str) -> list[str]:
     elements = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
     return [" ".join("".join(element.itertext()).split()) for element in elements]
@@ -180,7 +168,7 @@ def test_tables_show_the_numbers(report: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_figures_name_their_lines(report: dict[str, Any]) -> None:
-    figures = _figures(report["runs"])
+    figures = compare_page._figures(runs_of(report["runs"]))
     assert {"scratch forward 3.000", "scratch reverse 3.012", "adapted reverse 3.100"} <= set(
         _texts(figures["loss"])
     )
@@ -223,7 +211,9 @@ def test_a_page_with_little_data_renders() -> None:
 def test_no_data_gives_no_figure() -> None:
     course = _course()
     course["validation"] |= {"by_position": {}, "by_source": {}}
-    figures = _figures([{"name": "r", "directions": {"reverse": course}, "settings": {}}])
+    figures = compare_page._figures(
+        runs_of([{"name": "r", "directions": {"reverse": course}, "settings": {}}])
+    )
     assert set(figures.values()) == {""}
 
 

@@ -207,9 +207,8 @@ class LanguageModel(ABC):
         """
         ids, highest = np.asarray(target.ids), self.vocab_size - 1
         length = ids.size
-        bounds = np.asarray([target.start, target.end])
-        whole = ids.ndim == 1 and (not length or ids.dtype.kind in "biu")
-        whole &= bounds.dtype.kind == "i"
+        ends = np.asarray([target.start, target.end])
+        whole = ids.ndim == 1 and ends.dtype.kind == "i" and (not length or ids.dtype.kind in "biu")
         require({"the ids and bounds of a span must be whole numbers": whole})
         odd = 0 if not length else int(ids.max() if ids.min() >= 0 else ids.min())
         long = f"a text of {length} tokens is longer than the model's context of {self.context}"
@@ -296,7 +295,7 @@ class LanguageModel(ABC):
     def written_text(self, prompt: str, ids: Sequence[int]) -> str:
         """Decode the ids that the model wrote for a prompt, in reading order.
 
-        The prompt and the ids are decoded together: a token's text may depend on its neighbors.
+        The prompt is decoded with the ids, because a token's text may depend on its neighbors.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> FakeLanguageModel().written_text("2 + 2 =", [221, 20])

@@ -49,7 +49,6 @@ _JSON_VALUE = re.compile(
     r"\s*(?:\"([^\"\n]*)|(?:null|None)\b|([$-]{0,2}[0-9]{1,3}(?:,[0-9]{3})+[^\",}\n]*|[^\",}\n]*))"
 )
 _NOT_SPACE = re.compile(r"\S")
-_FENCE = re.compile(r"```(?:json)?")
 _CLAUSE = re.compile(
     r"(?:[,;]\s|\s\(|\s[-\u2013\u2014]\s(?=(?:because|but|note|since|so|that|this|which)\b)"
     r"|\s(?=(?:because|since|as|rather than|instead of|(?:and |but )?not)\b))"
@@ -257,7 +256,7 @@ def _in_tags(text: str) -> str | None:
 
 
 def _in_json(text: str) -> str | None:
-    text = _FENCE.sub("", text).strip()
+    text = re.sub("```(?:json)?", "", text).strip()
     if not (text.startswith("{") and text.endswith("}")):
         return None
     try:
