@@ -115,14 +115,15 @@ def test_attention_equals_that_by_hand(heads, kv_heads, boundaries, in_one_call,
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 @pytest.mark.parametrize("last", [12, 300])
-def test_values_and_derivatives_equal_those_with_a_mask(compiled, dtype, tolerance, last):
+@pytest.mark.parametrize("width", [8, 16])  # ledom's kernels need multiples of 16
+def test_values_and_derivatives_equal_those_with_a_mask(compiled, dtype, tolerance, last, width):
     """Documents of equal and different lengths, compared with autograd on plain matmuls."""
     boundaries = torch.tensor([0, 3, 6, 7, last])
     generator = torch.Generator().manual_seed(2)
     # Rounded to bf16, so that both sides start from the same numbers.
-    tensors = [torch.randn(1, h, last, 8, generator=generator).bfloat16() for h in (4, 2, 2)]
+    tensors = [torch.randn(1, h, last, width, generator=generator).bfloat16() for h in (4, 2, 2)]
     tensors = [tensor.float().requires_grad_() for tensor in tensors]
-    weight = torch.randn(1, last, 4, 8, generator=generator)
+    weight = torch.randn(1, last, 4, width, generator=generator)
 
     def packed(query, key, value):
         module = torch.nn.Module()
@@ -135,7 +136,7 @@ def test_values_and_derivatives_equal_those_with_a_mask(compiled, dtype, toleran
     document = torch.repeat_interleave(torch.arange(4), boundaries.diff())
     hidden = (document[:, None] != document) | torch.ones(last, last).triu(1).bool()
     query, key, value = tensors
-    scores = query @ key.repeat_interleave(2, 1).mT / 8**0.5
+    scores = query @ key.repeat_interleave(2, 1).mT / width**0.5
     weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
     out = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
     torch.testing.assert_close(value_found, out, atol=tolerance / 3, rtol=0)

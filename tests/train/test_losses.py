@@ -106,7 +106,8 @@ def test_working_memory_covers_one_chunk_and_the_kept_logits(monkeypatch):
     monkeypatch.setattr(module, "_KEPT_BYTES", 0)
     # In fp32: logits, the weight's gradient and its increment; or logits and their exponentials.
     assert working_bytes(50, 10, 80, 4) == 4 * (50 * 10 + 2 * 10 * 80)
-    assert working_bytes(1000, 10, 2, 4) == 4 * 2 * 100 * 10
+    assert working_bytes(1000, 10, 2, 4) == 4 * 2 * 100 * 10 + 4 * 10 * 2  # a copy of the weight
+    assert working_bytes(1000, 10, 80, 4) == 4 * (100 * 10 + 2 * 10 * 80 + 2 * 10 * 80)
     # In bf16, the derivative is next to the logits, and the increment is half as large.
     assert working_bytes(1000, 10, 80, 2) == (4 + 2) * 100 * 10 + (4 + 2) * 10 * 80
     monkeypatch.setattr(module, "_KEPT_BYTES", 2 * 50 * 10)

@@ -2,10 +2,11 @@
 
 It is registered with transformers as the attention implementation `ledom`. The documents of a batch
 form one row, without padding; `cu_seq_lens_q` (flash attention's name) holds their boundaries. Each
-document attends only to itself, causally. A GPU takes all documents in one call. On a CPU, one call
-of the fused kernel per document is faster than any mask; neighboring documents of equal length
-share a call. torch.compile sees a single operation, however many documents there are. Inside
-`attending` (used by `lm.engine.trunk`), a caller's function computes the attention instead.
+document attends only to itself, causally. A GPU and ledom's own kernels take all documents in one
+call. For torch's fused kernel, one call per document is faster than any mask; neighboring documents
+of equal length share a call. torch.compile sees a single operation, however many documents there
+are. Inside `attending` (used by `lm.engine.trunk`), a caller's function computes the attention
+instead.
 
 Shapes: T tokens in the row, H query heads, K key-value heads, D head width.
 """
@@ -33,6 +34,7 @@ from ledom.model.kernels import (
     kept_numbers,
     varlen_attention,
 )
+from ledom.model.native import attention as native
 
 __all__ = [
     "IMPLEMENTATION",
@@ -241,6 +243,10 @@ def _packed_cpu(
     """Returns the result [1, H, T, D] and the backward pass's data; inputs [1, H, T, D]."""
     _check_end(boundaries, query)
     out, kept = _outputs(query)
+    if native.has_native(key, value):
+        q, k, v, to = (x[0].transpose(0, 1) for x in (query, key, value, out))
+        native.causal_attention(q, k, v, boundaries, scale, to, kept)
+        return out, kept
     for start, end, documents in _runs(boundaries):
         q, k, v = (_rows(x, start, end, documents) for x in (query, key, value))
         part = causal_attention(q, k, v, scale, kept[start:end].view(-1))
@@ -273,6 +279,11 @@ def _packed_cpu_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = tuple(torch.empty_like(x) for x in (query, key, value))
+    if native.has_native(key, value):
+        given = [x[0].transpose(0, 1) for x in (grad, query, key, value, out)]
+        places = [x[0].transpose(0, 1) for x in gradients]
+        native.causal_attention_backward(given, kept, boundaries, scale, places)
+        return gradients  # type: ignore[return-value]
     for start, end, documents in _runs(boundaries):
         g, q, k, v, o = (_rows(x, start, end, documents) for x in (grad, query, key, value, out))
         found = causal_attention_backward(g, q, k, v, o, kept[start:end].view(-1), scale)

@@ -35,6 +35,7 @@ from ledom.data.packing import Batch, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData
 from ledom.model.checkpoint import save_checkpoint
 from ledom.model.device import configure_memory
+from ledom.model.native.products import use_fast_products
 from ledom.train.checkpoints import RUN, Checkpoints
 from ledom.train.distributed import (
     ProcessGroup,
@@ -105,6 +106,8 @@ class TrainingRun:
         lora, seed = recipe.lora, recipe.seed
         self.adapters = None if lora is None else add_adapters(self.model, lora, seed)
         dtype = getattr(torch, recipe.train.precision)
+        if world.device.type == "cpu" and dtype == torch.float32:
+            use_fast_products(self.model)
         distribute(self.model, world, recipe.parallel, dtype)
         self.optimizers = build_optimizers(self.model, recipe.optim, dtype)
         self.batches = training_batches(recipe, direction, data)

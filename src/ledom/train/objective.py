@@ -36,6 +36,8 @@ from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.data.packing import Batch
 from ledom.model.architectures import has_plain_logits
 from ledom.model.attention import IMPLEMENTATION
+from ledom.model.native.draws import label_logprobs
+from ledom.model.native.products import LEAST_ROWS, multiplier
 from ledom.model.own_forward import OwnForward
 from ledom.text.answers import extract_answer, is_right
 from ledom.text.pair_format import EncodedPair, PairFormat
@@ -272,15 +274,20 @@ def working_bytes(num_tokens: int, vocab_size: int, width: int, size: int) -> in
     `size` is the bytes per number in matmul precision. A chunk of logits is in fp32, and there are
     two copies while its exponentials are summed. The backward pass also holds the chunk's gradient
     in matmul precision, the weight's gradient, and a chunk's contribution to it. The logits of a
-    small batch are kept for the backward pass.
+    small batch are kept for the backward pass. In fp32, kernels read a copy of the weight, and a
+    second one to compute logits again.
 
     >>> working_bytes(8, vocab_size=100, width=4, size=4)
     9600
     """
     logits = min(num_tokens, _rows(vocab_size)) * vocab_size
     derivative = 0 if size == 4 else size * logits  # in fp32 it takes the logits' place
-    kept = size * num_tokens * vocab_size if _is_kept(num_tokens, vocab_size, size) else 0
-    return kept + max(2 * 4 * logits, 4 * logits + derivative + vocab_size * width * (4 + size))
+    is_kept = _is_kept(num_tokens, vocab_size, size)
+    kept = size * num_tokens * vocab_size if is_kept else 0
+    weight, has_copies = vocab_size * width, size == 4 and num_tokens >= LEAST_ROWS
+    forward = 2 * 4 * logits + has_copies * 4 * weight
+    backward = 4 * logits + derivative + weight * (4 + size)
+    return kept + max(forward, backward + has_copies * (1 if is_kept else 2) * 4 * weight)
 
 
 def _is_kept(num_tokens: int, vocab_size: int, size: int) -> bool:
@@ -302,13 +309,14 @@ class _ProjectedLosses(torch.autograd.Function):
         kept: list[Tensor] = []
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         normalizers = torch.empty_like(losses)
+        project = multiplier(weight, len(hidden))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            product = hidden[part] @ weight.T
+            product = project(hidden[part])
             logits = product.float()
-            torch.logsumexp(logits, dim=-1, out=normalizers[part])
+            torch.neg(label_logprobs(logits, targets[part]), out=losses[part])
             chosen = logits.gather(1, targets[part, None])[:, 0]
-            torch.sub(normalizers[part], chosen, out=losses[part])
+            torch.add(chosen, losses[part], out=normalizers[part])
             if is_kept:
                 kept.append(product)
         ctx.rows = rows
@@ -319,14 +327,16 @@ class _ProjectedLosses(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, targets, normalizers, *kept = ctx.saved_tensors
         hidden_grad = torch.empty_like(hidden)
+        project = None if kept else multiplier(weight, len(hidden))
+        project_back = multiplier(weight.T, len(hidden))
         weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for chunk, start in enumerate(range(0, len(hidden), ctx.rows)):
             part = slice(start, start + ctx.rows)
             share = grads[0][part, None]
-            logits = kept[chunk] if kept else hidden[part] @ weight.T
+            logits = project(hidden[part]) if project else kept[chunk]
             slopes = torch.sub(logits, normalizers[part, None]).exp_().mul_(share)  # in fp32
             slopes.scatter_add_(1, targets[part, None], -share)
             slopes = slopes.to(weight.dtype)
-            torch.mm(slopes, weight, out=hidden_grad[part])
+            hidden_grad[part] = project_back(slopes)
             weight_grad += slopes.T @ hidden[part]
         return hidden_grad, weight_grad.to(weight.dtype), None

@@ -121,3 +121,33 @@ def test_threads_do_not_change_any_bit(threads: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("width", [16, 48, 64, 256])
+@pytest.mark.parametrize("lengths", [(1, 5, 48, 49), (257, 3), (600,)])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_gradients_of_causal_attention(
+    width: int, lengths: tuple[int, ...], scale: float | None, compiled: bool
+) -> None:
+    """Blocks of queries and of keys, whole and in part, and heads that are apart in memory."""
+    torch.manual_seed(0)
+    total, heads, scale = sum(lengths), 2, scale or width**-0.5
+    grad, q, k, v = torch.randn(4, total, heads, width)
+    if not compiled:
+        assert not native.has_native(k, v)
+        return
+    q, k = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k))
+    boundaries = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0).int()
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    parts = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in exact), strict=True)
+    documents = [scaled_dot_product_attention(*x, is_causal=True, scale=scale) for x in parts]
+    expected = torch.cat(documents, dim=1).transpose(0, 1)
+    out, normalizers = torch.empty(total, heads, width), torch.empty(total, heads)
+    native.causal_attention(q, k, v, boundaries, scale, out, normalizers)
+    torch.testing.assert_close(out.double(), expected.detach(), atol=1e-4, rtol=1e-4)
+    found = [torch.full_like(x, torch.nan) for x in (q, k, v)]
+    native.causal_attention_backward([grad, q, k, v, out], normalizers, boundaries, scale, found)
+    for ours, theirs in zip(
+        found, torch.autograd.grad(expected, exact, grad.double()), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), theirs, atol=2e-4, rtol=1e-4)

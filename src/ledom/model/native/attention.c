@@ -1,4 +1,4 @@
-/* Attention for inference in fp32 on a CPU; `attention.py` describes each function.
+/* Attention in fp32 on a CPU; `attention.py` describes each function.
 
    Each row, and each query of an attention, goes through the same operations in the same order,
    whatever else is in the batch, so a text's scores do not depend on its batch. The one exception:
@@ -9,17 +9,11 @@
 #define PIECE 512      /* keys whose weights are computed at a time */
 #define MOST_WIDTH 256 /* the widest head */
 
-/* scores[rows][PIECE] = q[rows][width] times keys[width][vectors * LANES]. Callers pass constants
-   as `rows` and `vectors`, so that the sums stay in registers. */
+/* scores[rows][PIECE] = q[rows][width] times keys[width][vectors * LANES]. */
 INLINE void scores_of(const int rows, const int vectors, const float *q, const float *keys,
                       i64 stride, i64 width, float *scores) {
     vec sum[ROWS][WIDE] = {{{0}}};
-    for (i64 d = 0; d < width; d++) {
-        vec key[WIDE];
-        UNROLL for (int j = 0; j < vectors; j++) key[j] = load(keys + d * stride + j * LANES);
-        UNROLL for (int i = 0; i < rows; i++)
-            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] += q[i * width + d] * key[j];
-    }
+    add_products(rows, vectors, q, width, 1, keys, stride, width, sum);
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++) store(scores + i * PIECE + j * LANES, sum[i][j]);
 }
@@ -33,12 +27,7 @@ INLINE void add_columns(const int rows, const int vectors, const float *weights,
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             sum[i][j] = load(total + i * width + j * LANES) * decay[i];
-    for (i64 key = 0; key < count; key++) {
-        vec value[WIDE];
-        UNROLL for (int j = 0; j < vectors; j++) value[j] = load(values + key * stride + j * LANES);
-        UNROLL for (int i = 0; i < rows; i++)
-            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] += weights[i * PIECE + key] * value[j];
-    }
+    add_products(rows, vectors, weights, PIECE, 1, values, stride, count, sum);
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++) store(total + i * width + j * LANES, sum[i][j]);
 }
@@ -118,7 +107,8 @@ static void add_any(i64 rows, const float *q, const float *keys, i64 key_stride,
 
 void tree_attention(const float *q, i64 q_stride, const float *keys, i64 key_stride, const float *v,
                     i64 v_stride, float *out, i64 kv_heads, i64 group, i64 width, const i64 *tasks,
-                    i64 num_tasks, const i64 *spans, const i64 *limits, int threads) {
+                    i64 num_tasks, const i64 *spans, const i64 *limits, float *normalizers,
+                    int threads) {
     float scale = 1.0f / sqrtf(width);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
     for (i64 job = 0; job < num_tasks * kv_heads; job++) {
@@ -150,6 +140,7 @@ void tree_attention(const float *q, i64 q_stride, const float *keys, i64 key_str
                 i64 query = (first + i) / group, own = head * group + (first + i) % group;
                 float *to = out + (query * kv_heads * group + own) * width, over = 1.0f / sum[i];
                 for (i64 d = 0; d < width; d++) to[d] = total[i * width + d] * over;
+                if (normalizers) normalizers[query * kv_heads * group + own] = highest[i] + logf(sum[i]);
             }
         }
     }

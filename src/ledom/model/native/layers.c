@@ -1,4 +1,4 @@
-/* What a decoder's layer computes apart from attention, for inference in fp32 on a CPU; `layers.py`
+/* What a decoder's layer computes apart from attention, in fp32 on a CPU; `layers.py`
    describes each function.
 
    Each row goes through the same operations in the same order, whatever else is in the batch, so a
@@ -66,19 +66,28 @@ void rotate(float *x, const float *cosine, const float *sine, i64 rows, i64 stri
 
 i64 panel_width(void) { return TILE; }
 
+/* A weight of which the number at (output, d) is weight[output * stride + d * step], in panels
+   [depth][TILE]; the last one is filled up with zeros. */
+void pack_weight(const float *weight, i64 stride, i64 step, i64 width, i64 depth, float *panels,
+                 int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 column = 0; column < width; column += TILE) {
+        float *panel = panels + column * depth;
+        i64 columns = width - column < TILE ? width - column : TILE;
+        for (i64 d = 0; d < depth; d++, panel += TILE) {
+            for (i64 j = 0; j < columns; j++) panel[j] = weight[(column + j) * stride + d * step];
+            for (i64 j = columns; j < TILE; j++) panel[j] = 0;
+        }
+    }
+}
+
 /* out[rows][columns] = x[rows][depth] times a panel [depth][TILE] of a weight, plus `bias` if there
-   is one, plus what `out` holds if `add`. Callers pass a constant as `rows`, so that the sums stay
-   in registers. */
+   is one, plus what `out` holds if `add`. */
 INLINE void multiply_tile(const int rows, const float *x, i64 x_stride, const float *panel,
                           const float *bias, i64 depth, i64 columns, float *out, i64 out_stride,
                           int add) {
     vec sum[ROWS][WIDE] = {{{0}}};
-    for (i64 d = 0; d < depth; d++) {
-        vec weight[WIDE];
-        UNROLL for (int j = 0; j < WIDE; j++) weight[j] = load(panel + d * TILE + j * LANES);
-        UNROLL for (int i = 0; i < rows; i++)
-            UNROLL for (int j = 0; j < WIDE; j++) sum[i][j] += x[i * x_stride + d] * weight[j];
-    }
+    add_products(rows, WIDE, x, x_stride, 1, panel, TILE, depth, sum);
     if (bias)
         UNROLL for (int i = 0; i < rows; i++)
             UNROLL for (int j = 0; j < WIDE; j++) sum[i][j] += load(bias + j * LANES);

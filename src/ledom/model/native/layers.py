@@ -99,8 +99,9 @@ class PackedWeight:
         panel = native.panel_width()
         self.width, self.depth = weight.shape
         missing = -self.width % panel
-        filled = functional.pad(weight.detach(), (0, 0, 0, missing))
-        self.panels = filled.unflatten(0, (-1, panel)).transpose(1, 2).contiguous()
+        self.panels = weight.new_empty((self.width + missing) // panel, self.depth, panel)
+        given = (weight.data_ptr(), *weight.stride(), *weight.shape, self.panels.data_ptr())
+        native.pack_weight(*given, torch.get_num_threads())
         self.bias = None if bias is None else functional.pad(bias.detach(), (0, missing))
 
 
@@ -109,18 +110,19 @@ def project(
     weight: PackedWeight,
     norm: _Norm | None = None,
     rotary: tuple[Tensor, Tensor, int] | None = None,
-    name: str = "product",
+    name: str | None = "product",
 ) -> Tensor:
     """Matmul of x [T, in], normalized by `rms_norm` if `norm` is given, and a weight: [T, out].
 
     `rotary` holds cosines [T, D], sines [T, D] and a number of heads: that many heads at the
     beginning of each row get rotary positions; see `rotate`. The result is in the `workspace` of
-    this `name`.
+    this `name`; without one, it has its own memory.
     """
     native = library_for(x, weight.panels)
     assert native is not None
     x, rows, threads = x.contiguous(), len(x), _threads(len(x))
-    out = workspace(name, rows, weight.width)
+    shape = rows, weight.width
+    out = x.new_empty(shape) if name is None else workspace(name, *shape)
     scale, epsilon = norm or (None, 0.0)
     cos, sin, heads = rotary or (None, None, 0)
     scale, cos, sin = (None if y is None else y.contiguous() for y in (scale, cos, sin))

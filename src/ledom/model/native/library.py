@@ -1,4 +1,4 @@
-"""Compiles and loads ledom's own kernels, for inference in fp32 on a CPU.
+"""Compiles and loads ledom's own kernels, for fp32 on a CPU.
 
 They fuse operations for which torch makes several passes over memory. The C files in this folder
 are compiled by the system's C compiler, or the one named by the environment variable `CC`, into the
@@ -52,7 +52,10 @@ _SIGNATURES = {
     "finish_layer": (_P, _N, _N, _P, _N, _P, _P, _P, _F, _P, _N, _P, _P, _N, _T),
     "hash_arrays": (_P, _P, _N, _P, _T),
     "transpose_keys": (_P, _N, _P, _N, _N, _N, _T),
-    "tree_attention": (_P, _N, _P, _N, _P, _N, _P, _N, _N, _N, _P, _N, _P, _P, _T),
+    "pack_weight": (_P, _N, _N, _N, _N, _P, _T),
+    "tree_attention": (_P, _N, _P, _N, _P, _N, _P, _N, _N, _N, _P, _N, _P, _P, _P, _T),
+    "attention_backward": (_P, _P, _P, _P, _N, _N, _N, _F, _P, _N, _T),
+    "backward_scratch": (_N, _N),
     "cache_attention": (_P, _P, _P, _N, _N, _N, _P, _P, _N, _P, _N, _N, _N, _N, _T),
     "draw": (_P, _N, _N, _F, _P, _P, _P, _P, _T),
     "label_logprobs": (_P, _N, _N, _P, _P, _T),
@@ -70,7 +73,7 @@ def _library() -> ctypes.CDLL | None:
     for name, signature in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = signature, None
-    library.panel_width.restype = _N
+    library.panel_width.restype = library.backward_scratch.restype = _N
     return library
 
 

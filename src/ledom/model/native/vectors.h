@@ -28,6 +28,20 @@ typedef uint64_t u64;
 INLINE vec load(const float *x) { return *(const vec *)x; }
 INLINE void store(float *x, vec value) { *(vec *)x = value; }
 
+/* sum[rows][vectors] += x[rows][depth] times y[depth][vectors * LANES]. The number at (row, d) of x
+   is x[row * row_stride + d * step]. Callers pass constants as `rows` and `vectors`, so that the
+   sums stay in registers. */
+INLINE void add_products(const int rows, const int vectors, const float *x, i64 row_stride,
+                         i64 step, const float *y, i64 y_stride, i64 depth, vec sum[ROWS][WIDE]) {
+    for (i64 d = 0; d < depth; d++) {
+        vec column[WIDE];
+        UNROLL for (int j = 0; j < vectors; j++) column[j] = load(y + d * y_stride + j * LANES);
+        UNROLL for (int i = 0; i < rows; i++)
+            UNROLL for (int j = 0; j < vectors; j++)
+                sum[i][j] += x[i * row_stride + d * step] * column[j];
+    }
+}
+
 /* exp(x) to 2e-7 of its value, for x from -60 to 88. Below, it is exp(-60): too little to change a
    sum that holds a 1, and not so little that products are denormal, which are slow. */
 INLINE float exp_clamped(float x) {
