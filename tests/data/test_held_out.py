@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ledom.core.records import Document, write_records
+from ledom.core.records import Document, Problem, write_records
 from ledom.data.prepare import DataConfig, SourceConfig, prepare_data, read_split, shortfalls
 from ledom.data.store import write_store
 from ledom.text.tokenizer import Tokenizer
@@ -43,3 +43,14 @@ def test_a_validation_store_trained_on_is_noted(tmp_path: Path, tokenizer: Token
     assert noted("valid") == []
     copy = tmp_path / "copy"
     assert noted("copy") == [f"data.valid is {copy}, a store that is also trained on"]
+
+
+def test_the_text_of_a_problem_is_no_source(tmp_path: Path) -> None:
+    """Data for translation has the text to translate under `source`."""
+    records = [
+        Problem(id=str(i), question="?", solution="!", extra={"source": f"{i}" * 201})
+        for i in range(51)
+    ]
+    write_records(tmp_path / "texts.jsonl", records)
+    config = DataConfig(train=str(tmp_path / "texts.jsonl"), vocab_size=300)
+    assert prepare_data(config, tmp_path / "data").valid.document_sources() == []

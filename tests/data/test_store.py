@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ledom.core.errors import InputError, OutputError
-from ledom.data.store import MANIFEST, TokenStore, write_store
+from ledom.data.store import MANIFEST, SourceRuns, TokenStore, write_store
 from number_documents import ids_of
 
 
@@ -138,3 +138,22 @@ def test_the_manifest_identifies_the_tokenizer(tmp_path, words):
     assert manifest["tokenizer"] == words.fingerprint
     assert manifest["eos_id"] == 0
     assert manifest["vocab_size"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("web", "web"),
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "no source"),  # a text, such as one to translate
+        ({"name": "web"}, "no source"),
+        (3, "no source"),
+        (None, "no source"),
+        ("", "no source"),
+    ],
+)
+def test_a_source_is_a_name(source, name):
+    runs = SourceRuns()
+    runs.add("book")
+    runs.add(source, count=2)
+    assert runs.named("store") == [("book", 1), (name, 2)]

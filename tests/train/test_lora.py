@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from architectures import tiny
 from ledom.core.direction import Direction
-from ledom.core.errors import MissingExtraError
+from ledom.core.errors import MissingExtraError, RecipeError
 from ledom.model.checkpoint import build_model, save_checkpoint
 from ledom.text.pair_format import PairFormat
 from ledom.train.loop import train, validate
@@ -70,6 +70,18 @@ def test_unusual_layers_take_adapters_without_a_warning(tokenizer, kind):
     add_adapters(model, LoraConfig(rank=2), seed=0).merge_and_unload()
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, before[name])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("zamba", "layers share weights"),  # merging would add the updates of both to one weight
+        ("phimoe", "tuple"),  # its router, a linear layer, returns two tensors
+    ],
+)
+def test_layers_that_cannot_be_adapted_are_refused_before_the_first_step(tokenizer, kind, reason):
+    with pytest.raises(RecipeError, match=rf"^key lora: \w+ does not .*{reason}.*leave lora out"):
+        add_adapters(tiny(kind, tokenizer), LoraConfig(rank=2), seed=0)
 
 
 def test_without_peft_the_error_names_the_remedy(recipe, data, monkeypatch):

@@ -19,6 +19,7 @@ from ledom.core.files import lock_folder
 from ledom.core.records import Document, write_records
 from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.data.store import write_store
+from ledom.lm import embedded_folder
 from ledom.model.attention import IMPLEMENTATION
 from ledom.model.checkpoint import save_checkpoint
 from ledom.model.presets import ModelConfig
@@ -165,6 +166,17 @@ def test_only_the_content_counts(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CheckpointError, match="this is a pipe or a device"):
         content_hash(tmp_path / "pipe")
+
+
+def test_files_that_are_not_loaded_do_not_change_a_model(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(embedded_folder("reverse"), model)
+    before = content_hash(model)
+    (model / "README.md").write_text("A model.")
+    (model / ".DS_Store").touch()
+    assert content_hash(model) == before
+    (model / "generation_config.json").write_text("{}")  # which tokens end a text
+    assert content_hash(model) != before
 
 
 def test_a_replaced_store_is_refused_before_a_step(

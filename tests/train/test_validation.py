@@ -10,11 +10,13 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from ledom.core.direction import Direction
+from ledom.core.errors import InputError
 from ledom.data.packing import Windows, pack
+from ledom.data.prepare import DataConfig, PreparedData
 from ledom.data.store import write_store
 from ledom.model.checkpoint import build_model
 from ledom.train.distributed import ProcessGroup
-from ledom.train.loop import packed_losses, validate
+from ledom.train.loop import packed_losses, train, validate
 from ledom.train.metrics import ValidationStats
 from number_documents import ids_of
 
@@ -187,3 +189,15 @@ def test_many_windows_and_sources_are_joined(tmp_path, data):
     assert counts["end"] == 408
     assert counts["s0"] == 80
     assert counts["other sources"] == 2 * sum(range(1, 11))  # s30 to s39
+
+
+def test_a_store_too_small_to_validate_on_is_refused_before_the_first_step(
+    recipe, data, data_folder, valid, tmp_path
+):
+    small = PreparedData(data_folder, DataConfig())
+    small.valid = valid
+    asked = recipe_of(recipe, packing="fixed", seq_len=400)
+    steps = []
+    with pytest.raises(InputError, match=r"valid: no window of 400 tokens fits"):
+        train(asked, Direction.FORWARD, small, tmp_path / "run", steps.append)
+    assert not steps

@@ -31,7 +31,6 @@ __all__ = ["FORMATS", "Documents", "FileDocuments", "HubDocuments", "open_docume
 HUB = "hub:"
 TEXT_KEY = "text"
 _SOURCE_KEY = "source"
-_LONGEST_NAME = 200  # in characters; a longer source is a text, such as one to translate
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text"}
 _COMPRESSED = {".gz", ".zst"}
 _BLANK = " \t\n\r\v\f"  # characters of a blank line, as in bytes.strip
@@ -40,7 +39,7 @@ _SAMPLE_BYTES = 1 << 16  # bytes hashed at a file's start, middle and end, to no
 _ROWS = 256  # Parquet rows in memory at a time
 
 
-Given = tuple[str, str | None]  # a document's text and the name of its source
+Given = tuple[str, object]  # a document's text and its source, which may be no name
 
 
 class Documents(Protocol):
@@ -365,9 +364,7 @@ def _given(row: Mapping[str, Any], key: str) -> Given:
     if not isinstance(text, str):
         raise InputError(f"key {key!r} is {text!r:.40}, expected a text")
     check_surrogates(text)
-    source = row.get(_SOURCE_KEY) if key != _SOURCE_KEY else None
-    named = isinstance(source, str) and len(source) <= _LONGEST_NAME
-    return text, source if named else None
+    return text, row.get(_SOURCE_KEY) if key != _SOURCE_KEY else None
 
 
 def _missing(key: str, found: Mapping[str, Any] | Sequence[str]) -> str:

@@ -272,8 +272,7 @@ def _sources(
     records, held_out = read_split(config, warn=logging.getLogger("ledom").warning)
     runs = SourceRuns()
     for record in held_out:
-        name = record.source if isinstance(record, Document) else record.extra.get("source")
-        runs.add(str(name) if name else None)
+        runs.add(record.source if isinstance(record, Document) else record.extra.get("source"))
     origins = runs.named("the documents to validate on")
     return lambda: _render(records, config), lambda: _render(held_out, config), origins
 

@@ -46,6 +46,7 @@ _SINGLE_SHARD = "tokens.ds"
 _CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough for all threads, little memory
 _BLOCK_BYTES = 1 << 23  # read at a time for a checksum
 _NO_SOURCE = "no source"
+_LONGEST_NAME = 200  # in characters; a longer source is a text, such as one to translate
 _MOST_RUNS = 100_000  # per manifest, which every reader of the store holds in memory
 
 
@@ -347,9 +348,10 @@ class SourceRuns:
     def __init__(self) -> None:
         self.runs: list[tuple[str, int]] = []
 
-    def add(self, source: str | None, count: int = 1) -> None:
-        """Count more documents of one source, or without a source."""
-        name = source or _NO_SOURCE
+    def add(self, source: object, count: int = 1) -> None:
+        """Count more documents of one source; anything but a short text is no source."""
+        name = source if isinstance(source, str) and len(source) <= _LONGEST_NAME else ""
+        name = name or _NO_SOURCE
         if self.runs and self.runs[-1][0] == name:
             count += self.runs.pop()[1]
         if len(self.runs) <= _MOST_RUNS:  # further ones are not counted

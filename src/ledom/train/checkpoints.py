@@ -22,8 +22,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -147,6 +151,7 @@ class Checkpoints:
             return 0
         contents = self._contents()
         try:
+            _drop_unsaved(contents["optimizers"]["state"], newest)
             load(
                 contents,
                 checkpoint_id=newest,
@@ -167,6 +172,7 @@ class Checkpoints:
             self._optimizers,
             model_state_dict=contents["model"],
             optim_state_dict=contents["optimizers"],
+            options=StateDictOptions(strict=False),  # weights without a state
         )
         self._saved = int(newest.name)
         return self._saved
@@ -240,6 +246,17 @@ class Checkpoints:
         for old in _finished(self.folder)[: -self._keep]:
             if time.time() - old.stat().st_mtime >= self._keep_hours * _HOUR:
                 shutil.rmtree(old)
+
+
+def _drop_unsaved(state: dict[str, Any], checkpoint: Path) -> None:
+    """Drop the state of each weight that had none in the checkpoint, because no text has used it.
+
+    Image towers, cross-attention and rare experts are such weights.
+    """
+    saved = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    for weight, parts in list(state.items()):
+        if not any(f"optimizers.state.{weight}.{part}" in saved for part in parts):
+            del state[weight]
 
 
 def newest_step(folder: Path) -> int:

@@ -111,6 +111,8 @@ class TrainingRun:
         distribute(self.model, world, recipe.parallel, dtype)
         self.optimizers = build_optimizers(self.model, recipe.optim, dtype)
         self.batches = training_batches(recipe, direction, data)
+        # Refuses a store without a window now, instead of at the first validation.
+        Windows(data.valid, recipe.train.seq_len, recipe.data.packing)
         self.checkpoints = Checkpoints(
             folder, self.model, self.optimizers, recipe, direction, world
         )

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ledom.core.errors import RecipeError, in_one_line, needs_extra
 from ledom.core.reading import Config
+from ledom.model.own_forward import OwnForward
 
 __all__ = ["LoraConfig", "add_adapters"]
 
@@ -51,10 +54,22 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
         warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft sets it right for Conv1D
         warnings.filterwarnings("ignore", r"The following \w+_pattern keys")  # of experts
         try:  # changes the model in place
-            return peft.get_peft_model(model, settings)
-        except (ValueError, TypeError, AttributeError) as error:
+            adapted = peft.get_peft_model(model, settings)
+            _check(model)
+            return adapted
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = in_one_line(error)
             raise RecipeError(
                 f"key lora: {type(model).__name__} does not support adapters ({reason}); leave "
                 "lora out"
             ) from None
+
+
+@torch.no_grad()
+def _check(model: PreTrainedModel) -> None:
+    """Raise an error now if the adapters would fail in the first step, or when they are merged."""
+    bases = (getattr(module, "base_layer", None) for module in model.modules())
+    adapted = [id(base.weight) for base in bases if isinstance(base, nn.Linear | Conv1D)]
+    if len({*adapted}) < len(adapted):
+        raise ValueError("some of its layers share weights, which have room for one update only")
+    OwnForward(model)(torch.zeros(2, dtype=torch.long, device=model.device))  # some routers fail

@@ -32,7 +32,7 @@ from ledom.model.architectures import longest_text
 from ledom.model.checkpoint import build_model, load_checkpoint, load_config
 from ledom.model.device import fast_bfloat16
 from ledom.model.exactness import packing_reach
-from ledom.model.folder import file_digest, hash_files
+from ledom.model.folder import file_digest, hash_files, loaded_files
 from ledom.model.own_forward import OwnForward
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.distributed import ProcessGroup
@@ -307,11 +307,13 @@ def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[s
 
 
 def content_hash(path: Path) -> str:
-    """A hash of the contents of a file, of the files of a folder, or of a token store."""
+    """A hash of the contents of a file, a token store, a model's loaded files, or a folder."""
     if (path / MANIFEST).is_file():
         store = TokenStore(path)
         shards = [f"{shard.entry.sha256} {shard.entry.index_sha256}" for shard in store.shards]
         content = "\n".join([f"{store.manifest.tokenizer} {store.eos_id}", *shards])
+    elif (path / "config.json").is_file():
+        return hash_files(loaded_files(path))  # a model may get a README.md
     elif path.is_dir():
         return hash_files([file for file in sorted(path.iterdir()) if file.is_file()])
     else:

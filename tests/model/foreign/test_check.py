@@ -14,6 +14,7 @@ from architectures import tiny
 from command_line import Run, check_refused
 from ledom.model.architectures import longest_text
 from ledom.model.foreign import check
+from ledom.model.foreign.importer import ImportOptions, import_model
 from ledom.model.foreign.skeleton import build_skeleton
 from ledom.text.tokenizer import Tokenizer
 
@@ -70,3 +71,16 @@ def test_the_check_measures_as_transformers_does(
     assert found.reverse_loss == pytest.approx(sums[-1] / count, rel=1e-4)
     assert found.eos_token == tokenizer.eos_token
     assert found.eos_probability == pytest.approx(np.exp(np.mean(ends)), rel=1e-3)
+
+
+def test_an_import_may_need_the_whole_model(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Gemma 4 fails part by part, so transformers loads the new folder, which has a config then."""
+    made, source = tiny("gemma4", tokenizer), tmp_path / "foreign"
+    made.save_pretrained(source)
+    tokenizer.save(source)
+    known = check.check_model(source, made, tokenizer.backend, ledom.Direction.FORWARD)
+    way = "forward" if known.forward_loss < known.reverse_loss else "reverse"
+    found = import_model(str(source), tmp_path / "out", ImportOptions(way)).check
+    assert found is not None
+    assert found.forward_loss == pytest.approx(known.forward_loss)
+    assert found.reverse_loss == pytest.approx(known.reverse_loss)

@@ -144,6 +144,7 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     with write_folder(out) as folder:
         _require_space(out, sum(tensor.num_bytes for tensor in tensors.values()))
         write_safetensors(folder, tensors, shown)
+        write_json(folder / "config.json", model.config)  # the self-check may load the model
         check = _check(folder, skeleton, model, direction) if options.check else None
         tokenizer = Tokenizer(model.tokenizer, _eos(model, check, options, found))
         tokenizer.save(folder)
