@@ -258,7 +258,9 @@ class _Reader(Atoms):
         if token.kind != "word":
             return False
         word = token.text.lower()
-        if token.quoted or is_unit(token.text) or word in NOT_UNITS or len(word) > 3:
+        if token.quoted or is_unit(token.text) or word in NOT_UNITS:
+            return True
+        if len(word) > 3 or not word.isascii():  # no product of variables
             return True
         if not token.spaced or not self._rest_is_label():
             return False
