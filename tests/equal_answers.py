@@ -150,6 +150,8 @@ EQUAL = [
     ("2x-y=-1", "y = 2x + 1", "one line"),
     ("A and C", "A, C", "a list in words, its letters in capitals"),
     ("C)", "C", "a choice"),
+    ("Option C", "C", "a choice"),
+    (r"\text{Choice (C)}", "C", "a choice"),
     ("3 + 2 = 5", "5", "a true sum and its value"),
     ("2/3 of the cake", "2/3", "what is shared may be left out"),
     # units

@@ -329,6 +329,7 @@ UNEQUAL = [
     (r"\text{Monday}", r"\text{Friday}", "another word"),
     ("(A)", "(B)", "another choice"),
     ("(C) 15", "D", "another choice"),
+    ("Option C", "Option D", "another choice"),
     ("(c) 15", "D", "another choice"),
     ("f(c) 15", "15", "may be a function"),
     ("(C) 15", "16", "it says something else"),

@@ -186,11 +186,11 @@ class _Reader(Atoms):
         while (token := self.peek()).text and not self._ends_label(token):
             self.take()
             if token.text == "^":
-                closes = self.peek().text == "{"
-                pieces.append("^" + self.tokens[self.place + closes].text)
-                self.place += 1
-                if closes:
-                    self.place += 1
+                is_braced = self.peek().text == "{"
+                if is_braced:
+                    self.take()
+                pieces.append("^" + self.take().text)
+                if is_braced:
                     self.expect("}")
             else:
                 pieces.append(token.text)
