@@ -331,7 +331,7 @@ def test_the_label_takes_precedence_over_the_answer(
         *("answer ", "answer is ", "answer*", "Answer:\n", '"answer": "', "é\n", "$\n", "x ."),
     ],
 )
-@pytest.mark.parametrize("prefix", ["", "The answer is ", "#### ", "\\boxed{"])
+@pytest.mark.parametrize("prefix", ["", "The answer is ", "#### ", "\\boxed{", "Answer: 1. "])
 def test_long_hostile_texts_take_linear_time(unit: str, prefix: str) -> None:
     """Ten times the text may take 10 times as long, but not 100; 30 allows for a busy machine."""
     seconds = []

@@ -32,7 +32,7 @@ ANSWER_MARK = re.compile(
     re.MULTILINE,
 )
 WORKED_SOLUTION = re.compile(  # what "Answer:" begins, if it is not the answer itself
-    r"(?s:\s*(?:Step )?1[.:)]\s.*?\n\s*(?:Step )?2[.:)]\s)"
+    r"(?s:\s*(?:Step )?1[.:)]\s.*?\n[ \t]*(?:Step )?2[.:)]\s)"
     r"|(?=[^\n=0-9]*[0-9])[^\n=]*=[^\n]*\n(?!\s*(?:[Cc]heck|[Vv]erif))(?=[^\n=0-9]*[0-9])[^\n=]*="
 )
 
