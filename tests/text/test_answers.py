@@ -124,6 +124,29 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ('{"answer": [3, 4], "confidence": 0.9}', "3, 4"),
         ("The answer is 5.\n\nQ: What is 3 + 4?\nA: 7", "5"),
         ("He has 3.\nQuestion: how many in all?\nAnswer: 5", "5"),
+        ("The answer is 5! = 120.", "120"),
+        ("The answer is 5! ways.", "5! ways"),
+        ("The answer is the point (2, 3).", "(2, 3)"),
+        ("The answer is the interval [2, 5).", "[2, 5)"),
+        ("The answer is (-\u221e, 2) U (2, 5).", "(-\u221e, 2) U (2, 5)"),
+        ("The answer is 1/6 or about 16.7%.", "1/6"),
+        ("Ans: B", "B"),
+        ("### Answer\nB", "B"),
+        ("**Final Answer**\n\n42\n\nAsk me 3 more!", "42"),
+        # a worked solution after "Answer:"
+        ("Answer: 20 * 3 = 60\n60 + 5 = 65", "65"),
+        ("**Answer:**\n\n1. Find the sum: 3 + 4 = 7.\n2. Double it: 14.", "14"),
+        ("Answer:\nStep 1: 3 + 4 = 7\nStep 2: 7 - 2 = 5", "5"),
+        ("Answer: 3 + 4 = 7\nCheck: 7 - 4 = 3", "7"),
+        ("Answer: 3 + 4 = 7\n\nAnd 7 - 4 = 3.", "7"),
+        # tokens that end a text
+        ("#### 5</s>", "5"),
+        ("#### 5<|endoftext|>", "5"),
+        ("The answer is (B).<|im_end|>", "(B)"),
+        ("The answer is Paris.<end_of_turn>", "Paris"),
+        ("B<|eot_id|>", "B"),
+        ("The answer is 5.<\uff5cend\u2581of\u2581sentence\uff5c>", "5"),
+        ("<|channel|>final<|message|>5", "5"),
         # the whole text is the answer
         ("B", "B"),
         ("**(B)**", "(B)"),
@@ -217,6 +240,8 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("the number is 413₅.", "413₅"),
         ("The ratio is 3 : 4.", "3 : 4"),
         ("They meet at 3 pm.", "3 pm"),
+        ("They meet at 3:45 PM.", "3:45 PM"),
+        ("in (-\u221e, 2] U [3, \u221e)", "(-\u221e, 2] U [3, \u221e)"),
         ("The date is 5/6/2020.", "5/6/2020"),
         ("The date is 2020-05-06.", "2020-05-06"),
         ("It takes 3-4 days.", "3-4"),
@@ -299,29 +324,14 @@ def test_the_label_takes_precedence_over_the_answer(
 @pytest.mark.parametrize(
     "unit",
     [
-        *(
-            "1",
-            "1,",
-            ",111",
-            "1/",
-            "1.",
-            " ",
-            "\n",
-            "-",
-            "- ",
-            "$",
-            "a",
-            "\\",
-            "`",
-            "\x00",
-            "\ud800",
-        ),
+        *("1", "1,", ",111", "1/", "1.", " ", "\n", "-", "- "),
+        *("$", "a", "\\", "`", "\x00", "\ud800"),
         *("####", "#### \n", "#### 1x\n", "\\boxed{", "{", "}", '{"a":', "<<", "A: \n", ", x", "="),
         *("(1,", "x = 1 or ", "\\frac{", "\\(", "\\pi ", "1:", "1 1/", "<answer>", "</think>"),
         *("answer ", "answer is ", "answer*", "Answer:\n", '"answer": "', "é\n", "$\n", "x ."),
     ],
 )
-@pytest.mark.parametrize("prefix", ["", "The answer is ", "#### ", "\\boxed{"])
+@pytest.mark.parametrize("prefix", ["", "The answer is ", "#### ", "\\boxed{", "Answer: 1. "])
 def test_long_hostile_texts_take_linear_time(unit: str, prefix: str) -> None:
     """Ten times the text may take 10 times as long, but not 100; 30 allows for a busy machine."""
     seconds = []

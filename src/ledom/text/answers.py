@@ -17,7 +17,7 @@ from decimal import Decimal
 from ledom.core.records import THOUGHT_END, Candidate, Problem
 from ledom.text.math.equality import is_number, same_meaning
 from ledom.text.math.expressions import read
-from ledom.text.math.in_text import FORMULA, NUMBER, PART
+from ledom.text.math.in_text import ANSWER_MARK, FORMULA, NUMBER, PART, WORKED_SOLUTION
 from ledom.text.math.nodes import Node
 from ledom.text.math.notation import MARKUP, bare, keyboard, text_key
 from ledom.text.math.units import NOT_UNITS
@@ -33,17 +33,13 @@ __all__ = [
 ]
 
 _BOXED_OR_BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,4}\{|\\[\\{}]|[{}]")
-_ANSWER_MARK = re.compile(
-    r"(?i:(?:\b|_)(?:answers?|(?:correct|right|best) (?:option|choice))\b[\\*_\"'`\s]{0,8}"
-    r"(?:(?:is|are|was|(?:would|must|should|will) be)\b|[:=]))"
-    r"|^[ \t*]{0,8}A:(?=\s)",
-    re.MULTILINE,
-)
 # A sum of numbers alone is a step of a calculation; 5m and T-5 are not expressions.
 _SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
 _TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-_SENTENCE_END = re.compile(r"(?<!\b[ie]\.[eg])[.!?](?=[\s*\"'`)]|$)")
+_SENTENCE_END = re.compile(  # not a factorial's sign: 5! = 120, 5! ways
+    r"(?<!\b[ie]\.[eg])(?:[.?]|!(?!\s?[-+*/^=<>a-z]))(?=[\s*\"'`)]|$)"
+)
 _JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
 _JSON_VALUE = re.compile(
     r"\s*(?:\"([^\"\n]*)|(?:null|None)\b|([$-]{0,2}[0-9]{1,3}(?:,[0-9]{3})+[^\",}\n]*|[^\",}\n]*))"
@@ -54,6 +50,7 @@ _CLAUSE = re.compile(
     r"|\s(?=(?:because|since|as|rather than|instead of|(?:and |but )?not)\b))"
     r"(?!and (?!not\b)|or\b)(?=[^\W\d_]{2}|i\.e\.)"
     r"|\s\((?=[^()]{1,99}\)\Z)"  # a remark: 7 (3 + 4)
+    r"|,?\sor (?:about|around|roughly|approximately)\b"
 )
 _ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
 _CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
@@ -70,6 +67,7 @@ _TAGGED = re.compile(r"<answer>([^<]{1,1000})</answer>", re.IGNORECASE)
 _EMPHASIS = re.compile(
     r"</?(?:b|i|u|em|strong|mark|code|span)>|(?<![\w*_`\\$])(\*\*|\*|__|`)(?![\s*_`])([^*_`\n]{1,200}?)(?<!\s)\1(?![\w*_`])"
 )
+_CONTROL = re.compile(r"</?s>|<(?:bos|eos|pad|(?:start|end)_of_turn)>|<\|[^<>|\s]{1,40}\|>")
 _NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:Q|Question)\s?:")
 _LISTED = re.compile(r"\b(?:solutions|roots|zeros|zeroes|values)\b[^.\n=]{0,60}?\bare:?\s")
 _NAME = re.compile(r"\([A-Za-z]\)|[A-Za-z]\)|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
@@ -110,7 +108,7 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer(r"Thus \boxed{\frac{1}{2}} of them."), extract_answer("No number.")
     ('\\frac{1}{2}', None)
     """
-    thought, conclusion = split_thought(_EMPHASIS.sub(r"\2", keyboard(text)))
+    thought, conclusion = split_thought(_EMPHASIS.sub(r"\2", _CONTROL.sub("\n", keyboard(text))))
     for part in (conclusion, thought):
         before, *further = _NEXT_QUESTION.split(part, maxsplit=1)
         places = [(find, before) for find in _STATING if further]
@@ -271,7 +269,7 @@ def _in_json(text: str) -> str | None:
 
 
 def _after_mark(text: str) -> str | None:
-    mark = _last(_ANSWER_MARK, text)
+    mark = _last(ANSWER_MARK, text)
     if mark is None:
         return None
     rest = _JSON_ESCAPE.sub(lambda escape: escape[1] or " ", text[mark.end() :])
@@ -279,7 +277,9 @@ def _after_mark(text: str) -> str | None:
         value = _JSON_VALUE.match(rest)
         return _stated(value[1] or value[2] or "", is_last=True) if value else None
     lines = [line for line in rest.split("\n") if has_content(line)]
-    if not lines or (mark[0].endswith("A:") and lines[1:] and not lines[1].startswith("Q")):
+    if not lines or WORKED_SOLUTION.match(rest):
+        return None
+    if mark[0].endswith("A:") and lines[1:] and not lines[1].startswith("Q"):
         return None
     return _stated(lines[0].lstrip(MARKUP + ":="), is_last=len(lines) == 1)
 
@@ -306,7 +306,7 @@ def _stated(line: str, *, is_last: bool) -> str | None:
     if not is_last:
         return None
     number = None if read(sentence) else _last_formula(line)
-    if _is_prose(line):
+    if _is_prose(line) and not (number and _has_values(number)):
         number = _last_number(_REMARK.sub("", line)) or _last_number(line)
     formula = next((c for c in clauses if _understood(c)), None)  # √2, which is about 1.41
     return number or formula or (sentence if has_content(sentence) else None)

@@ -53,7 +53,7 @@ def test_an_answer_without_content_equals_nothing(answer: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "rest", [" rather than 5", r" \unknown", " then 7", " ?", " @", " 8", "(", "^"]
+    "rest", [" rather than 5", r" \unknown", " then 7", " ?", " @", " 8", "(", "^", "^{"]
 )
 def test_text_after_a_number_is_never_ignored(rest: str) -> None:
     for start in ("6", r"\frac{1}{2}", r"\sqrt{2}", "(1, 2)", "x + 1", r"\{1, 2\}", "3 cm"):

@@ -186,11 +186,11 @@ class _Reader(Atoms):
         while (token := self.peek()).text and not self._ends_label(token):
             self.take()
             if token.text == "^":
-                closes = self.peek().text == "{"
-                pieces.append("^" + self.tokens[self.place + closes].text)
-                self.place += 1
-                if closes:
-                    self.place += 1
+                is_braced = self.peek().text == "{"
+                if is_braced:
+                    self.take()
+                pieces.append("^" + self.take().text)
+                if is_braced:
                     self.expect("}")
             else:
                 pieces.append(token.text)
@@ -258,7 +258,9 @@ class _Reader(Atoms):
         if token.kind != "word":
             return False
         word = token.text.lower()
-        if token.quoted or is_unit(token.text) or word in NOT_UNITS or len(word) > 3:
+        if token.quoted or is_unit(token.text) or word in NOT_UNITS:
+            return True
+        if len(word) > 3 or not word.isascii():  # no product of variables
             return True
         if not token.spaced or not self._rest_is_label():
             return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 __all__ = [
+    "ANSWER_MARK",
     "CALCULATION",
     "CALCULATION_PART",
     "EQUATION",
@@ -20,7 +21,20 @@ __all__ = [
     "NUMBER",
     "PART",
     "SIGNED",
+    "WORKED_SOLUTION",
 ]
+
+ANSWER_MARK = re.compile(
+    r"(?i:(?:\b|_)(?:answers?|ans|(?:correct|right|best) (?:option|choice))\b[\\*_\"'`\s]{0,8}"
+    r"(?:(?:is|are|was|(?:would|must|should|will) be)\b|[:=])"
+    r"|^(?:\#{1,6} )?(?:(?:final|correct) )?answer[ \t]*$)"  # a heading
+    r"|^[ \t*]{0,8}A:(?=\s)",
+    re.MULTILINE,
+)
+WORKED_SOLUTION = re.compile(  # what "Answer:" begins, if it is not the answer itself
+    r"(?s:\s*(?:Step )?1[.:)]\s.*?\n[ \t]*(?:Step )?2[.:)]\s)"
+    r"|(?=[^\n=0-9]*[0-9])[^\n=]*=[^\n]*\n(?!\s*(?:[Cc]heck|[Vv]erif))(?=[^\n=0-9]*[0-9])[^\n=]*="
+)
 
 GROUP_SPACE = r"[ \xa0\u2009\u202f]"
 """A space that may group digits: 12 000."""
@@ -36,7 +50,7 @@ _UNSIGNED = (
 _PI = r"(?:π|\\pi\b)"
 _RAISED = "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"
 _REPEATING = r"\\overline\s?\{[0-9]+\}|(?<=\.)\([0-9]+\)|(?<=\.[0-9])\([0-9]+\)"
-_TIME = r"(?:(?::[0-9]+)+|(?:\s:\s[0-9]+)+)?(?:\s?[ap]\.?m\b)?"
+_TIME = r"(?:(?::[0-9]+)+|(?:\s:\s[0-9]+)+)?(?:\s?[aApP]\.?[mM]\b)?"
 NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.^])(?<!\^[-{])(?<!\^\{-)"  # not the exponent of m^2
     # "5 - 3" subtracts
@@ -47,7 +61,7 @@ NUMBER = re.compile(
     r"(?:[eE][-+]?[0-9]{1,4}(?![\w.]\w)"
     rf"|(?:\s?(?:[x*×]|\\times|\\cdot)\s?10)?(?:\^\{{?-?[0-9]+\}}?|{_RAISED})"
     rf"|\s?\\?%|\s?{_PI}(?:/[0-9]+)?)?"
-    r"(?:\s?(?:hundred|thousand|million|billion|trillion)\b)?"
+    r"(?:\s?(?:hundred|thousand|million|billion|trillion|quadrillion)\b)?"
 )
 _GROUP = r"\{(?:[^{}]|\{[^{}]{0,99}\}){1,99}\}"
 _VALUE = rf"[-\u2212]?{_UNSIGNED}(?:/[0-9]+)?"
@@ -75,7 +89,7 @@ _JOINT = (
 _SUM = rf"(?<![\w.\\^_{{])[-\u2212±]?{_FACTOR}(?:{_JOINT}{_FACTOR}){{0,40}}"
 FORMULA = re.compile(
     r"\$\$?([^$\n]{1,400})\$|\\[(\[]((?:[^\\]|\\(?![()\[\]])){1,400})\\[)\]]"
-    rf"|({_BRACKETED}(?:\s?(?:∪|\\cup)\s?{_BRACKETED}){{0,9}})"
+    rf"|({_BRACKETED}(?:\s?(?:∪|U|\\cup)\s?{_BRACKETED}){{0,9}})"
     rf"|({_ROOT}(?:(?:,|,?\s(?:or|and))\s{_ROOT}){{1,20}}|{_ROOT}\sor\s{_VALUE}(?!\w))"
     rf"|(?<![\w.])((?:{_VALUE}{_RELATION})?[A-Za-z]{_RELATION}{_VALUE})"
     rf"|(?P<sum>{_SUM})"

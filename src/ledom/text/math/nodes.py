@@ -40,8 +40,8 @@ _NUMERAL = re.compile(
     r"(?:[eE](?P<exponent>[+-]?[0-9]+))?"
 )
 
-_MAYBE_E = re.compile(r"(?!1e)[0-9]+e[+-][0-9]+")
-"""2e-1 may be 0.2, or 2 times e minus 1."""
+_MAYBE_E = re.compile(r"(?!1e)[0-9]+e[+-](?!0)[0-9]+")
+"""2e-1 may be 0.2, or 2 times e minus 1; 2e-05 is a number."""
 
 NO_LABEL = Label()
 

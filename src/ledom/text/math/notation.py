@@ -105,11 +105,11 @@ _SUPERSCRIPT_RUN = re.compile(rf"[{''.join(_SUPERSCRIPTS)}]+")
 _SUBSCRIPT_RUN = re.compile(rf"[{''.join(_SUBSCRIPTS)}]+")
 _SPELLINGS = (
     (re.compile(r"\A~\s?(?=[$\\.\d-])"), r"\\approx "),  # elsewhere it is LaTeX's space
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\[dtc](frac|binom)(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"\\(?:ge|geqslant)(?![A-Za-z])"), r"\\geq"),
     (re.compile(r"\\(?:le|leqslant)(?![A-Za-z])"), r"\\leq"),
     (re.compile(r"\\ne(?![A-Za-z])"), r"\\neq"),
-    (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
+    (re.compile(r"(?<![A-Za-z])(?:[Oo]ption|[Cc]hoice)\s(?=\(?[A-J](?:\W|\Z))"), ""),
     (re.compile(r"\\mathbb\s?([A-Z])(?![A-Za-z])"), r"\\mathbb{\1}"),
     (re.compile(r"\\varnothing(?![A-Za-z])|\\\{\s{0,9}\\\}"), r"\\emptyset"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])"), ""),
@@ -123,6 +123,9 @@ _SPELLINGS = (
     (re.compile(r"(?<![A-Za-z])([aApP])\.\s?([mM])\.?(?![A-Za-z])"), r" \1\2"),
     (re.compile(r"(?<![A-Za-z\\])[Ii]nfinity(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"(?<=\d) per cent(?![A-Za-z])"), " percent"),
+    (re.compile(r"(?<=[)\]])\s?U\s?(?=[(\[])"), r"\\cup "),
+    (re.compile(r"[(\[]\s?\\begin\{array\}\{\w+\}"), r"\\begin{pmatrix}"),
+    (re.compile(r"\\end\{array\}\s?[)\]]"), r"\\end{pmatrix}"),
     (re.compile(r"\A([A-Ja-j])\)\Z"), r"\1"),  # the letter of a choice
     # a set in plain text; the comma of {1,000} groups digits
     (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
@@ -388,7 +391,8 @@ def _piece(text: str, place: int, *, grouped: bool) -> tuple[str, str, int]:
         is_unit = word in _UNIT_FUNCTIONS and _NO_ARGUMENT.match(text, match.end())
         if word in _LETTER_NAMES or (word in FUNCTIONS and not is_unit):
             return "command", _LETTER_NAMES.get(word, word), match.end()
-        return "name" if len(word) == 1 else "word", word, match.end()
+        is_name = len(word) == 1 and not "\u2e80" <= word <= "\uffff"  # not Chinese
+        return "name" if is_name else "word", word, match.end()
     if match := _SIGN.match(text, place):
         sign = match[0] if len(match[0]) == 1 else match[0].replace(r"\%", "%").replace("**", "^")
         return "sign", sign, match.end()

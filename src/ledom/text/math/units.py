@@ -25,8 +25,15 @@ NOT_UNITS = words(  # a number followed by one of these is not the whole value
     "tens half halves third thirds fourths fifths sixths sevenths eighths ninths tenths "
     "elevenths twelfths twentieths hundredths thousandths millionths doubled tripled "
     "most below above under except if not negative past noon midnight january "
-    "february march april may june july august september october november december"
+    "february march april may june july august september october november december "
+    "grand mil mille tausend millones milhões millionen milyon mio juta ribu "
+    "milliard milliards milliarde milliarden milliardi mrd тыс тысяча тысячи тысяч миллион "
+    "миллиона миллионов млн миллиард миллиарда миллиардов млрд"
 )
+_SCALE_OR_LIMIT = re.compile(
+    "[万萬亿億兆千百十半成折月日号號만억천백십]|以|左右|多|余|分之|이상|이하"
+)
+"""Chinese, Japanese and Korean, whose words are not separated: 5万人, 5个以上."""
 _SCALES = {
     "hundred": 10**2,
     "thousand": 10**3,
@@ -35,6 +42,7 @@ _SCALES = {
     "crore": 10**7,
     "billion": 10**9,
     "trillion": 10**12,
+    "quadrillion": 10**15,
 }
 MONEY_SCALES = {"k": 10**3, "m": 10**6, "b": 10**9}
 """The factors of letters after an amount of money: $5k."""
@@ -229,8 +237,9 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
         elif word in _STOP_WORDS:
             has_ended = bool(others)  # "5 bags of"
         else:
-            is_variable = len(word) == 1 and word not in ONE_LETTER_UNITS
-            if word in NOT_UNITS or not word[:1].isalpha() or is_variable:
+            is_variable = len(word) == 1 and word.isascii() and word not in ONE_LETTER_UNITS
+            changes_value = word in NOT_UNITS or _SCALE_OR_LIMIT.search(word)
+            if changes_value or not word[:1].isalpha() or is_variable:
                 raise NotUnderstood(word)
             plain = word if len(word) < 4 else word.removesuffix("s")
             others.add(plain)
