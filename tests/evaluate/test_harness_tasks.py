@@ -235,6 +235,15 @@ def test_no_document_is_its_own_example(
         made(config, 3, monkeypatch).fewshot_context(task.eval_docs[0], 3)
 
 
+def test_texts_that_are_scored_whole_have_no_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of their questions are empty, so none could be an example of another."""
+    whole = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "test_split": "test"}
+    task = made(whole, 2, monkeypatch)
+    assert task.config.num_fewshot == 0
+    task.build_all_requests()
+    assert [one.args for one in task.instances] == [("A0",), ("A1",), ("A2",), ("A0",)]
+
+
 def test_examples_equal_those_of_the_harness_unless_one_is_the_question(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -286,6 +287,19 @@ def test_passages_that_lose_their_end_are_counted(
     code, text = run("rank", "How many?", passage_file)
     assert code == 0, text
     assert f"note: 1 of {len(PASSAGES) + 1} passages were cut" in text
+
+
+def test_a_models_own_direction_counts(
+    run: Run, checkpoints: dict[str, Path], passage_file: Path, tmp_path: Path
+) -> None:
+    """A foreign model, which records none, is not taken for a reverse one."""
+    foreign = shutil.copytree(checkpoints["forward"], tmp_path / "foreign")
+    config = json.loads((foreign / "config.json").read_text())
+    del config["ledom_direction"]
+    (foreign / "config.json").write_text(json.dumps(config))
+    ranking = ["rank", "What is 2 + 3?", passage_file, "--model"]
+    check_refused(run(*ranking, foreign), "records no direction")
+    assert run(*ranking, checkpoints["forward"]) == run(*ranking, foreign, "--direction", "forward")
 
 
 def test_other_input_is_refused(run: Run, fakes: Fakes, passage_file: Path, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_the_answer_is_at_its_end(direction: Direction, text: str, answer: list[
         ("7", "7.\nWell done", True),
         ("8", "7 pens because 3 + 4 = 7", False),
         ("Dr. No", "dr no", True),
+        ("O'Brien", "\u201cO\u2019Brien\u201d", True),
         ("Jean-Paul", "jeanpaul", True),
         ("Schindler's List", "Schindlers List", True),
         ("Catch-22", "Catch-22", True),

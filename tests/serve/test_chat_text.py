@@ -103,6 +103,22 @@ def test_a_query_that_does_not_continue_its_prompt_is_refused() -> None:
         response_in("something else altogether", "How many pens are there?")
 
 
+@pytest.mark.parametrize(
+    ("query", "prompt"),
+    [
+        ("<s> [INST] How many? [/INST] It is 7.</s>", "<s>[INST] How many? [/INST]"),
+        ("<s> [INST] How many? [/INST] It is 7.</s>", "[INST] How many? [/INST]"),
+        ("<|begin_of_text|>How many? It is 7.", "How many?"),
+        ("Combien d'\u00e9toiles ? It is 7.", "Combien d'e\u0301toiles ?"),
+        ("<|user|>\nDon't, and how many?\n It is 7.", "<|user|>\nDo n't , and how many ?\n"),
+    ],
+)
+def test_decoding_may_change_white_space_and_accents_and_add_a_bos(query: str, prompt: str) -> None:
+    """Llama 2's tokenizer decodes a space after `<s>`, others remove spaces before signs, and
+    Qwen's composes accents."""
+    assert response_in(query, prompt).removesuffix("</s>") == " It is 7."
+
+
 def test_the_users_last_turn_is_the_question() -> None:
     messages = [
         {"role": "user", "content": "Hi"},

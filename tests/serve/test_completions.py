@@ -11,11 +11,18 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from transformers import AutoModelForCausalLM
 
 import ledom
 from ledom.core.errors import ServerError
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.serve.app import make_app
+from ledom.serve.judge import Judge
 from ledom.serve.server import Server
+from ledom.serve.service import Service
+from ledom.serve.settings import Settings
+from ledom.text.tokenizer import train_tokenizer
 from waiting import SECONDS
 
 TEXT = "Ava has 3 pens.\n\n3 + 4 = 7"
@@ -213,6 +220,28 @@ def test_tokenizers_are_served(server: Server) -> None:
     for name in names:
         assert httpx.get(f"{server.url}/v1/models/{name}").json()["id"] == name
     assert httpx.get(f"{server.url}/v1/models/gpt").status_code == 404
+
+
+def test_tokens_of_two_tokenizers_need_a_model(
+    pair: tuple[FakeLanguageModel, FakeLanguageModel],
+) -> None:
+    """lm-eval names none, and would send one model's ids to the other."""
+    pair[1].tokenizer = train_tokenizer(["2 + 2 + 2"], 300)
+    app = make_app(Service(Judge(*pair), Settings()))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        given: dict[str, Any] = {"prompt": TEXT}
+        for model in ("forward", "reverse"):
+            found = client.post("/tokenize", json=given | {"model": model}).json()["tokens"]
+            lm = pair[model == "reverse"]
+            assert found == lm.tokenizer.encode(TEXT).ids
+            assert client.get("/tokenizer_info", params={"model": model}).status_code == 200
+        for answer in (
+            client.post("/tokenize", json=given),
+            client.post("/detokenize", json={"tokens": [1]}),
+            client.get("/tokenizer_info"),
+        ):
+            assert answer.status_code == 400
+            assert "different tokenizers" in answer.json()["error"]["message"]
 
 
 @pytest.mark.slow

@@ -94,8 +94,8 @@ def rank(
     passages: Annotated[Path, options.path_argument(help="A JSONL file of passages (id, text).")],
     model: options.Model = "tiny",
     direction: Annotated[
-        str, typer.Option(help="The model's direction: reverse or forward.")
-    ] = "reverse",
+        str | None, typer.Option(help="Direction of a model whose config.json records none.")
+    ] = None,
     prior: PassagePrior = False,
     top: TopPassages = 10,
     out: options.OutForFile = None,
@@ -108,7 +108,7 @@ def rank(
     Example: ledom rank "Ava has 3 pens and buys 4. How many?" passages.jsonl
     """
     from ledom.evaluate import retrieval
-    from ledom.lm import unfamiliar_texts
+    from ledom.lm import EMBEDDED, unfamiliar_texts
 
     options.refuse_unused(context, *options.unused_by_models(model))
     from_file = _is_file(query, "query", out)
@@ -118,6 +118,8 @@ def rank(
     else:
         queries = [retrieval.Query(id="query", text=read_words(query, "query").strip())]
     set_threads(threads)
+    if direction is None and model in (EMBEDDED, "none"):
+        direction = "reverse"
     lm = load_model(model, direction, device, dtype)
     with options.results_folder(out) as folder:
         ranking = retrieval.rank_passages(lm, queries, found, folder, track, prior, top)

@@ -133,8 +133,8 @@ def models_or_none(
     )
 
 
-def load_model(name: str, direction: str, device: str | None, dtype: str) -> LanguageModel:
-    """The model of a direction, for a command that needs one.
+def load_model(name: str, direction: str | None, device: str | None, dtype: str) -> LanguageModel:
+    """The model of a direction, or of the one that it records, for a command that needs one.
 
     >>> load_model("none", "reverse", None, "auto")  # doctest: +ELLIPSIS
     Traceback (most recent call last):

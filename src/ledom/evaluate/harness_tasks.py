@@ -72,9 +72,10 @@ def build_tasks(name: str, num_fewshot: int, dataset: Path | None = None) -> lis
     """
     tasks = _load(name) if dataset is None else _load_with(name, dataset)
     for task in tasks:
-        if num_fewshot and task.get_config("num_fewshot") != 0:
+        shows_examples = task.OUTPUT_TYPE != "loglikelihood_rolling"
+        if num_fewshot and shows_examples and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=num_fewshot)
-        elif task.get_config("num_fewshot") is None:
+        elif not shows_examples or task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         leave_out_the_question(task, partial(_asks_the_same, task))
     return tasks

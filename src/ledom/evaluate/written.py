@@ -27,7 +27,7 @@ _CHAIN = "The above is the thought chain."
 _SOLUTION = "# The above solves the following task."
 _CHECK = re.compile(r"\bcheck\b")
 _WORD = re.compile(r"[^\W\d_]{2,}")
-_PUNCTUATION = re.compile(r"(?<![0-9])[.,;:!?'\"()](?![0-9])|(?<=[^\W\d_])-(?=[^\W\d_])")
+_PUNCTUATION = re.compile(r"(?<![0-9])[.,;:!?'\"()‘’“”](?![0-9])|(?<=[^\W\d_])-(?=[^\W\d_])")
 """Signs that do not matter in words, but do next to a digit: -5, 1.5, 5!, 7:30."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 

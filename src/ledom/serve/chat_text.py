@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from unicodedata import normalize
 
 from ledom.core.errors import InputError
 
@@ -85,20 +86,29 @@ def answer_of(response: str | Messages) -> str:
 def response_in(query: str, prompt: str) -> str:
     """The part of `query` after the prompt. `query` may have lost the prompt's start.
 
-    Raises `InputError` if `query` does not start with the prompt or the end of it.
+    `query` was decoded from ids: its white space and the form of its accents may differ from the
+    prompt's, and it may have a BOS token that the prompt lacks. Raises `InputError` if it does not
+    start with the prompt or the end of it.
 
     >>> response_in("two plus two? Four.", "What is two plus two?")
+    ' Four.'
+    >>> response_in("<s> [INST] 2 + 2? [/INST] Four.", "<s>[INST] 2 + 2? [/INST]")
     ' Four.'
     """
     if query.startswith(prompt):
         return query[len(prompt) :]
-    length = _overlap(prompt, query.lstrip("\ufffd"))
-    if length < min(_SHORTEST_OVERLAP, len(prompt)):
+    query, prompt = normalize("NFC", query), normalize("NFC", prompt)  # Qwen's tokenizer does this
+    opening = _OPENINGS.match(query)
+    query = query[opening.end() if opening else 0 :].lstrip("\ufffd")
+    known = "".join(prompt.split())
+    length = _overlap(known, "".join(query.split()))
+    if length < min(_SHORTEST_OVERLAP, len(known)):
         raise InputError(
             "the query does not start with its prompt or with the end of it; send prompt and "
             "response as one text"
         )
-    return query.lstrip("\ufffd")[length:]
+    ends = [0, *(end for end, sign in enumerate(query, start=1) if not sign.isspace())]
+    return query[ends[length] :].removeprefix(prompt[len(prompt.rstrip()) :])
 
 
 def split_dialog(text: str, between: str) -> tuple[str, str]:

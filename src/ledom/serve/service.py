@@ -32,6 +32,7 @@ class Service:
         self.judge, self.settings, self.upstream = judge, settings, upstream
         self.metrics = Metrics(lambda: self._batcher.waiting + self._jobs.waiting)
         self.started = int(time.time())
+        self._num_tokenizers = len({lm.tokenizer.fingerprint for lm in judge.models})
         limits = settings.limits
         self._batcher: Batcher[Pair, Judgement] = Batcher(
             judge.judge_in_steps,
@@ -68,11 +69,15 @@ class Service:
         return self.upstream is not None or self.judge.forward is not None
 
     def model(self, name: str | None) -> LanguageModel:
-        """The model of that name; without one, the forward model if there is one.
+        """The model of that name; without one, any, as they share a tokenizer.
 
-        Raises `Refusal` if there is no such model.
+        Raises `Refusal` if there is no such model, and without a name if tokenizers differ.
         """
         if name is None:
+            if self._num_tokenizers > 1:
+                raise Refusal(
+                    400, "the models have different tokenizers; name a model, forward or reverse"
+                )
             return self.judge.models[0]
         if name not in self.models:
             known = ", ".join(self.models)
