@@ -132,8 +132,8 @@ _OPTIONS = {  # by command
     "synthesize": "--num-seeds --known --agreement --similarity --answers --out",
     "invert": "--samples --top-p --seed --forward --reverse --out",
     "serve": (
-        "--strategy --weights --lambda --mask-copies --upstream --prompt-price --host --port "
-        "--reports --max-waiting --max-candidates --max-seconds --dtype --threads"
+        "--strategy --weights --lambda --mask-copies --empty-reward --upstream --prompt-price "
+        "--host --port --reports --max-waiting --max-candidates --max-seconds --dtype --threads"
     ),
     "train": "--direction --out --device --threads",
     "compare": "--out",

@@ -76,7 +76,7 @@ def test_trl_gets_rewards(
     assert set(log.extra) == {"log_p_yx", "log_p_xy", "log_p_y"}
     sums = zip(log.extra["log_p_yx"], log.extra["log_p_xy"], strict=True)
     assert found == pytest.approx([(a + b) / 2 for a, b in sums])  # lambda 0.5, untuned
-    assert log.metrics == {"copied_share": 0.0, "truncated_share": 0.0}
+    assert log.metrics == {"copied_share": 0.0, "empty_share": 1 / 3, "truncated_share": 0.0}
     again, _ = call(pickle.loads(pickle.dumps(reward)), [QUESTION] * 3, ANSWERS)
     assert again == found
 
@@ -84,7 +84,8 @@ def test_trl_gets_rewards(
 def test_trl_may_send_messages(models: dict[str, str], expected: list[float]) -> None:
     prompts = [[{"role": "user", "content": QUESTION}]] * 3
     completions = [[{"role": "assistant", "content": answer}] for answer in ANSWERS]
-    assert call(trl_reward(**models), prompts, completions)[0] == pytest.approx(expected)
+    reward = trl_reward(empty_reward=-1e6, **models)
+    assert call(reward, prompts, completions)[0] == pytest.approx([*expected[:2], -1e6])
     reward = trl_reward(question="asked", **models)
     found, _ = call(reward, ["other"] * 3, ANSWERS, asked=[QUESTION] * 3)
     assert found == pytest.approx(expected)
@@ -93,8 +94,7 @@ def test_trl_may_send_messages(models: dict[str, str], expected: list[float]) ->
 def test_a_question_without_room_has_no_reward(
     models: dict[str, str], expected: list[float]
 ) -> None:
-    long = "pens " * 5000
-    found, log = call(trl_reward(**models), [QUESTION, long], ANSWERS[:2])
+    found, log = call(trl_reward(**models), [QUESTION, "pens " * 5000], ANSWERS[:2])
     assert found == [pytest.approx(expected[0]), None]
     assert log.extra["log_p_xy"][1] is None
 

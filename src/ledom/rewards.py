@@ -26,6 +26,7 @@ from pydantic import Field
 from ledom.core.errors import InputError
 from ledom.core.reading import Config, JsonObject
 from ledom.lm import EMBEDDED, load
+from ledom.rerank.candidate_table import is_blank
 from ledom.rerank.strategies import STRATEGIES
 from ledom.rerank.weights import choose_weights
 from ledom.serve.batching import Batcher
@@ -50,6 +51,7 @@ class _Settings(Config):
     lam: float | None = Field(default=None, ge=0, le=1)
     weights: str | Path | None = None
     mask_copies: int = Field(default=MASK_COPIES, ge=0)
+    empty_reward: float | None = None
     device: str | None = None
     dtype: Any = "auto"
 
@@ -71,7 +73,9 @@ def _load_judge(settings: _Settings) -> Judge:
     )
     names = str(settings.forward), str(settings.reverse)
     weights = choose_weights(settings.lam, settings.weights, *names)
-    judge = Judge(forward, reverse, settings.strategy, weights, settings.mask_copies)
+    judge = Judge(
+        forward, reverse, settings.strategy, weights, settings.mask_copies, settings.empty_reward
+    )
     if settings.lam is not None and not STRATEGIES[judge.strategy].interpolated:
         raise InputError(
             f"lam is {settings.lam:g}, but the strategy {judge.strategy} does not weigh two "
@@ -86,15 +90,15 @@ def trl_reward(
     """A reward function for TRL's GRPOTrainer; with `asynchronous`, a coroutine function.
 
     `forward` and `reverse` are model names for `ledom.load` (default: the embedded pair), or
-    "none". `strategy`, `lam` (lambda), `weights` (a file of `ledom tune`), `mask_copies`, `device`
-    and `dtype` are the options of `ledom serve`. The question is the last user message of the
-    prompt, or the dataset's column that `question` names.
+    "none". `strategy`, `lam` (lambda), `weights` (a file of `ledom tune`), `mask_copies`,
+    `empty_reward`, `device` and `dtype` are the options of `ledom serve`. The question is the last
+    user message of the prompt, or the dataset's column that `question` names.
 
-    TRL logs the log-probabilities next to the completions (`log_p_xy` ...), and two metrics:
-    `copied_share`, the mean share of an answer that is copied from its question, and
-    `truncated_share`, the share of answers that are longer than a model's context and were judged
-    without their end. If a prompt has no question, or its question leaves no room for an answer,
-    the reward is None.
+    TRL logs the log-probabilities next to the completions (`log_p_xy` ...), and three metrics:
+    `copied_share`, the mean share of an answer that is copied from its question, `empty_share`, the
+    share of answers that are empty or a thought that was cut off, and `truncated_share`, the share
+    of answers that are longer than a model's context and were judged without their end. If a prompt
+    has no question, or its question leaves no room for an answer, the reward is None.
 
     >>> reward = trl_reward(lam=0.5)  # models are loaded by the first call
     >>> reward.__name__
@@ -146,6 +150,7 @@ class _TRLReward:
                 log_extra(name, [None if j is None else j.logprobs[name] for j in judged])
         if log_metric is not None and fit:
             log_metric("copied_share", sum(map(copied_share, fit)) / len(fit))
+            log_metric("empty_share", sum(is_blank(pair.answer) for pair in fit) / len(fit))
             truncated = [judgement.is_truncated for judgement in judged if judgement is not None]
             log_metric("truncated_share", sum(truncated) / len(fit))
         return [None if judgement is None else judgement.reward for judgement in judged]

@@ -31,6 +31,7 @@ from waiting import SECONDS
         ),
         (["--reverse", "none", "--mask-copies", "4"], "--mask-copies would have no effect"),
         (["--forward", "none", "--reverse", "none"], "no model to judge with"),
+        (["--empty-reward", "nan"], "empty_reward is nan; give a finite number"),
     ],
 )
 @pytest.mark.usefixtures("fakes")

@@ -15,7 +15,7 @@ import ledom
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.rerank.weights import TunedWeights
 from ledom.serve.app import make_app
-from ledom.serve.judge import Judge, Judgement
+from ledom.serve.judge import Judge, Judgement, Pair
 from ledom.serve.service import Service
 from ledom.serve.settings import Settings
 from ledom.text.tokenizer import Tokenizer
@@ -144,6 +144,19 @@ def test_texts_unfamiliar_to_the_embedded_pair_get_a_warning() -> None:
     with TestClient(app, base_url="http://127.0.0.1") as client:
         assert client.post("/ledom/score", json=known).json()["warning"] is None
         assert "means nothing" in client.post("/ledom/score", json=foreign).json()["warning"]
+
+
+def test_empty_answers_can_have_a_reward_of_their_own(
+    pair: tuple[FakeLanguageModel, FakeLanguageModel],
+) -> None:
+    answers = ["", "<think>3 + 4", "<think>3 + 4</think>7", "7"]
+    pairs = [Pair("What is 3 + 4?", answer) for answer in answers]
+    usual = Judge(*pair).judge(pairs)
+    judged = Judge(*pair, empty_reward=-1e6).judge(pairs)
+    assert [j.reward for j in judged[:2]] == [-1e6, -1e6]
+    assert judged[2:] == usual[2:]
+    assert [j.scores for j in judged] == [j.scores for j in usual]
+    assert max(usual, key=lambda j: j.reward) in usual[:2]  # why it exists
 
 
 def test_weights_for_another_model_give_a_warning(

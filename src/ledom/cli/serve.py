@@ -36,6 +36,13 @@ Strategy = Annotated[
         "one model, its log P(question | answer) or log P(answer | question)."
     ),
 ]
+EmptyReward = Annotated[
+    float | None,
+    typer.Option(
+        help="Reward of an empty answer, or of a thought that was cut off. Default: that of an "
+        "empty text, which can be the highest of all."
+    ),
+]
 UpstreamAddress = Annotated[
     str | None,
     _gateway_option(
@@ -89,6 +96,7 @@ def serve(
     weights: options.WeightsFile = None,
     lam: options.Lambda = None,
     mask_copies: options.MaskCopies = 8,
+    empty_reward: EmptyReward = None,
     upstream: UpstreamAddress = None,
     upstream_model: UpstreamModel = None,
     prompt_price: PromptPrice = None,
@@ -132,14 +140,12 @@ def serve(
     set_threads(threads)
     source = None
     if upstream is not None:
-        key, seconds = os.environ.get("OPENAI_API_KEY"), 0.9 * max_seconds
-        source = Upstream(
-            upstream, upstream_model or "", key, seconds, prompt_price, completion_price
-        )
+        key, prices = os.environ.get("OPENAI_API_KEY"), (prompt_price, completion_price)
+        source = Upstream(upstream, upstream_model or "", key, 0.9 * max_seconds, *prices)
     with closing(Server(settings)) as server:  # takes the port before models are loaded
         tuned = choose_weights(lam, weights, forward, reverse)
         both = models_or_none(forward, reverse, device, dtype)
-        judge = Judge(*both, strategy, tuned, mask_copies)
+        judge = Judge(*both, strategy, tuned, mask_copies, empty_reward)
         _serve(server, Service(judge, settings, source))
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "FloatArray",
     "build_candidate_table",
     "candidate_features",
+    "is_blank",
     "split_steps",
     "worst_step",
 ]
@@ -93,7 +94,7 @@ class CandidateTable:
     mask: BoolArray
     """[P, N]: where there is a candidate."""
     blank: BoolArray
-    """[P, N]: where nothing of a candidate is read: an empty text, a thought that was cut off."""
+    """[P, N]: see `is_blank`."""
     greedy: FloatArray
     """[P]: the share of greedy candidates (usually one) that are right; NaN where unknown."""
     groups: list[str]
@@ -195,7 +196,7 @@ def build_candidate_table(
         for column, candidate in enumerate(pool_of[problem.id]):
             cell, answer = (row, column), extract_answer(candidate.text)
             mask[cell] = True
-            blank[cell] = not "".join(split_thought(candidate.text)).strip()
+            blank[cell] = is_blank(candidate.text)
             writers[cell] = number_of.setdefault(candidate.model, len(number_of))
             answers[cell] = classes.number(answer)
             correct[cell] = is_right(candidate, answer, problem) is True
@@ -218,6 +219,15 @@ def build_candidate_table(
         external_scores=tuple(external_scores),
         num_planned=max(_planned(candidate) for candidate in candidates),
     )
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a candidate is read: an empty text, or a thought that was cut off.
+
+    >>> is_blank(" "), is_blank("<think>1 + 1"), is_blank("<think>1 + 1</think>2")
+    (True, True, False)
+    """
+    return not "".join(split_thought(text)).strip()
 
 
 def _group(problem: Problem) -> str:

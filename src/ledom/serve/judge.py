@@ -15,7 +15,7 @@ from textwrap import shorten
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.candidate_table import FEATURES, candidate_features
+from ledom.rerank.candidate_table import FEATURES, candidate_features, is_blank
 from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.strategies import Pick, Vote
 from ledom.rerank.weights import TunedWeights, default_weights
@@ -102,10 +102,13 @@ class Judge:
 
     Passages of `mask_copies` or more words that an answer copies from its question are hidden from
     the reverse model, because an answer that restates the question would explain it perfectly. With
-    0, the model reads everything.
+    0, the model reads everything. `empty_reward` is the reward of an empty answer, or of a thought
+    that was cut off; without it, such an answer is judged as an empty text, whose sum of
+    log-probabilities can be the highest of all.
 
     `strategy` must score each answer alone, such as `reverse_reward`. Raises `InputError` for any
-    other strategy, and if a model or weight that it needs is missing.
+    other strategy, if a model or weight that it needs is missing, and if `empty_reward` is not a
+    number.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Judge:
         strategy: str | None = None,
         weights: TunedWeights | None = None,
         mask_copies: int = MASK_COPIES,
+        empty_reward: float | None = None,
     ) -> None:
         self.forward, self.reverse = forward, reverse
         self.models = [lm for lm in (forward, reverse) if lm is not None]
@@ -125,7 +129,9 @@ class Judge:
             logging.getLogger("ledom").warning("%s", line)
         for lm in self.models:
             lm.tokenizer.spell_out_special_tokens()
-        self.mask_copies = mask_copies
+        if empty_reward is not None and not math.isfinite(empty_reward):
+            raise InputError(f"empty_reward is {empty_reward}; give a finite number")
+        self.mask_copies, self.empty_reward = mask_copies, empty_reward
         self._targets = ["y|x"] * bool(forward) + ["x|y", "y"] * bool(reverse)
         alone = "reverse_only" if reverse else "forward"
         self.strategy = strategy or ("reverse_reward" if len(self.models) == 2 else alone)
@@ -255,5 +261,7 @@ class Judge:
             scores = found[candidate.index]
             features = candidate_features(scores, problem_of[pair.question], candidate)
             reward = float(self._strategy.weigh(features, self._weights))
+            if self.empty_reward is not None and is_blank(pair.answer):
+                reward = self.empty_reward
             judged[pair] = Judgement(reward, scores, features)
         return [judged[pair] for pair in pairs]
