@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import re
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -25,6 +26,7 @@ __all__ = [
     "print_row",
     "read_answers",
     "resident",
+    "spread",
 ]
 
 _P = ParamSpec("_P")
@@ -55,6 +57,15 @@ def print_head(*names: str) -> None:
 def print_row(*cells: object) -> None:
     """Print a row of a Markdown table."""
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """The median of the rounds' ratios, and their range.
+
+    >>> spread([1.2, 1.5, 1.25])
+    '1.25x (1.20 to 1.50)'
+    """
+    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def resident(key: str = "VmRSS", pid: int | str = "self") -> int:

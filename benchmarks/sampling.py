@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import new_parser, parse, print_head, print_row
+from common import new_parser, parse, print_head, print_row, spread
 from ctranslate import CTranslate2
 from rates import left_padded, print_rates
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -160,8 +160,7 @@ def print_rows(
         shares = ", ".join(
             f"{rate * flop / peak:.0%} of {kernel}" for kernel, peak in peaks.items()
         )
-        advantage = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
-        print_row(name, f"{rate:.0f}", advantage, f"{rate * flop / 1e9:.1f}", shares)
+        print_row(name, f"{rate:.0f}", spread(ratios), f"{rate * flop / 1e9:.1f}", shares)
 
 
 def main() -> None:

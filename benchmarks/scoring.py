@@ -34,6 +34,7 @@ from common import (
     print_row,
     read_answers,
     resident,
+    spread,
 )
 from ctranslate import CTranslate2
 from hflm import HarnessScorer
@@ -201,7 +202,7 @@ def print_peer(peer: Peer, taken: float, ratios: Sequence[float], found: list[fl
     print_row(
         f"{peer.name}, batches of {peer.batch}",
         f"{taken:.2f}",
-        f"**{statistics.median(ratios):.2f}x** ({min(ratios):.2f} to {max(ratios):.2f})",
+        spread(ratios),
         f"{statistics.median(differences):.1e}, {max(differences):.1e}",
     )
 

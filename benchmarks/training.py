@@ -11,7 +11,8 @@ instructions), AdamW at the same rates and clipping at 1. Arms take turns, each 
     plain           a loop as in nanoGPT: whole batches, fused AdamW; -c: compiled
     ledom           `ledom.train.loop.train`, with AdamW for all weights; -c: parallel.compile
 
-Speed is that of the median step, without the first ten. `loss` is the mean over the last twenty
+Speed is that of the median step, without the first ten, and the median over rounds. It is compared
+round by round with that of `trainer`, or of the first arm. `loss` is the mean over the last twenty
 steps. The share of a plain matmul counts 6 FLOPs per weight and token, and the causal half of
 attention.
 """
@@ -27,7 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import in_process, new_parser, parse, print_head, print_row
+from common import in_process, new_parser, parse, print_head, print_row, spread
 
 BATCH, SEQ_LEN, WARM = 16, 256, 10
 RATE = 2e-3
@@ -284,13 +285,14 @@ def compare(shape: str, args: Any) -> None:
                 losses[arm] = statistics.mean(made.losses[-20:])
                 product.append(rate)
     peak = statistics.median(product)
-    base = statistics.median(rates.get("trainer") or next(iter(rates.values())))
+    base = "trainer" if "trainer" in rates else next(iter(rates))
     print(f"\n{shape}: {flops / 1e6:.1f} MFLOP per token; a plain matmul {peak / 1e9:.0f} GFLOP/s")
-    print_head("arm", "tokens/s", "relative to trainer", "of a plain matmul", "loss")
+    print_head("arm", "tokens/s", f"relative to {base} (rounds)", "of a plain matmul", "loss")
     for arm, found_rates in rates.items():
         rate = statistics.median(found_rates)
+        ratios = [found / other for found, other in zip(found_rates, rates[base], strict=True)]
         share = f"{rate * flops / peak:.0%}"
-        print_row(arm, f"{rate:.0f}", f"{rate / base:.2f}x", share, f"{losses[arm]:.3f}")
+        print_row(arm, f"{rate:.0f}", spread(ratios), share, f"{losses[arm]:.3f}")
 
 
 if __name__ == "__main__":
