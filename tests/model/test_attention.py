@@ -145,6 +145,20 @@ def test_values_and_derivatives_equal_those_with_a_mask(compiled, dtype, toleran
         torch.testing.assert_close(ours.float(), theirs, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("width", [8, 16])  # ledom's kernels need multiples of 16
+def test_a_heads_numbers_may_be_apart_in_memory(width):
+    torch.manual_seed(3)
+    given, boundaries = torch.randn(3, 1, 2, 9, width), torch.tensor([0, 4, 9])
+    found = []
+    for tensors in (given, given.mT.contiguous().mT):
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        out, _ = packed_attention(torch.nn.Module(), *leaves, None, cu_seq_lens_q=boundaries)
+        found.append([out, *torch.autograd.grad(out.pow(2).sum(), leaves)])
+    assert leaves[0].stride(-1) == 9
+    for ours, expected in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 def test_boundaries_that_do_not_fill_the_row_are_refused(model, documents):
     with pytest.raises(ValueError, match="the boundaries end at 14, the row at"):
         run_packed(model, documents, [0, 5, 14])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import CohereConfig, CohereForCausalLM
 
 from ledom.model.checkpoint import build_model
@@ -113,3 +116,48 @@ def test_working_memory_covers_one_chunk_and_the_kept_logits(monkeypatch):
     monkeypatch.setattr(module, "_KEPT_BYTES", 2 * 50 * 10)
     assert working_bytes(50, 10, 2, 2) == 2 * 50 * 10 + 2 * 4 * 50 * 10
     assert working_bytes(51, 10, 2, 2) == 2 * 4 * 51 * 10
+
+
+class Memory(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.given = {x.untyped_storage().data_ptr() for x in given}
+        self.alive = WeakIdKeyDictionary()
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            if isinstance(x, torch.Tensor):
+                storage = x.untyped_storage()
+                if storage.data_ptr() not in self.given:
+                    self.alive[storage] = storage.nbytes()
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_tensors_in_use_fit_into_the_working_memory(dtype, kept, frozen, monkeypatch):
+    """A frozen weight, as with adapters, gets no gradient and takes no memory for one."""
+    monkeypatch.setattr(module, "_LEAST_ROWS", 32)
+    monkeypatch.setattr(module, "_LOGITS_BYTES", 1)
+    monkeypatch.setattr(module, "_KEPT_BYTES", 2**30 if kept else 0)
+    torch.manual_seed(0)
+    hidden = torch.randn(128, 64, dtype=dtype, requires_grad=True)
+    weight = torch.randn(1000, 64).div(8).to(dtype).requires_grad_(not frozen)
+    targets = torch.randint(1000, (128,))
+    with Memory(hidden, weight, targets) as used:
+        module._ProjectedLosses.apply(hidden, weight, targets).sum().backward()
+    exact = weight.detach().double()
+    slopes = (hidden.detach().double() @ exact.T).softmax(-1) - torch.eye(1000)[targets]
+    torch.testing.assert_close(hidden.grad.double(), slopes @ exact, atol=0.01, rtol=0)
+    assert (weight.grad is None) is frozen
+    planned = working_bytes(128, 1000, 64, dtype.itemsize)
+    if frozen:
+        assert used.peak < planned - 1000 * 64 * 4
+    else:
+        assert 0.75 * planned <= used.peak <= 1.1 * planned

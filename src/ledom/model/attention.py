@@ -199,8 +199,11 @@ def _documents(
 ) -> Tensor:
     """Attention document by document; inputs and result are [batch, H, T, D]."""
     if boundaries is not None and query.device.type == "cpu" and not dropout:
-        dtype = value.dtype  # under autocast, rotary positions leave queries and keys in fp32
-        found: Tensor = _packed_cpu(query.to(dtype), key.to(dtype), value, boundaries, scale)[0]
+        # Under autocast, rotary positions leave queries and keys in fp32. The kernels, torch's too,
+        # silently need the numbers of a head next to each other, in the gradients' layout as well.
+        given = (x.to(value.dtype) for x in (query, key, value))
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in given)
+        found: Tensor = _packed_cpu(q, k, v, boundaries, scale)[0]
         return found
     sizes = [query.shape[2]] if boundaries is None else boundaries.diff().tolist()
     documents = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)

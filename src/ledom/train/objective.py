@@ -312,31 +312,37 @@ class _ProjectedLosses(torch.autograd.Function):
         project = multiplier(weight, len(hidden))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            product = project(hidden[part])
-            logits = product.float()
+            logits = project(hidden[part])
+            if is_kept:
+                kept.append(logits)
+            logits = logits.float()
             torch.neg(label_logprobs(logits, targets[part]), out=losses[part])
             chosen = logits.gather(1, targets[part, None])[:, 0]
             torch.add(chosen, losses[part], out=normalizers[part])
-            if is_kept:
-                kept.append(product)
+            del logits  # before the next ones are computed
         ctx.rows = rows
         ctx.save_for_backward(hidden, weight, targets, normalizers, *kept)
         return losses
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden, weight, targets, normalizers, *kept = ctx.saved_tensors
         hidden_grad = torch.empty_like(hidden)
         project = None if kept else multiplier(weight, len(hidden))
         project_back = multiplier(weight.T, len(hidden))
-        weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        weight_grad = None
+        if ctx.needs_input_grad[1]:  # adapters leave the weight as it is
+            weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         for chunk, start in enumerate(range(0, len(hidden), ctx.rows)):
             part = slice(start, start + ctx.rows)
             share = grads[0][part, None]
-            logits = project(hidden[part]) if project else kept[chunk]
-            slopes = torch.sub(logits, normalizers[part, None]).exp_().mul_(share)  # in fp32
+            slopes = project(hidden[part]) if project else kept[chunk]
+            slopes = slopes.to(torch.float32, copy=project is None)  # kept logits stay as they are
+            slopes.sub_(normalizers[part, None]).exp_().mul_(share)
             slopes.scatter_add_(1, targets[part, None], -share)
             slopes = slopes.to(weight.dtype)
             hidden_grad[part] = project_back(slopes)
-            weight_grad += slopes.T @ hidden[part]
-        return hidden_grad, weight_grad.to(weight.dtype), None
+            if weight_grad is not None:
+                weight_grad += slopes.T @ hidden[part]
+            del slopes  # before the next ones are computed
+        return hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype), None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -82,6 +84,34 @@ def test_compiled_and_recomputed_layers_equal_torch(multiplied: list[int]) -> No
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
     if products.library_for() is not None:
         assert len(multiplied) == 5  # two passes each, and the recomputation
+
+
+@pytest.mark.slow
+def test_another_number_of_tokens_is_not_compiled_again() -> None:
+    """As with plain layers: the second number makes the compiler support any."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    layer = nn.Linear(8, 8)
+    use_fast_products(layer)
+    run = torch.compile(layer, backend=backend)
+    for rows in range(600, 605):
+        assert run(torch.ones(rows, 8)).shape == (rows, 8)
+    assert len(graphs) <= 2
+
+
+def test_layers_can_be_copied_and_pickled(compiled: bool) -> None:
+    layer, x = nn.Linear(8, 8), torch.randn(LEAST_ROWS, 8)
+    use_fast_products(layer)
+    expected = layer(x)
+    other = copy.deepcopy(layer)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), expected)
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert torch.equal(other(x), expected)
 
 
 def test_a_multiplier_sees_the_weight_as_it_was(compiled: bool) -> None:

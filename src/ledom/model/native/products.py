@@ -9,7 +9,6 @@ Shapes: T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import torch
@@ -54,18 +53,20 @@ def use_fast_products(model: nn.Module) -> None:
     if library_for() is None:
         return
     for module in model.modules():
-        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        if type(module) is nn.Linear:
             # Not by a mode around the pass: torch turns modes off in the backward pass, where a
             # layer may be recomputed.
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+            module.__class__ = _FastLinear
 
 
-def _forward(layer: nn.Linear, input: Tensor) -> Tensor:
-    if not input.is_cpu or input.dtype != torch.float32 or layer.weight.dtype != torch.float32:
-        return functional.linear(input, layer.weight, layer.bias)
-    rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
-    product: Tensor = _product(rows, layer.weight).view(*input.shape[:-1], layer.out_features)
-    return product if layer.bias is None else product + layer.bias
+class _FastLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight
+        if not input.is_cpu or input.dtype != torch.float32 or weight.dtype != torch.float32:
+            return functional.linear(input, weight, self.bias)
+        product: Tensor = _product(input.reshape(-1, input.shape[-1]), weight)
+        product = product.view(*input.shape[:-1], weight.shape[0])
+        return product if self.bias is None else product + self.bias
 
 
 # Opaque to the compiler.
@@ -77,7 +78,8 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 @_product.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
-    return x.new_empty(len(x), len(weight))
+    # `len` would make the compiler compile again for each number of tokens.
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
