@@ -126,6 +126,12 @@ def test_an_invalid_address_is_refused(address: str) -> None:
         Upstream(address, "big")
 
 
+@pytest.mark.parametrize("price", ["prompt_price", "completion_price"])
+def test_one_price_alone_is_refused(price: str) -> None:
+    with pytest.raises(InputError, match="give both --prompt-price and --completion-price"):
+        Upstream("http://up/v1", "big", **{price: 1.0})
+
+
 def _hangs(request: httpx.Request) -> Any:
     async def wait() -> httpx.Response:
         await asyncio.Event().wait()
