@@ -249,7 +249,8 @@ def test_a_vocabulary_may_lack_common_letters(bos, tmp_path):
     assert tokenizer.encode_inside("GATC") == tokenizer.encode("GATC").ids == [2, 0, 3, 1]
     assert tokenizer.pieces([2, 0]) == ["G", "A"]
     assert tokenizer.decode_after([2], [0]) == "A"
-    for encode in (tokenizer.encode, tokenizer.encode_inside, lambda t: tokenizer.encode_ids([t])):
+    among = [lambda t: tokenizer.encode_ids(["A", t]), lambda t: tokenizer.encode_batch([t, "A"])]
+    for encode in (tokenizer.encode, tokenizer.encode_inside, *among):
         with pytest.raises(InputError, match="the tokenizer cannot encode 'GAN': .*Missing"):
             encode("GAN")
 

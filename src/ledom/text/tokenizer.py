@@ -77,7 +77,7 @@ class Tokenizer:
                 "(of a command) or data.eos_token (in a recipe)"
             )
         self.eos_id: int = eos_id
-        with _refused([eos_token]):  # a text that any tokenizer with this EOS can encode
+        with _refused(backend, [eos_token]):  # a text that any tokenizer with this EOS can encode
             first = backend.encode(eos_token)
         self.bos_tokens = list(first.tokens[: [*first.special_tokens_mask, 0].index(0)])
         """The special tokens that the post-processor puts before a text, such as `<s>`; empty for
@@ -187,7 +187,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode many texts in parallel; see `encode`."""
-        with _refused(texts):
+        with _refused(self._backend, texts):
             encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [Encoding(e.ids, e.offsets) for e in encodings]
 
@@ -217,7 +217,7 @@ class Tokenizer:
         if self._without_prefix is self._backend:
             return self.encode_ids([text])[0]
         # Unlike the backend's `encode`, the batch call lets other threads run.
-        with _refused([text]):
+        with _refused(self._backend, [text]):
             (found,) = self._without_prefix.encode_batch([text], add_special_tokens=False)
         added = self._backend.get_added_tokens_decoder()
         apart = {number for number, token in added.items() if not token.normalized}
@@ -234,7 +234,7 @@ class Tokenizer:
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts in parallel, without offsets: a third faster than `encode_batch`."""
-        with _refused(texts):
+        with _refused(self._backend, texts):
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [e.ids for e in encodings]
 
@@ -354,7 +354,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
 
 
 @contextmanager
-def _refused(texts: Sequence[str]) -> Iterator[None]:
+def _refused(backend: RustTokenizer, texts: Sequence[str]) -> Iterator[None]:
     """Raise `InputError` for a text that the backend rejects: one with half a surrogate pair, or
     with a character that is not in a vocabulary without a token for unknown text."""
     try:
@@ -364,8 +364,10 @@ def _refused(texts: Sequence[str]) -> Iterator[None]:
             check_surrogates(text)
         raise
     except Exception as error:  # the binding raises bare Exception
-        which = f"{texts[0]!r:.60}" if len(texts) == 1 else f"one of {len(texts)} texts"
-        raise InputError(f"the tokenizer cannot encode {which}: {error}") from None
+        for text in texts if len(texts) > 1 else ():  # find the one to name
+            with _refused(backend, [text]):
+                backend.encode(text, add_special_tokens=False)
+        raise InputError(f"the tokenizer cannot encode {texts[0]!r:.60}: {error}") from None
 
 
 def recorded_eos(
