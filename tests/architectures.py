@@ -142,6 +142,11 @@ _OTHER_SIZES: dict[str, dict[str, Any]] = {  # None: the architecture's default
         "zero_expert_num": 2,
         "num_key_value_heads": 4,
     },
+    "minimax_m3_vl_text": {
+        "layer_types": ["minimax_m3_sparse"] * 2,
+        "index_block_size": 8,
+        "index_topk_blocks": 2,
+    },
     "mllama_text_model": {"bos_token_id": 0},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},
     "modernbert-decoder": {"bos_token_id": 0},

@@ -169,5 +169,5 @@ def test_other_attention_is_refused():
         "gemma2", vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation=IMPLEMENTATION)
-    with pytest.raises(CheckpointError, match="ledom does not compute soft-capped attention"):
+    with pytest.raises(CheckpointError, match="ledom does not compute attention with softcap"):
         model(torch.arange(8)[None])

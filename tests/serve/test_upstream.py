@@ -126,6 +126,12 @@ def test_an_invalid_address_is_refused(address: str) -> None:
         Upstream(address, "big")
 
 
+@pytest.mark.parametrize("price", [{"prompt_price": 1.0}, {"completion_price": 0.0}])
+def test_one_price_alone_is_refused(price: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="give both --prompt-price and --completion-price"):
+        Upstream("http://up/v1", "big", **price)
+
+
 def _hangs(request: httpx.Request) -> Any:
     async def wait() -> httpx.Response:
         await asyncio.Event().wait()

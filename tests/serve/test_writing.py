@@ -6,11 +6,14 @@ from itertools import permutations, product
 
 import pytest
 from fastapi.testclient import TestClient
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models
 
 from ledom.core.direction import Direction
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Generation
 from ledom.serve.writing import Token, cut_at_stops, token_texts, tokens_of, written_tokens
+from ledom.text.tokenizer import Tokenizer
 from stand_ins import sentencepiece_like
 
 
@@ -36,6 +39,14 @@ def test_tokens_keep_the_spaces_that_sentencepiece_puts_at_their_start(form: str
         " upon a time"
     )
     assert "".join(texts(reverse, "it is", Generation("upon a time", ids, "stop"))) == "upon a time"
+
+
+def test_tokens_of_a_vocabulary_without_letters_have_texts() -> None:
+    backend = RustTokenizer(models.WordLevel({"4": 0, "</s>": 1}))
+    backend.add_special_tokens(["</s>"])
+    lm = FakeLanguageModel(Tokenizer(backend, "</s>"), "reverse")
+    assert token_texts(lm, [0, 1]) == {0: "4", 1: "</s>"}
+    assert texts(lm, "4", Generation("4", [0], "length")) == ["4"]
 
 
 @pytest.mark.parametrize("direction", Direction)

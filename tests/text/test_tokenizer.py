@@ -5,7 +5,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from tokenizers import AddedToken, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
@@ -231,6 +231,28 @@ def test_half_a_surrogate_pair_is_refused(llama_like):
             encode("so \ud83d")
     with pytest.raises(InputError, match="half of a surrogate pair"):
         train_tokenizer(["a", "\udcff"], 300)
+
+
+@pytest.mark.parametrize("bos", [[], ["<s>"]])
+def test_a_vocabulary_may_lack_common_letters(bos, tmp_path):
+    """A model of DNA has four letters, and often no token for other text."""
+    vocabulary = {"A": 0, "C": 1, "G": 2, "T": 3, "<s>": 4, "</s>": 5}
+    backend = RustTokenizer(models.WordLevel(vocabulary))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(["<s>", "</s>"])
+    ends = [("<s>", 4), ("</s>", 5)]
+    backend.post_processor = TemplateProcessing([*bos, "$A", "</s>"], special_tokens=ends)
+    Tokenizer(backend, "</s>").save(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.bos_tokens == bos
+    assert tokenizer.encode_inside("GATC") == tokenizer.encode("GATC").ids == [2, 0, 3, 1]
+    assert tokenizer.pieces([2, 0]) == ["G", "A"]
+    assert tokenizer.decode_after([2], [0]) == "A"
+    among = [lambda t: tokenizer.encode_ids(["A", t]), lambda t: tokenizer.encode_batch([t, "A"])]
+    for encode in (tokenizer.encode, tokenizer.encode_inside, *among):
+        with pytest.raises(InputError, match="the tokenizer cannot encode 'GAN': .*Missing"):
+            encode("GAN")
 
 
 @pytest.mark.parametrize("adds", [None, True, False])

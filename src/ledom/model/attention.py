@@ -54,8 +54,8 @@ layer may compute only the outputs that are wanted."""
 _ATTEND: ContextVar[Attend | None] = ContextVar("attend", default=None)
 
 IMPLEMENTATION = "ledom"
-_OTHER_ATTENTION = {"softcap": "soft-capped attention", "s_aux": "attention sinks"}
-"""Unsupported kinds of attention, by the argument with which transformers requests them."""
+_KNOWN_TENSORS = ("position_ids", "cache_position", "cu_seq_lens_k")
+"""Tensors that do not change the attention. Others do: sinks, biases, a selection of keys."""
 
 
 _TURNS: WeakKeyDictionary[torch.nn.Module, AbstractContextManager[object]] = WeakKeyDictionary()
@@ -170,9 +170,12 @@ def _refuse_other_attention(
     module: torch.nn.Module, mask: Tensor | None, arguments: Mapping[str, object]
 ) -> None:
     kind = type(module).__name__
-    for name, what in _OTHER_ATTENTION.items():
-        if arguments.get(name) is not None:
-            raise CheckpointError(f"{kind}: ledom does not compute {what}; use another model")
+    for name, value in arguments.items():
+        changes = isinstance(value, Tensor) and name not in _KNOWN_TENSORS
+        if changes or (name == "softcap" and value is not None):
+            raise CheckpointError(
+                f"{kind}: ledom does not compute attention with {name}; use another model"
+            )
     if mask is not None:  # ALiBi, or a selection of keys
         raise CheckpointError(f"{kind}: ledom does not support masks; use another model")
 

@@ -23,11 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ledom.model.native.library import library_for
 
-__all__ = ["Changes", "does_more", "evaluating", "follows_length", "weights_state"]
+__all__ = [
+    "Changes",
+    "config_settings",
+    "does_more",
+    "evaluating",
+    "follows_length",
+    "weights_state",
+]
 
 _PROCESS = uuid4().hex
 _ENTERING = Lock()
@@ -149,9 +156,17 @@ class Changes:
             for name, module in self._model.named_modules()
         ]
         shapes = [f"{name} {x.dtype} {list(x.shape)}" for name, x in self._numbers().items()]
-        config = self._model.config.to_dict()
-        config = {name: value for name, value in config.items() if name not in _NO_CONFIG}
-        return "\n".join([*modules, *shapes, json.dumps(config, sort_keys=True, default=repr)])
+        config = json.dumps(config_settings(self._model.config), sort_keys=True, default=repr)
+        return "\n".join([*modules, *shapes, config])
+
+
+def config_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """A config's keys and values, without those that do not affect results.
+
+    >>> "use_cache" in config_settings(PretrainedConfig(use_cache=False))
+    False
+    """
+    return {name: value for name, value in config.to_dict().items() if name not in _NO_CONFIG}
 
 
 def follows_length(module: nn.Module) -> bool:

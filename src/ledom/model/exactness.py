@@ -148,7 +148,9 @@ def random_text(model: PreTrainedModel, eos_id: int, size: int) -> list[int]:
 
 def vocab_size(model: PreTrainedModel) -> int:
     """The number of ids that the model can both read and predict."""
-    return int(model.config.get_text_config().vocab_size)
+    config = model.config.get_text_config()
+    predicted = getattr(config, "unpadded_vocab_size", None) or config.vocab_size  # Inkling
+    return int(min(config.vocab_size, predicted))
 
 
 def _alone(own: OwnForward, row: _Row) -> tuple[Tensor, float]:

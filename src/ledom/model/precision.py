@@ -77,9 +77,9 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
     if not fast_bfloat16(device):
         log("float32: this device is not faster in bfloat16")
         return load(torch.float32)
-    if device.type != "cpu" and (kept := load("auto")).model.dtype != torch.float32:
-        return kept
-    checkpoint = load(torch.float32)
+    checkpoint = load(torch.float32 if device.type == "cpu" else "auto")
+    if checkpoint.model.dtype != torch.float32:
+        return checkpoint
     try:
         exact = [_logprobs(checkpoint, text) for text in _TEXTS]
     except Exception:  # models that do not run on ids alone are refused elsewhere

@@ -69,6 +69,10 @@ class Upstream:
             raise InputError(
                 f"upstream is {self.base_url!r}; give its address, such as http://127.0.0.1:8001/v1"
             )
+        if (self.prompt_price is None) != (self.completion_price is None):
+            raise InputError(
+                "one price alone gives no cost; give both --prompt-price and --completion-price"
+            )
         if self.key:
             check_secret("the key in OPENAI_API_KEY", self.key)
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -91,7 +95,7 @@ class Upstream:
         return Drawn(choices, None if read is None or written is None else (read, written))
 
     def cost(self, drawn: Drawn) -> float | None:
-        """The price of the candidates; None if prices or token counts are unknown.
+        """The price of the candidates; None without prices, or if token counts are unknown.
 
         >>> upstream = Upstream("http://127.0.0.1:8001/v1", "m", prompt_price=1, completion_price=2)
         >>> upstream.cost(Drawn([], tokens=(1_000_000, 500_000)))

@@ -59,7 +59,7 @@ def token_texts(lm: LanguageModel, ids: Iterable[int]) -> dict[int, str]:
     >>> list(token_texts(lm, [lm.tokenizer.token_id("4"), lm.tokenizer.eos_id]).values())
     ['4', '<|end|>']
     """
-    before = lm.tokenizer.encode("a").ids  # a token alone could lose a leading space
+    before = lm.tokenizer.neighbor
     return {
         i: lm.tokenizer.decode_after(before, [i]) or lm.tokenizer.backend.id_to_token(i) or ""
         for i in dict.fromkeys(ids)
@@ -164,7 +164,7 @@ def written_tokens(
     if lm.direction is Direction.FORWARD:
         before = context
     else:  # further text may precede what a reverse model has written so far
-        before = [] if generation.finish_reason == "stop" else lm.tokenizer.encode("a").ids
+        before = [] if generation.finish_reason == "stop" else lm.tokenizer.neighbor
     pieces = lm.tokenizer.pieces([*before, *ids])[len(before) :]
     whole = lm.direction.to_reading_order(context + lm.direction.to_model_order(ids))
     span = lm.direction.span_to_model_order(len(context), len(whole), len(whole))

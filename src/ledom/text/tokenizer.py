@@ -8,13 +8,11 @@ puts before a text. It has no direction: a reverse model uses its forward twin's
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
@@ -22,6 +20,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from ledom.core.errors import CheckpointError, InputError
 from ledom.core.files import write_atomically, write_json
 from ledom.core.reading import JsonObject, check_regular, check_surrogates, read_json_object
+from ledom.text.dummy_prefix import without_prefix
 
 __all__ = [
     "EOS_TOKEN",
@@ -70,11 +69,6 @@ class Tokenizer:
         """The last `fingerprint`, unless a caller holds the backend and may change it."""
         self._is_shared = True
         self.eos_token = eos_token
-        first = backend.encode("a")
-        self.bos_tokens = list(first.tokens[: [*first.special_tokens_mask, 0].index(0)])
-        """The special tokens that the post-processor puts before a text, such as `<s>`; empty for
-        GPT-2's tokenizer and ledom's own. As in transformers 5, `add_bos_token` in
-        tokenizer_config.json has no effect on a tokenizer.json."""
         eos_id = backend.token_to_id(eos_token)
         if eos_id is None:
             raise CheckpointError(
@@ -83,6 +77,12 @@ class Tokenizer:
                 "(of a command) or data.eos_token (in a recipe)"
             )
         self.eos_id: int = eos_id
+        with _refused(backend, [eos_token]):  # a text that any tokenizer with this EOS can encode
+            first = backend.encode(eos_token)
+        self.bos_tokens = list(first.tokens[: [*first.special_tokens_mask, 0].index(0)])
+        """The special tokens that the post-processor puts before a text, such as `<s>`; empty for
+        GPT-2's tokenizer and ledom's own. As in transformers 5, `add_bos_token` in
+        tokenizer_config.json has no effect on a tokenizer.json."""
 
     @classmethod
     def load(cls, path: str | Path, eos_token: str | None = None) -> Tokenizer:
@@ -187,7 +187,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode many texts in parallel; see `encode`."""
-        with _surrogates_refused(texts):
+        with _refused(self._backend, texts):
             encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [Encoding(e.ids, e.offsets) for e in encodings]
 
@@ -217,7 +217,7 @@ class Tokenizer:
         if self._without_prefix is self._backend:
             return self.encode_ids([text])[0]
         # Unlike the backend's `encode`, the batch call lets other threads run.
-        with _surrogates_refused([text]):
+        with _refused(self._backend, [text]):
             (found,) = self._without_prefix.encode_batch([text], add_special_tokens=False)
         added = self._backend.get_added_tokens_decoder()
         apart = {number for number, token in added.items() if not token.normalized}
@@ -230,15 +230,11 @@ class Tokenizer:
     @cached_property
     def _without_prefix(self) -> RustTokenizer:
         """The backend without its dummy prefix; the backend itself if it has none."""
-        settings = json.loads(self._backend.to_str())  # no file
-        inside = settings | {
-            part: _inside(settings[part]) for part in ("normalizer", "pre_tokenizer")
-        }
-        return self._backend if inside == settings else RustTokenizer.from_str(json.dumps(inside))
+        return without_prefix(self._backend)
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts in parallel, without offsets: a third faster than `encode_batch`."""
-        with _surrogates_refused(texts):
+        with _refused(self._backend, texts):
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [e.ids for e in encodings]
 
@@ -295,8 +291,23 @@ class Tokenizer:
         if together.startswith(alone):
             return together[len(alone) :]
         # Invalid UTF-8 where they meet changes the text before it: decode after another text.
-        other = self.encode("a").ids
+        other = self.neighbor
         return self.decode([*other, *ids])[len(self.decode(other)) :]
+
+    @cached_property
+    def neighbor(self) -> list[int]:
+        """The ids of a letter, after which others are decoded as inside a text.
+
+        A token alone could lose a leading space. Empty if the vocabulary has no such letter.
+
+        >>> tokenizer = train_tokenizer([], 257)
+        >>> tokenizer.decode(tokenizer.neighbor)
+        'a'
+        """
+        try:
+            return self.encode("a").ids
+        except InputError:
+            return []
 
 
 def refuse_to_replace(folder: Path) -> None:
@@ -343,31 +354,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
 
 
 @contextmanager
-def _surrogates_refused(texts: Sequence[str]) -> Iterator[None]:
-    """Raise `InputError` for a text that the backend rejects: one with half a surrogate pair."""
+def _refused(backend: RustTokenizer, texts: Sequence[str]) -> Iterator[None]:
+    """Raise `InputError` for a text that the backend rejects: one with half a surrogate pair, or
+    with a character that is not in a vocabulary without a token for unknown text."""
     try:
         yield
     except (TypeError, UnicodeEncodeError):
         for text in texts:
             check_surrogates(text)
         raise
-
-
-def _inside(part: Any) -> Any:
-    """A normalizer or pre-tokenizer of tokenizer.json without its dummy prefix."""
-    match part:
-        case {"type": "Sequence", "normalizers": parts}:
-            kept = [inner for inner in map(_inside, parts) if inner is not None]
-            return part | {"normalizers": kept}
-        case {"type": "Sequence", "pretokenizers": parts}:
-            return part | {"pretokenizers": [_inside(inner) for inner in parts]}
-        case {"type": "Prepend"}:
-            return None
-        case {"type": "Metaspace"}:
-            return part | {"prepend_scheme": "never"}
-        case {"type": "ByteLevel"}:
-            return part | {"add_prefix_space": False}
-    return part
+    except Exception as error:  # the binding raises bare Exception
+        for text in texts if len(texts) > 1 else ():  # find the one to name
+            with _refused(backend, [text]):
+                backend.encode(text, add_special_tokens=False)
+        raise InputError(f"the tokenizer cannot encode {texts[0]!r:.60}: {error}") from None
 
 
 def recorded_eos(

@@ -88,3 +88,19 @@ def test_a_replaced_module_keeps_nothing_from_earlier_texts(
     expected = lm.logprobs(short)[0]
     lm.logprobs(long)
     assert lm.logprobs(short)[0].tolist() == expected.tolist()
+
+
+@torch.no_grad()
+def test_a_sliding_window_set_after_loading_counts(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The test made at load is repeated, because ledom's attention has no windows."""
+    model = tiny("mistral", tokenizer, sliding_window=None)
+    save_checkpoint(tmp_path / "m", model, tokenizer, Direction.FORWARD, PairFormat())
+    lm, ids = HFLanguageModel(tmp_path / "m", "forward", "cpu", "float32"), [*range(5, 45)]
+    found = []
+    for window in (None, 8):
+        lm.model.config.sliding_window = window
+        logprobs = lm.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        expected = logprobs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        found.append(torch.from_numpy(lm.logprobs([TokenSpan(ids, 1, len(ids))])[0]))
+        torch.testing.assert_close(found[-1], expected, atol=1e-4, rtol=0)
+    assert (found[0] - found[1]).abs().max() > 0.01

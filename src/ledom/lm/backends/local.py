@@ -44,7 +44,7 @@ from ledom.lm.generation import ModelSpan
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.architectures import num_weights
 from ledom.model.attention import turn
-from ledom.model.changes import Changes
+from ledom.model.changes import Changes, config_settings
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
 from ledom.model.device import configure_memory, default_device, torch_device
 from ledom.model.exactness import vocab_size
@@ -139,9 +139,11 @@ class HFLanguageModel(LanguageModel):
         return vocab_size(self.model)
 
     def _refresh(self) -> None:
-        """Notice changes to the model; if its modules changed, repeat the test made at load."""
+        """Notice changes to the model; if its modules or settings changed, repeat the test made at
+        load."""
         self._trunk.refresh()
-        kinds = [*map(type, self.model.modules()), self.model.dtype]
+        settings = config_settings(self.model.config.get_text_config())
+        kinds = [*map(type, self.model.modules()), self.model.dtype, settings]
         if kinds != self._kinds:
             with turn(self.model):
                 self._reach = longest_packed(self._trunk, self.tokenizer.eos_id, self.context)

@@ -1,0 +1,43 @@
+"""Removes the dummy prefix, the space that tokenizers like sentencepiece's put before a text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer
+
+__all__ = ["without_prefix"]
+
+
+def without_prefix(backend: Tokenizer) -> Tokenizer:
+    """A copy of the tokenizer without its dummy prefix; the tokenizer itself if it has none.
+
+    >>> from tokenizers import models, normalizers
+    >>> backend = Tokenizer(models.BPE({"_": 0, "a": 1}, []))
+    >>> without_prefix(backend) is backend
+    True
+    >>> backend.normalizer = normalizers.Prepend("_")
+    >>> backend.encode("a").tokens, without_prefix(backend).encode("a").tokens
+    (['_', 'a'], ['a'])
+    """
+    settings = json.loads(backend.to_str())  # no file
+    inside = settings | {part: _inside(settings[part]) for part in ("normalizer", "pre_tokenizer")}
+    return backend if inside == settings else Tokenizer.from_str(json.dumps(inside))
+
+
+def _inside(part: Any) -> Any:
+    """A normalizer or pre-tokenizer of tokenizer.json without its dummy prefix."""
+    match part:
+        case {"type": "Sequence", "normalizers": parts}:
+            kept = [inner for inner in map(_inside, parts) if inner is not None]
+            return part | {"normalizers": kept}
+        case {"type": "Sequence", "pretokenizers": parts}:
+            return part | {"pretokenizers": [_inside(inner) for inner in parts]}
+        case {"type": "Prepend"}:
+            return None
+        case {"type": "Metaspace"}:
+            return part | {"prepend_scheme": "never"}
+        case {"type": "ByteLevel"}:
+            return part | {"add_prefix_space": False}
+    return part
