@@ -23,7 +23,7 @@ _CONSTANTS = frozenset(["pi", "e", "i", "oo"])
 def same_meaning(first: str, second: str) -> bool:
     r"""Whether two answers have the same value; False if one of them cannot be parsed.
 
-    >>> same_meaning("0.25", r"\frac{1}{4}"), same_meaning("two", "2")
+    >>> same_meaning("0.25", r"\frac{1}{4}"), same_meaning("a few", "2")
     (True, False)
     """
     left, right = read(first), read(second)

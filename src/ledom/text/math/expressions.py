@@ -17,6 +17,7 @@ Parsing takes time linear in the text's length, and the size of numbers is bound
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 
 from ledom.text.math.atoms import Atoms
@@ -31,8 +32,16 @@ from ledom.text.math.nodes import (
     total,
     with_parts,
 )
-from ledom.text.math.notation import MAX_CHARS, NotUnderstood, Token, plain_text, text_key, tokens
-from ledom.text.math.units import MONEY_SCALES, NOT_UNITS, ONE_LETTER_UNITS, is_unit, read_label
+from ledom.text.math.notation import MAX_CHARS, NotUnderstood, plain_text, text_key
+from ledom.text.math.tokens import Token, tokens
+from ledom.text.math.units import (
+    MONEY_SCALES,
+    NOT_UNITS,
+    ONE_LETTER_UNITS,
+    UNIT_SYMBOLS,
+    is_unit,
+    read_label,
+)
 
 __all__ = ["read"]
 
@@ -103,6 +112,8 @@ class _Reader(Atoms):
             links.add(separator)
             items.append(self._item())
         link = _link(items, links & {"and", "or"})
+        if "or" in links:
+            items = _without_repeats(items)
         if splits:
             items = [signed for item in items for signed in _both_signs(item)]
         return items[0] if len(items) == 1 else Node("list", link, tuple(items))
@@ -158,6 +169,7 @@ class _Reader(Atoms):
         while self.peek().text == ":":
             self.take()
             parts.append(self.union())
+        only_letters = {t.kind for t in self.tokens[start : self.place]} <= {"name", "word"}
         minutes = [token.text for token in self.tokens[start + 1 : self.place]]
         name = "clock" if any(map(_ZERO_AND_DIGIT.fullmatch, minutes)) else ""  # 3:05 is not 3:5
         node = parts[0] if len(parts) == 1 else Node("ratio", name, tuple(parts))
@@ -166,6 +178,8 @@ class _Reader(Atoms):
         if not currency and not pieces:
             return node
         scale, label = read_label(pieces, currency)
+        if only_letters and (label.words or not label.units):
+            raise NotUnderstood("words, not letters: the left side, go right")
         if label.half_of_day:
             is_full_hour = node.kind == "ratio" and all(part.value == 0 for part in node.parts[1:])
             return Node("time", label.half_of_day, (node.parts[0] if is_full_hour else node,))
@@ -189,11 +203,13 @@ class _Reader(Atoms):
                 is_braced = self.peek().text == "{"
                 if is_braced:
                     self.take()
-                pieces.append("^" + self.take().text)
+                sign = self.take().text if self.peek().text == "-" else ""
+                pieces.append(f"^{sign}{self.take().text}")
                 if is_braced:
                     self.expect("}")
             else:
-                pieces.append(token.text)
+                is_symbol = token.quoted and token.text in UNIT_SYMBOLS
+                pieces.append(UNIT_SYMBOLS[token.text] if is_symbol else token.text)
         return pieces
 
     def _ends_label(self, token: Token) -> bool:
@@ -318,6 +334,16 @@ def _link(items: list[Node], links: set[str]) -> str:
     if len(links) > 1:
         raise NotUnderstood("and beside or")
     return "".join(links)
+
+
+def _without_repeats(items: list[Node]) -> list[Node]:
+    """The alternatives, each value once: 1/2 or 0.5, or 50%."""
+    found: dict[Node, Node] = {}
+    for item in items:
+        is_percent = item.kind == "quantity" and item.label.is_percent
+        value = product(number(Fraction(1, 100)), item.parts[0]) if is_percent else item
+        found.setdefault(value, item)
+    return [*found.values()]
 
 
 def _with_sign(sign: str, node: Node) -> Node:

@@ -21,18 +21,22 @@ __all__ = [
     "NUMBER",
     "PART",
     "SIGNED",
+    "SPELLED",
+    "SPELLED_OUT",
     "WORKED_SOLUTION",
+    "spelled",
 ]
 
 ANSWER_MARK = re.compile(
-    r"(?i:(?:\b|_)(?:answers?|ans|(?:correct|right|best) (?:option|choice))\b[\\*_\"'`\s]{0,8}"
-    r"(?:(?:is|are|was|(?:would|must|should|will) be)\b|[:=])"
+    r"(?i:(?:\b|_)(?:answers?|ans|(?:correct|right|best) (?:option|choice))\b"
+    r"(?: (?:to|of) (?:the|this|your|our) (?:\w+ ){0,3}?(?:question|problem)\b)?[\\*_\"'`\s]{0,8}"
+    r"(?:(?:is|are|was|(?:would|must|should|will|has to|turns out to) be|equals)\b|[:=])"
     r"|^(?:\#{1,6} )?(?:(?:final|correct) )?answer[ \t]*$)"  # a heading
     r"|^[ \t*]{0,8}A:(?=\s)",
     re.MULTILINE,
 )
 WORKED_SOLUTION = re.compile(  # what "Answer:" begins, if it is not the answer itself
-    r"(?s:\s*(?:Step )?1[.:)]\s.*?\n[ \t]*(?:Step )?2[.:)]\s)"
+    r"(?s:[\s:*]*(?:Step )?1[.:)]\s.*?\n[ \t]*(?:Step )?2[.:)]\s)"
     r"|(?=[^\n=0-9]*[0-9])[^\n=]*=[^\n]*\n(?!\s*(?:[Cc]heck|[Vv]erif))(?=[^\n=0-9]*[0-9])[^\n=]*="
 )
 
@@ -95,6 +99,37 @@ FORMULA = re.compile(
     rf"|(?P<sum>{_SUM})"
 )
 PART = re.compile(rf"-?[0-9]{{0,20}}{_LATEX}(?:/[0-9]+)?")
+
+# ---- numbers in words ----
+
+_ONES = """
+zero one two three four five six seven eight nine ten
+eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+SPELLED = {
+    **dict(zip(_ONES.split(), range(20), strict=True)),
+    **dict(zip(_TENS.split(), range(20, 100, 10), strict=True)),
+}
+"""The numbers that one word spells."""
+_ONE = "|".join(_ONES.split())
+_BELOW_100 = rf"(?:(?:{'|'.join(_TENS.split())})(?:[- ](?:{_ONE}))?|{_ONE})"
+SPELLED_OUT = re.compile(  # all of a text, or followed by a word: twenty-one apples
+    r"(?:\A|(?<=\Anegative )|(?<=\Aminus ))"
+    rf"((?:(?:{_ONE}|a) hundred(?: and)?(?: {_BELOW_100})?|{_BELOW_100}))(?=\s[^\W\d_]|\s?%|\Z)",
+    re.IGNORECASE,
+)
+
+
+def spelled(words: str) -> int:
+    """The number below 1,000 that words spell.
+
+    >>> spelled("a hundred and twenty-one")
+    121
+    """
+    hundreds, found, rest = words.lower().rpartition("hundred")
+    many, few = (sum(SPELLED.get(w, 0) for w in re.split("[- ]", p)) for p in (hundreds, rest))
+    return few + bool(found) * 100 * (many or 1)
+
 
 # ---- calculations, for the styles of solutions ----
 
