@@ -47,8 +47,8 @@ __all__ = ["read"]
 
 _CHOICE = re.compile(
     r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?"
-    r"(?:\(?([A-Ja-j])\)|([A-J])[.:](?=\s))\s?\}?"
-    r"[\s:]*(?![-+*/^_=(<>\s]|(?:and|or)\b)(.+)"
+    r"(?:\(?([A-Ja-j])\)|([A-J])(?:[.:](?=\s)|(?=\s-\s[A-Z][a-z])))\s?\}?"
+    r"[\s:]*(?:-\s(?=[A-Z][a-z]))?(?![-+*/^_=(<>\s]|(?:and|or)\b)(.+)"
 )
 _ZERO_AND_DIGIT = re.compile("0[0-9]")
 _RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=")} | {
@@ -105,8 +105,9 @@ class _Reader(Atoms):
     def listing(self, *, splits: bool = True) -> Node:
         r"""Items and their separators. One item is not a list; with `splits`, \pm makes two."""
         items, links = [self._item()], set()
-        while (separator := self.peek().text) in _SEPARATORS:
-            self.take()
+        while (separator := self.peek().text) in _SEPARATORS or self._is_compound(items[-1]):
+            if separator in _SEPARATORS:
+                self.take()
             if separator in (",", ";") and self.peek().text in ("and", "or"):
                 separator = self.take().text
             links.add(separator)
@@ -117,6 +118,11 @@ class _Reader(Atoms):
         if splits:
             items = [signed for item in items for signed in _both_signs(item)]
         return items[0] if len(items) == 1 else Node("list", link, tuple(items))
+
+    def _is_compound(self, item: Node) -> bool:
+        """Whether a quantity goes on with a smaller unit: 5 hours 30 minutes."""
+        has_unit = item.kind == "quantity" and bool(item.label.units)
+        return has_unit and self.peek().kind == "number" and self.peek(1).kind in ("word", "name")
 
     def _item(self) -> Node:
         start = self.place
@@ -199,6 +205,8 @@ class _Reader(Atoms):
         pieces: list[str] = []
         while (token := self.peek()).text and not self._ends_label(token):
             self.take()
+            if token.text == r"\cdot":
+                continue
             if token.text == "^":
                 is_braced = self.peek().text == "{"
                 if is_braced:
@@ -213,6 +221,8 @@ class _Reader(Atoms):
         return pieces
 
     def _ends_label(self, token: Token) -> bool:
+        if token.text == r"\cdot":  # kg m
+            return not is_unit(self.peek(1).text)
         if token.kind in ("word", "name", "currency"):
             return token.text.lower() in ("and", "or") or token.text in _RELATIONS
         return token.text not in _LABEL_SIGNS or (token.text == "^" and not self.peek(1).text)
@@ -262,7 +272,7 @@ class _Reader(Atoms):
         """Whether the next token begins a label, although it could begin a factor."""
         token = self.tokens[self.place]
         before = self.tokens[self.place - 1]
-        if token.kind == "name" and self.is_money and token.text.lower() in MONEY_SCALES:
+        if self.is_money and token.text.lower() in MONEY_SCALES:
             return True
         if token.kind == "name":
             is_letter_unit = (

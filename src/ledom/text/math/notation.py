@@ -71,8 +71,14 @@ _OTHER_GROUPS = re.compile(  # 1'000, 1_000 and 1.000.000: only commas may group
     r"(?<![\w.,'’])([1-9][0-9]{0,2}(?:(?:['’][0-9]{3})+|(?:_[0-9]{3})+|(?:\.[0-9]{3}){2,}(?!\.[0-9])))"
     r"(?:,([0-9]{1,2}))?(?![\w'’]|,[0-9])"
 )
-_SIGNS = "×·⋅∙∗≤≥≠≈π∞∪∩∈∅±∓√"
-_SIGN_NAMES = "times cdot cdot cdot cdot leq geq neq approx pi infty cup cap in emptyset pm mp sqrt"
+_CENTS = re.compile(  # €42,50
+    r"(?<![\w.,])((?:€\s?)[0-9]+|[0-9]+(?=,[0-9]{2}\s?(?:€|EUR\b|[Ee]uros?\b))),([0-9]{2})(?![0-9,])"
+)
+_SIGNS = "×·⋅∙∗≤≥≠≈π∞∪∩∈∅±∓√∛∠△≡"
+_SIGN_NAMES = (
+    "times cdot cdot cdot cdot leq geq neq approx pi infty cup cap in emptyset pm mp sqrt sqrt[3] "
+    "angle triangle equiv"
+)
 _CHARACTERS = str.maketrans(
     {
         **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63", "-"),  # minus and dashes
@@ -92,6 +98,7 @@ _ONE_SPELLING = {
     **dict.fromkeys(["rangle", "rparen"], ")"),
     **dict.fromkeys(["left", "right", "displaystyle", "textstyle"], ""),
     **dict.fromkeys(["rm", "bf", "it", "sf", "tt"], ""),
+    "ell": "l",
     "ne": r"\neq",
     "varnothing": r"\emptyset",
     "degree": "°",
@@ -113,7 +120,12 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
         re.compile(rf"\\({'|'.join(_ONE_SPELLING)})(?![A-Za-z])"),
         lambda command: _ONE_SPELLING[command[1]],
     ),
-    (re.compile(r"(?<![A-Za-z])(?:[Oo]ption|[Cc]hoice)\s(?=\(?[A-J](?:\W|\Z))"), ""),
+    (re.compile(r"(?<![A-Za-z])(?:[Oo]ption|[Cc]hoice)\s(?=\([A-Ja-j]\)|[A-J](?:\W|\Z))"), ""),
+    (re.compile(r"\\overline\s?\{([A-Z]{2})\}"), r"\1"),  # a segment
+    (re.compile(r"\\[cl]?dots[bcimo]?(?![A-Za-z])|\.{2,}"), "…"),
+    (re.compile(r"\(?\s?(?<![A-Za-z])\\?[pb]?mod\s?\{?\s?(\d+|[a-z])\s?\}?\s?\)?"), r" mod \1"),
+    (re.compile(r"(?<=\d)x(?=10\^)"), r"\\times "),
+    (re.compile(r"\A(\d+) to (\d+)(?: to (\d+))?\Z"), lambda m: ":".join(filter(None, m.groups()))),
     (re.compile(r"\\mathbb\s?([A-Z])(?![A-Za-z])"), r"\\mathbb{\1}"),
     (re.compile(r"\\\{\s{0,9}\\\}"), r"\\emptyset"),
     (re.compile(r"\\[bB]igg?[lr]?(?![A-Za-z])"), ""),
@@ -165,6 +177,7 @@ _GROUPED_FRACTION = re.compile(  # 12 000/5 and 1 000 1/2; 12 345/500 may be a m
 SPACED_GROUPS = re.compile(rf"(?<=\d)(?<!\d{{4}})\\?{GROUP_SPACE}(?=\d{{3}}(?!\d))")
 _CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{")
 _WRAPPER = re.compile(r"\\(?:boxed|fbox|framebox|text[a-z]*|mbox|math[a-z]+|q?quad)(?![A-Za-z])")
+_LAST_SIGN = re.compile(r"(?<!\\)[.,;]\Z")
 _CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
@@ -211,12 +224,12 @@ def has_content(answer: str) -> bool:
 
 
 def bare(answer: str) -> str:
-    """Strip the quotes, emphasis, math delimiters and period around an answer.
+    """Strip the quotes, emphasis, math delimiters and the last sign of a sentence.
 
     >>> bare("**$5$**.")
     '5'
     """
-    answer = answer.strip(MARKUP).removesuffix(".").strip(MARKUP)
+    answer = _LAST_SIGN.sub("", answer.strip(MARKUP)).strip(MARKUP)
     for opening, closing in _DELIMITERS:
         inner = answer.removeprefix(opening).removesuffix(closing)
         if len(inner) == len(answer) - len(opening) - len(closing):
@@ -235,7 +248,7 @@ def keyboard(text: str) -> str:
         text = unicodedata.normalize("NFC", text)
         text = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
         text = text.translate(_KEYBOARD)
-    return _OTHER_GROUPS.sub(_with_commas, text)
+    return _CENTS.sub(r"\1.\2", _OTHER_GROUPS.sub(_with_commas, text))
 
 
 def _with_commas(grouped: re.Match[str]) -> str:

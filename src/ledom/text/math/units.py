@@ -56,7 +56,7 @@ _SCALES = {
     "trillion": 10**12,
     "quadrillion": 10**15,
 }
-MONEY_SCALES = {"k": 10**3, "m": 10**6, "b": 10**9}
+MONEY_SCALES = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
 """The factors of letters after an amount of money: $5k."""
 _STOP_WORDS = words(
     "of the a an in on at by for from with is are was total altogether left remaining "
@@ -132,6 +132,8 @@ ounce oz
 ton tonne
 liter l litre
 milliliter ml millilitre
+tablespoon tbsp
+teaspoon tsp
 gallon gal
 quart qt
 pint pt
