@@ -38,11 +38,12 @@ _JSON_VALUE = re.compile(
 _NOT_SPACE = re.compile(r"\S")
 _REASON = r"(?:because|since|as|rather than|instead of|(?:and |but )?not)\b"
 _CLAUSE = re.compile(
-    r"(?:[,;]\s|\s\(|\s[-\u2013\u2014]\s(?=(?:because|but|note|since|so|that|this|which)\b)"
-    rf"|\s(?={_REASON}))"
+    r"(?:[,;]\s|\s\(|\s(?:--?|[\u2013\u2014])\s(?=(?:because|but|note|since|so|that|this|which)\b)"
+    rf"|\s(?={_REASON})|\s(?:when|if)\s)"
     r"(?!and (?!not\b)|or\b)(?=[^\W\d_]{2}|i\.e\.)"
     r"|\s\((?=[^()]{1,99}\)\Z)"  # a remark: 7 (3 + 4)
     r"|,?\sor (?:about|around|roughly|approximately)\b"
+    r"|\s(?:for|at|when|if)\s[a-z]\s?=|\sto (?:the nearest|\w+ (?:decimal|significant))\b"
 )
 _NAMED = re.compile(  # New York, because ...; CO2, not O2
     rf"(?!(?:So|Thus|Hence|Therefore)\b)([A-Z][^\W_]*(?:\s[A-Z][^\W_]*)*),?\s{_REASON}"
@@ -77,16 +78,16 @@ _BULLET = re.compile(r"\A[-\u2022]\s+")
 _NUMBERED_HEADING = re.compile(r"\d{1,2}[.):]\s+[^\W\d_]")
 _LISTED = re.compile(r"\b(?:solutions|roots|zeros|zeroes|values)\b[^.\n=]{0,60}?\bare:?\s")
 _NAME = re.compile(r"\([A-Za-z]\)|[A-Za-z]\)|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
-_REMARK = re.compile(r"\s\([^()]{1,99}\)\Z")
+_REMARK = re.compile(r"\s\((?:=\s?)?[^()=]{1,99}\)[.!\s]{0,9}\Z")
 _EXCLAIMED = re.compile(r"(?:(?<=[0-9])|(?<=[^\W\d_]{2}))!\Z")
 _RANGE_OR_DENIAL = re.compile(r"(?:between|not|neither)\b")
-_VARIABLE = re.compile(
-    r"(?<![^\W\d_])(?!\A.\s?=|(?<=\s)x\s)[b-zB-Z](?![^\W\d_])|[\\^;]"  # "3 x 4" multiplies
+_VARIABLE = re.compile(  # "3 x 4" multiplies
+    r"(?<![^\W\d_])(?!\A.\s?=|(?<=\s)x\s(?=[0-9(]))[b-zB-Z](?![^\W\d_])|[\\^;]"
     r"|,\s[^\W\d_]+\s?\Z"  # "width = 3, height = 5" has two answers
 )
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _PROSE = re.compile(  # but not "C. Paris"
-    r"(?!\(?[A-J][.)]\s(?:[^\s\d]+\s?){1,5}\Z)(?:[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^]))"
+    r"(?!\(?[A-J][.:)]\s(?:[^\s\d]+\s?){1,5}\Z)(?:[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^]))"
 )
 
 
@@ -179,9 +180,7 @@ def _after_mark(text: str) -> str | None:
 
 def _stated(line: str, *, is_last: bool) -> str | None:
     """The answer in a line; only in a text's last line may it lack a number."""
-    line = bare(_ARROW.split(_CALCULATOR.sub("", line))[-1])
-    if slot := _SLOT.fullmatch(line):
-        line = bare(slot[1] or slot[2])
+    line = _without_slot(bare(_ARROW.split(_CALCULATOR.sub("", line))[-1]))
     while preamble := _PREAMBLE.match(line):
         line = line[preamble.end() :]
     line = _EXCLAIMED.sub("", line)  # "The answer is 5!"
@@ -206,9 +205,14 @@ def _stated(line: str, *, is_last: bool) -> str | None:
         return None
     number = None if read(sentence) else _last_formula(line)
     if _is_prose(line) and not (number and _has_values(number)):
-        number = _last_number(_REMARK.sub("", line)) or _last_number(line)
+        number = _last_number(line)
     formula = next((c for c in clauses if _understood(c)), None)  # √2, which is about 1.41
     return number or formula or (sentence if has_content(sentence) else None)
+
+
+def _without_slot(line: str) -> str:
+    slot = _SLOT.fullmatch(line)
+    return bare(slot[1] or slot[2]) if slot else line
 
 
 def _first_sentence(line: str) -> str:
@@ -251,7 +255,7 @@ def _listed(text: str) -> str | None:
 
 def _whole(text: str) -> str | None:
     """A text that is itself the answer: a choice, a word, or a formula that parses completely."""
-    line = bare(text)
+    line = _without_slot(bare(text))
     if "\n" in line or not has_content(line):
         return None
     if _NAME.fullmatch(name := _EXCLAIMED.sub("", line)):  # "Yes!"
@@ -289,7 +293,8 @@ def _is_formula(found: re.Match[str]) -> bool:
 
 
 def _last_number(text: str) -> str | None:
-    match = _last(NUMBER, text)
+    """The last number; one in a remark at the end only if there is no other: 42 (6 * 7)."""
+    match = _last(NUMBER, _REMARK.sub("", text)) or _last(NUMBER, text)
     return match[0] if match else None
 
 

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 ANSWER_MARK = re.compile(
-    r"(?i:(?:\b|_)(?:answers?|ans|(?:correct|right|best) (?:option|choice))\b"
+    r"(?i:(?:\b|_)(?:answers?|ans|(?:correct|right|best) (?:option|choice)s?)\b"
     r"(?: (?:to|of) (?:the|this|your|our) (?:\w+ ){0,3}?(?:question|problem)\b)?[\\*_\"'`\s]{0,8}"
     r"(?:(?:is|are|was|(?:would|must|should|will|has to|turns out to) be|equals)\b|[:=])"
     r"|^(?:\#{1,6} )?(?:(?:final|correct) )?answer[ \t]*$)"  # a heading

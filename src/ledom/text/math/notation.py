@@ -143,7 +143,8 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
         lambda digits: rf"\overline{{{re.sub(r'[^0-9]', '', digits[0])}}}",
     ),
     (re.compile(r"(?<=[.\d])\\(overline|bar)\s?(\d)"), r"\\\1{\2}"),
-    # bases: (101)_2, \text{1F}_{16}, 101_{(2)}, 101_{\text{base 2}}
+    # bases: 101 in base 2, (101)_2, \text{1F}_{16}, 101_{(2)}, 101_{\text{base 2}}
+    (re.compile(r"(?<=\d) (?:in )?base (\d{1,2})(?!\d)"), r"_{\1}"),
     (re.compile(r"(?:\\(?:text|mathrm)\s?\{|\()([\dA-F]+)[)}]\s?(?=_\s?\{?\s?\(?\d)"), r"\1"),
     (
         re.compile(r"_\{(?:\\(?:text|mathrm)\{\s?(?:base\s?)?\}?|\()(\d{1,2})[)}]?\}"),
