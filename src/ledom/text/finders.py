@@ -21,6 +21,7 @@ from ledom.text.math.units import NOT_UNITS
 __all__ = ["FINDERS", "MARKED", "STATING"]
 
 _BOXED_OR_BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,4}\{|\\[\\{}]|[{}]")
+_MOST_BOXES = 20  # that are joined
 _BETWEEN_BOXES = re.compile(  # $\boxed{3}$ and $x = \boxed{4}$
     r"[\s$\\().,\]\[]{0,9}(?:\\text\{\s?)?(and|or|,)\s?\}?[\s$\\()\[]{0,9}(?:[A-Za-z]\s?=\s?)?"
 )
@@ -68,7 +69,7 @@ _PREAMBLE = re.compile(  # before the answer itself: option (C), therefore 5, no
     re.IGNORECASE,
 )
 _CORRECTION = re.compile(
-    r"\b(?:(?:wait,? no|no,? wait|scratch that|correction)[,:.;!]\s(?=[^\n]*[0-9])"
+    r"\b(?:(?:wait,? no|no,? wait|scratch that|correction)[,:.;!]\s(?=[^\n]{0,200}[0-9])"
     r"|it should (?:be|have been)\s(?=[-$\\(]{0,3}[0-9]))",
     re.IGNORECASE,
 )
@@ -124,7 +125,7 @@ def _joined(text: str, boxes: list[tuple[int, int]]) -> str:
     r"""The content of the last box, and of boxes joined to it: \boxed{3} and \boxed{4}."""
     (start, end), link = boxes.pop(), ""
     parts = [text[start:end].strip()]
-    while boxes:
+    while boxes and len(parts) < _MOST_BOXES:
         first, last = boxes.pop()
         opening = text.rfind("\\", last, start)
         between = _BETWEEN_BOXES.fullmatch(text, last + 1, opening) if opening > last else None
