@@ -64,6 +64,7 @@ EQUAL = [
     ("1\u2019000.50", "1000.5", "a curly apostrophe groups digits"),
     ("1_000_000", "1000000", "an underscore groups digits, as in Python"),
     ("1.000.000", "1000000", "two points can only group digits"),
+    ("1.234,56", "1234.56", "a comma after a group by a point"),
     ("1.234.567,89", "1234567.89", "a comma after groups by points"),
     # numbers in words
     ("two", "2", "a word"),

@@ -67,13 +67,19 @@ _KEYBOARD = str.maketrans(
     }
 )
 _FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
-_OTHER_GROUPS = re.compile(  # 1'000, 1_000 and 1.000.000: only commas may group a single point
-    r"(?<![\w.,'’])([1-9][0-9]{0,2}(?:(?:['’][0-9]{3})+|(?:_[0-9]{3})+|(?:\.[0-9]{3}){2,}(?!\.[0-9])))"
-    r"(?:,([0-9]{1,2}))?(?![\w'’]|,[0-9])"
+_OTHER_GROUPS = (
+    re.compile(  # 1'000, 1_000 and 1.000.000
+        r"(?<![\w.,'’])([1-9][0-9]{0,2}"
+        r"(?:(?:['’][0-9]{3})+|(?:_[0-9]{3})+|(?:\.[0-9]{3}){2,}(?!\.[0-9])))"
+        r"(?:,([0-9]{1,2}))?(?![\w'’]|,[0-9])"
+    ),
+    re.compile(  # €42,50 and 1.234,56
+        r"(?<![\w.,(\[{])(?:(?<=€)|(?<=€ )|(?=[0-9]{1,3}\.[0-9]{3}[.,])"
+        r"|(?=[0-9]+,[0-9]{2}\s?(?:€|EUR\b|[Ee]uros?\b)))"
+        r"([0-9]+(?:\.[0-9]{3})*),([0-9]{2})(?![0-9,.]*[0-9])"
+    ),
 )
-_CENTS = re.compile(  # €42,50
-    r"(?<![\w.,])((?:€\s?)[0-9]+|[0-9]+(?=,[0-9]{2}\s?(?:€|EUR\b|[Ee]uros?\b))),([0-9]{2})(?![0-9,])"
-)
+"""Numbers whose digits are not grouped by commas."""
 _SIGNS = "×·⋅∙∗≤≥≠≈π∞∪∩∈∅±∓√∛∠△≡"
 _SIGN_NAMES = (
     "times cdot cdot cdot cdot leq geq neq approx pi infty cup cap in emptyset pm mp sqrt sqrt[3] "
@@ -249,7 +255,9 @@ def keyboard(text: str) -> str:
         text = unicodedata.normalize("NFC", text)
         text = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
         text = text.translate(_KEYBOARD)
-    return _CENTS.sub(r"\1.\2", _OTHER_GROUPS.sub(_with_commas, text))
+    for pattern in _OTHER_GROUPS:
+        text = pattern.sub(_with_commas, text)
+    return text
 
 
 def _with_commas(grouped: re.Match[str]) -> str:
