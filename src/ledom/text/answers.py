@@ -37,7 +37,7 @@ _TIDIED = (
     ),
     (re.compile(r"\[\[([^\[\],\n]{1,200})\]\]"), r"\\boxed{\1}"),  # [[B]], as judges write it
     (re.compile(r"\\boxed\s?(-?[0-9][0-9,.]*(?<![,.])|[A-J](?![A-Za-z]))"), r"\\boxed{\1}"),
-    (re.compile(r"\b[Nn]egative (?=\$?\.?[0-9])|(?<=\bis )minus (?=\$?\.?[0-9])"), "-"),
+    (re.compile(r"[Nn]egative (?=\$?\.?[0-9])|minus (?<=\bis minus )(?=\$?\.?[0-9])"), "-"),
 )
 _NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:Q|Question)\s?:")
 _PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")  # read in only one way

@@ -67,14 +67,15 @@ _KEYBOARD = str.maketrans(
     }
 )
 _FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
+_MAY_HAVE_GROUPS = re.compile(r"[0-9](?:['’_.][0-9]{3}|,[0-9]{2}(?![0-9]))")  # for speed
 _OTHER_GROUPS = (
     re.compile(  # 1'000, 1_000 and 1.000.000
-        r"(?<![\w.,'’])([1-9][0-9]{0,2}"
+        r"(?=[1-9])(?<![\w.,'’])([1-9][0-9]{0,2}"
         r"(?:(?:['’][0-9]{3})+|(?:_[0-9]{3})+|(?:\.[0-9]{3}){2,}(?!\.[0-9])))"
         r"(?:,([0-9]{1,2}))?(?![\w'’]|,[0-9])"
     ),
     re.compile(  # €42,50 and 1.234,56
-        r"(?<![\w.,(\[{])(?:(?<=€)|(?<=€ )|(?=[0-9]{1,3}\.[0-9]{3}[.,])"
+        r"(?=[0-9])(?<![\w.,(\[{])(?:(?<=€)|(?<=€ )|(?=[0-9]{1,3}\.[0-9]{3}[.,])"
         r"|(?=[0-9]+,[0-9]{2}\s?(?:€|EUR\b|[Ee]uros?\b)))"
         r"([0-9]+(?:\.[0-9]{3})*),([0-9]{2})(?![0-9,.]*[0-9])"
     ),
@@ -255,7 +256,7 @@ def keyboard(text: str) -> str:
         text = unicodedata.normalize("NFC", text)
         text = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
         text = text.translate(_KEYBOARD)
-    for pattern in _OTHER_GROUPS:
+    for pattern in _OTHER_GROUPS if _MAY_HAVE_GROUPS.search(text) else ():
         text = pattern.sub(_with_commas, text)
     return text
 
