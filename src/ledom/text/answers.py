@@ -27,7 +27,15 @@ __all__ = [
 ]
 
 _TIDIED = (
-    (re.compile(r"</?s>|<(?:bos|eos|pad|(?:start|end)_of_turn)>|<\|[^<>|\s]{1,40}\|>"), "\n"),
+    (
+        re.compile(
+            r"</?s>|<(?:bos|eos|pad|(?:start|end)_of_turn)>|<\|[^<>|\s]{1,40}\|>"
+            r"|</?(?:br|div|li|p)\s?/?>"
+        ),
+        "\n",
+    ),
+    (re.compile(r"<sup>([^<>\n]{1,40})</sup>"), r"^{\1}"),
+    (re.compile(r"<sub>([^<>\n]{1,40})</sub>"), r"_{\1}"),
     (
         re.compile(
             r"</?(?:b|i|u|em|strong|mark|code|span)>"
