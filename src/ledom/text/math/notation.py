@@ -212,9 +212,13 @@ _MONTH = (
 _DAY = r"([1-9]\d?)(?: th)?"
 _DATE = re.compile(rf"(?:the )?(?:{_DAY}(?: of)? {_MONTH}|{_MONTH} {_DAY})(?:,? (\d{{4}}))?")
 _CASED = r"[mM](?:[WVAJN]|Hz|Pa|eV|Wh)|M[gmsLl]|[KMGT]b(?:ps)?|[MGSH]"  # mega is not milli
-_CASED_UNIT = re.compile(_CASED)
+_GENES = r"(?:([A-LN-Za-ln-z])(?i:\1))+"  # Rr is not rr
+_CASED_UNIT = re.compile(rf"{_CASED}|{_GENES}")
 # Letters whose case is irrelevant: not in a command (\Delta is not \delta) or such a unit.
-_LETTERS = re.compile(rf"(?<![A-Za-z\\])(?!(?:(?<=\d)|(?<=\d ))(?:{_CASED})(?![^\W\d_]))[^\W\d_]+")
+_LETTERS = re.compile(
+    rf"(?<![A-Za-z\\])(?!(?:(?<=\d)|(?<=\d ))(?:{_CASED})(?![^\W\d_]))"
+    rf"(?!{_GENES}(?![^\W\d_]))[^\W\d_]+"
+)
 GREEK = words(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
     "rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega"
