@@ -30,7 +30,7 @@ _SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
 _TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _SENTENCE_END = re.compile(  # not a factorial's sign: 5! = 120, 5! ways
-    r"(?<!\b[ie]\.[eg])(?:[.?]|!(?!\s?[-+*/^=<>a-z]))(?=[\s*\"'`)]|$)"
+    r"(?<!\b[ie]\.[eg])(?<!\bM[rst])(?<!\b[DS][rt])(?:[.?]|!(?!\s?[-+*/^=<>a-z]))(?=[\s*\"'`)]|$)"
 )
 _JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
 _JSON_VALUE = re.compile(
@@ -81,14 +81,15 @@ _LISTED = re.compile(r"\b(?:solutions|roots|zeros|zeroes|values)\b[^.\n=]{0,60}?
 _NAME = re.compile(r"\([A-Za-z]\)|[A-Za-z]\)|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
 _REMARK = re.compile(r"\s\((?:=\s?)?[^()=]{1,99}\)[.!\s]{0,9}\Z")
 _EXCLAIMED = re.compile(r"(?:(?<=[0-9])|(?<=[^\W\d_]{2}))!\Z")
-_RANGE_OR_DENIAL = re.compile(r"(?:between|not|neither)\b")
+_RAISED_OR_LOWERED = re.compile(r"[\\^]|(?<=[A-Za-z)])_[0-9{]")  # LaTeX; H_2O
+_NO_SENTENCE = re.compile(r"(?:between|not|neither)\b|[A-J]\)\s")  # a range, a denial, a choice
 _VARIABLE = re.compile(  # "3 x 4" multiplies
     r"(?<![^\W\d_])(?!\A.\s?=|(?<=\s)x\s(?=[0-9(]))[b-zB-Z](?![^\W\d_])|[\\^;]"
     r"|,\s[^\W\d_]+\s?\Z"  # "width = 3, height = 5" has two answers
 )
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _PROSE = re.compile(  # but not "C. Paris"
-    r"(?!\(?[A-J][.:)]\s(?:[^\s\d]+\s?){1,5}\Z)(?:[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^]))"
+    r"(?!\(?[A-J]\)\s|[A-J][.:]\s(?:[^\s\d]+\s?){1,5}\Z)(?:[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^]))"
 )
 
 
@@ -223,7 +224,7 @@ def _first_sentence(line: str) -> str:
 
 def _is_prose(line: str) -> bool:
     """Whether a line is a sentence that mentions numbers, rather than a formula or a list."""
-    if not line[:1].isalpha() or "\\" in line or "^" in line or _RANGE_OR_DENIAL.match(line):
+    if not line[:1].isalpha() or _RAISED_OR_LOWERED.search(line) or _NO_SENTENCE.match(line):
         return False
     return any(word.lower() not in NOT_UNITS for word in _WORD.findall(line))
 

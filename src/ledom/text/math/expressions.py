@@ -84,7 +84,7 @@ def read(answer: str) -> Node | None:
         letter, said = choice[1] or choice[2], choice[3]
         if said.count("}") > said.count("{"):  # \text{(C) 15}
             said = said.removesuffix("}")
-        meaning = _read(said) or Node("text", text_key(said))
+        meaning = _read(plain_text(said)) or Node("text", text_key(said))
         if meaning.kind != "symbol":
             return Node("choice", letter.lower(), (meaning,))
     return _read(text)

@@ -58,7 +58,7 @@ _RAISED = "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"
 _REPEATING = r"\\overline\s?\{[0-9]+\}|(?<=\.)\([0-9]+\)|(?<=\.[0-9])\([0-9]+\)"
 _TIME = r"(?:(?::[0-9]+)+|(?:\s:\s[0-9]+)+)?(?:\s?[aApP]\.?[mM]\b)?"
 NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.^])(?<!\^[-{])(?<!\^\{-)"  # not the exponent of m^2
+    r"(?<![A-Za-z0-9_.^])(?<!\^[-{])(?<!\^\{-)(?<!_\{)"  # not the 2 of m^2 or H_{2}O
     # "5 - 3" subtracts
     r"(?:(?<![)\]])(?<![0-9)\]]\s)(?:[-\u2212]|(?:±|\\pm)\s?)|(?<=[=:]\s)[-\u2212]\s)?"
     rf"(?:{_CURRENCY}\s?[-\u2212]?)?(?:[0-9]{{1,9}}\s(?=[0-9]{{1,9}}/))?{_UNSIGNED}"
@@ -116,8 +116,9 @@ SPELLED = {
 _ONE = "|".join(_ONES.split())
 _BELOW_100 = rf"(?:(?:{'|'.join(_TENS.split())})(?:[- ](?:{_ONE}))?|{_ONE})"
 SPELLED_OUT = re.compile(  # all of a text, or followed by a word: twenty-one apples
-    r"(?:\A|(?<=\Anegative )|(?<=\Aminus ))"
-    rf"((?:(?:{_ONE}|a) hundred(?: and)?(?: {_BELOW_100})?|{_BELOW_100}))(?=\s[^\W\d_]|\s?%|\Z)",
+    r"(?:\A|(?<=\{)|(?<=\Anegative )|(?<=\Aminus ))"
+    rf"((?:(?:{_ONE}|a) hundred(?: and)?(?: {_BELOW_100})?|{_BELOW_100}))"
+    r"(?=\s[^\W\d_]|\s?[%}]|\Z)",
     re.IGNORECASE,
 )
 

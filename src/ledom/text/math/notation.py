@@ -150,6 +150,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
         lambda digits: rf"\overline{{{re.sub(r'[^0-9]', '', digits[0])}}}",
     ),
     (re.compile(r"(?<=[.\d])\\(overline|bar)\s?(\d)"), r"\\\1{\2}"),
+    (SPELLED_OUT, lambda number: str(spelled(number[1]))),
     # bases: 101 in base 2, (101)_2, \text{1F}_{16}, 101_{(2)}, 101_{\text{base 2}}
     (re.compile(r"(?<=\d) (?:in )?base (\d{1,2})(?!\d)"), r"_{\1}"),
     (re.compile(r"(?:\\(?:text|mathrm)\s?\{|\()([\dA-F]+)[)}]\s?(?=_\s?\{?\s?\(?\d)"), r"\1"),
@@ -170,7 +171,6 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (re.compile(r"\A([A-Ja-j])\)\Z"), r"\1"),  # the letter of a choice
     # a set in plain text; the comma of {1,000} groups digits
     (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
-    (SPELLED_OUT, lambda number: str(spelled(number[1]))),
     (re.compile(r"(?:\A|(?<=[=(,])\s?)(?:[Nn]egative|[Mm]inus)\s(?=[$\u20ac\xa3\d.\\(])"), "-"),
 )
 # An answer that is one number with digits grouped by spaces: 12 000; not 1 100/200 or two lines.
