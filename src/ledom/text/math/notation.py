@@ -130,7 +130,12 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (re.compile(r"(?<![A-Za-z])(?:[Oo]ption|[Cc]hoice)\s(?=\([A-Ja-j]\)|[A-J](?:\W|\Z))"), ""),
     (re.compile(r"\\overline\s?\{([A-Z]{2})\}"), r"\1"),  # a segment
     (re.compile(r"\\[cl]?dots[bcimo]?(?![A-Za-z])|\.{2,}"), "…"),
-    (re.compile(r"\(?\s?(?<![A-Za-z])\\?[pb]?mod\s?\{?\s?(\d+|[a-z])\s?\}?\s?\)?"), r" mod \1"),
+    (
+        re.compile(
+            r"\(?\s?(?<![A-Za-z])\\?[pb]?mod(?:ulo)?(?![A-Za-z])\s?\{?\s?(\d+|[a-z])\s?\}?\s?\)?"
+        ),
+        r" mod \1",
+    ),
     (re.compile(r"(?<=\d)x(?=10\^)"), r"\\times "),
     (re.compile(r"\A(\d+) to (\d+)(?: to (\d+))?\Z"), lambda m: ":".join(filter(None, m.groups()))),
     (re.compile(r"\\mathbb\s?([A-Z])(?![A-Za-z])"), r"\\mathbb{\1}"),
