@@ -46,8 +46,9 @@ _CLAUSE = re.compile(
     r"|,?\sor (?:about|around|roughly|approximately)\b"
     r"|\s(?:for|at|when|if)\s[a-z]\s?=|\sto (?:the nearest|\w+ (?:decimal|significant))\b"
 )
-_NAMED = re.compile(  # New York, because ...; CO2, not O2
-    rf"(?!(?:So|Thus|Hence|Therefore)\b)([A-Z][^\W_]*(?:\s[A-Z][^\W_]*)*),?\s{_REASON}"
+_NAMED = re.compile(  # New York, because ...; CO2, not O2; a sentence that is only a name
+    r"(?!(?:So|Thus|Hence|Therefore|First|Step|Solution|Explanation|No)\b)"
+    rf"([A-Z][^\W_]*(?:\s[A-Z][^\W_]*)*)(?:,?\s{_REASON}|\Z)"
 )
 _ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
 _CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
