@@ -197,7 +197,10 @@ class Label:
 def _same_units(one: frozenset[tuple[str, int]], other: frozenset[tuple[str, int]]) -> bool:
     """Whether units are the same; a pound may be money or a weight."""
     if any(name == "pound" for name, _ in one | other):
-        one, other = ({(name.partition("-")[0], n) for name, n in each} for each in (one, other))
+        one, other = (
+            frozenset((name.partition("-")[0], power) for name, power in each)
+            for each in (one, other)
+        )
     return one == other
 
 
