@@ -214,6 +214,8 @@ EXTRACTED: list[tuple[str, str | None]] = [
     ("<think>Or 6?</think>The answer is 5.<think>Or 7?", "5"),
     ("<think>5</think><answer> 1/2 </answer> in 3 steps", "1/2"),
     ("<answer>x + 1</answer>", "x + 1"),
+    ("In <answer> tags: <answer>3 < x < 5</answer>", "3 < x < 5"),
+    ("#### 11,\\! 111", "11,\\! 111"),
     ("<ANSWER>5</ANSWER> in 3 steps", "5"),
     # no marker: the expression that contains the last number
     ("Therefore, x = 5 or x = -5.", "x = 5 or x = -5"),

@@ -30,7 +30,7 @@ _SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
 _TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _SENTENCE_END = re.compile(  # not a factorial's sign: 5! = 120, 5! ways
-    r"(?<!\b[ie]\.[eg])(?<!\bM[rst])(?<!\b[DS][rt])(?:[.?]|!(?!\s?[-+*/^=<>a-z]))(?=[\s*\"'`)]|$)"
+    r"(?<!\b[ie]\.[eg])(?<!\bM[rst])(?<!\b[DS][rt])(?:[.?]|(?<!\\)!(?!\s?[-+*/^=<>a-z]))(?=[\s*\"'`)]|$)"
 )
 _JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
 _JSON_VALUE = re.compile(
@@ -75,7 +75,7 @@ _CORRECTION = re.compile(
     re.IGNORECASE,
 )
 _SLOT = re.compile(r"\[([^\[\],;]{1,200})\]|<([^<>,;]{1,200})>")  # [5], as in "Answer: [number]"
-_TAGGED = re.compile(r"<answer>([^<]{1,1000})</answer>", re.IGNORECASE)
+_TAGGED = re.compile(r"<answer>((?:[^<]|<(?!/?answer>)){1,1000})</answer>", re.IGNORECASE)
 _BULLET = re.compile(r"\A[-\u2022]\s+")
 _NUMBERED_HEADING = re.compile(r"\d{1,2}[.):]\s+[^\W\d_]")
 _LISTED = re.compile(r"\b(?:solutions|roots|zeros|zeroes|values)\b[^.\n=]{0,60}?\bare:?\s")
