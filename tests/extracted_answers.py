@@ -78,6 +78,8 @@ EXTRACTED: list[tuple[str, str | None]] = [
     ("The answer is:\n\n- 42 apples", "42 apples"),
     ("The answer is:\n1. 3 + 4 = 7\n2. 7 * 2 = 14", "14"),
     ("Answer: [42]", "42"),
+    ("(Answer: -42)", "-42"),
+    ("The answer is [3, 4).", "[3, 4)"),
     ("The correct options are A and C.", "A and C"),
     ("The answer is 42 -- that is 3 * 14.", "42"),
     ("The answer is 42 when rounded to 2 places.", "42"),

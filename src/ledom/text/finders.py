@@ -214,6 +214,9 @@ def _stated(line: str, *, is_last: bool) -> str | None:
 
 
 def _without_slot(line: str) -> str:
+    """The content of a template's brackets, "[5]"; without the last bracket of "(Answer: 5)"."""
+    if line.endswith(")") and line.count("(") < line.count(")") and "[" not in line:
+        line = bare(line[:-1])
     slot = _SLOT.fullmatch(line)
     return bare(slot[1] or slot[2]) if slot else line
 
