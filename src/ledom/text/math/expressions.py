@@ -308,6 +308,8 @@ class _Reader(Atoms):
                 is_power = True
             elif text == "}" and is_power:
                 is_power = False
+            elif (text == "-" and last in ("^", "{")) or (text == "1" and last == "-"):
+                pass  # s^{-1}
             elif token.kind != "word" and text not in _LABEL_WORDS:
                 return text in (")", "]", r"\}", "}")
         return True
