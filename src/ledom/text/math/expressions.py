@@ -17,20 +17,20 @@ Parsing takes time linear in the text's length, and the size of numbers is bound
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from functools import lru_cache
 
 from ledom.text.math.atoms import Atoms
 from ledom.text.math.nodes import (
     NO_LABEL,
     Node,
+    both_signs,
     call,
     number,
     power,
     product,
     quotient,
     total,
-    with_parts,
+    without_repeats,
 )
 from ledom.text.math.notation import MAX_CHARS, NotUnderstood, plain_text, text_key
 from ledom.text.math.tokens import Token, tokens
@@ -114,9 +114,9 @@ class _Reader(Atoms):
             items.append(self._item())
         link = _link(items, links & {"and", "or"})
         if "or" in links:
-            items = _without_repeats(items)
+            items = without_repeats(items)
         if splits:
-            items = [signed for item in items for signed in _both_signs(item)]
+            items = [signed for item in items for signed in both_signs(item)]
         return items[0] if len(items) == 1 else Node("list", link, tuple(items))
 
     def _is_compound(self, item: Node) -> bool:
@@ -348,35 +348,12 @@ def _link(items: list[Node], links: set[str]) -> str:
     return "".join(links)
 
 
-def _without_repeats(items: list[Node]) -> list[Node]:
-    """The alternatives, each value once: 1/2 or 0.5, or 50%."""
-    found: dict[Node, Node] = {}
-    for item in items:
-        is_percent = item.kind == "quantity" and item.label.is_percent
-        value = product(number(Fraction(1, 100)), item.parts[0]) if is_percent else item
-        found.setdefault(value, item)
-    return [*found.values()]
-
-
 def _with_sign(sign: str, node: Node) -> Node:
     if sign == "+":
         return node
     if sign == "-":
         return product(number(-1), node)
     return product(number(1 if sign == r"\pm" else -1), Node("pm"), node)
-
-
-def _both_signs(node: Node) -> list[Node]:
-    r"""The two values of a tree with \pm: with + everywhere, and with - everywhere."""
-    has_both = any(part.kind == "pm" for part in node.walk())
-    return [_signed(node, sign) for sign in (1, -1)] if has_both else [node]
-
-
-def _signed(node: Node, sign: int) -> Node:
-    if node.kind == "pm":
-        return number(sign)
-    parts = tuple(_signed(part, sign) for part in node.parts)
-    return with_parts(node, parts)
 
 
 def _relation(signs: list[str], parts: list[Node]) -> Node:
