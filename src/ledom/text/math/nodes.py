@@ -26,7 +26,6 @@ __all__ = [
     "product",
     "quotient",
     "total",
-    "with_parts",
     "without_repeats",
 ]
 
@@ -198,16 +197,6 @@ def power(base: Node, exponent: Node) -> Node:
     return number(value**times)
 
 
-def with_parts(node: Node, parts: tuple[Node, ...]) -> Node:
-    """Rebuild a node with different parts.
-
-    >>> with_parts(total(Node("symbol", "x"), number(1)), (number(2), number(1))).value
-    Fraction(3, 1)
-    """
-    build = _BUILDERS.get(node.kind)
-    return build(*parts) if build else replace(node, parts=parts)
-
-
 _BUILDERS: dict[str, Callable[..., Node]] = {
     "+": total,
     "*": product,
@@ -260,7 +249,8 @@ def _signed(node: Node, sign: int) -> Node:
     if node.kind == "pm":
         return number(sign)
     parts = tuple(_signed(part, sign) for part in node.parts)
-    return with_parts(node, parts)
+    build = _BUILDERS.get(node.kind)
+    return build(*parts) if build else replace(node, parts=parts)
 
 
 def without_repeats(items: list[Node]) -> list[Node]:
