@@ -22,11 +22,24 @@ def test_a_validation_file_that_contains_training_texts_is_noted(
     config = DataConfig(train=str(file), valid=str(file), num_valid=5, vocab_size=257)
     prepare_data(config, tmp_path / "data")
     assert caplog.messages == [
-        f"{file}: 6 records to train on have the text of a validation record, which lowers the "
-        "validation loss; remove them"
+        f"{file}: 6 records to train on have the text or question of a validation record, which "
+        "lowers the validation loss; remove them"
     ]
     read_split(config)  # again, for the pairs of an objective
     assert len(caplog.messages) == 1
+
+
+def test_other_solutions_to_a_held_out_question_are_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 51 problems, 0 and 50 are held out; 1 asks what 0 asks, and has another solution."""
+    file = tmp_path / "problems.jsonl"
+    asked = ["1 + 1?", "1 +  1?", *(f"{i} + 1?" for i in range(2, 51))]
+    records = [Problem(id=str(i), question=q, solution=f"#{i}") for i, q in enumerate(asked)]
+    write_records(file, records)
+    prepare_data(DataConfig(train=str(file), vocab_size=300), tmp_path / "data")
+    assert len(caplog.messages) == 1
+    assert f"{file}: 1 records to train on have the text or question of a" in caplog.messages[0]
 
 
 def test_a_validation_store_trained_on_is_noted(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -390,7 +390,7 @@ def test_records_that_share_an_id_with_a_held_out_one_are_counted(tmp_path, capl
     assert len(texts_of(data, data.valid)) == 5
     assert len(train_texts(data)) == 240 - 5 * 4
     assert "15 records have the id of a record held out for validation and" in caplog.messages[0]
-    assert f"{file}: 1 records to train on have the text of a " in caplog.messages[1]
+    assert f"{file}: 1 records to train on have the text or question of a " in caplog.messages[1]
     caplog.clear()
     write_documents(file, 100)
     prepare_data(DataConfig(train=str(file), vocab_size=257), tmp_path / "other")

@@ -67,9 +67,10 @@ GOOD = '{"id": "a", "question": "Which?", "choices": ["x", "y"], "answer_index":
     [
         (("Which?", " "), "question 'a' has an empty question"),
         (('["x", "y"]', '["x"]'), "has fewer than two choices: 1"),
-        (('"y"', '" "'), "choice 1 is ' ', expected a text"),
+        (('"y"', '" "'), "choice 1 is empty, expected a text"),
         (('"y"', "7"), "key choices.1: .*found 7"),
         (('"y"', '"x"'), "has the choice 'x' twice"),
+        (('"y"', '" x"'), "has the choice 'x' twice"),
         (("0}", "2}"), "answer_index is 2, but the choices are numbered from 0 to 1"),
         (("0}", '0, "place": "beside"}'), "key place: .*found 'beside'"),
         (('"a"', '"b"'), "the id 'b' occurs twice"),
@@ -88,3 +89,9 @@ def test_a_choice_may_be_a_prefix_of_another(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text(GOOD.replace('"y"', '"xy"'))
     assert read_records(file, ChoiceQuestion, unique_ids())[0].choices == ["x", "xy"]
+
+
+def test_white_space_around_texts_is_dropped() -> None:
+    """The task puts a space before each choice; a second one would be scored too."""
+    asked = ChoiceQuestion(id="q", question=" 2 + 2?\n", choices=[" 4", "5 "], answer_index=0)
+    assert (asked.question, asked.choices) == ("2 + 2?", ["4", "5"])

@@ -31,6 +31,14 @@ def test_letter_case_and_punctuation_do_not_count() -> None:
     assert seen.find("Ava has 3 pens, and 2.6 liters of ink. How much?") is None
 
 
+def test_the_signs_of_a_calculation_count() -> None:
+    for one, other in (("3 + 4", "3 * 4"), ("12-5", "12/5"), ("20% of 50", "20 of 50")):
+        seen = NearDuplicates()
+        seen.add(f"What is {one}?")
+        assert seen.find(f"what is {one}")
+        assert seen.find(f"What is {other}?") is None
+
+
 def test_characters_are_the_words_of_scripts_without_spaces() -> None:
     text = "".join(map(chr, range(0x4E00, 0x4E28)))  # as above: 40 words, one changed
     seen = NearDuplicates(0.84)

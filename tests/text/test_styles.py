@@ -64,7 +64,7 @@ def test_the_plain_style(text: str, plain: str) -> None:
         ("5-8 days", "5 8\n#### 5-8"),
         ("So x = -3, y = 2 and z = -4.\nThe answer is 7", "-3 2 -4\n#### 7"),  # also if redone
         ("Of 12,000 minutes 40% is $4800. Now,\nit is so.", "12000 40% 4800\n#### 4800"),
-        ("Then Amy is 13 (8 + 5).", "13 (8 + 5)\n#### 5"),
+        ("Then Amy is 13 (8 + 5).", "13 (8 + 5)\n#### 13"),
         ("I do not know.", ""),
     ],
 )

@@ -309,11 +309,18 @@ def read_split(
                 "with other ids, or name a file as data.valid",
                 path=config.train,
             )
-    held_texts = {*_render(held_out, config)}
-    if same := sum(text in held_texts for text in _render(left, config)):
-        reason = "have the text of a validation record, which lowers the validation loss"
+    held = {*map(_asked_or_text, held_out)}
+    if same := sum(_asked_or_text(record) in held for record in left):
+        reason = (
+            "have the text or question of a validation record, which lowers the validation loss"
+        )
         warn("%s: %d records to train on %s; remove them", config.train, same, reason)
     return left, held_out
+
+
+def _asked_or_text(record: Document | Problem) -> str:
+    """What training and validation must not share; a question may have many solutions."""
+    return " ".join((record.text if isinstance(record, Document) else record.question).split())
 
 
 def _read_documents(path: str | Path) -> Sequence[Document | Problem]:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 
+from ledom.text.math.in_text import SPELLED
+
 __all__ = ["IN_QUESTION", "NUMBER", "changeable"]
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -54,16 +56,8 @@ _MEANINGS = {
     "2000": r"tons?|pounds?",
     "5280": r"miles?|feet",
 }
-_ONES = """
-zero one two three four five six seven eight nine ten
-eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"""
 _PARTS = "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_SPELLED = (
-    dict(zip(_ONES.split(), range(20), strict=True))
-    | dict(zip(_PARTS.split(), range(3, 13), strict=True))
-    | dict(zip(_TENS.split(), range(20, 100, 10), strict=True))
-)
+_SPELLED = SPELLED | dict(zip(_PARTS.split(), range(3, 13), strict=True))
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6}
 _WORD = rf"(?:{'|'.join([*_SPELLED, *_SCALES])})s?"
 _SPELLED_OUT = re.compile(rf"\b{_WORD}(?:(?:[ -]| and ){_WORD})*\b", re.IGNORECASE)

@@ -47,18 +47,21 @@ class ChoiceQuestion(Record):
     def __post_init__(self) -> None:
         """Refuse an empty question or choice, a repeated choice, and an answer out of range.
 
+        White space around texts is dropped: the task puts one space between question and choice.
+
         >>> ChoiceQuestion(id="q", question="2 + 2?", choices=["4", "4"], answer_index=0)
         Traceback (most recent call last):
         ledom.core.errors.InputError: question 'q' has the choice '4' twice; remove one
         """
+        self.question, self.choices = self.question.strip(), [text.strip() for text in self.choices]
         named, last = f"question {self.id!r}", len(self.choices) - 1
-        if not self.question.strip():
+        if not self.question:
             raise InputError(f"{named} has an empty question; remove it")
         if last < 1:
             raise InputError(f"{named} has fewer than two choices: {last + 1}; remove it")
         for number, text in enumerate(self.choices):
-            if not text.strip():
-                raise InputError(f"{named}: choice {number} is {text!r:.40}, expected a text")
+            if not text:
+                raise InputError(f"{named}: choice {number} is empty, expected a text")
             if text in self.choices[:number]:
                 raise InputError(f"{named} has the choice {text!r:.40} twice; remove one")
         if not 0 <= self.answer_index <= last:

@@ -31,7 +31,7 @@ from ledom.core.records import (
     read_records,
     unique_ids,
 )
-from ledom.text.answers import has_content
+from ledom.text.math.notation import has_content
 
 __all__ = [
     "GIVEN",

@@ -18,13 +18,17 @@ __all__ = ["NearDuplicates"]
 
 _WORDS = 5  # per n-gram
 _PERMUTATIONS = 128  # per signature
-_WORD = re.compile(rf"{WORD}(?:\.\d+)?")
+_WORD = re.compile(  # a sign before a number, or a percent sign, is a word: 3 - 2 is not 3 + 2
+    rf"{WORD}(?:\.\d+)?|[-\u2212+*\u00d7\u00b7/\u00f7^=<>](?=\s?[\d(])|(?<=\d)%"
+)
 _MAX_THRESHOLD = 0.9  # with a higher one, the index would miss pairs
 _MISS_WEIGHT = 0.9  # the cost of a missed pair; the rest is the cost of a needless comparison
 
 
 class NearDuplicates:
-    """An index of texts that finds near duplicates; letter case and punctuation are ignored.
+    """An index of texts that finds near duplicates.
+
+    Letter case and punctuation are ignored, but not the signs of a calculation.
 
     Raises `MissingExtraError` without datasketch, and `InputError` for a similarity outside (0, 1].
 

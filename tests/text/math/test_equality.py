@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equal_answers import EQUAL
-from ledom.text.answers import AnswerClasses, equal_answers, has_content
+from ledom.text.answers import AnswerClasses, equal_answers
 from ledom.text.math.equality import is_number
 from ledom.text.math.expressions import read
+from ledom.text.math.notation import has_content
 from unequal_answers import UNEQUAL
 
 pytestmark = pytest.mark.slow

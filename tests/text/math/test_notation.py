@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledom.text.math.notation import keyboard, text_key
+
+GENES = re.compile(r"\b(?:([a-z])\1)+\b", re.IGNORECASE)  # Rr is not rr
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,7 @@ def test_case_counts_only_where_it_has_meaning(answer: str, key: str) -> None:
     assert text_key(answer) == key
 
 
-@given(st.text("abcXYZ éÉ", max_size=30))
+@given(st.text("abcXYZ éÉ", max_size=30).filter(lambda text: not GENES.search(text)))
 def test_words_are_compared_without_case(words: str) -> None:
     assert text_key(words) == text_key(words.upper()) == text_key(words.lower())
 

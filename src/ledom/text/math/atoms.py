@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 
 from ledom.text.math.nodes import Node, call, number, numeral, power, product, quotient, total
-from ledom.text.math.notation import FUNCTIONS, GREEK, NotUnderstood, Token, words
+from ledom.text.math.notation import GREEK, NotUnderstood, words
+from ledom.text.math.tokens import FUNCTIONS, Token
 from ledom.text.math.units import NOT_UNITS, is_unit
 
 __all__ = ["Atoms"]
@@ -34,7 +35,11 @@ _STARTS = frozenset(
 _FUNCTIONS = FUNCTIONS - {"sqrt"}
 _INVERTED = frozenset(["sin", "cos", "tan"])  # \sin^{-1} x is the arcsine, never 1 / \sin x
 _MAYBE_FUNCTIONS = words("f g h phi varphi sigma tau mu psi zeta Gamma Phi Psi Lambda")
-_MATRICES = {"pmatrix": "()", "bmatrix": "()", "matrix": "()", "vmatrix": "||", "Bmatrix": "{}"}
+_MATRICES = {
+    **dict.fromkeys(["pmatrix", "bmatrix", "matrix", "smallmatrix"], "()"),
+    "vmatrix": "||",
+    "Bmatrix": "{}",
+}
 
 
 class Atoms(ABC):

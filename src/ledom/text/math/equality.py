@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from ledom.text.math.expressions import read
 from ledom.text.math.nodes import Node, number, product, total
+from ledom.text.math.notation import text_key
 from ledom.text.math.process import same_value
 
 __all__ = ["Comparison", "NeedsAlgebra", "is_number", "same_meaning"]
@@ -21,14 +22,12 @@ _CONSTANTS = frozenset(["pi", "e", "i", "oo"])
 
 
 def same_meaning(first: str, second: str) -> bool:
-    r"""Whether two answers have the same value; False if one of them cannot be parsed.
+    r"""Whether two answers have the same value; one that cannot be parsed is only its text.
 
-    >>> same_meaning("0.25", r"\frac{1}{4}"), same_meaning("two", "2")
-    (True, False)
+    >>> same_meaning("0.25", r"\frac{1}{4}"), same_meaning("(A) Rome", "Rome")
+    (True, True)
     """
-    left, right = read(first), read(second)
-    if left is None or right is None:
-        return False
+    left, right = (read(answer) or Node("text", text_key(answer)) for answer in (first, second))
     try:
         return Comparison().same(left, right)
     except NeedsAlgebra:

@@ -23,23 +23,32 @@ from ledom.text.math.atoms import Atoms
 from ledom.text.math.nodes import (
     NO_LABEL,
     Node,
+    both_signs,
     call,
     number,
     power,
     product,
     quotient,
     total,
-    with_parts,
+    without_repeats,
 )
-from ledom.text.math.notation import MAX_CHARS, NotUnderstood, Token, plain_text, text_key, tokens
-from ledom.text.math.units import MONEY_SCALES, NOT_UNITS, ONE_LETTER_UNITS, is_unit, read_label
+from ledom.text.math.notation import MAX_CHARS, NotUnderstood, plain_text, text_key
+from ledom.text.math.tokens import Token, tokens
+from ledom.text.math.units import (
+    MONEY_SCALES,
+    NOT_UNITS,
+    ONE_LETTER_UNITS,
+    UNIT_SYMBOLS,
+    is_unit,
+    read_label,
+)
 
 __all__ = ["read"]
 
 _CHOICE = re.compile(
     r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?"
-    r"(?:\(?([A-Ja-j])\)|([A-J])[.:](?=\s))\s?\}?"
-    r"[\s:]*(?![-+*/^_=(<>\s]|(?:and|or)\b)(.+)"
+    r"(?:\(?([A-Ja-j])\)|([A-J])(?:[.:](?=\s)|(?=\s-\s[A-Z][a-z])))\s?\}?"
+    r"[\s:]*(?:-\s(?=[A-Z][a-z]))?(?![-+*/^_=(<>\s]|(?:and|or)\b)(.+)"
 )
 _ZERO_AND_DIGIT = re.compile("0[0-9]")
 _RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=")} | {
@@ -75,7 +84,7 @@ def read(answer: str) -> Node | None:
         letter, said = choice[1] or choice[2], choice[3]
         if said.count("}") > said.count("{"):  # \text{(C) 15}
             said = said.removesuffix("}")
-        meaning = _read(said) or Node("text", text_key(said))
+        meaning = _read(plain_text(said)) or Node("text", text_key(said))
         if meaning.kind != "symbol":
             return Node("choice", letter.lower(), (meaning,))
     return _read(text)
@@ -96,16 +105,24 @@ class _Reader(Atoms):
     def listing(self, *, splits: bool = True) -> Node:
         r"""Items and their separators. One item is not a list; with `splits`, \pm makes two."""
         items, links = [self._item()], set()
-        while (separator := self.peek().text) in _SEPARATORS:
-            self.take()
+        while (separator := self.peek().text) in _SEPARATORS or self._is_compound(items[-1]):
+            if separator in _SEPARATORS:
+                self.take()
             if separator in (",", ";") and self.peek().text in ("and", "or"):
                 separator = self.take().text
             links.add(separator)
             items.append(self._item())
         link = _link(items, links & {"and", "or"})
+        if "or" in links:
+            items = without_repeats(items)
         if splits:
-            items = [signed for item in items for signed in _both_signs(item)]
+            items = [signed for item in items for signed in both_signs(item)]
         return items[0] if len(items) == 1 else Node("list", link, tuple(items))
+
+    def _is_compound(self, item: Node) -> bool:
+        """Whether a quantity goes on with a smaller unit: 5 hours 30 minutes."""
+        has_unit = item.kind == "quantity" and bool(item.label.units)
+        return has_unit and self.peek().kind == "number" and self.peek(1).kind in ("word", "name")
 
     def _item(self) -> Node:
         start = self.place
@@ -158,6 +175,7 @@ class _Reader(Atoms):
         while self.peek().text == ":":
             self.take()
             parts.append(self.union())
+        only_letters = {t.kind for t in self.tokens[start : self.place]} <= {"name", "word"}
         minutes = [token.text for token in self.tokens[start + 1 : self.place]]
         name = "clock" if any(map(_ZERO_AND_DIGIT.fullmatch, minutes)) else ""  # 3:05 is not 3:5
         node = parts[0] if len(parts) == 1 else Node("ratio", name, tuple(parts))
@@ -166,6 +184,8 @@ class _Reader(Atoms):
         if not currency and not pieces:
             return node
         scale, label = read_label(pieces, currency)
+        if only_letters and (label.words or not label.units):
+            raise NotUnderstood("words, not letters: the left side, go right")
         if label.half_of_day:
             is_full_hour = node.kind == "ratio" and all(part.value == 0 for part in node.parts[1:])
             return Node("time", label.half_of_day, (node.parts[0] if is_full_hour else node,))
@@ -185,18 +205,24 @@ class _Reader(Atoms):
         pieces: list[str] = []
         while (token := self.peek()).text and not self._ends_label(token):
             self.take()
+            if token.text == r"\cdot":
+                continue
             if token.text == "^":
                 is_braced = self.peek().text == "{"
                 if is_braced:
                     self.take()
-                pieces.append("^" + self.take().text)
+                sign = self.take().text if self.peek().text == "-" else ""
+                pieces.append(f"^{sign}{self.take().text}")
                 if is_braced:
                     self.expect("}")
             else:
-                pieces.append(token.text)
+                is_symbol = token.quoted and token.text in UNIT_SYMBOLS
+                pieces.append(UNIT_SYMBOLS[token.text] if is_symbol else token.text)
         return pieces
 
     def _ends_label(self, token: Token) -> bool:
+        if token.text == r"\cdot":  # kg m
+            return not is_unit(self.peek(1).text)
         if token.kind in ("word", "name", "currency"):
             return token.text.lower() in ("and", "or") or token.text in _RELATIONS
         return token.text not in _LABEL_SIGNS or (token.text == "^" and not self.peek(1).text)
@@ -246,7 +272,7 @@ class _Reader(Atoms):
         """Whether the next token begins a label, although it could begin a factor."""
         token = self.tokens[self.place]
         before = self.tokens[self.place - 1]
-        if token.kind == "name" and self.is_money and token.text.lower() in MONEY_SCALES:
+        if self.is_money and token.text.lower() in MONEY_SCALES:
             return True
         if token.kind == "name":
             is_letter_unit = (
@@ -282,6 +308,8 @@ class _Reader(Atoms):
                 is_power = True
             elif text == "}" and is_power:
                 is_power = False
+            elif (text == "-" and last in ("^", "{")) or (text == "1" and last == "-"):
+                pass  # s^{-1}
             elif token.kind != "word" and text not in _LABEL_WORDS:
                 return text in (")", "]", r"\}", "}")
         return True
@@ -326,19 +354,6 @@ def _with_sign(sign: str, node: Node) -> Node:
     if sign == "-":
         return product(number(-1), node)
     return product(number(1 if sign == r"\pm" else -1), Node("pm"), node)
-
-
-def _both_signs(node: Node) -> list[Node]:
-    r"""The two values of a tree with \pm: with + everywhere, and with - everywhere."""
-    has_both = any(part.kind == "pm" for part in node.walk())
-    return [_signed(node, sign) for sign in (1, -1)] if has_both else [node]
-
-
-def _signed(node: Node, sign: int) -> Node:
-    if node.kind == "pm":
-        return number(sign)
-    parts = tuple(_signed(part, sign) for part in node.parts)
-    return with_parts(node, parts)
 
 
 def _relation(signs: list[str], parts: list[Node]) -> Node:

@@ -21,18 +21,24 @@ __all__ = [
     "NUMBER",
     "PART",
     "SIGNED",
+    "SPELLED",
+    "SPELLED_OUT",
     "WORKED_SOLUTION",
+    "spelled",
 ]
 
 ANSWER_MARK = re.compile(
-    r"(?i:(?:\b|_)(?:answers?|ans|(?:correct|right|best) (?:option|choice))\b[\\*_\"'`\s]{0,8}"
-    r"(?:(?:is|are|was|(?:would|must|should|will) be)\b|[:=])"
-    r"|^(?:\#{1,6} )?(?:(?:final|correct) )?answer[ \t]*$)"  # a heading
+    r"(?i:(?:\b|_)(?:answers?|ans|(?:correct|right|best) (?:option|choice)s?)\b"
+    r"(?: (?:to|of) (?:the|this|your|our) (?:\w+ ){0,3}?(?:question|problem)\b)?[\\*_\"'`\s]{0,8}"
+    r"(?:(?:is|are|was|(?:would|must|should|will|has to|turns out to) be|equals)\b|[:=])"
+    r"|^(?:\#{1,6} )?(?:(?:final|correct) )?answer[ \t]*$"  # a heading
+    r"|(?=[答arо])(?:答案|答え|antwort|respuesta|réponse|risposta|resposta|ответ)[\s*]{0,3}"
+    r"(?:[:=是为は]|(?:ist|es|est|è|é|lautet)\b))"
     r"|^[ \t*]{0,8}A:(?=\s)",
     re.MULTILINE,
 )
 WORKED_SOLUTION = re.compile(  # what "Answer:" begins, if it is not the answer itself
-    r"(?s:\s*(?:Step )?1[.:)]\s.*?\n[ \t]*(?:Step )?2[.:)]\s)"
+    r"(?s:[\s:*]*(?:Step )?1[.:)]\s.*?\n[ \t]*(?:Step )?2[.:)]\s)"
     r"|(?=[^\n=0-9]*[0-9])[^\n=]*=[^\n]*\n(?!\s*(?:[Cc]heck|[Vv]erif))(?=[^\n=0-9]*[0-9])[^\n=]*="
 )
 
@@ -40,7 +46,7 @@ GROUP_SPACE = r"[ \xa0\u2009\u202f]"
 """A space that may group digits: 12 000."""
 
 _CURRENCY = r"(?:US\$|Rs\.?|[$€£¥₹₱₩])"
-_COMMA = rf"(?:,|\{{,\}}|\\[, ]|{GROUP_SPACE})"  # 12,000 or 12 000
+_COMMA = rf"(?:,(?:\\!\s?)?|\{{,\}}|\\[, ]|{GROUP_SPACE})"  # 12,000 or 12 000
 _UNSIGNED = (
     rf"(?:[0-9]{{1,3}}(?:{_COMMA}[0-9]{{3}}){{1,9}}(?!{_COMMA}?[0-9])(?:\.[0-9]+)?"
     r"|[0-9]{1,2}(?:,[0-9]{2}){1,9},[0-9]{3}(?!,?[0-9])(?:\.[0-9]+)?"
@@ -52,7 +58,7 @@ _RAISED = "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"
 _REPEATING = r"\\overline\s?\{[0-9]+\}|(?<=\.)\([0-9]+\)|(?<=\.[0-9])\([0-9]+\)"
 _TIME = r"(?:(?::[0-9]+)+|(?:\s:\s[0-9]+)+)?(?:\s?[aApP]\.?[mM]\b)?"
 NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.^])(?<!\^[-{])(?<!\^\{-)"  # not the exponent of m^2
+    r"(?<![A-Za-z0-9_.^])(?<!\^[-{])(?<!\^\{-)(?<!_\{)"  # not the 2 of m^2 or H_{2}O
     # "5 - 3" subtracts
     r"(?:(?<![)\]])(?<![0-9)\]]\s)(?:[-\u2212]|(?:±|\\pm)\s?)|(?<=[=:]\s)[-\u2212]\s)?"
     rf"(?:{_CURRENCY}\s?[-\u2212]?)?(?:[0-9]{{1,9}}\s(?=[0-9]{{1,9}}/))?{_UNSIGNED}"
@@ -88,13 +94,45 @@ _JOINT = (
 )
 _SUM = rf"(?<![\w.\\^_{{])[-\u2212±]?{_FACTOR}(?:{_JOINT}{_FACTOR}){{0,40}}"
 FORMULA = re.compile(
-    r"\$\$?([^$\n]{1,400})\$|\\[(\[]((?:[^\\]|\\(?![()\[\]])){1,400})\\[)\]]"
+    r"(?<!\\)\$\$?((?:[^$\n\\]|\\[^\n]){1,400})\$|\\[(\[]((?:[^\\]|\\(?![()\[\]])){1,400})\\[)\]]"
     rf"|({_BRACKETED}(?:\s?(?:∪|U|\\cup)\s?{_BRACKETED}){{0,9}})"
     rf"|({_ROOT}(?:(?:,|,?\s(?:or|and))\s{_ROOT}){{1,20}}|{_ROOT}\sor\s{_VALUE}(?!\w))"
     rf"|(?<![\w.])((?:{_VALUE}{_RELATION})?[A-Za-z]{_RELATION}{_VALUE})"
     rf"|(?P<sum>{_SUM})"
 )
 PART = re.compile(rf"-?[0-9]{{0,20}}{_LATEX}(?:/[0-9]+)?")
+
+# ---- numbers in words ----
+
+_ONES = """
+zero one two three four five six seven eight nine ten
+eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+SPELLED = {
+    **dict(zip(_ONES.split(), range(20), strict=True)),
+    **dict(zip(_TENS.split(), range(20, 100, 10), strict=True)),
+}
+"""The numbers that one word spells."""
+_ONE = "|".join(_ONES.split())
+_BELOW_100 = rf"(?:(?:{'|'.join(_TENS.split())})(?:[- ](?:{_ONE}))?|{_ONE})"
+SPELLED_OUT = re.compile(  # all of a text, or followed by a word: twenty-one apples
+    r"(?:\A|(?<=\{)|(?<=\Anegative )|(?<=\Aminus ))"
+    rf"((?:(?:{_ONE}|a) hundred(?: and)?(?: {_BELOW_100})?|{_BELOW_100}))"
+    r"(?=\s[^\W\d_]|\s?[%}]|\Z)",
+    re.IGNORECASE,
+)
+
+
+def spelled(words: str) -> int:
+    """The number below 1,000 that words spell.
+
+    >>> spelled("a hundred and twenty-one")
+    121
+    """
+    hundreds, found, rest = words.lower().rpartition("hundred")
+    many, few = (sum(SPELLED.get(w, 0) for w in re.split("[- ]", p)) for p in (hundreds, rest))
+    return few + bool(found) * 100 * (many or 1)
+
 
 # ---- calculations, for the styles of solutions ----
 

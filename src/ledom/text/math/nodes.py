@@ -18,6 +18,7 @@ from ledom.text.math.units import Label
 __all__ = [
     "NO_LABEL",
     "Node",
+    "both_signs",
     "call",
     "number",
     "numeral",
@@ -25,7 +26,7 @@ __all__ = [
     "product",
     "quotient",
     "total",
-    "with_parts",
+    "without_repeats",
 ]
 
 MAX_BITS = 20_000
@@ -196,16 +197,6 @@ def power(base: Node, exponent: Node) -> Node:
     return number(value**times)
 
 
-def with_parts(node: Node, parts: tuple[Node, ...]) -> Node:
-    """Rebuild a node with different parts.
-
-    >>> with_parts(total(Node("symbol", "x"), number(1)), (number(2), number(1))).value
-    Fraction(3, 1)
-    """
-    build = _BUILDERS.get(node.kind)
-    return build(*parts) if build else replace(node, parts=parts)
-
-
 _BUILDERS: dict[str, Callable[..., Node]] = {
     "+": total,
     "*": product,
@@ -242,3 +233,35 @@ def call(name: str, *parts: Node) -> Node:
         if root * root == value:
             return number(root)
     return Node("call", name, parts)
+
+
+def both_signs(node: Node) -> list[Node]:
+    r"""The two values of a tree with \pm: with + everywhere, and with - everywhere.
+
+    >>> [signed.value for signed in both_signs(product(Node("pm"), number(3)))]
+    [Fraction(3, 1), Fraction(-3, 1)]
+    """
+    has_both = any(part.kind == "pm" for part in node.walk())
+    return [_signed(node, sign) for sign in (1, -1)] if has_both else [node]
+
+
+def _signed(node: Node, sign: int) -> Node:
+    if node.kind == "pm":
+        return number(sign)
+    parts = tuple(_signed(part, sign) for part in node.parts)
+    build = _BUILDERS.get(node.kind)
+    return build(*parts) if build else replace(node, parts=parts)
+
+
+def without_repeats(items: list[Node]) -> list[Node]:
+    """The alternatives, each value once: 1/2 or 0.5, or 50%.
+
+    >>> without_repeats([number(2), number(2)])[0].value
+    Fraction(2, 1)
+    """
+    found: dict[Node, Node] = {}
+    for item in items:
+        is_percent = item.kind == "quantity" and item.label.is_percent
+        value = product(number(Fraction(1, 100)), item.parts[0]) if is_percent else item
+        found.setdefault(value, item)
+    return [*found.values()]

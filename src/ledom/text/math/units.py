@@ -12,19 +12,31 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ledom.text.math.in_text import SPELLED
 from ledom.text.math.notation import NotUnderstood, fold_case, words
 
-__all__ = ["MONEY_SCALES", "NOT_UNITS", "ONE_LETTER_UNITS", "Label", "is_unit", "read_label"]
+__all__ = [
+    "MONEY_SCALES",
+    "NOT_UNITS",
+    "ONE_LETTER_UNITS",
+    "UNIT_SYMBOLS",
+    "Label",
+    "is_unit",
+    "read_label",
+]
 
 ONE_LETTER_UNITS = frozenset("ghlLms")
 """All other single letters are variables: 4 x, 2 n."""
+_SYMBOL_NAMES = "newton joule watt volt ampere kelvin coulomb tesla farad henry"
+UNIT_SYMBOLS = dict(zip("NJWVAKCTFH", _SYMBOL_NAMES.split(), strict=True))
+r"""Letters that are units only inside \text: 5\text{ N}."""
 
 NOT_UNITS = words(  # a number followed by one of these is not the whole value
     "am pm pi sqrt sin cos tan log ln exp mod and or to plus minus times over squared cubed "
     "factorial inverse reciprocal repeating recurring modulo choose base than least score gross "
     "tens half halves third thirds fourths fifths sixths sevenths eighths ninths tenths "
     "elevenths twelfths twentieths hundredths thousandths millionths doubled tripled "
-    "most below above under except if not negative past noon midnight january "
+    "right most below above under except if not negative past noon midnight january "
     "february march april may june july august september october november december "
     "grand mil mille tausend millones milhões millionen milyon mio juta ribu "
     "milliard milliards milliarde milliarden milliardi mrd тыс тысяча тысячи тысяч миллион "
@@ -44,7 +56,7 @@ _SCALES = {
     "trillion": 10**12,
     "quadrillion": 10**15,
 }
-MONEY_SCALES = {"k": 10**3, "m": 10**6, "b": 10**9}
+MONEY_SCALES = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
 """The factors of letters after an amount of money: $5k."""
 _STOP_WORDS = words(
     "of the a an in on at by for from with is are was total altogether left remaining "
@@ -78,6 +90,19 @@ milliwatt mW
 kilowatt kw
 megawatt MW
 gigawatt gw
+newton
+joule
+watt
+volt
+ampere amp
+kelvin
+coulomb
+tesla
+farad
+henry
+ohm
+pascal
+mole mol
 hertz hz
 kilohertz khz
 megahertz MHz mhz
@@ -101,11 +126,14 @@ mile mi
 gram g gramme
 kilogram kg kilo kilogramme
 milligram mg
-pound lb
+pound
+pound-weight lb
 ounce oz
 ton tonne
 liter l litre
 milliliter ml millilitre
+tablespoon tbsp
+teaspoon tsp
 gallon gal
 quart qt
 pint pt
@@ -123,7 +151,8 @@ _COMPOUND = {
     "kmh": {"kilometer": 1, "hour": -1},
     "kph": {"kilometer": 1, "hour": -1},
 }
-_EXPONENT = re.compile(r"\^(\d)")
+_EXPONENT = re.compile(r"\^(-?\d)")
+_POWERS_AFTER = {"squared": "^2", "cubed": "^3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +176,7 @@ class Label:
         >>> meters.agrees_with(Label()), meters.agrees_with(hours)
         (True, False)
         """
-        if self.units != other.units:
+        if not _same_units(self.units, other.units):
             return not (self.units | self.words and other.units | other.words)
         if not (self.words and other.words):
             return True
@@ -163,6 +192,16 @@ class Label:
     def is_percent(self) -> bool:
         """Whether the only unit is percent."""
         return self.units == frozenset({("%", 1)})
+
+
+def _same_units(one: frozenset[tuple[str, int]], other: frozenset[tuple[str, int]]) -> bool:
+    """Whether units are the same; a pound may be money or a weight."""
+    if any(name == "pound" for name, _ in one | other):
+        one, other = (
+            frozenset((name.partition("-")[0], power) for name, power in each)
+            for each in (one, other)
+        )
+    return one == other
 
 
 def is_unit(word: str) -> bool:
@@ -220,6 +259,8 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
     head, has_ended = "", False
     sign, power, last = 1, 1, ""
     for place, word in enumerate(pieces):
+        if last:  # meters per second squared
+            word = _POWERS_AFTER.get(word, word)
         if word == "in" and place < len(pieces) - 1 and not pieces[place + 1].startswith("^"):
             has_ended = bool(others)
         elif word in _PER and (units or word in ("/", "per")):
@@ -238,7 +279,8 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
             has_ended = bool(others)  # "5 bags of"
         else:
             is_variable = len(word) == 1 and word.isascii() and word not in ONE_LETTER_UNITS
-            changes_value = word in NOT_UNITS or _SCALE_OR_LIMIT.search(word)
+            is_number = not SPELLED.keys().isdisjoint(word.split("-"))
+            changes_value = is_number or word in NOT_UNITS or _SCALE_OR_LIMIT.search(word)
             if changes_value or not word[:1].isalpha() or is_variable:
                 raise NotUnderstood(word)
             plain = word if len(word) < 4 else word.removesuffix("s")
