@@ -349,6 +349,7 @@ UNEQUAL = [
     ("the left side", "the right side", "words are no letters with a label"),
     ("on the left", "on the right", "words are no letters with a label"),
     ("go left", "go right", "words are no letters with a label"),
+    ("- all the left", "- all the right", "words are no letters with a label"),
     ("a left turn", "a right turn", "words are no letters with a label"),
     ("the sun", "the sun and the moon", "a part of it"),
     ("March 5", "March 6", "another day"),
