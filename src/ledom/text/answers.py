@@ -43,6 +43,7 @@ _TIDIED = (
         ),
         r"\2",
     ),
+    (re.compile(r"(\.[0-9]+)\.{3}"), r"\1…"),  # 0.333... has not ended
     (re.compile(r"\[\[([A-J])\]\]"), r"\\boxed{\1}"),  # [[B]], as judges write it
     (re.compile(r"\\boxed\s?(-?[0-9][0-9,.]*(?<![,.])|[A-J](?![A-Za-z]))"), r"\\boxed{\1}"),
     (re.compile(r"[Nn]egative (?=\$?\.?[0-9])|minus (?<=\bis minus )(?=\$?\.?[0-9])"), "-"),

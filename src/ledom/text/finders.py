@@ -206,7 +206,7 @@ def _stated(line: str, *, is_last: bool) -> str | None:
         return named[1]
     if not is_last:
         return None
-    number = None if read(sentence) else _last_formula(line)
+    number = _last_formula(line) if _PROSE.match(line) and not read(sentence) else None
     if _is_prose(line) and not (number and _has_values(number)):
         number = _last_number(line)
     formula = next((c for c in clauses if _understood(c)), None)  # √2, which is about 1.41
@@ -215,7 +215,7 @@ def _stated(line: str, *, is_last: bool) -> str | None:
 
 def _without_slot(line: str) -> str:
     """The content of a template's brackets, "[5]"; without the last bracket of "(Answer: 5)"."""
-    if line.endswith(")") and line.count("(") < line.count(")") and "[" not in line:
+    if line.endswith(")") and line.count(")") == 1 and not re.search(r"[(\[]", line):
         line = bare(line[:-1])
     slot = _SLOT.fullmatch(line)
     return bare(slot[1] or slot[2]) if slot else line
@@ -234,13 +234,13 @@ def _is_prose(line: str) -> bool:
 
 
 def _has_values(text: str) -> bool:
-    """Whether a whole text is a list of named values, or a tuple, an interval or a set."""
+    """Whether a whole text is a list of named values, or only tuples, intervals and sets."""
     node = read(text)
     if node is None:
         return False
     values = node.parts if node.kind == "list" else (node,)
-    named = [value for value in values if value.kind == "named"]
-    return node.kind in ("bracket", "set", "union") or len(named) == len(values) > 1
+    kinds = {value.kind for value in values}
+    return kinds <= {"bracket", "set", "union"} or (kinds == {"named"} and len(values) > 1)
 
 
 def _chosen(text: str) -> str | None:

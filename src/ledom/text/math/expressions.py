@@ -175,7 +175,9 @@ class _Reader(Atoms):
         while self.peek().text == ":":
             self.take()
             parts.append(self.union())
-        only_letters = {t.kind for t in self.tokens[start : self.place]} <= {"name", "word"}
+        only_letters = {"number", "command"}.isdisjoint(
+            token.kind for token in self.tokens[start : self.place]
+        )
         minutes = [token.text for token in self.tokens[start + 1 : self.place]]
         name = "clock" if any(map(_ZERO_AND_DIGIT.fullmatch, minutes)) else ""  # 3:05 is not 3:5
         node = parts[0] if len(parts) == 1 else Node("ratio", name, tuple(parts))

@@ -22,9 +22,11 @@ __all__ = [
     "PART",
     "SIGNED",
     "SPELLED",
+    "SPELLED_FRACTION",
     "SPELLED_OUT",
     "WORKED_SOLUTION",
     "spelled",
+    "spelled_fraction",
 ]
 
 ANSWER_MARK = re.compile(
@@ -132,6 +134,26 @@ def spelled(words: str) -> int:
     hundreds, found, rest = words.lower().rpartition("hundred")
     many, few = (sum(SPELLED.get(w, 0) for w in re.split("[- ]", p)) for p in (hundreds, rest))
     return few + bool(found) * 100 * (many or 1)
+
+
+_PARTS = "half|third|quarter|fifth|sixth|seventh|eighth|ninth|tenth"
+_DENOMINATORS = dict(zip(_PARTS.split("|"), range(2, 11), strict=True)) | {"halve": 2, "fourth": 4}
+SPELLED_FRACTION = re.compile(  # a half, two thirds, three and a half; not the ordinal "third"
+    rf"(?:\A|(?<=\{{))(?:(?:({_BELOW_100}) and )?({_ONE}|an?)[- ](?={'|'.join(_DENOMINATORS)})"
+    rf"|(?=half))({'|'.join(_DENOMINATORS)})s?(?=\}}|\Z|\sof\b)",
+    re.IGNORECASE,
+)
+
+
+def spelled_fraction(found: re.Match[str]) -> str:
+    """The fraction in a match of `SPELLED_FRACTION`, in digits.
+
+    >>> spelled_fraction(SPELLED_FRACTION.match("Three and a half"))
+    '3 1/2'
+    """
+    whole = f"{spelled(found[1])} " if found[1] else ""
+    over = SPELLED.get((found[2] or "").lower(), 1)
+    return f"{whole}{over}/{_DENOMINATORS[found[3].lower()]}"
 
 
 # ---- calculations, for the styles of solutions ----

@@ -10,7 +10,13 @@ import unicodedata
 from collections.abc import Callable
 from functools import partial
 
-from ledom.text.math.in_text import GROUP_SPACE, SPELLED_OUT, spelled
+from ledom.text.math.in_text import (
+    GROUP_SPACE,
+    SPELLED_FRACTION,
+    SPELLED_OUT,
+    spelled,
+    spelled_fraction,
+)
 
 __all__ = [
     "GREEK",
@@ -155,6 +161,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
         lambda digits: rf"\overline{{{re.sub(r'[^0-9]', '', digits[0])}}}",
     ),
     (re.compile(r"(?<=[.\d])\\(overline|bar)\s?(\d)"), r"\\\1{\2}"),
+    (SPELLED_FRACTION, spelled_fraction),
     (SPELLED_OUT, lambda number: str(spelled(number[1]))),
     # bases: 101 in base 2, (101)_2, \text{1F}_{16}, 101_{(2)}, 101_{\text{base 2}}
     (re.compile(r"(?<=\d) (?:in )?base (\d{1,2})(?!\d)"), r"_{\1}"),
