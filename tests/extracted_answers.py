@@ -222,6 +222,7 @@ EXTRACTED: list[tuple[str, str | None]] = [
     ("<answer>x + 1</answer>", "x + 1"),
     ("In <answer> tags: <answer>3 < x < 5</answer>", "3 < x < 5"),
     ("#### 11,\\! 111", "11,\\! 111"),
+    ("#### 5!", "5!"),
     ("<ANSWER>5</ANSWER> in 3 steps", "5"),
     # no marker: the expression that contains the last number
     ("Therefore, x = 5 or x = -5.", "x = 5 or x = -5"),

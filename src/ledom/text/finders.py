@@ -100,8 +100,11 @@ def _after_hashes(text: str) -> str | None:
     is_last_line = True
     for line in reversed(text.split("\n")):
         _, mark, after = line.rpartition("####")
-        answer = (_after_mark(after) or _stated(after, is_last=is_last_line)) if mark else None
-        is_heading = not is_last_line and _NUMBERED_HEADING.match(bare(after))
+        whole = bare(after) if mark else ""
+        answer: str | None = whole  # 5! is a factorial here
+        if not is_number(whole):
+            answer = _after_mark(whole) or _stated(whole, is_last=is_last_line)
+        is_heading = not is_last_line and _NUMBERED_HEADING.match(whole)
         if answer and (is_last_line or is_number(answer)) and not is_heading:
             return answer
         is_last_line = is_last_line and not has_content(line)
