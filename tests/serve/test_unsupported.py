@@ -275,8 +275,9 @@ def read(client: TestClient, route: str, **more: Any) -> httpx.Response:
 
 
 def numbers(answer: httpx.Response) -> Any:
+    """The answer with scores in three digits, as last digits may differ; the id is left out."""
     assert answer.status_code == 200, answer.text
-    found = answer.json()
+    found = json.loads(answer.text, parse_float=lambda number: float(f"{float(number):.3g}"))
     return found | {"id": "", "created": 0} if isinstance(found, dict) else found
 
 
