@@ -120,7 +120,7 @@ class _Reader(Atoms):
         return items[0] if len(items) == 1 else Node("list", link, tuple(items))
 
     def _is_compound(self, item: Node) -> bool:
-        """Whether a quantity goes on with a smaller unit: 5 hours 30 minutes."""
+        """Whether a quantity continues with a smaller unit: 5 hours 30 minutes."""
         has_unit = item.kind == "quantity" and bool(item.label.units)
         return has_unit and self.peek().kind == "number" and self.peek(1).kind in ("word", "name")
 
