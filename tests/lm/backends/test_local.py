@@ -23,6 +23,7 @@ from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Writer
 from ledom.lm.language_model import Sampling
 from ledom.model.checkpoint import save_checkpoint
+from ledom.model.native.attention import has_native
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 from made import whole_text
@@ -58,14 +59,20 @@ def by_hand(plain: PreTrainedModel, ids: list[int], reverse: bool) -> list[float
     return list(reversed(values)) if reverse else values
 
 
-def test_small_batches_change_nothing(lm: HFLanguageModel) -> None:
-    targets = [whole_text(lm, text) for text in TEXTS * 3]
-    large = lm.logprobs(targets)
+def test_batches_change_nothing(lm: HFLanguageModel) -> None:
+    """Ledom's own kernels return the same bits, whatever prefix a text shares with others."""
+    shared = " 1 + 2 = 3" * 4
+    texts = [*TEXTS, *(shared + own + shared for own in ("", " 7", " so 8", " 7 is"))]
+    targets = [whole_text(lm, text) for text in texts]
+    together = lm.logprobs(targets * 3)
     lm.tokens_per_batch = 40
-    small = lm.logprobs(targets)
+    small = lm.logprobs(targets * 3)
     lm.tokens_per_batch = 4096
-    for a, b in zip(large, small, strict=True):
-        np.testing.assert_allclose(b, a, atol=1e-4)
+    alone = [lm.logprobs([target])[0] for target in targets] * 3
+    exact = has_native(*torch.ones(2, 1, 8))
+    for found in (small, alone):
+        for a, b in zip(together, found, strict=True):
+            assert np.array_equal(a, b) if exact else np.allclose(a, b, atol=1e-4)
 
 
 def test_shared_prefixes_change_nothing(lm: HFLanguageModel, plain: PreTrainedModel) -> None:

@@ -29,7 +29,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("width", "heads"), [(16, (2, 1)), (32, (6, 2)), (48, (7, 1)), (256, (2, 2))]
+    ("width", "heads"), [(8, (2, 1)), (27, (6, 2)), (32, (6, 2)), (48, (7, 1)), (256, (2, 2))]
 )
 @pytest.mark.parametrize("spread", [1.0, 12.0])
 @pytest.mark.slow
@@ -61,22 +61,26 @@ def test_attention_in_a_prefix_tree(
     assert ("_NativePlan" in str(attention._plans)) is compiled
 
 
-def test_a_query_does_not_depend_on_its_neighbors(compiled: bool) -> None:
-    """The results are bit-identical alone and among the queries of other texts."""
+@pytest.mark.parametrize("width", [8, 27, 32])
+def test_a_query_does_not_depend_on_its_neighbors(width: int, compiled: bool) -> None:
+    """The results are bit-identical alone and among other texts, with or without shared keys."""
     if not compiled:
         pytest.skip("torch's own kernel depends on neighbors")
     torch.manual_seed(0)
-    lengths = (5, 61, 130)
-    texts = [[i] * n for i, n in enumerate(lengths)]
-    rows = [torch.randn(n, 4, 32) for n in lengths]
-    q = k = v = torch.cat(rows)
-    together = TreeAttention(PrefixTree.build(texts), None, CPU, torch.float32)(0, q, k, v)
-    for text, row, found in zip(texts, rows, together.split(lengths), strict=True):
+    shared = [9] * (PIECE - 30)
+    texts = [[1] * 5, [2] * 61, [3] * 130]
+    texts += [shared + [10] * 17, *(shared + [10] * 70 + [n] * n for n in (20, PIECE))]
+    tree = PrefixTree.build(texts)
+    assert max(map(len, tree.ancestors)) == 2
+    q = k = v = torch.randn(len(tree.ids), 4, width) * 3
+    together = TreeAttention(tree, None, CPU, torch.float32)(0, q, k, v)
+    for text, places in zip(texts, map(torch.from_numpy, tree.places), strict=True):
+        row = q[places]
         alone = TreeAttention(PrefixTree.build([text]), None, CPU, torch.float32)(0, row, row, row)
-        assert torch.equal(alone, found)
+        assert torch.equal(alone, together[places])
 
 
-@pytest.mark.parametrize(("width", "heads"), [(16, (2, 1)), (32, (6, 2)), (64, (14, 2))])
+@pytest.mark.parametrize(("width", "heads"), [(8, (2, 1)), (27, (6, 2)), (64, (14, 2))])
 @pytest.mark.slow
 def test_attention_over_kv_caches(width: int, heads: tuple[int, int], compiled: bool) -> None:
     """Prompts of several lengths, one shared by two texts, and texts that end."""
@@ -123,7 +127,7 @@ def test_threads_do_not_change_any_bit(threads: int) -> None:
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("width", [16, 48, 64, 256])
+@pytest.mark.parametrize("width", [5, 16, 60, 64, 256])
 @pytest.mark.parametrize("lengths", [(1, 5, 48, 49), (257, 3), (600,)])
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_gradients_of_causal_attention(

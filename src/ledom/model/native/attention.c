@@ -1,24 +1,51 @@
 /* Attention in fp32 on a CPU; `attention.py` describes each function.
 
    Each row, and each query of an attention, goes through the same operations in the same order,
-   whatever else is in the batch, so a text's scores do not depend on its batch. The one exception:
-   a prefix that a text shares is a span of keys of its own, which changes the rounding. */
+   whatever else is in the batch. Which of its keys a text shares with others changes nothing either:
+   weights are computed by position in the text (see `attend`). So a text's scores do not depend on
+   its batch. */
 
 #include "vectors.h"
 
 #define PIECE 512      /* keys whose weights are computed at a time */
 #define MOST_WIDTH 256 /* the widest head */
+#define SCORES (PIECE + 16) /* from row to row; whole vectors are stored, up to 15 numbers too many */
 
-/* scores[rows][PIECE] = q[rows][width] times keys[width][vectors * LANES]. */
+/* Consecutive keys [width, key_stride] and values [count, value_stride] of a text. Keys are read in
+   whole vectors: up to LANES - 1 numbers past `count`. */
+typedef struct {
+    const float *keys;
+    i64 key_stride;
+    const float *values;
+    i64 value_stride, count;
+} span;
+
+/* scores[rows][SCORES] = q[rows][width] times keys[width][vectors * LANES]. */
 INLINE void scores_of(const int rows, const int vectors, const float *q, const float *keys,
                       i64 stride, i64 width, float *scores) {
     vec sum[ROWS][WIDE] = {{{0}}};
     add_products(rows, vectors, q, width, 1, keys, stride, width, sum);
     UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < vectors; j++) store(scores + i * PIECE + j * LANES, sum[i][j]);
+        UNROLL for (int j = 0; j < vectors; j++) store(scores + i * SCORES + j * LANES, sum[i][j]);
 }
 
-/* total[rows][width] = total * decay[rows] + weights[rows][PIECE] times values[count][width], for
+/* scores[rows][SCORES] = q[rows][width] times the first `count` keys. */
+INLINE void add_scores(const int rows, const float *q, const float *keys, i64 stride, i64 count,
+                       i64 width, float *scores) {
+    for (i64 tile = 0; tile < count; tile += TILE) {
+        const float *at = keys + tile;
+        switch (count - tile < TILE ? (count - tile + LANES - 1) / LANES : WIDE) {
+        case 1: scores_of(rows, 1, q, at, stride, width, scores + tile); break;
+        case 2: scores_of(rows, 2, q, at, stride, width, scores + tile); break;
+#if WIDE > 2
+        case 3: scores_of(rows, 3, q, at, stride, width, scores + tile); break;
+        case 4: scores_of(rows, 4, q, at, stride, width, scores + tile); break;
+#endif
+        }
+    }
+}
+
+/* total[rows][width] = total * decay[rows] + weights[rows][SCORES] times values[count][width], for
    the first `vectors` * LANES columns. */
 INLINE void add_columns(const int rows, const int vectors, const float *weights,
                         const float *values, i64 stride, i64 count, const float *decay,
@@ -27,9 +54,30 @@ INLINE void add_columns(const int rows, const int vectors, const float *weights,
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             sum[i][j] = load(total + i * width + j * LANES) * decay[i];
-    add_products(rows, vectors, weights, PIECE, 1, values, stride, count, sum);
+    add_products(rows, vectors, weights, SCORES, 1, values, stride, count, sum);
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++) store(total + i * width + j * LANES, sum[i][j]);
+}
+
+/* `add_columns` for all columns. */
+INLINE void add_values(const int rows, const float *weights, const float *values, i64 stride,
+                       i64 count, const float *decay, float *total, i64 width) {
+    i64 d = 0;
+#if WIDE > 2
+    for (; d + 4 * LANES <= width; d += 4 * LANES)
+        add_columns(rows, 4, weights, values + d, stride, count, decay, total + d, width);
+#endif
+    for (; d + 2 * LANES <= width; d += 2 * LANES)
+        add_columns(rows, 2, weights, values + d, stride, count, decay, total + d, width);
+    for (; d + LANES <= width; d += LANES)
+        add_columns(rows, 1, weights, values + d, stride, count, decay, total + d, width);
+    for (; d < width; d++)
+        for (int i = 0; i < rows; i++) {
+            float sum = total[i * width + d] * decay[i];
+            for (i64 key = 0; key < count; key++)
+                sum += weights[i * SCORES + key] * values[key * stride + d];
+            total[i * width + d] = sum;
+        }
 }
 
 /* Turns a row's first `seen` scores into weights, in place, and overwrites the rest of the last
@@ -52,56 +100,52 @@ INLINE float weigh(float *scores, i64 seen, float *highest, float *sum) {
     return decay;
 }
 
-/* Adds `count` keys and values to the running attention of `rows` rows; a row is one head of one
-   query. Keys are [width, key_stride], values [count, value_stride]; row i sees the first seen[i]
-   keys. Keys are read in whole vectors: up to LANES - 1 numbers past `count`. */
-INLINE void add_keys(const int rows, const float *q, const float *keys, i64 key_stride,
-                     const float *values, i64 value_stride, i64 count, const i64 *seen, i64 width,
-                     float *highest, float *sum, float *total) {
-    for (i64 first = 0; first < count; first += PIECE) {
-        i64 n = count - first < PIECE ? count - first : PIECE;
-        float scores[ROWS * PIECE], decay[ROWS];
-        for (i64 tile = 0; tile < n; tile += TILE) {
-            const float *at = keys + first + tile;
-            switch (n - tile < TILE ? (n - tile + LANES - 1) / LANES : WIDE) {
-            case 1: scores_of(rows, 1, q, at, key_stride, width, scores + tile); break;
-            case 2: scores_of(rows, 2, q, at, key_stride, width, scores + tile); break;
-#if WIDE > 2
-            case 3: scores_of(rows, 3, q, at, key_stride, width, scores + tile); break;
-            case 4: scores_of(rows, 4, q, at, key_stride, width, scores + tile); break;
-#endif
-            }
+/* The attention of `rows` rows to the keys of `spans`, which follow each other in a text; a row is
+   one head of one query, and sees the first seen[row] keys, the last row the most. Writes each row's
+   weighted sum of values to `total` [rows, width], and its highest score and sum of weights.
+
+   Weights are computed for pieces of the text, wherever spans begin and end, and values are added one
+   by one, so it makes no difference how the keys are divided into spans. */
+INLINE void attend_rows(const int rows, const float *q, const span *spans, const i64 *seen, i64 width,
+                        float *highest, float *sum, float *total) {
+    const float one[ROWS] = {1, 1, 1, 1, 1, 1};
+    i64 last = seen[rows - 1], begin = 0; /* of the piece's first span, in the text */
+    for (i64 i = 0; i < rows * width; i++) total[i] = 0;
+    for (int i = 0; i < rows; i++) highest[i] = -INFINITY, sum[i] = 0;
+    for (i64 first = 0; first < last; first += PIECE) {
+        i64 end = last - first < PIECE ? last : first + PIECE, start;
+        float scores[ROWS * SCORES], decay[ROWS];
+        for (; begin + spans->count <= first; spans++) begin += spans->count;
+        start = begin;
+        for (const span *at = spans; start < end; start += at->count, at++) {
+            i64 a = start < first ? first : start, b = start + at->count < end ? start + at->count : end;
+            add_scores(rows, q, at->keys + a - start, at->key_stride, b - a, width, scores + a - first);
         }
         for (int i = 0; i < rows; i++) {
-            i64 own = seen[i] - first < n ? seen[i] - first : n;
-            decay[i] = own > 0 ? weigh(scores + i * PIECE, own, highest + i, sum + i) : 1;
-            for (i64 key = own > 0 ? own : 0; key < n; key++) scores[i * PIECE + key] = 0;
+            i64 own = seen[i] < end ? seen[i] - first : end - first;
+            decay[i] = own > 0 ? weigh(scores + i * SCORES, own, highest + i, sum + i) : 1;
+            for (i64 key = own > 0 ? own : 0; key < end - first; key++) scores[i * SCORES + key] = 0;
         }
-        i64 d = 0;
-        const float *at = values + first * value_stride;
-#if WIDE > 2
-        for (; d + 4 * LANES <= width; d += 4 * LANES)
-            add_columns(rows, 4, scores, at + d, value_stride, n, decay, total + d, width);
-#endif
-        for (; d + 2 * LANES <= width; d += 2 * LANES)
-            add_columns(rows, 2, scores, at + d, value_stride, n, decay, total + d, width);
-        for (; d < width; d += LANES)
-            add_columns(rows, 1, scores, at + d, value_stride, n, decay, total + d, width);
+        start = begin;
+        for (const span *at = spans; start < end; start += at->count, at++) {
+            i64 a = start < first ? first : start, b = start + at->count < end ? start + at->count : end;
+            add_values(rows, scores + a - first, at->values + (a - start) * at->value_stride,
+                       at->value_stride, b - a, a == first ? decay : one, total, width);
+        }
     }
 }
 
-/* `add_keys` for any number of rows up to ROWS. */
-static void add_any(i64 rows, const float *q, const float *keys, i64 key_stride,
-                    const float *values, i64 value_stride, i64 count, const i64 *seen, i64 width,
-                    float *highest, float *sum, float *total) {
-#define ADD(N) add_keys(N, q, keys, key_stride, values, value_stride, count, seen, width, highest, sum, total)
+/* `attend_rows` for any number of rows up to ROWS. */
+static void attend(i64 rows, const float *q, const span *spans, const i64 *seen, i64 width,
+                   float *highest, float *sum, float *total) {
+#define ATTEND(N) attend_rows(N, q, spans, seen, width, highest, sum, total)
     switch (rows) {
-    case 1: ADD(1); break;
-    case 2: ADD(2); break;
-    case 3: ADD(3); break;
-    case 4: ADD(4); break;
-    case 5: ADD(5); break;
-    case 6: ADD(6); break;
+    case 1: ATTEND(1); break;
+    case 2: ATTEND(2); break;
+    case 3: ATTEND(3); break;
+    case 4: ATTEND(4); break;
+    case 5: ATTEND(5); break;
+    case 6: ATTEND(6); break;
     }
 }
 
@@ -113,34 +157,31 @@ void tree_attention(const float *q, i64 q_stride, const float *keys, i64 key_str
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
     for (i64 job = 0; job < num_tasks * kv_heads; job++) {
         const i64 *task = tasks + job / kv_heads * 4;
-        i64 head = job % kv_heads;
-        const float *k = keys + head * width * key_stride;
+        i64 head = job % kv_heads, num_spans = task[3] - task[2], own = spans[2 * task[3] - 2];
+        span read[num_spans];
+        i64 before = 0; /* keys in the spans before the queries' own */
+        for (i64 i = 0; i < num_spans; i++) {
+            const i64 *ends = spans + 2 * (task[2] + i);
+            read[i] = (span){keys + head * width * key_stride + ends[0], key_stride,
+                             v + ends[0] * v_stride + head * width, v_stride, ends[1] - ends[0]};
+            before += i < num_spans - 1 ? read[i].count : 0;
+        }
         for (i64 first = task[0] * group; first < task[1] * group; first += ROWS) {
             i64 rows = task[1] * group - first < ROWS ? task[1] * group - first : ROWS;
             float scaled[ROWS * MOST_WIDTH], total[ROWS * MOST_WIDTH], highest[ROWS], sum[ROWS];
             i64 seen[ROWS];
             for (i64 i = 0; i < rows; i++) {
-                i64 query = (first + i) / group, own = head * group + (first + i) % group;
-                for (i64 d = 0; d < width; d++) {
-                    scaled[i * width + d] = q[query * q_stride + own * width + d] * scale;
-                    total[i * width + d] = 0;
-                }
-                highest[i] = -INFINITY;
-                sum[i] = 0;
+                i64 query = (first + i) / group, at = head * group + (first + i) % group;
+                for (i64 d = 0; d < width; d++)
+                    scaled[i * width + d] = q[query * q_stride + at * width + d] * scale;
+                seen[i] = before + limits[query] - own;
             }
-            i64 end = limits[(first + rows - 1) / group];
-            for (i64 span = task[2]; span < task[3]; span++) {
-                i64 start = spans[2 * span], stop = spans[2 * span + 1];
-                stop = stop < end ? stop : end;
-                for (i64 i = 0; i < rows; i++) seen[i] = limits[(first + i) / group] - start;
-                add_any(rows, scaled, k + start, key_stride, v + start * v_stride + head * width,
-                        v_stride, stop - start, seen, width, highest, sum, total);
-            }
+            attend(rows, scaled, read, seen, width, highest, sum, total);
             for (i64 i = 0; i < rows; i++) {
-                i64 query = (first + i) / group, own = head * group + (first + i) % group;
-                float *to = out + (query * kv_heads * group + own) * width, over = 1.0f / sum[i];
+                i64 query = (first + i) / group, at = head * group + (first + i) % group;
+                float *to = out + (query * kv_heads * group + at) * width, over = 1.0f / sum[i];
                 for (i64 d = 0; d < width; d++) to[d] = total[i * width + d] * over;
-                if (normalizers) normalizers[query * kv_heads * group + own] = highest[i] + logf(sum[i]);
+                if (normalizers) normalizers[query * kv_heads * group + at] = highest[i] + logf(sum[i]);
             }
         }
     }
@@ -180,6 +221,8 @@ void cache_attention(const float *q, const float *k, const float *v, i64 q_strid
         i64 length = lengths[text], columns = (length + 15) / 16 * 16, at = layer * kv_heads + head;
         const float *read_keys = (const float *)known_keys[text] + at * width * columns;
         const float *read_values = (const float *)known_values[text] + at * width * length;
+        const span read[] = {{read_keys, columns, read_values, width, length},
+                             {keys, room, values, width, age + 1}};
         prefetch(read_values, length * width);
         prefetch(keys, width * room);
         prefetch(values, age * width);
@@ -188,14 +231,10 @@ void cache_attention(const float *q, const float *k, const float *v, i64 q_strid
             float scaled[ROWS * MOST_WIDTH], highest[ROWS], sum[ROWS];
             float *to = out + (job * group + first) * width;
             i64 all[ROWS];
-            for (i64 i = 0; i < rows * width; i++) {
+            for (i64 i = 0; i < rows * width; i++)
                 scaled[i] = q[text * q_stride + (head * group + first) * width + i] * scale;
-                to[i] = 0;
-            }
-            for (i64 i = 0; i < rows; i++) highest[i] = -INFINITY, sum[i] = 0, all[i] = INT64_MAX;
-            add_any(rows, scaled, read_keys, columns, read_values, width, length, all, width, highest,
-                    sum, to);
-            add_any(rows, scaled, keys, room, values, width, age + 1, all, width, highest, sum, to);
+            for (i64 i = 0; i < rows; i++) all[i] = length + age + 1;
+            attend(rows, scaled, read, all, width, highest, sum, to);
             for (i64 i = 0; i < rows * width; i++) to[i] /= sum[i / width];
         }
     }

@@ -13,7 +13,7 @@ typedef struct {
 } rows_of;
 
 /* out[rows][columns] = x[rows][depth] times y[depth][columns], plus what `out` holds if `add`. x may
-   be transposed, see `add_products`. `columns` is a multiple of LANES. */
+   be transposed, see `add_products`. */
 static void multiply(const float *x, i64 row_stride, i64 step, rows_of y, i64 depth, i64 rows,
                      i64 columns, rows_of out, int add) {
 #define TILE_OF(N, V)                                                                           \
@@ -34,10 +34,11 @@ static void multiply(const float *x, i64 row_stride, i64 step, rows_of y, i64 de
     case 5: TILE_OF(5, V) break;                                                                \
     case 6: TILE_OF(6, V) break;                                                                \
     }
-    for (i64 column = 0; column < columns; column += TILE)
+    i64 whole = columns / LANES * LANES; /* columns that fill vectors */
+    for (i64 column = 0; column < whole; column += TILE)
         for (i64 row = 0; row < rows; row += ROWS) {
             const float *from = x + row * row_stride;
-            switch (columns - column < TILE ? (columns - column) / LANES : WIDE) {
+            switch (whole - column < TILE ? (whole - column) / LANES : WIDE) {
             case 1: ROWS_OF(1) break;
             case 2: ROWS_OF(2) break;
 #if WIDE > 2
@@ -45,6 +46,13 @@ static void multiply(const float *x, i64 row_stride, i64 step, rows_of y, i64 de
             case 4: ROWS_OF(4) break;
 #endif
             }
+        }
+    for (i64 row = 0; row < rows; row++)
+        for (i64 column = whole; column < columns; column++) {
+            float *to = out.at + row * out.stride + column, sum = 0;
+            for (i64 d = 0; d < depth; d++)
+                sum += x[row * row_stride + d * step] * y.at[d * y.stride + column];
+            *to = add ? *to + sum : sum;
         }
 }
 
