@@ -22,7 +22,7 @@ from fractions import Fraction
 from ledom.data.problems import value_of
 from ledom.data.question_numbers import numbers_in_words
 from ledom.text.answers import equal_answers, extract_answer
-from ledom.text.math.calculations import normalize_numbers
+from ledom.text.math.notation import normalize_numbers
 from ledom.text.pair_format import ANSWER_MARK, STYLES
 
 __all__ = ["ERROR_KINDS", "error_kind"]

@@ -7,7 +7,6 @@ The right values are those of its own forward pass over ids flipped by hand, one
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,10 @@ from ledom.core.records import Problem, write_records
 from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.engine import decoder
-from ledom.lm.engine.block import Block, attend_to
 from ledom.lm.engine.own_decoder import Reader
 from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model import exactness
-from ledom.model.attention import Attend
 from ledom.model.checkpoint import save_checkpoint
 from ledom.model.exactness import in_float32
 from ledom.text.pair_format import PairFormat
@@ -231,7 +228,6 @@ def test_the_exactness_check_does_not_depend_on_precision(
     dtype: str, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each planted fault is smaller than bf16 rounding."""
-
     model = tiny("llama", tokenizer)
     save_checkpoint(tmp_path, model, tokenizer, Direction.REVERSE, PairFormat())
 
@@ -240,12 +236,8 @@ def test_the_exactness_check_does_not_depend_on_precision(
         return lm._reach, lm._decodes, lm._keeps
 
     assert ways() == (128, True, True)
-    logits, read = Trunk.logits, Reader.__call__
-
-    def wrong(blocks: Sequence[Block]) -> Attend:
-        attend = attend_to(blocks)
-        return lambda *given: 1.02 * attend(*given)
-
+    attend, logits, read = decoder.attend_to, Trunk.logits, Reader.__call__
+    wrong = lambda blocks: lambda *given: 1.02 * attend(blocks)(*given)  # noqa: E731
     monkeypatch.setattr(decoder, "attend_to", wrong)
     assert ways() == (128, False, True)
     monkeypatch.setattr(Trunk, "logits", lambda *given: 1.002 * logits(*given))

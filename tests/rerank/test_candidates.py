@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations, permutations
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.rerank.candidates import (
+    AnswerClasses,
     candidate_check,
     check_problems,
     choose_external_scores,
@@ -18,6 +20,7 @@ from ledom.rerank.candidates import (
     read_candidates,
     scores_by_target,
 )
+from ledom.text.answers import equal_answers
 from made import made_score
 
 
@@ -128,3 +131,31 @@ def test_a_right_answer_that_nothing_equals_is_refused(answer: str) -> None:
     with pytest.raises(InputError, match="problem 'p' has the answer .* correct or remove"):
         check_problems([Problem(id="p", question="2 + 2?", answer=answer)])
     check_problems([Problem(id="p", question="2 + 2?", answer=" ")])
+
+
+def test_equal_answers_are_in_the_same_class() -> None:
+    classes = AnswerClasses()
+    answers = ["$1,200", "7", "1200 dollars", r"\frac{14}{2}", "1200.0", "yes", "Yes."]
+    assert [classes.number(answer) for answer in answers] == [0, 1, 0, 1, 0, 2, 2]
+
+
+@pytest.mark.parametrize("answer", [None, "", " ", "..."])
+def test_no_answer_has_no_class(answer: str | None) -> None:
+    assert AnswerClasses().number(answer) == -1
+
+
+@pytest.mark.parametrize("answers", list(permutations(["5", "5 cm", "5 m", "5 centimeters"])))
+def test_members_of_a_class_are_equal_in_every_order(answers: tuple[str, ...]) -> None:
+    classes = AnswerClasses()
+    number_of = {answer: classes.number(answer) for answer in answers}
+    assert number_of == {answer: classes.number(answer) for answer in answers}  # unchanged
+    assert number_of["5 cm"] != number_of["5 m"]
+    assert number_of["5 cm"] == number_of["5 centimeters"] or number_of["5"] == number_of["5 m"]
+    for one, other in combinations(answers, 2):
+        if number_of[one] == number_of[other]:
+            assert equal_answers(one, other)
+
+
+def test_a_percentage_does_not_join_two_numbers() -> None:
+    classes = AnswerClasses()
+    assert [classes.number(answer) for answer in ("50", "50%", "0.5")] == [0, 0, 1]

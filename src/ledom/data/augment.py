@@ -17,7 +17,7 @@ from random import Random
 from ledom.core.records import Candidate, Problem
 from ledom.data.problems import is_true, value_of
 from ledom.data.question_numbers import IN_QUESTION, NUMBER, changeable
-from ledom.text.math.calculations import normalize_numbers
+from ledom.text.math.notation import normalize_numbers
 from ledom.text.pair_format import ANSWER_MARK, STYLES
 
 __all__ = ["augment", "other_number"]

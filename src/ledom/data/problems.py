@@ -27,7 +27,7 @@ from ledom.core.errors import InputError
 from ledom.core.reading import exists
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.data.benchmarks import BENCHMARKS, load_benchmark
-from ledom.text.math.calculations import normalize_numbers
+from ledom.text.math.notation import normalize_numbers
 from ledom.text.pair_format import ANSWER_MARK, bare_steps
 
 __all__ = [

@@ -29,8 +29,8 @@ from ledom.core.records import (
     Score,
 )
 from ledom.report.intervals import BoolArray, FloatArray
-from ledom.rerank.candidates import pools, scores_by_target
-from ledom.text.answers import AnswerClasses, extract_answer, is_right, split_thought
+from ledom.rerank.candidates import AnswerClasses, pools, scores_by_target
+from ledom.text.answers import extract_answer, is_right, split_thought
 
 __all__ = [
     "EXTERNAL_LABELS",

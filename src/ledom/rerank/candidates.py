@@ -1,4 +1,4 @@
-"""Checks candidates, groups them by problem, and finds the scores that equal texts share.
+"""Checks candidates, groups them by problem and answer, and finds scores that equal texts share.
 
 If several candidates of a problem share a text, it is scored once: `distinct_candidates` returns
 the first candidate with each text, and `scores_by_target` finds its score for the rest. A problem's
@@ -31,10 +31,12 @@ from ledom.core.records import (
     read_records,
     unique_ids,
 )
+from ledom.text.answers import equal_answers
 from ledom.text.math.notation import has_content
 
 __all__ = [
     "GIVEN",
+    "AnswerClasses",
     "candidate_check",
     "check_problems",
     "choose_external_scores",
@@ -306,3 +308,32 @@ def scores_by_target(
     first = {(c.problem_id, c.text): c.key for c in distinct_candidates(candidates)}
     keys = {c.key: first.get((c.problem_id, c.text)) for c in candidates}
     return {key: own.get(scored, {}) if scored else {} for key, scored in keys.items()}
+
+
+class AnswerClasses:
+    """Groups equal answers to one problem and numbers the groups.
+
+    All answers of a class equal each other. Equality is not transitive ("5 cm" and "5 m" both equal
+    "5"), so a new answer joins the first class whose members all equal it.
+
+    >>> classes = AnswerClasses()
+    >>> [classes.number(answer) for answer in ("1/2", "2", "0.5", None)]
+    [0, 1, 0, -1]
+    """
+
+    def __init__(self) -> None:
+        self._by_answer: dict[str, int] = {}
+        self._classes: list[list[str]] = []
+
+    def number(self, answer: str | None) -> int:
+        """The number of the answer's class; -1 for None."""
+        if answer is None or not has_content(answer):
+            return -1
+        if answer not in self._by_answer:
+            fits = (all(equal_answers(a, answer) for a in members) for members in self._classes)
+            found = next((n for n, fit in enumerate(fits) if fit), len(self._classes))
+            if found == len(self._classes):
+                self._classes.append([])
+            self._classes[found].append(answer)
+            self._by_answer[answer] = found
+        return self._by_answer[answer]

@@ -33,9 +33,9 @@ from ledom.core.records import (
 )
 from ledom.core.stage import Make, Stage, Track, Work, even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
-from ledom.rerank.candidates import candidate_check
+from ledom.rerank.candidates import AnswerClasses, candidate_check
 from ledom.rerank.strategies import is_decided
-from ledom.text.answers import AnswerClasses, extract_answer
+from ledom.text.answers import extract_answer
 
 __all__ = [
     "as_candidate",

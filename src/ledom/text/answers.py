@@ -9,16 +9,22 @@ Texts come from models: nothing here raises an error on any string, or takes mor
 
 from __future__ import annotations
 
+import json
 import re
+from collections import deque
 from decimal import Decimal
 
 from ledom.core.records import THOUGHT_END, Candidate, Problem
-from ledom.text.finders import FINDERS, MARKED, STATING
-from ledom.text.math.equality import same_meaning
-from ledom.text.math.notation import has_content, keyboard, text_key
+from ledom.text import answer_patterns as patterns
+from ledom.text.math.equality import is_number, same_meaning
+from ledom.text.math.expressions import read
+from ledom.text.math.in_text import ANSWER_MARK, FORMULA, NUMBER, PART, WORKED_SOLUTION
+from ledom.text.math.nodes import Node
+from ledom.text.math.notation import MARKUP, bare, has_content, keyboard
+from ledom.text.math.spelling import text_key
+from ledom.text.math.units import NOT_UNITS
 
 __all__ = [
-    "AnswerClasses",
     "equal_answers",
     "extract_answer",
     "is_correct",
@@ -26,30 +32,7 @@ __all__ = [
     "split_thought",
 ]
 
-_TIDIED = (
-    (
-        re.compile(
-            r"</?s>|<(?:bos|eos|pad|(?:start|end)_of_turn)>|<\|[^<>|\s]{1,40}\|>"
-            r"|</?(?:br|div|li|p)\s?/?>"
-        ),
-        "\n",
-    ),
-    (re.compile(r"<sup>([^<>\n]{1,40})</sup>"), r"^{\1}"),
-    (re.compile(r"<sub>([^<>\n]{1,40})</sub>"), r"_{\1}"),
-    (
-        re.compile(
-            r"</?(?:b|i|u|em|strong|mark|code|span)>"
-            r"|(?<![\w*_`\\$])(\*\*|\*|__|`)(?![\s*_`])([^*_`\n]{1,200}?)(?<!\s)\1(?![\w*_`])"
-        ),
-        r"\2",
-    ),
-    (re.compile(r"(\.[0-9]+)\.{3}"), r"\1…"),  # 0.333... has not ended
-    (re.compile(r"\[\[([A-J])\]\]"), r"\\boxed{\1}"),  # [[B]], as judges write it
-    (re.compile(r"\\boxed\s?(-?[0-9][0-9,.]*(?<![,.])|[A-J](?![A-Za-z]))"), r"\\boxed{\1}"),
-    (re.compile(r"[Nn]egative (?=\$?\.?[0-9])|minus (?<=\bis minus )(?=\$?\.?[0-9])"), "-"),
-)
-_NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:Q|Question)\s?:")
-_PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")  # read in only one way
+_MOST_BOXES = 20  # that are joined
 
 
 def extract_answer(text: str) -> str | None:
@@ -77,9 +60,9 @@ def extract_answer(text: str) -> str | None:
     """
     thought, conclusion = split_thought(_tidy(keyboard(text)))
     for part in (conclusion, thought):
-        before, *further = _NEXT_QUESTION.split(part, maxsplit=1)
-        places = [(find, before) for find in STATING if further]
-        for find, place in [*places, *((find, part) for find in FINDERS)]:
+        before, *further = patterns.NEXT_QUESTION.split(part, maxsplit=1)
+        places = [(find, before) for find in _STATING if further]
+        for find, place in [*places, *((find, part) for find in _FINDERS)]:
             answer = find(place)
             if answer is not None:
                 return answer
@@ -88,7 +71,7 @@ def extract_answer(text: str) -> str | None:
 
 def _tidy(text: str) -> str:
     """The text without control tokens and emphasis, with one spelling of signs and boxes."""
-    for pattern, replacement in _TIDIED:
+    for pattern, replacement in patterns.TIDIED:
         text = pattern.sub(replacement, text)
     return text
 
@@ -103,8 +86,247 @@ def split_thought(text: str) -> tuple[str, str]:
     """
     thought, _, rest = text.rpartition(THOUGHT_END)
     conclusion, _, cut_off = rest.partition("<think>")
-    is_marked = any(find(cut_off) for find in MARKED)
+    is_marked = any(find(cut_off) for find in _MARKED)
     return thought, rest if is_marked else conclusion
+
+
+# ---- where a text states its answer: each of these returns the answer, or None ----
+
+
+def _after_hashes(text: str) -> str | None:
+    if "####" not in text:
+        return None
+    is_last_line = True
+    for line in reversed(text.split("\n")):
+        _, mark, after = line.rpartition("####")
+        whole = bare(after) if mark else ""
+        answer: str | None = whole  # 5! is a factorial here
+        if not is_number(whole):
+            answer = _after_mark(whole) or _stated(whole, is_last=is_last_line)
+        is_heading = not is_last_line and patterns.NUMBERED_HEADING.match(whole)
+        if answer and (is_last_line or is_number(answer)) and not is_heading:
+            return answer
+        is_last_line = is_last_line and not has_content(line)
+    return None
+
+
+def _in_box(text: str) -> str | None:
+    starts: list[int | None] = []  # where each open box begins; None for a plain open brace
+    boxes: list[tuple[int, int]] = []
+    for match in patterns.BOXED_OR_BRACE.finditer(text):
+        if match[0] == "}" and starts:
+            start = starts.pop()
+            if start is not None and patterns.NOT_SPACE.search(text, start, match.start()):
+                boxes.append((start, match.start()))
+        elif match[0] == "{":
+            starts.append(None)
+        elif len(match[0]) > 2:  # a box
+            starts.append(match.end())
+    return _joined(text, boxes) if boxes else None
+
+
+def _joined(text: str, boxes: list[tuple[int, int]]) -> str:
+    r"""The content of the last box, and of boxes joined to it: \boxed{3} and \boxed{4}."""
+    (start, end), link = boxes.pop(), ""
+    parts = [text[start:end].strip()]
+    while boxes and len(parts) < _MOST_BOXES:
+        first, last = boxes.pop()
+        opening = text.rfind("\\", last, start)
+        between = (
+            patterns.BETWEEN_BOXES.fullmatch(text, last + 1, opening) if opening > last else None
+        )
+        if between is None:
+            break
+        link, start = "or" if "or" in (link, between[1]) else "and", first
+        parts.insert(0, text[first:last].strip())
+    if link == "or" and all(same_meaning(part, parts[-1]) for part in parts):
+        return parts[-1]
+    return (", " if link == "and" else " or ").join(parts)
+
+
+def _in_tags(text: str) -> str | None:
+    tagged = _last(patterns.TAGGED, text)
+    return _stated(tagged[1], is_last=True) if tagged else None
+
+
+def _in_json(text: str) -> str | None:
+    text = re.sub("```(?:json)?", "", text).strip()
+    if not (text.startswith("{") and text.endswith("}")):
+        return None
+    try:
+        data = json.loads(text, parse_int=str, parse_float=str, strict=False)  # no file
+    except (ValueError, RecursionError):
+        return None
+    key = next((key for key in ("answer", *data) if key in data and key.endswith("answer")), "")
+    answer = data.get(key)
+    if isinstance(answer, list):
+        answer = ", ".join(map(str, answer))
+    return _stated(answer, is_last=True) if isinstance(answer, str) else None
+
+
+def _after_mark(text: str) -> str | None:
+    mark = _last(ANSWER_MARK, text)
+    if mark is None:
+        return None
+    rest = patterns.JSON_ESCAPE.sub(lambda escape: escape[1] or " ", text[mark.end() :])
+    if mark[0].endswith(('":', "':")):  # a key in JSON that does not parse as a whole
+        value = patterns.JSON_VALUE.match(rest)
+        return _stated(value[1] or value[2] or "", is_last=True) if value else None
+    if correction := _last(patterns.CORRECTION, rest):
+        rest = rest[correction.end() :]
+    lines = [line for line in rest.split("\n") if has_content(line)]
+    if not lines or WORKED_SOLUTION.match(rest):
+        return None
+    if mark[0].endswith("A:") and lines[1:] and not lines[1].startswith("Q"):
+        return None
+    line = lines[0].lstrip(MARKUP + ":=")
+    if not rest.startswith(lines[0]):  # a list of one
+        line = patterns.BULLET.sub("", line)
+    return _stated(line, is_last=len(lines) == 1)
+
+
+def _stated(line: str, *, is_last: bool) -> str | None:
+    """The answer in a line; only in a text's last line may it lack a number."""
+    line = _without_slot(bare(patterns.ARROW.split(patterns.CALCULATOR.sub("", line))[-1]))
+    while preamble := patterns.PREAMBLE.match(line):
+        line = line[preamble.end() :]
+    line = patterns.EXCLAIMED.sub("", line)  # "The answer is 5!"
+    before, _, after = line.rpartition("=")
+    sums = [] if patterns.VARIABLE.search(before) else [after, _first_sentence(after)]
+    sentence = _first_sentence(line)
+    if verdict := patterns.VERDICT.match(line):
+        return verdict[0]
+    clause = patterns.CLAUSE.search(sentence)
+    clauses = [sentence[: clause.start()]] if clause else []
+    if sums and clauses:
+        sums.append(clauses[0].rpartition("=")[2])
+    for reading in (sentence, *clauses):
+        if patterns.CHOICE.fullmatch(reading) or _has_values(reading):
+            return reading
+    for reading in (line, sentence, *sums, *clauses):
+        if is_number(reading):
+            return bare(reading)
+    if named := patterns.NAMED.match(sentence):
+        return named[1]
+    if not is_last:
+        return None
+    number = _last_formula(line) if patterns.PROSE.match(line) and not read(sentence) else None
+    if _is_prose(line) and not (number and _has_values(number)):
+        number = _last_number(line)
+    formula = next((c for c in clauses if _understood(c)), None)  # √2, which is about 1.41
+    return number or formula or (sentence if has_content(sentence) else None)
+
+
+def _without_slot(line: str) -> str:
+    """The content of a template's brackets, "[5]"; without the last bracket of "(Answer: 5)"."""
+    if line.endswith(")") and line.count(")") == 1 and not re.search(r"[(\[]", line):
+        line = bare(line[:-1])
+    slot = patterns.SLOT.fullmatch(line)
+    return bare(slot[1] or slot[2]) if slot else line
+
+
+def _first_sentence(line: str) -> str:
+    end = patterns.SENTENCE_END.search(line)
+    return bare(line[: end.start()] if end else line)
+
+
+def _is_prose(line: str) -> bool:
+    """Whether a line is a sentence that mentions numbers, rather than a formula or a list."""
+    if (
+        not line[:1].isalpha()
+        or patterns.RAISED_OR_LOWERED.search(line)
+        or patterns.NO_SENTENCE.match(line)
+    ):
+        return False
+    return any(word.lower() not in NOT_UNITS for word in patterns.WORD.findall(line))
+
+
+def _has_values(text: str) -> bool:
+    """Whether a whole text is a list of named values, or only tuples, intervals and sets."""
+    node = read(text)
+    if node is None:
+        return False
+    values = node.parts if node.kind == "list" else (node,)
+    kinds = {value.kind for value in values}
+    return kinds <= {"bracket", "set", "union"} or (kinds == {"named"} and len(values) > 1)
+
+
+def _chosen(text: str) -> str | None:
+    """The choice that a text calls right, or ends with: "B is correct", "So I choose (B)."."""
+    if chosen := _last(patterns.CHOSEN, text):
+        return chosen[1]
+    last = patterns.LAST_CHOICE.search(text, max(0, len(text) - 60))
+    return (last[1] or last[2]) if last else None
+
+
+def _listed(text: str) -> str | None:
+    """The list of values at the end of a text: "The roots are 3 and 5."."""
+    mark = _last(patterns.LISTED, text)
+    values = bare(text[mark.end() :]) if mark else ""
+    node = read(values) if values else None
+    return values if node is not None and node.kind == "list" else None
+
+
+def _whole(text: str) -> str | None:
+    """A text that is itself the answer: a choice, a word, or a formula that parses completely."""
+    line = _without_slot(bare(text))
+    if "\n" in line or not has_content(line):
+        return None
+    if patterns.NAME.fullmatch(name := patterns.EXCLAIMED.sub("", line)):  # "Yes!"
+        return name
+    node = _understood(line)
+    if node is None or ("=" in line and node.kind != "named"):  # 3 + 4 = 8 is a step
+        return None
+    return line
+
+
+def _understood(line: str) -> Node | None:
+    return None if patterns.PROSE.match(line) else read(line)  # "so x" is not s * o * x
+
+
+def _last_formula(text: str) -> str | None:
+    """The formula or list that contains the last number, if it parses completely."""
+    formulas = filter(_is_formula, FORMULA.finditer(text))
+    formula, last = next(iter(deque(formulas, maxlen=1)), None), _last(NUMBER, text)
+    if formula is None or (last and last.end() > formula.end()):
+        return None
+    inside = formula[formula.lastindex or 0]
+    sides = [inside] if _has_values(inside) else [inside.rpartition("=")[2]]
+    if formula["sum"]:
+        if last and last.start() < formula.start():  # a lone π
+            return None
+        part = _last(PART, inside)
+        sides += [part[0]] if part else []
+    return next((bare(side) for side in sides if has_content(side) and read(side)), None)
+
+
+def _is_formula(found: re.Match[str]) -> bool:
+    """Whether a match of `FORMULA` is more than numbers and perhaps the letter of a unit."""
+    text = found["sum"]
+    return not text or bool(
+        PART.search(text) or (patterns.SIGNED.search(text) and patterns.TERM.search(text))
+    )
+
+
+def _last_number(text: str) -> str | None:
+    """The last number; one in a remark at the end only if there is no other: 42 (6 * 7)."""
+    match = _last(NUMBER, patterns.REMARK.sub("", text)) or _last(NUMBER, text)
+    return match[0] if match else None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+
+
+_MARKED = (_after_hashes, _in_box, _in_tags)
+"""Finders of answers with a mark of their own."""
+_STATING = (*_MARKED, _in_json, _after_mark)
+"""Finders of answers that a text states to be so."""
+_FINDERS = (*_STATING, _listed, _chosen, _whole, _last_formula, _last_number)
+"""All finders, the most certain first."""
+
+
+# ---- whether answers are equal ----
 
 
 def is_correct(candidate_text: str, answer: str) -> bool:
@@ -146,39 +368,10 @@ def equal_answers(first: str | None, second: str | None) -> bool:
     """
     if first is None or second is None:
         return False
-    if _PLAIN_NUMBER.fullmatch(first) and _PLAIN_NUMBER.fullmatch(second):
+    if patterns.PLAIN_NUMBER.fullmatch(first) and patterns.PLAIN_NUMBER.fullmatch(second):
         return Decimal(first) == Decimal(second)  # most answers need no parsing
     if not (has_content(first) and has_content(second)):
         return False
     if first == second or text_key(first) == text_key(second):
         return True
     return same_meaning(first, second)
-
-
-class AnswerClasses:
-    """Groups equal answers to one problem and numbers the groups.
-
-    All answers of a class equal each other. Equality is not transitive ("5 cm" and "5 m" both equal
-    "5"), so a new answer joins the first class whose members all equal it.
-
-    >>> classes = AnswerClasses()
-    >>> [classes.number(answer) for answer in ("1/2", "2", "0.5", None)]
-    [0, 1, 0, -1]
-    """
-
-    def __init__(self) -> None:
-        self._by_answer: dict[str, int] = {}
-        self._classes: list[list[str]] = []
-
-    def number(self, answer: str | None) -> int:
-        """The number of the answer's class; -1 for None."""
-        if answer is None or not has_content(answer):
-            return -1
-        if answer not in self._by_answer:
-            fits = (all(equal_answers(a, answer) for a in members) for members in self._classes)
-            found = next((n for n, fit in enumerate(fits) if fit), len(self._classes))
-            if found == len(self._classes):
-                self._classes.append([])
-            self._classes[found].append(answer)
-            self._by_answer[answer] = found
-        return self._by_answer[answer]

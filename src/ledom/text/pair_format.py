@@ -22,9 +22,8 @@ from typing import Literal
 from ledom.core.errors import InputError
 from ledom.text.answers import extract_answer
 from ledom.text.math import in_text
-from ledom.text.math.calculations import join_groups, normalize_numbers, with_few_brackets
 from ledom.text.math.expressions import read
-from ledom.text.math.notation import keyboard
+from ledom.text.math.notation import join_groups, keyboard, normalize_numbers, with_few_brackets
 from ledom.text.math.units import is_unit
 from ledom.text.tokenizer import Encoding, Tokenizer
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledom.text.math.notation import keyboard, text_key
+from ledom.text.math.notation import keyboard
+from ledom.text.math.spelling import text_key
 
 GENES = re.compile(r"\b(?:([a-z])\1)+\b", re.IGNORECASE)  # Rr is not rr
 

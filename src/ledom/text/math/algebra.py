@@ -13,7 +13,7 @@ import sympy
 
 from ledom.text.math.equality import Comparison
 from ledom.text.math.nodes import Node
-from ledom.text.math.notation import words
+from ledom.text.math.spelling import words
 
 __all__ = ["Sympy"]
 

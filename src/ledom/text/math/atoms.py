@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 
 from ledom.text.math.nodes import Node, call, number, numeral, power, product, quotient, total
-from ledom.text.math.notation import GREEK, NotUnderstood, words
+from ledom.text.math.spelling import GREEK, NotUnderstood, words
 from ledom.text.math.tokens import FUNCTIONS, Token
 from ledom.text.math.units import NOT_UNITS, is_unit
 

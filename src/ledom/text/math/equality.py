@@ -13,8 +13,8 @@ from fractions import Fraction
 
 from ledom.text.math.expressions import read
 from ledom.text.math.nodes import Node, number, product, total
-from ledom.text.math.notation import text_key
 from ledom.text.math.process import same_value
+from ledom.text.math.spelling import text_key
 
 __all__ = ["Comparison", "NeedsAlgebra", "is_number", "same_meaning"]
 

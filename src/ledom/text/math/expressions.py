@@ -32,7 +32,7 @@ from ledom.text.math.nodes import (
     total,
     without_repeats,
 )
-from ledom.text.math.notation import MAX_CHARS, NotUnderstood, plain_text, text_key
+from ledom.text.math.spelling import MAX_CHARS, NotUnderstood, plain_text, text_key
 from ledom.text.math.tokens import Token, tokens
 from ledom.text.math.units import (
     MONEY_SCALES,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from ledom.text.math.notation import NotUnderstood
+from ledom.text.math.spelling import NotUnderstood
 from ledom.text.math.units import Label
 
 __all__ = [

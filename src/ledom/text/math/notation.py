@@ -1,62 +1,30 @@
-r"""Converts an answer to one notation, with one spelling per sign.
+r"""Writes the signs and numbers of a text in one way.
 
-"$\dfrac{3}{4}$" --plain_text--> "\frac{3}{4}"
+"２ * 38.0 + .5" --keyboard--> "2 * 38.0 + .5" --normalize_numbers--> "2 * 38 + 0.5"
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
-from functools import partial
 
-from ledom.text.math.in_text import (
-    GROUP_SPACE,
-    SPELLED_FRACTION,
-    SPELLED_OUT,
-    spelled,
-    spelled_fraction,
-)
+from ledom.text.math.in_text import GROUP_SPACE
 
 __all__ = [
-    "GREEK",
     "GROUPED",
-    "MAX_CHARS",
-    "QUOTED",
+    "MARKUP",
     "SPACED_GROUPS",
-    "NotUnderstood",
     "bare",
-    "fold_case",
     "has_content",
+    "join_groups",
     "keyboard",
-    "plain_text",
-    "text_key",
-    "words",
+    "normalize_numbers",
+    "with_few_brackets",
 ]
-
-MAX_CHARS = 400
-"""Longer answers are not parsed, so that parsing and exact arithmetic stay cheap."""
 
 _QUOTES = "\u2018\u2019\u201c\u201d\u201e\u201f\xab\xbb\u2039\u203a\u300c\u300d\u300e\u300f"
 MARKUP = " \t\r\n*_`\"'" + _QUOTES
 """Characters that may surround an answer."""
-
-
-class NotUnderstood(Exception):  # noqa: N818  (no error: such a text is compared as text)
-    """Raised if part of a text cannot be parsed or has no value."""
-
-
-def words(text: str) -> frozenset[str]:
-    """The words of a text, as a set.
-
-    >>> sorted(words("b a b"))
-    ['a', 'b']
-    """
-    return frozenset(text.split())
-
-
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _INVISIBLE = [0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F)]
 _INVISIBLE += [*range(0x2060, 0x2070), 0xFEFF]  # zero-width characters and writing direction marks
 _KEYBOARD = str.maketrans(
@@ -87,155 +55,23 @@ _OTHER_GROUPS = (
     ),
 )
 """Numbers whose digits are not grouped by commas."""
-_SIGNS = "×·⋅∙∗≤≥≠≈π∞∪∩∈∅±∓√∛∠△≡"
-_SIGN_NAMES = (
-    "times cdot cdot cdot cdot leq geq neq approx pi infty cup cap in emptyset pm mp sqrt sqrt[3] "
-    "angle triangle equiv"
-)
-_CHARACTERS = str.maketrans(
-    {
-        **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63", "-"),  # minus and dashes
-        **{chr(code): " " for code in [*range(0x20), 0x7F]},
-        **dict.fromkeys("\u202f\u2009\xa0", r"\,"),  # thin spaces group digits
-        **{sign: rf"\{name} " for sign, name in zip(_SIGNS, _SIGN_NAMES.split(), strict=True)},
-        **dict.fromkeys("÷∕\u2044", "/"),
-        **dict.fromkeys("°º", "^\\circ "),
-    }
-)
-_SUPERSCRIPT_RUN = re.compile(rf"[{''.join(_SUPERSCRIPTS)}]+")
-_SUBSCRIPT_RUN = re.compile(rf"[{''.join(_SUBSCRIPTS)}]+")
-_ONE_SPELLING = {
-    **dict.fromkeys(["ge", "geqslant"], r"\geq"),
-    **dict.fromkeys(["le", "leqslant"], r"\leq"),
-    **dict.fromkeys(["langle", "lparen"], "("),
-    **dict.fromkeys(["rangle", "rparen"], ")"),
-    **dict.fromkeys(["left", "right", "displaystyle", "textstyle"], ""),
-    **dict.fromkeys(["rm", "bf", "it", "sf", "tt"], ""),
-    "ell": "l",
-    "ne": r"\neq",
-    "varnothing": r"\emptyset",
-    "degree": "°",
-    "textdegree": "°",
-    "lbrace": r"\{",
-    "rbrace": r"\}",
-    "lbrack": "[",
-    "rbrack": "]",
-    "vert": "|",
-}
-_FONT = r"\\(?:rm|bf|it|sf|tt)"
-_SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
-    (re.compile(r"\A~\s?(?=[$\\.\d-])"), r"\\approx "),  # elsewhere it is LaTeX's space
-    (re.compile(r"\\[dtc](frac|binom)(?![A-Za-z])"), r"\\\1"),
-    (re.compile(r"\{([^{}\\]{1,40})\\choose(?![A-Za-z])([^{}\\]{1,40})\}"), r"\\binom{\1}{\2}"),
-    (re.compile(rf"\{{\s?{_FONT}\s([^{{}}]*)\}}|{_FONT}\s?\{{([^{{}}]*)\}}"), r"\\text{\1\2}"),
-    (re.compile(r"\\\\\s?\[-?[\d.]+(?:pt|em|ex|mm|cm)\]"), r"\\\\"),  # space between rows
-    (
-        re.compile(rf"\\({'|'.join(_ONE_SPELLING)})(?![A-Za-z])"),
-        lambda command: _ONE_SPELLING[command[1]],
-    ),
-    (re.compile(r"(?<![A-Za-z])(?:[Oo]ption|[Cc]hoice)\s(?=\([A-Ja-j]\)|[A-J](?:\W|\Z))"), ""),
-    (re.compile(r"\\overline\s?\{([A-Z]{2})\}"), r"\1"),  # a segment
-    (re.compile(r"\\[cl]?dots[bcimo]?(?![A-Za-z])|\.{2,}"), "…"),
-    (
-        re.compile(
-            r"\(?\s?(?<![A-Za-z])\\?[pb]?mod(?:ulo)?(?![A-Za-z])\s?\{?\s?(\d+|[a-z])\s?\}?\s?\)?"
-        ),
-        r" mod \1",
-    ),
-    (re.compile(r"(?<=\d)x(?=10\^)"), r"\\times "),
-    (re.compile(r"\A(\d+) to (\d+)(?: to (\d+))?\Z"), lambda m: ":".join(filter(None, m.groups()))),
-    (re.compile(r"\\mathbb\s?([A-Z])(?![A-Za-z])"), r"\\mathbb{\1}"),
-    (re.compile(r"\\\{\s{0,9}\\\}"), r"\\emptyset"),
-    (re.compile(r"\\[bB]igg?[lr]?(?![A-Za-z])"), ""),
-    (re.compile(r"\^\s?(?:\{\s?(?:\\circ|°)\s?\}|\\circ|°)"), "°"),
-    (re.compile(r",\\!\s?|\{,\}"), "\N{SINGLE LOW-9 QUOTATION MARK}"),  # a comma in a number
-    (re.compile(r"(?<=\d)(?:\\[,;:]|~)(?=\d{3}(?!\d))"), "\N{SINGLE LOW-9 QUOTATION MARK}"),
-    (re.compile(r"(?<!\\)\\[,;:!> ]|\\q?quad(?![A-Za-z])|~"), " "),
-    # repeating digits: 0.\dot{1}2\dot{3}, with a line or dots above, \overline3
-    (
-        re.compile(r"(?<=\.)(\d*)\\dot\s?\{?(\d)\}?(?:(\d*)\\dot\s?\{?(\d)\}?)?(?![\d\\])"),
-        r"\1\\overline{\2\3\4}",
-    ),
-    (
-        re.compile(r"(?:\d\u0305)+|\d\u0307(?:\d*\d\u0307)?"),
-        lambda digits: rf"\overline{{{re.sub(r'[^0-9]', '', digits[0])}}}",
-    ),
-    (re.compile(r"(?<=[.\d])\\(overline|bar)\s?(\d)"), r"\\\1{\2}"),
-    (SPELLED_FRACTION, spelled_fraction),
-    (SPELLED_OUT, lambda number: str(spelled(number[1]))),
-    # bases: 101 in base 2, (101)_2, \text{1F}_{16}, 101_{(2)}, 101_{\text{base 2}}
-    (re.compile(r"(?<=\d) (?:in )?base (\d{1,2})(?!\d)"), r"_{\1}"),
-    (re.compile(r"(?:\\(?:text|mathrm)\s?\{|\()([\dA-F]+)[)}]\s?(?=_\s?\{?\s?\(?\d)"), r"\1"),
-    (
-        re.compile(r"_\{(?:\\(?:text|mathrm)\{\s?(?:base\s?)?\}?|\()(\d{1,2})[)}]?\}"),
-        r"_{\1}",
-    ),
-    (re.compile(r"(\d)\^\s?\{?\s?(?:\\(?:text|mathrm)\{)?\s?(st|nd|rd|th)\s?\}{0,2}"), r"\1\2"),
-    (re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])"), " th"),
-    (re.compile(r"(?<![A-Za-z])([aApP])\.\s?([mM])\.?(?![A-Za-z])"), r" \1\2"),
-    (re.compile(r"(?<![\d:])(\d{1,2})\s?o['\u2019]?\s?clock(?![A-Za-z])"), r"\1:00"),
-    (re.compile(r"(?<![A-Za-z\\])[Ii]nfinity(?![A-Za-z])"), r"\\infty "),
-    (re.compile(r"(?<=\d) per cent(?![A-Za-z])"), " percent"),
-    (re.compile(r"(?<=[Nn]o )((?:real )?solution)s(?![A-Za-z])"), r"\1"),
-    (re.compile(r"(?<=[)\]])\s?U\s?(?=[(\[])"), r"\\cup "),
-    (re.compile(r"[(\[]\s?\\begin\{array\}\{\w+\}"), r"\\begin{pmatrix}"),
-    (re.compile(r"\\end\{array\}\s?[)\]]"), r"\\end{pmatrix}"),
-    (re.compile(r"\A([A-Ja-j])\)\Z"), r"\1"),  # the letter of a choice
-    # a set in plain text; the comma of {1,000} groups digits
-    (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
-    (re.compile(r"(?:\A|(?<=[=(,])\s?)(?:[Nn]egative|[Mm]inus)\s(?=[$\u20ac\xa3\d.\\(])"), "-"),
-)
 # An answer that is one number with digits grouped by spaces: 12 000; not 1 100/200 or two lines.
 GROUPED = re.compile(
     rf"(?:[\s*_`$€£¥+-]|\\[($])*[1-9]\d{{0,2}}(?:\\?{GROUP_SPACE}\d{{3}})+(?:\.\d+)?"
     r"(?:[^\d/\\^_=+({\[-]|\\\))*"
 )
-_GROUPED_FRACTION = re.compile(  # 12 000/5 and 1 000 1/2; 12 345/500 may be a mixed number
-    rf"[\s-]*[1-9]\d{{0,2}}(?:(?:{GROUP_SPACE}\d{{3}})*{GROUP_SPACE}0\d\d/[1-9]\d*"
-    rf"|(?:{GROUP_SPACE}\d{{3}})+ \d{{1,2}}/[1-9]\d*)\s*"
-)
 SPACED_GROUPS = re.compile(rf"(?<=\d)(?<!\d{{4}})\\?{GROUP_SPACE}(?=\d{{3}}(?!\d))")
 _CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{")
 _WRAPPER = re.compile(r"\\(?:boxed|fbox|framebox|text[a-z]*|mbox|math[a-z]+|q?quad)(?![A-Za-z])")
 _LAST_SIGN = re.compile(r"(?<!\\)[.,;]\Z")
-_CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
-_DOLLAR = re.compile(r"(?<!\\)\$")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
-# 5', f'', z* are not quotes
-_PRIMED = re.compile(r"[^'\"\u2018\u2019*]+(['\"\u2019\u2032\u2033]{1,3}|\*)")
-_PRIMES = str.maketrans({"\u2019": "'", "\u2032": "'", "\u2033": "''", '"': "''"})
-_BOX = re.compile(r"\\boxed\s?\{(.*)\}")
-_DELIMITER_COMMAND = re.compile(r"(?<!\\)\\[()\[\]]")
-QUOTED = re.compile(
-    r"\\(text[a-z]{0,6}|[mh]box|emph|ce|math(?:rm|bf|sf|tt)|operatorname)\s?"
-    r"\{((?:[^{}]|\{[^{}]*\})*)\}"
-)
-
-# 5 m is 5m, x dx is xdx
-_IDLE_SPACE = re.compile(
-    r"(?<![^\W_])(?<!\d,) | (?![^\W_])|(?<=\d) (?=[^\W\d_])| (?=d[a-z](?![^\W\d_]))"
-)
-_BRACED_CHARACTER = re.compile(r"([_^])\{(\w)\}")
-_SUBSCRIPT = re.compile(r"(?<=[A-Za-z)]) ?_ ?(?:(\d+)|\{(\d+)\})")  # H_2O is H2O
-_MONTH = (
-    r"(jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
-    r"|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
-)
-_DAY = r"([1-9]\d?)(?: th)?"
-_DATE = re.compile(rf"(?:the )?(?:{_DAY}(?: of)? {_MONTH}|{_MONTH} {_DAY})(?:,? (\d{{4}}))?")
-_CASED = r"[mM](?:[WVAJN]|Hz|Pa|eV|Wh)|M[gmsLl]|[KMGT]b(?:ps)?|[MGSH]"  # mega is not milli
-_GENES = r"(?:([A-LN-Za-ln-z])(?i:\1))+"  # Rr is not rr
-_CASED_UNIT = re.compile(rf"{_CASED}|{_GENES}")
-# Letters whose case is irrelevant: not in a command (\Delta is not \delta) or such a unit.
-_LETTERS = re.compile(
-    rf"(?<![A-Za-z\\])(?!(?:(?<=\d)|(?<=\d ))(?:{_CASED})(?![^\W\d_]))"
-    rf"(?!{_GENES}(?![^\W\d_]))[^\W\d_]+"
-)
-GREEK = words(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
-    "rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega"
-)
-_GREEK_LETTER = re.compile(r"(?<![^\W\d_])[α-ρσ-ωΓΔΘΛΣΦΨΩ](?![^\W\d_])")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# Texts that group digits by spaces (12 500 + 500 = 13 000); no other number begins with 0.
+_HAS_SPACED_GROUPS = re.compile(r"\d(?:[\xa0\u2009\u202f]\d{3}| 0\d\d)(?!\d)")
+_TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
+_LEADING_POINT = re.compile(r"(?<![\w.)])\.(?=\d)")
+_SYMBOLS = str.maketrans({"÷": "/", "•": "- "})
+_BRACKETED = re.compile(r"([-+*/^]?) ?\(([^()]*)\)(?= ?([-+*/^]?))")
 
 
 def has_content(answer: str) -> bool:
@@ -282,66 +118,49 @@ def _with_commas(grouped: re.Match[str]) -> str:
     return re.sub("[^0-9]", ",", grouped[1]) + (f".{grouped[2]}" if grouped[2] else "")
 
 
-def _raised(sign: str, plain: dict[str, str], run: re.Match[str]) -> str:
-    """Convert superscript or subscript digits to LaTeX."""
-    return f"{sign}{{{''.join(plain[character] for character in run[0])}}}"
+def normalize_numbers(text: str) -> str:
+    """Write all numbers the same way: 350,000 -> 350000, 38.0 -> 38, .5 -> 0.5.
 
-
-def _greek_name(letter: re.Match[str]) -> str:
-    r"""The command of a Greek letter, such as \alpha; omicron, which LaTeX lacks, is unchanged."""
-    name = unicodedata.name(letter[0]).rpartition(" ")[2].replace("LAMDA", "LAMBDA")
-    name = name.capitalize() if letter[0].isupper() else name.lower()
-    return rf"\{name} " if name in GREEK else letter[0]
-
-
-def plain_text(answer: str) -> str:
-    """Convert an answer to one spelling: ASCII signs, one command each, no math delimiters.
-
-    >>> plain_text("$½$"), plain_text("７ %")
-    ('1/2', '7 %')
+    >>> normalize_numbers("350,000 and 38.0 * .5")
+    '350000 and 38 * 0.5'
     """
-    if GROUPED.fullmatch(answer):
-        answer = SPACED_GROUPS.sub(",", answer)
-    elif _GROUPED_FRACTION.fullmatch(answer):
-        answer = SPACED_GROUPS.sub("", answer)
-    text = bare(keyboard(answer).translate(_CHARACTERS))
-    for run, sign, plain in (
-        (_SUPERSCRIPT_RUN, "^", _SUPERSCRIPTS),
-        (_SUBSCRIPT_RUN, "_", _SUBSCRIPTS),
-    ):
-        text = run.sub(partial(_raised, sign, plain), text)
-    text = _GREEK_LETTER.sub(_greek_name, text)
-    if _CLOSING_DOLLAR.search(text) and len(_DOLLAR.findall(text)) % 2 == 0:
-        text = _DOLLAR.sub(" ", text)
-    text = _DELIMITER_COMMAND.sub(" ", text)
-    while box := _BOX.fullmatch(text):
-        text = box[1]
-    for pattern, spelling in _SPELLINGS:
-        text = pattern.sub(spelling, text)
-    primed = _PRIMED.fullmatch(answer.strip())
-    return bare(text) + (primed[1].translate(_PRIMES) if primed else "")
+    if _HAS_SPACED_GROUPS.search(text) or GROUPED.fullmatch(text):
+        text = join_groups(text)
+    text = _LEADING_POINT.sub("0.", _THOUSANDS.sub("", text))
+    return _TRAILING_ZEROS.sub(r"\1", text).translate(_SYMBOLS)
 
 
-def fold_case(unit: str) -> str:
-    """Convert a word after a number to lower case, unless its case distinguishes units.
+def join_groups(text: str) -> str:
+    """Join all digits that spaces may group.
 
-    >>> fold_case("mW"), fold_case("MW"), fold_case("KM"), fold_case("Mb"), fold_case("MB")
-    ('mW', 'MW', 'km', 'Mb', 'mb')
+    >>> join_groups("12 500 + 1 500")
+    '12500 + 1500'
     """
-    return unit if _CASED_UNIT.fullmatch(unit) else unit.lower()
+    return SPACED_GROUPS.sub("", text)
 
 
-def text_key(answer: str) -> str:
-    """A key for comparing texts; case, white space and LaTeX fonts make no difference.
+def with_few_brackets(side: str) -> str:
+    """Drop the brackets in a side of an equation that do not affect its value.
 
-    >>> text_key("Red  Apples"), text_key("H_2O"), text_key("March 5th, 2020")
-    ('red apples', 'h2o', '5 mar 2020')
+    >>> with_few_brackets("(3 * 4) - (5 + 6)")
+    '3 * 4 - (5 + 6)'
     """
-    text = QUOTED.sub(r" \2 ", plain_text(answer)) if len(answer) <= MAX_CHARS else bare(answer)
-    text = _BRACED_CHARACTER.sub(r"\1\2", " ".join(text.split()))
-    if "\\" not in text:
-        text = _SUBSCRIPT.sub(r"\1\2", text)
-    text = _LETTERS.sub(lambda run: run[0].lower(), text)
-    if date := _DATE.fullmatch(text):
-        return f"{date[1] or date[4]} {(date[2] or date[3])[:3]} {date[5] or ''}"
-    return _IDLE_SPACE.sub("", text)
+
+    def smaller(group: re.Match[str]) -> str:
+        before, inside, after = group.groups()
+        outside = inside
+        while "⟨" in outside:
+            outside = re.sub("⟨[^⟨⟩]*⟩", "0", outside)
+        operators = {*re.findall(r" ([-+*/^]) ", outside)}
+        is_sum = bool(operators & {"+", "-"})
+        is_needed = (
+            (is_sum and (before in ("-", "*", "/") or after in ("*", "/")))
+            or (operators & {"*", "/"} and before == "/")
+            or ((operators or inside[:1] == "-") and "^" in (before, after))
+        )
+        space = " " if before else ""
+        return f"{before}{space}⟨{inside}⟩" if is_needed else f"{before}{space}{inside}"
+
+    while (shorter := _BRACKETED.sub(smaller, side)) != side:
+        side = shorter
+    return re.sub("[()]", "", side).replace("⟨", "(").replace("⟩", ")")

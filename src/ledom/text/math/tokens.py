@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ledom.text.math.notation import GREEK, QUOTED, NotUnderstood, words
+from ledom.text.math.spelling import GREEK, QUOTED, NotUnderstood, words
 
 __all__ = ["FUNCTIONS", "Token", "tokens"]
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ledom.text.math.in_text import SPELLED
-from ledom.text.math.notation import NotUnderstood, fold_case, words
+from ledom.text.math.spelling import NotUnderstood, fold_case, words
 
 __all__ = [
     "MONEY_SCALES",

@@ -1,0 +1,138 @@
+r"""The patterns by which `ledom.text.answers` finds the answer in a text."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = [
+    "ARROW",
+    "BETWEEN_BOXES",
+    "BOXED_OR_BRACE",
+    "BULLET",
+    "CALCULATOR",
+    "CHOICE",
+    "CHOSEN",
+    "CLAUSE",
+    "CORRECTION",
+    "EXCLAIMED",
+    "JSON_ESCAPE",
+    "JSON_VALUE",
+    "LAST_CHOICE",
+    "LISTED",
+    "NAME",
+    "NAMED",
+    "NEXT_QUESTION",
+    "NOT_SPACE",
+    "NO_SENTENCE",
+    "NUMBERED_HEADING",
+    "PLAIN_NUMBER",
+    "PREAMBLE",
+    "PROSE",
+    "RAISED_OR_LOWERED",
+    "REMARK",
+    "SENTENCE_END",
+    "SIGNED",
+    "SLOT",
+    "TAGGED",
+    "TERM",
+    "TIDIED",
+    "VARIABLE",
+    "VERDICT",
+    "WORD",
+]
+
+TIDIED = (
+    (
+        re.compile(
+            r"</?s>|<(?:bos|eos|pad|(?:start|end)_of_turn)>|<\|[^<>|\s]{1,40}\|>"
+            r"|</?(?:br|div|li|p)\s?/?>"
+        ),
+        "\n",
+    ),
+    (re.compile(r"<sup>([^<>\n]{1,40})</sup>"), r"^{\1}"),
+    (re.compile(r"<sub>([^<>\n]{1,40})</sub>"), r"_{\1}"),
+    (
+        re.compile(
+            r"</?(?:b|i|u|em|strong|mark|code|span)>"
+            r"|(?<![\w*_`\\$])(\*\*|\*|__|`)(?![\s*_`])([^*_`\n]{1,200}?)(?<!\s)\1(?![\w*_`])"
+        ),
+        r"\2",
+    ),
+    (re.compile(r"(\.[0-9]+)\.{3}"), r"\1…"),  # 0.333... has not ended
+    (re.compile(r"\[\[([A-J])\]\]"), r"\\boxed{\1}"),  # [[B]], as judges write it
+    (re.compile(r"\\boxed\s?(-?[0-9][0-9,.]*(?<![,.])|[A-J](?![A-Za-z]))"), r"\\boxed{\1}"),
+    (re.compile(r"[Nn]egative (?=\$?\.?[0-9])|minus (?<=\bis minus )(?=\$?\.?[0-9])"), "-"),
+)
+NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:Q|Question)\s?:")
+PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")  # read in only one way
+BOXED_OR_BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,4}\{|\\[\\{}]|[{}]")
+BETWEEN_BOXES = re.compile(  # $\boxed{3}$ and $x = \boxed{4}$
+    r"[\s$\\().,\]\[]{0,9}(?:\\text\{\s?)?(and|or|,)\s?\}?[\s$\\()\[]{0,9}(?:[A-Za-z]\s?=\s?)?"
+)
+# A sum of numbers alone is a step of a calculation; 5m and T-5 are not expressions.
+SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
+TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
+CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+SENTENCE_END = re.compile(  # not a factorial's sign: 5! = 120, 5! ways
+    r"(?<!\b[ie]\.[eg])(?<!\bM[rst])(?<!\b[DS][rt])(?:[.?]|(?<!\\)!(?!\s?[-+*/^=<>a-z]))(?=[\s*\"'`)]|$)"
+)
+JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
+JSON_VALUE = re.compile(
+    r"\s*(?:\"([^\"\n]*)|(?:null|None)\b|([$-]{0,2}[0-9]{1,3}(?:,[0-9]{3})+[^\",}\n]*|[^\",}\n]*))"
+)
+NOT_SPACE = re.compile(r"\S")
+_REASON = r"(?:because|since|as|rather than|instead of|(?:and |but )?not)\b"
+CLAUSE = re.compile(
+    r"(?:[,;]\s|\s\(|\s(?:--?|[\u2013\u2014])\s(?=(?:because|but|note|since|so|that|this|which)\b)"
+    rf"|\s(?={_REASON})|\s(?:when|if)\s)"
+    r"(?!and (?!not\b)|or\b)(?=[^\W\d_]{2}|i\.e\.)"
+    r"|\s\((?=[^()]{1,99}\)\Z)"  # a remark: 7 (3 + 4)
+    r"|,?\sor (?:about|around|roughly|approximately)\b"
+    r"|\s(?:for|at|when|if)\s[a-z]\s?=|\sto (?:the nearest|\w+ (?:decimal|significant))\b"
+)
+NAMED = re.compile(  # New York, because ...; CO2, not O2; a sentence that is only a name
+    r"(?!(?:So|Thus|Hence|Therefore|First|Step|Solution|Explanation|No)\b)"
+    rf"([A-Z][^\W_]*(?:\s[A-Z][^\W_]*)*)(?:,?\s{_REASON}|\Z)"
+)
+ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
+CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
+VERDICT = re.compile(  # no later number could be the answer instead
+    r"(?i:yes|no|true|false)(?=(?:[.,;!]|\s[-(–—])\D*\Z|\s*\Z|,?\s(?:because|since)\b)"
+)
+CHOSEN = re.compile(  # "our value of b is correct" is about a variable
+    r"(?<![\w'])(\([A-Ja-j]\)|[A-J]|(?:(?<!\w\s)|(?<=\b[Ss]o\s)|(?<=(?:tion|oice|swer)\s))[b-hj]"
+    r"(?= is (?:the )?\w+(?: answer| option| choice| one)?(?:[.,;!]|\s?\Z| (?:as|because|since)\b))"
+    r") is (?:the )?(?:correct|right|best|answer)\b"
+)
+LAST_CHOICE = re.compile(
+    r"\b(?:(?i:options?|choices?|choose|select|pick)\s\(?([A-J])\)?"
+    r"|(?:(?i:so|thus|hence|therefore),?\s)(\([A-J]\)|[A-HJ]))[\s.!*]*\Z"
+)
+PREAMBLE = re.compile(  # before the answer itself: option (C), therefore 5, not 4 but 5
+    r"(?:therefore|thus|hence|then|simply),?\s|either\s|not\s[^.\n]{1,80}?\sbut\s(?:rather\s)?"
+    r"|(?:the )?(?:option|choice)\s(?=\(?[A-J]\b)",
+    re.IGNORECASE,
+)
+CORRECTION = re.compile(
+    r"\b(?:(?:wait,? no|no,? wait|scratch that|correction)[,:.;!]\s(?=[^\n]{0,200}[0-9])"
+    r"|it should (?:be|have been)\s(?=[-$\\(]{0,3}[0-9]))",
+    re.IGNORECASE,
+)
+SLOT = re.compile(r"\[([^\[\],;]{1,200})\]|<([^<>,;]{1,200})>")  # [5], as in "Answer: [number]"
+TAGGED = re.compile(r"<answer>((?:[^<]|<(?!/?answer>)){1,1000})</answer>", re.IGNORECASE)
+BULLET = re.compile(r"\A[-\u2022]\s+")
+NUMBERED_HEADING = re.compile(r"\d{1,2}[.):]\s+[^\W\d_]")
+LISTED = re.compile(r"\b(?:solutions|roots|zeros|zeroes|values)\b[^.\n=]{0,60}?\bare:?\s")
+NAME = re.compile(r"\([A-Za-z]\)|[A-Za-z]\)|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
+REMARK = re.compile(r"\s\((?:=\s?)?[^()=]{1,99}\)[.!\s]{0,9}\Z")
+EXCLAIMED = re.compile(r"(?:(?<=[0-9])|(?<=[^\W\d_]{2}))!\Z")
+RAISED_OR_LOWERED = re.compile(r"[\\^]|(?<=[A-Za-z)])_[0-9{]")  # LaTeX; H_2O
+NO_SENTENCE = re.compile(r"(?:between|not|neither)\b|[A-J]\)\s")  # a range, a denial, a choice
+VARIABLE = re.compile(  # "3 x 4" multiplies
+    r"(?<![^\W\d_])(?!\A.\s?=|(?<=\s)x\s(?=[0-9(]))[b-zB-Z](?![^\W\d_])|[\\^;]"
+    r"|,\s[^\W\d_]+\s?\Z"  # "width = 3, height = 5" has two answers
+)
+WORD = re.compile(r"[^\W\d_]{2,}")
+PROSE = re.compile(  # but not "C. Paris"
+    r"(?!\(?[A-J]\)\s|[A-J][.:]\s(?:[^\s\d]+\s?){1,5}\Z)(?:[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^]))"
+)
