@@ -1,5 +1,6 @@
 import random
 
+import numpy as np
 import pytest
 
 from ledom.model.prefix_tree import PrefixTree, batches, shared_length
@@ -13,6 +14,9 @@ def test_the_shared_length_of_two_texts():
     assert shared_length([1, 2, 3], [1, 2, 4]) == 2
     assert shared_length([1, 2], [1, 2, 4]) == 2
     assert shared_length([1], [2]) == shared_length([], [2]) == 0
+    for length in range(40):
+        shared, array = [*range(length)], np.array([*range(length), -1], np.int32)
+        assert shared_length(shared, array) == shared_length((*shared, 7, 7), array) == length
 
 
 def test_a_tree_of_two_levels():

@@ -111,10 +111,15 @@ def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
     >>> shared_length([1, 2, 3], [1, 2, 4])
     2
     """
-    for i, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return i
-    return min(len(first), len(second))
+    a, b = list(first), list(second)
+    known, end = 0, min(len(a), len(b))
+    while known < end:  # by halving, because Python compares lists faster than it loops over them
+        middle = (known + end + 1) // 2
+        if a[known:middle] == b[known:middle]:
+            known = middle
+        else:
+            end = middle - 1
+    return known
 
 
 def batches(texts: Sequence[Sequence[int]], budget: int, workers: int = 1) -> Iterator[list[int]]:

@@ -1,4 +1,4 @@
-r"""The patterns by which `ledom.text.answers` finds the answer in a text."""
+"""The patterns by which `ledom.text.answers` finds the answer in a text."""
 
 from __future__ import annotations
 

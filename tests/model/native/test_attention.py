@@ -107,6 +107,10 @@ def test_attention_over_kv_caches(width: int, heads: tuple[int, int], compiled: 
                 everything = torch.ones(1, len(keys), dtype=torch.bool)
                 expected = attended(q[place : place + 1], keys, values, everything)
                 torch.testing.assert_close(out[place].double(), expected[0], atol=1e-4, rtol=1e-4)
+                if compiled:  # the same bits as reading the whole text
+                    tree, last = PrefixTree.build([[1] * len(keys)]), np.array([len(keys) - 1])
+                    reads = TreeAttention(tree, last, CPU, torch.float32)
+                    assert torch.equal(reads(0, q[place : place + 1], keys, values)[0], out[place])
         block.age += 1
     for place, job in enumerate(block.jobs):
         assert all(map(torch.equal, block.copy(place), seen[job.sample]))

@@ -7,8 +7,9 @@
 
 #include "vectors.h"
 
-#define PIECE 512      /* keys whose weights are computed at a time */
+#define PIECE 256      /* keys whose weights are computed at a time */
 #define MOST_WIDTH 256 /* the widest head */
+#define MOST_ROWS 96   /* that read a piece of keys one after another */
 #define SCORES (PIECE + 16) /* from row to row; whole vectors are stored, up to 15 numbers too many */
 
 /* Consecutive keys [width, key_stride] and values [count, value_stride] of a text. Keys are read in
@@ -59,6 +60,13 @@ INLINE void add_columns(const int rows, const int vectors, const float *weights,
         UNROLL for (int j = 0; j < vectors; j++) store(total + i * width + j * LANES, sum[i][j]);
 }
 
+/* A vector's first `bytes`; the rest is 0. */
+INLINE vec part(const float *x, size_t bytes) {
+    vec value = {0};
+    memcpy(&value, x, bytes);
+    return value;
+}
+
 /* `add_columns` for all columns. */
 INLINE void add_values(const int rows, const float *weights, const float *values, i64 stride,
                        i64 count, const float *decay, float *total, i64 width) {
@@ -71,13 +79,15 @@ INLINE void add_values(const int rows, const float *weights, const float *values
         add_columns(rows, 2, weights, values + d, stride, count, decay, total + d, width);
     for (; d + LANES <= width; d += LANES)
         add_columns(rows, 1, weights, values + d, stride, count, decay, total + d, width);
-    for (; d < width; d++)
-        for (int i = 0; i < rows; i++) {
-            float sum = total[i * width + d] * decay[i];
-            for (i64 key = 0; key < count; key++)
-                sum += weights[i * SCORES + key] * values[key * stride + d];
-            total[i * width + d] = sum;
-        }
+    if (d == width) return;
+    vec sum[ROWS]; /* of the last columns, which do not fill a vector */
+    size_t bytes = sizeof(float) * (width - d);
+    UNROLL for (int i = 0; i < rows; i++) sum[i] = part(total + i * width + d, bytes) * decay[i];
+    for (i64 key = 0; key < count; key++) {
+        vec column = part(values + key * stride + d, bytes);
+        UNROLL for (int i = 0; i < rows; i++) sum[i] += weights[i * SCORES + key] * column;
+    }
+    for (int i = 0; i < rows; i++) memcpy(total + i * width + d, &sum[i], bytes);
 }
 
 /* Turns a row's first `seen` scores into weights, in place, and overwrites the rest of the last
@@ -100,52 +110,59 @@ INLINE float weigh(float *scores, i64 seen, float *highest, float *sum) {
     return decay;
 }
 
-/* The attention of `rows` rows to the keys of `spans`, which follow each other in a text; a row is
-   one head of one query, and sees the first seen[row] keys, the last row the most. Writes each row's
-   weighted sum of values to `total` [rows, width], and its highest score and sum of weights.
+/* Adds the piece of a text's keys that begins at `first` to the running attention of `rows` rows; a
+   row is one head of one query, and sees the first seen[row] keys, the last row the most. `spans`
+   are from the piece on; the first one begins at `begin`.
 
-   Weights are computed for pieces of the text, wherever spans begin and end, and values are added one
+   Weights are computed for a piece at a time, wherever spans begin and end, and values are added one
    by one, so it makes no difference how the keys are divided into spans. */
-INLINE void attend_rows(const int rows, const float *q, const span *spans, const i64 *seen, i64 width,
-                        float *highest, float *sum, float *total) {
+INLINE void add_piece(const int rows, const float *q, const span *spans, i64 begin, i64 first,
+                      const i64 *seen, i64 width, float *highest, float *sum, float *total) {
     const float one[ROWS] = {1, 1, 1, 1, 1, 1};
-    i64 last = seen[rows - 1], begin = 0; /* of the piece's first span, in the text */
-    for (i64 i = 0; i < rows * width; i++) total[i] = 0;
-    for (int i = 0; i < rows; i++) highest[i] = -INFINITY, sum[i] = 0;
-    for (i64 first = 0; first < last; first += PIECE) {
-        i64 end = last - first < PIECE ? last : first + PIECE, start;
-        float scores[ROWS * SCORES], decay[ROWS];
-        for (; begin + spans->count <= first; spans++) begin += spans->count;
-        start = begin;
-        for (const span *at = spans; start < end; start += at->count, at++) {
-            i64 a = start < first ? first : start, b = start + at->count < end ? start + at->count : end;
-            add_scores(rows, q, at->keys + a - start, at->key_stride, b - a, width, scores + a - first);
-        }
-        for (int i = 0; i < rows; i++) {
-            i64 own = seen[i] < end ? seen[i] - first : end - first;
-            decay[i] = own > 0 ? weigh(scores + i * SCORES, own, highest + i, sum + i) : 1;
-            for (i64 key = own > 0 ? own : 0; key < end - first; key++) scores[i * SCORES + key] = 0;
-        }
-        start = begin;
-        for (const span *at = spans; start < end; start += at->count, at++) {
-            i64 a = start < first ? first : start, b = start + at->count < end ? start + at->count : end;
-            add_values(rows, scores + a - first, at->values + (a - start) * at->value_stride,
-                       at->value_stride, b - a, a == first ? decay : one, total, width);
-        }
+    i64 last = seen[rows - 1], end = last - first < PIECE ? last : first + PIECE, start = begin;
+    float scores[ROWS * SCORES], decay[ROWS];
+    for (const span *at = spans; start < end; start += at->count, at++) {
+        i64 a = start < first ? first : start, b = start + at->count < end ? start + at->count : end;
+        add_scores(rows, q, at->keys + a - start, at->key_stride, b - a, width, scores + a - first);
+    }
+    for (int i = 0; i < rows; i++) {
+        i64 own = seen[i] < end ? seen[i] - first : end - first;
+        decay[i] = own > 0 ? weigh(scores + i * SCORES, own, highest + i, sum + i) : 1;
+        for (i64 key = own > 0 ? own : 0; key < end - first; key++) scores[i * SCORES + key] = 0;
+    }
+    start = begin;
+    for (const span *at = spans; start < end; start += at->count, at++) {
+        i64 a = start < first ? first : start, b = start + at->count < end ? start + at->count : end;
+        add_values(rows, scores + a - first, at->values + (a - start) * at->value_stride,
+                   at->value_stride, b - a, a == first ? decay : one, total, width);
     }
 }
 
-/* `attend_rows` for any number of rows up to ROWS. */
+/* The attention of rows, of which the last one sees the most, to the keys of `spans`, which follow
+   each other in a text. Writes each row's weighted sum of values to `total` [rows, width], and its
+   highest score and sum of weights. All rows read a piece of keys while it is in the cache. */
 static void attend(i64 rows, const float *q, const span *spans, const i64 *seen, i64 width,
                    float *highest, float *sum, float *total) {
-#define ATTEND(N) attend_rows(N, q, spans, seen, width, highest, sum, total)
-    switch (rows) {
-    case 1: ATTEND(1); break;
-    case 2: ATTEND(2); break;
-    case 3: ATTEND(3); break;
-    case 4: ATTEND(4); break;
-    case 5: ATTEND(5); break;
-    case 6: ATTEND(6); break;
+    for (i64 i = 0; i < rows * width; i++) total[i] = 0;
+    for (i64 i = 0; i < rows; i++) highest[i] = -INFINITY, sum[i] = 0;
+    i64 begin = 0; /* of the piece's first span, in the text */
+    for (i64 first = 0; first < seen[rows - 1]; first += PIECE) {
+        for (; begin + spans->count <= first; spans++) begin += spans->count;
+        for (i64 row = 0; row < rows; row += ROWS) {
+            i64 count = rows - row < ROWS ? rows - row : ROWS;
+            if (seen[row + count - 1] <= first) continue;
+#define ADD(N)                                                                                \
+    add_piece(N, q + row * width, spans, begin, first, seen + row, width, highest + row,       \
+              sum + row, total + row * width)
+            switch (count) {
+            case 1: ADD(1); break;
+            case 2: ADD(2); break;
+            case 3: ADD(3); break;
+            case 4: ADD(4); break;
+            case 5: ADD(5); break;
+            case 6: ADD(6); break;
+            }
+        }
     }
 }
 
@@ -166,10 +183,11 @@ void tree_attention(const float *q, i64 q_stride, const float *keys, i64 key_str
                              v + ends[0] * v_stride + head * width, v_stride, ends[1] - ends[0]};
             before += i < num_spans - 1 ? read[i].count : 0;
         }
-        for (i64 first = task[0] * group; first < task[1] * group; first += ROWS) {
-            i64 rows = task[1] * group - first < ROWS ? task[1] * group - first : ROWS;
-            float scaled[ROWS * MOST_WIDTH], total[ROWS * MOST_WIDTH], highest[ROWS], sum[ROWS];
-            i64 seen[ROWS];
+        for (i64 first = task[0] * group; first < task[1] * group; first += MOST_ROWS) {
+            i64 rows = task[1] * group - first < MOST_ROWS ? task[1] * group - first : MOST_ROWS;
+            float scaled[MOST_ROWS * MOST_WIDTH], total[MOST_ROWS * MOST_WIDTH];
+            float highest[MOST_ROWS], sum[MOST_ROWS];
+            i64 seen[MOST_ROWS];
             for (i64 i = 0; i < rows; i++) {
                 i64 query = (first + i) / group, at = head * group + (first + i) % group;
                 for (i64 d = 0; d < width; d++)
@@ -235,7 +253,7 @@ void cache_attention(const float *q, const float *k, const float *v, i64 q_strid
                 scaled[i] = q[text * q_stride + (head * group + first) * width + i] * scale;
             for (i64 i = 0; i < rows; i++) all[i] = length + age + 1;
             attend(rows, scaled, read, all, width, highest, sum, to);
-            for (i64 i = 0; i < rows * width; i++) to[i] /= sum[i / width];
+            for (i64 i = 0; i < rows * width; i++) to[i] *= 1.0f / sum[i / width];
         }
     }
 }

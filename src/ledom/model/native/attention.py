@@ -60,9 +60,10 @@ def tree_attention(
     """Write the attention of queries [Q, H, D] over spans of keys and values [T, K, D] to `out`.
 
     Each of `tasks` [tasks, 4] is (first, last, begin, end): the queries [first, last) see the
-    `spans` [begin, end) of keys, each a row (start, end) of [spans, 2]. Query i sees no key from
-    `limits[i]` on. `out` is [Q, H, D] and `normalizers` [Q, H]; the latter receives the logarithms
-    of the weights' sums. Both are contiguous. Needs `has_native`.
+    `spans` [begin, end) of keys, each a row (start, end) of [spans, 2]. These follow each other in
+    a text; the last one holds the queries themselves, and query i sees its keys up to `limits[i]`
+    (exclusive). `out` is [Q, H, D] and `normalizers` [Q, H]; the latter receives the logarithms of
+    the weights' sums. Both are contiguous. Needs `has_native`.
     """
     native = library_for(q, k, v)
     assert native is not None
