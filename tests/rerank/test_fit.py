@@ -205,3 +205,16 @@ def test_unlabeled_problems_are_neither_fitted_on_nor_counted() -> None:
 def test_a_senseless_number_of_folds_is_refused(num_folds: int) -> None:
     with pytest.raises(InputError, match=f"{num_folds} folds of 60 problems"):
         cross_fit(made_pools(60), problems(60), num_folds)
+
+
+def test_texts_without_content_change_no_weight() -> None:
+    """Their scores say nothing of what a strategy has to choose between."""
+    table, terms = made_pools(100), ("forward", "reverse")
+    blank = np.zeros(table.mask.shape, bool)
+    blank[:, 0] = True
+
+    def weights(empty: float) -> dict[str, float]:
+        features = {name: np.where(blank, empty, table.features[name]) for name in terms}
+        return fit_sum(terms, replace(table, blank=blank, features=features))
+
+    assert weights(0.0) == weights(1000.0)

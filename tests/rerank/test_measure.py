@@ -97,6 +97,16 @@ def test_every_score_has_an_auc(report: Measurement) -> None:
     assert aucs[FEATURES["forward"][1]] == pytest.approx(0.5, abs=0.06)
 
 
+def test_texts_without_content_are_in_no_auc(table: CandidateTable) -> None:
+    """An empty text has the highest log P(x|y) here, but no strategy may choose it."""
+    blank = np.zeros(table.mask.shape, bool)
+    blank[:, 1] = True
+    reverse = np.where(blank, 100.0, table.features["reverse"])
+    empty = replace(table, blank=blank, features=table.features | {"reverse": reverse})
+    found = measure(empty, TunedWeights({}, 0, 0, frozenset()))
+    assert {row.term: row.auc.mean for row in found.auc}["reverse"] == 1.0
+
+
 @pytest.mark.slow
 def test_reliability_belongs_to_the_vote_that_chooses(table: CandidateTable) -> None:
     """With only a lambda, that is the vote by Reverse Reward."""

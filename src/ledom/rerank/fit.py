@@ -312,11 +312,11 @@ def _pairs(table: CandidateTable) -> BoolArray:
 
 
 def _relative(features: tuple[str, ...], table: CandidateTable) -> FloatArray:
-    """Features minus their mean over the problem's candidates, [P, N, F]; 0 where masked."""
+    """Features minus their mean over the problem's eligible candidates, [P, N, F]; 0 for others."""
     stacked = np.stack([table.features[name] for name in features], axis=-1)
-    counts = table.mask.sum(axis=1)[:, None, None]
-    mean = (stacked * table.mask[..., None]).sum(axis=1, keepdims=True) / counts
-    relative: FloatArray = (stacked - mean) * table.mask[..., None]
+    eligible = table.eligible[..., None]
+    mean = (stacked * eligible).sum(axis=1, keepdims=True) / eligible.sum(axis=1, keepdims=True)
+    relative: FloatArray = (stacked - mean) * eligible
     return relative
 
 
@@ -325,9 +325,9 @@ def _spread(features: tuple[str, ...], table: CandidateTable) -> FloatArray:
 
     The spread of a constant is a billionth of its size, so that rounding does not count as spread.
     """
-    largest = np.array([np.abs(table.features[name][table.mask]).max() for name in features])
+    largest = np.array([np.abs(table.features[name][table.eligible]).max() for name in features])
     size = np.where(largest > 0, largest, 1e9)  # before the squares, in which 1e-200 is lost
-    relative = _relative(features, table)[table.mask] / size
+    relative = _relative(features, table)[table.eligible] / size
     spread: FloatArray = (np.sqrt((relative**2).mean(axis=0)) + 1e-9) * size
     return spread
 

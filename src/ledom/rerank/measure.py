@@ -238,13 +238,13 @@ def _reliability(table: CandidateTable, weighing: Weighing) -> results.Reliabili
 
 
 def _aucs(table: CandidateTable, weighing: Weighing) -> list[results.AucResult]:
-    """Pairwise AUC of every feature, and of every pick with tuned weights."""
-    correct = [table.correct[i, here] for i, here in enumerate(table.mask)]
+    """Pairwise AUC, on eligible candidates, of every feature and every pick with tuned weights."""
+    correct = [table.correct[i, here] for i, here in enumerate(table.eligible)]
     if not any(c.any() and not c.all() for c in correct):
         return []
 
     def row(name: str, values: FloatArray, term: str | None = None) -> results.AucResult:
-        scores = [values[i, here] for i, here in enumerate(table.mask)]
+        scores = [values[i, here] for i, here in enumerate(table.eligible)]
         return results.AucResult(score=name, auc=auc_interval(scores, correct), term=term)
 
     rows = [
