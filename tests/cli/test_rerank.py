@@ -55,7 +55,7 @@ def test_tune_then_rerank_on_other_problems(
     code, text = run("rerank", "--problems", fresh, "--weights", weights, "--out", tmp_path / "o")
     assert code == 0, text
     report = json.loads((tmp_path / "o" / "report.json").read_text())
-    assert any("tuned on 6 other problems" in note for note in report["notes"])
+    assert any("tuned on other problems (6)" in note for note in report["notes"])
     assert not any("another model" in note for note in report["notes"])
 
     # The same model in another precision is not refused, since weights may suit another model.
@@ -290,7 +290,7 @@ def test_unparseable_answers_are_counted_and_not_fatal(
     rows.append(Candidate(problem_id="p0", index=len(texts), text="1 + x" * 30_000))
     write_records(path, rows)
     notes = notes_of(run, problem_file, path, tmp_path / "out")
-    assert any("have no readable answer" in note for note in notes)
+    assert any("without a readable answer" in note for note in notes)
     kept = (tmp_path / "out" / "report.html").read_text()
     assert "\x1b" not in kept
     assert len(kept) < 500_000

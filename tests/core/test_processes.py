@@ -181,7 +181,7 @@ def test_two_processes_give_the_same_result_as_one_through_any_stop(
     text = process.said()
     assert text.count("error: ") == 1, text
     assert "error: m: no usable answer from the server" in text
-    assert text.count("12 problems, results in") == 1
+    assert text.count("problems: 12; results in") == 1
     assert "Unable to shutdown" not in text  # torchrun stopped the other process at once
 
     assert len([part for part in out.iterdir() if ".part" in part.name]) == 2

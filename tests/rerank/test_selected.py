@@ -55,7 +55,7 @@ def test_without_readable_answers_a_text_is_chosen(tokenizer: Tokenizer, tmp_pat
     assert found[0].text == ["no idea", "who knows"][found[0].index]
     assert found[0].confidence == 0
     assert found[1].confidence == 1
-    assert "2 candidates (50.0%) have no readable answer" in notes(tmp_path)
+    assert "candidates without a readable answer: 2 (50.0%)" in notes(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
     assert "answer" not in rows[0]  # like every key that is None
 
@@ -63,8 +63,8 @@ def test_without_readable_answers_a_text_is_chosen(tokenizer: Tokenizer, tmp_pat
 def test_empty_texts_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
     select(tokenizer, tmp_path, ["", " \n", "so\n#### 2"], ["#### 3", "#### 2", ""])
     found = notes(tmp_path)
-    assert "3 candidates (50.0%) have no readable answer" in found
-    assert "3 candidates are empty" in found
+    assert "candidates without a readable answer: 3 (50.0%)" in found
+    assert "empty candidates: 3" in found
 
 
 @pytest.mark.parametrize(

@@ -194,10 +194,10 @@ def _run(job: Job) -> None:
 
     if job.weights.num_problems and not job.folds:
         job.notes.append(
-            f"weights tuned on {job.weights.num_problems} other problems, then frozen; "
+            f"weights tuned on other problems ({job.weights.num_problems}), then frozen; "
             "intervals are 95%"
         )
-    log(f"{len(job.problems)} problems, results in {job.out}/")
+    log(f"problems: {len(job.problems)}; results in {job.out}/")
     made = rerank(job, track)
     if made is None:
         return
@@ -310,7 +310,7 @@ def search(
     set_threads(threads)
     writer = load_model(forward, "forward", device, dtype)
     _, judge = models_or_none("none", reverse, device, dtype)
-    log(f"{len(chosen)} problems, results in {out}/")
+    log(f"problems: {len(chosen)}; results in {out}/")
     report = search_job(
         SearchJob(chosen, out, writer, judge, config, options.command_line()), track
     )

@@ -377,17 +377,19 @@ def _notes(
             labeled.any() and not labeled.all()
         ),
         **dict.fromkeys(job.notes, True),
-        f"{unreadable} candidates ({unreadable / drawn:.1%}) have no readable answer": unreadable,
-        f"{empty} candidates are empty": empty,
+        f"candidates without a readable answer: {unreadable} ({unreadable / drawn:.1%})": (
+            unreadable
+        ),
+        f"empty candidates: {empty}": empty,
         f"the candidates come from several models; scores are {relative} the mean of the model "
         "that wrote them": len({c.model for c in candidates if not c.greedy}) > 1,
         f"sampling stopped once the majority was decided: {drawn:,} of {planned:,} candidates were "
         f"drawn ({1 - drawn / planned:.1%} saved); this does not change the majority's "
         "answers, but the other strategies had fewer candidates": table.num_planned,
-        f"{len(broken_off)} candidates were broken off when the model became unsure, after "
+        f"candidates broken off when the model became unsure: {len(broken_off)}, after "
         f"{sum(written_tokens(c) or 0 for c in broken_off):,} tokens in all; no strategy "
         "chooses them": broken_off,
-        f"{truncated} scores are for solutions cut to the model's context": truncated,
-        f"{cut} candidates ran out of tokens before they ended": cut,
+        f"scores of solutions that were cut to the model's context: {truncated}": truncated,
+        f"candidates that ran out of tokens before they ended: {cut}": cut,
     }
     return [note for note, holds in notes.items() if holds]
