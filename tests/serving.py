@@ -89,6 +89,7 @@ def gateway(
     seconds: float = SECONDS,
     weights: TunedWeights | None = None,
     key: str = "key",
+    limits: Limits | None = None,
 ) -> Iterator[TestClient]:
     """A client of a gateway with the upstream `handler`; without one, the forward model answers."""
     upstream = None
@@ -99,7 +100,8 @@ def gateway(
             timeout=None,
             transport=httpx.MockTransport(handler),
         )
-    app = make_app(Service(Judge(*models, weights=weights), Settings(), upstream))
+    settings = Settings(limits=limits or Limits())
+    app = make_app(Service(Judge(*models, weights=weights), settings, upstream))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 

@@ -289,6 +289,18 @@ def test_augment_writes_the_requested_number_of_false_results(run: Run, tmp_path
     assert not any(is_true(one.text.splitlines()[0]) for one in wrong)
 
 
+def test_augment_says_which_records_it_leaves_out(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    problems, out = tmp_path / "solved.jsonl", tmp_path / "out"
+    row = '{"id": "%s", "question": "%s?", "solution": "#### 7"}\n'
+    problems.write_text("".join(row % pair for pair in (("a", "x"), ("b", "y"), ("a", "z"))))
+    code, text = run("augment", problems, "--out", out)
+    assert code == 0, text
+    assert [one.id for one in read_records(out / "train.jsonl", Problem)] == ["b"]
+    assert "1 records have the id of a record held out" in text + caplog.text
+
+
 @pytest.mark.parametrize("device", ["inf", "0", "meta", "cuda:99"])
 def test_train_refuses_a_device_before_it_prepares_data(
     run: Run, tmp_path: Path, device: str

@@ -54,8 +54,8 @@ def test_texts_that_are_not_utf_8_are_refused(
     check_refused(
         run("generate", "--before", "-"), "the ending on standard input is not UTF-8: byte 0xc3"
     )
-    # Standard input is read as UTF-8, whatever encoding the locale sets.
-    good = io.TextIOWrapper(io.BytesIO("é\r\nb".encode()), encoding="ascii")
+    # Standard input is read as UTF-8, whatever encoding the locale sets, without a byte-order mark.
+    good = io.TextIOWrapper(io.BytesIO("\ufeffé\r\nb".encode()), encoding="ascii")
     monkeypatch.setattr(sys, "stdin", good)
     code, text = run("generate", "--after", "-")
     assert code == 0, text

@@ -193,8 +193,14 @@ async def test_a_full_queue_refuses_with_a_retry_time() -> None:
     with pytest.raises(Overloaded) as refused:
         await queue.submit([3, 4])
     assert 1 <= refused.value.seconds <= 60
+    with pytest.raises(Overloaded):
+        queue.check_room(2)
+    queue.check_room(1)
+    admitted = asyncio.create_task(queue.submit([5, 6], admitted=True))
+    await until_async(lambda: queue.waiting == 4)
     work.gate.set()
     assert await waits == [2, 4]
+    assert await admitted == [10, 12]
     assert await busy == [0]
     assert await queue.submit([3, 4]) == [6, 8]
     await queue.close()

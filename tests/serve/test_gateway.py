@@ -199,6 +199,34 @@ def test_nothing_is_sampled_for_a_strategy_that_cannot_choose(
     assert message in answer.json()["error"]["message"]
 
 
+def test_nothing_is_sampled_that_could_not_be_judged(models: Models) -> None:
+    def upstream(request: httpx.Request) -> httpx.Response:
+        raise AssertionError
+
+    with gateway(models, upstream, limits=Limits(max_waiting=5)) as client:
+        assert chat(client).status_code == 413  # 6 texts
+        queue = client.app.state.service._batcher  # type: ignore[attr-defined]
+        queue.waiting = 1
+        full = chat(client, model="ledom/auto,n=5")
+        queue.waiting = 0
+    assert full.status_code == 429
+    assert full.headers["Retry-After"]
+
+
+def test_what_was_sampled_is_judged_at_any_length_and_load(models: Models) -> None:
+    """It may have cost money."""
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        queue.waiting = 6  # meanwhile other requests have filled the queue
+        return honest(request)
+
+    with gateway(models, upstream, limits=Limits(max_tokens=60, max_waiting=6)) as client:
+        queue = client.app.state.service._batcher  # type: ignore[attr-defined]
+        answer = chat(client)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["ledom"]["candidates"]) == 6
+
+
 def test_a_server_that_cannot_sample_has_no_gateway(models: Models) -> None:
     service = Service(Judge(None, models[1]), Settings())
     with TestClient(make_app(service), base_url="http://127.0.0.1") as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
@@ -212,7 +213,8 @@ def augment(
     set_threads(threads)
     if real_path(problems) in {real_path(out / f"{name}.jsonl") for name in _VARIED}:
         raise InputError(f"--out {out} would replace {problems}; give another folder")
-    given, held_out = read_split(DataConfig(train=str(problems)))
+    warn = logging.getLogger("ledom").warning
+    given, held_out = read_split(DataConfig(train=str(problems)), warn)
     kept = [record for record in given if isinstance(record, Problem)]
     if not kept:
         raise InputError("these are documents; give problems with solutions", path=problems)

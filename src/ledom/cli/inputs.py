@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING
 
 import typer
@@ -37,7 +38,8 @@ def read_text(argument: str, name: str) -> str:
         return argument_text(argument, name)
     if sys.stdin is None:
         raise InputError("- means standard input, but standard input is closed; give the text")
-    data = sys.stdin.buffer.read().replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # as `open` does
+    data = sys.stdin.buffer.read().removeprefix(BOM_UTF8)  # which Windows puts before a text
+    data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # as `open` does
     return _decode(data, f"{name} on standard input")
 
 

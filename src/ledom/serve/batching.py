@@ -120,17 +120,18 @@ class Batcher(Generic[_T, _R]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledom-batch")
         self._task: asyncio.Task[None] | None = None
 
-    async def submit(self, items: Sequence[_T]) -> list[_R]:
+    async def submit(self, items: Sequence[_T], admitted: bool = False) -> list[_R]:
         """Compute the results of the items, in order. If cancelled, the work on them ends.
 
         Raises `Overloaded` or `Closing` immediately, and any error that `work` raises for an item.
+        `admitted` items, after an earlier `check_room`, are taken even if the queue is full.
         """
         if self._closing:
             raise Closing("the server is shutting down")
         if not items:
             return []
-        if self.waiting + len(items) > self._capacity:
-            raise Overloaded(self._seconds_to_drain())
+        if not admitted:
+            self.check_room(len(items))
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         request: _Request[_T, _R] = _Request(items, asyncio.get_running_loop().create_future())
@@ -141,6 +142,11 @@ class Batcher(Generic[_T, _R]):
             return await request.done
         finally:
             self._drop(request)
+
+    def check_room(self, count: int) -> None:
+        """Raise `Overloaded` if the queue has no room for this many items."""
+        if self.waiting + count > self._capacity:
+            raise Overloaded(self._seconds_to_drain())
 
     async def close(self) -> None:
         """Finish all accepted requests, then stop."""

@@ -90,7 +90,17 @@ class Service:
         Raises `Refusal` if a limit is exceeded, and `InputError` for a pair that cannot be judged.
         """
         await self.check_pairs(pairs)
-        judged = await self._batcher.submit(pairs)
+        return await self._judged(pairs)
+
+    async def judge_drawn(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        """Like `judge_pairs`, for answers that were drawn after `check_pairs` and `check_room`.
+
+        They may have cost money, so neither their length nor a full queue is a reason to drop them.
+        """
+        return await self._judged(pairs, admitted=True)
+
+    async def _judged(self, pairs: Sequence[Pair], admitted: bool = False) -> list[Judgement]:
+        judged = await self._batcher.submit(pairs, admitted)
         self.metrics.tokens("scored", sum(judgement.num_tokens for judgement in judged))
         return judged
 
@@ -102,9 +112,7 @@ class Service:
     async def check_pairs(self, pairs: Sequence[Pair]) -> None:
         """Raise `Refusal` or `InputError` for pairs that `judge_pairs` would refuse."""
         limits = self.settings.limits
-        most = min(limits.max_candidates, limits.max_waiting)  # more would never find room to wait
-        if len(pairs) > most:
-            raise Refusal(413, f"{len(pairs)} texts; at most {most} per request")
+        self._check_count(len(pairs))
         size = sum(len(pair.question) + len(pair.answer) for pair in pairs)
 
         def check() -> None:
@@ -117,6 +125,17 @@ class Service:
                 raise Refusal(413, f"{count} tokens; at most {limits.max_tokens} per request")
 
         await apart(size, check)
+
+    def check_room(self, count: int) -> None:
+        """Raise `Refusal` or `Overloaded` if this many texts cannot wait for the judge now."""
+        self._check_count(count)
+        self._batcher.check_room(count)
+
+    def _check_count(self, count: int) -> None:
+        limits = self.settings.limits
+        most = min(limits.max_candidates, limits.max_waiting)  # more would never find room to wait
+        if count > most:
+            raise Refusal(413, f"{count} texts; at most {most} per request")
 
     async def compute(self, job: Callable[[], Steps[_T]]) -> _T:
         """Run a job that uses a model. Jobs run one at a time, in parallel with the judge.
