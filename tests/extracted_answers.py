@@ -333,4 +333,18 @@ EXTRACTED: list[tuple[str, str | None]] = [
     ("no number at all", None),
     ("The answer is ___", None),
     ("", None),
+    # signs, powers and fractions of numbers
+    ("It is \u20115 degrees.", "-5"),  # a hyphen that does not break
+    ("It is \u20135 degrees.", "\u20135"),  # a dash
+    ("on pages 3\u20135", "3\u20135"),
+    ("It takes 3 \u00bd hours.", "3 1/2"),
+    ("It takes 1\u20442 hour.", "1/2"),
+    ("It takes 3-1/2 hours.", "3-1/2"),
+    ("It takes 5 and a half hours.", "5 and a half"),
+    ("so it is 5\u00b710^3 m", "5\u00b710^3"),
+    ("so it is 5 × 10^(-3)", "5 × 10^(-3)"),
+    ("so there are 2^(10) ways", "2^(10)"),
+    ("so there are 2**10 ways", "2**10"),
+    ("it is 25 m s^(-2)", "25"),
+    ("it is 25 m s^\u22122", "25"),
 ]
