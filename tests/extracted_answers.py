@@ -347,4 +347,33 @@ EXTRACTED: list[tuple[str, str | None]] = [
     ("so there are 2**10 ways", "2**10"),
     ("it is 25 m s^(-2)", "25"),
     ("it is 25 m s^\u22122", "25"),
+    # remarks on the answer
+    ("The answer is 8. As 8 - 3 = 5, the answer is correct.", "8"),
+    ("The answer is Paris. This answer is based on 2 maps.", "Paris"),
+    ("**Answer:** x + 1\n\nThis answer is in simplest form.", "x + 1"),
+    ("The answer is 42. If the answer is needed in feet, divide by 12.", "42"),
+    ("The answer is C. The answer is", "C"),
+    ("The answer is correct.", "correct"),
+    # LaTeX and JSON
+    ("$\\text{Answer: } 5$", "5"),
+    ("\\textbf{Answer}: 42 and 3 more", "42 and 3 more"),
+    ("\\textbf{Answer: B}", "B"),
+    ('{"answer": "\\frac{1}{2}"}', "\\frac{1}{2}"),
+    ('so {"answer": "\\\\frac{1}{2}"', "\\frac{1}{2}"),
+    ('{"answer": "\\text{(C)}"}', "\\text{(C)}"),
+    # texts that continue with another problem
+    ("The answer is 5.\n\nProblem: What is 3 + 4?\nThe answer is 7.", "5"),
+    ("The answer is 5.\n\nUser: 3 + 4?\n\nAssistant: The answer is 7.", "5"),
+    ("The answer is 5.\n\n### Question\n3 + 4?\n\n### Answer\n7", "5"),
+    ("The answer is 5.<|im_end|>\n<|im_start|>user\n3 + 4? \\boxed{7}", "5"),
+    ("Problem: 3 + 4?\n\nProblem: 7?\nThe answer is 7.", "7"),
+    # a verdict or a choice first
+    ("Yes, cats can swim.", "Yes"),
+    ("No\n\nThey cannot.", "No"),
+    ("Yes, he has 5 eggs.", "5"),
+    ("B\n\nPlants use light, CO2 and 6 H2O.", "B"),
+    ("**B) sugar**\n\nPlants make it with 6 H2O.", "B) sugar"),
+    ("A. Add:\n\n3 + 4 = 7", "7"),
+    ("A. Eggs\n\nB. Hens\n\nThere are 7.", "7"),
+    ("A) Eggs\n\nSo I choose (B).", "B"),
 ]

@@ -16,6 +16,7 @@ __all__ = [
     "SPACED_GROUPS",
     "bare",
     "has_content",
+    "inside",
     "join_groups",
     "keyboard",
     "normalize_numbers",
@@ -99,6 +100,23 @@ def bare(answer: str) -> str:
             # "$5$, $6$" is not one formula
             return answer if opening[-1] in "$" and "$" in inner else inner.strip(MARKUP)
     return answer
+
+
+def inside(line: str) -> str:
+    r"""The line without a brace that ends a group, and what follows the end of a second one.
+
+    >>> inside("} 5"), inside(r"\frac{1}{2}} of it")
+    ('5', '\\frac{1}{2}')
+    """
+    rest = line.lstrip("} ")
+    if len(rest) < len(line) and rest.count("$") % 2:  # $\text{Answer: } 5$
+        rest = rest.removesuffix("$")
+    depth = 0
+    for brace in re.finditer("[{}]", rest):
+        depth += 1 if brace[0] == "{" else -1
+        if depth < 0:
+            return rest[: brace.start()]
+    return rest
 
 
 def keyboard(text: str) -> str:
