@@ -374,6 +374,9 @@ EXTRACTED: list[tuple[str, str | None]] = [
     ("B\n\nPlants use light, CO2 and 6 H2O.", "B"),
     ("**B) sugar**\n\nPlants make it with 6 H2O.", "B) sugar"),
     ("A. Add:\n\n3 + 4 = 7", "7"),
+    ("The answer is 7(x+3) (x-3)", "7(x+3) (x-3)"),
+    ("The answer is x + 1. I hope it helps.", "x + 1"),
+    ("The answer is 43 (Dad's age) + 7 (his) = 50", "50"),
     ("A. Eggs\n\nB. Hens\n\nThere are 7.", "7"),
     ("A) Eggs\n\nSo I choose (B).", "B"),
 ]

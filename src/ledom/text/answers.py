@@ -223,7 +223,7 @@ def _stated(line: str, *, is_last: bool) -> str | None:
     number = _last_formula(line) if patterns.PROSE.match(line) and not read(sentence) else None
     if _is_prose(sentence) and not (number and _has_values(number)):
         number = _last_number(line)
-    formula = next((c for c in clauses if _understood(c)), None)  # √2, which is about 1.41
+    formula = next((c for c in (sentence, *clauses) if _understood(c)), None)  # √2, about 1.41
     return number or formula or (sentence if has_content(sentence) else None)
 
 
