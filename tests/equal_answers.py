@@ -338,6 +338,7 @@ EQUAL = [
     (r"\textbf{(C) }15", "C", "a choice with what it says"),
     ("(C)", "C", "a choice"),
     ("(c)", "C", "a choice in the other case"),
+    ("(e)", "E", "a choice, not a constant"),
     ("May 5, 2020", "may 5, 2020", "a date as text"),
     ("0.333...", "0.333...", "one text"),
     ("nan", "NaN", "one word"),

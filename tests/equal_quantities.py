@@ -107,4 +107,14 @@ EQUAL_QUANTITIES = [
     ("3 to 4", "3:4", "a ratio in words"),
     ("3 : 4", "3:4", "spaces"),
     (r"3 : 4 : 5", "3:4:5", "spaces"),
+    # parts and scales in words
+    ("one hundredth", "0.01", "a part in words"),
+    ("three sixteenths of the mile", "3/16", "parts in words"),
+    ("5 and a half hours", "5.5 hours", "a mixed number in words and digits"),
+    ("five and a half hours", "5.5 hours", "a mixed number in words, and what is counted"),
+    ("5 fourth graders", "5", "an ordinal, no part"),
+    ("3 quarters", "3", "a quarter is a coin"),
+    ("5 mln", "5000000", "millions"),
+    ("$5MM", "$5,000,000", "millions"),
+    ("10-6/3", "8", "a difference without spaces"),
 ]

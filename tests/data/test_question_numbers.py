@@ -39,3 +39,9 @@ def test_numbers_in_words_are_read(words, number):
 )
 def test_which_numbers_may_change(question, used, free):
     assert changeable(question, used) == free
+
+
+def test_a_weekend_or_a_way_back_may_be_the_two_of_a_solution() -> None:
+    week = "She reads 2 pages on 5 weekdays, and 3 pages on each day of the weekend."
+    assert changeable(week, ["2", "5", "3", "2"]) == ["3"]
+    assert changeable("It is 2 hours to work and 3 hours back.", ["2", "3"]) == ["3"]

@@ -51,3 +51,8 @@ def test_a_passage_grows_word_by_word() -> None:
     copied = "gives 6 of them away"
     (passage,) = copied_passages(f"She {copied} now.", QUESTION, 3)
     assert passage == (4, 4 + len(copied))
+
+
+def test_vowel_signs_belong_to_their_word() -> None:
+    assert re.findall(WORD, "दीन 3 cafe\u0301") == ["दीन", "3", "cafe\u0301"]
+    assert copied_passages("दीन के पास 3 कलम", "दिन के पास 3 कलम", 5) == []

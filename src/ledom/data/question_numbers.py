@@ -27,7 +27,8 @@ _MEANINGS = {
     "0.75": r"quarters|fourths",
     "1": r"a|an|each|once|next|last|first|himself|herself|penny|pennies",
     "1.5": r"half",
-    "2": r"twice|doubl\w+|half|halves|halved|pairs?|couples?|both|twins?|second|yards?|quarts?",
+    "2": r"twice|doubl\w+|half|halves|halved|pairs?|couples?|both|twins?|second|yards?|quarts?"
+    r"|weekends?|parents|husband|wife|back|way|round|perimeters?|rectang\w+",
     "3": r"tripl\w+|thrice|yards?|feet|foot",
     "4": r"quadrupl\w+|quarters?|weeks?|months?|gallons?|seasons?",
     "5": r"nickels?|weekdays?",

@@ -15,10 +15,13 @@ __all__ = [
     "CLAUSE",
     "CORRECTION",
     "EXCLAIMED",
+    "FIRST_CHOICE",
     "JSON_ESCAPE",
     "JSON_VALUE",
     "LAST_CHOICE",
     "LISTED",
+    "LISTED_CHOICE",
+    "LOST_BACKSLASH",
     "NAME",
     "NAMED",
     "NEXT_QUESTION",
@@ -30,6 +33,7 @@ __all__ = [
     "PROSE",
     "RAISED_OR_LOWERED",
     "REMARK",
+    "REMARK_ON_IT",
     "SENTENCE_END",
     "SIGNED",
     "SLOT",
@@ -63,7 +67,10 @@ TIDIED = (
     (re.compile(r"\\boxed\s?(-?[0-9][0-9,.]*(?<![,.])|[A-J](?![A-Za-z]))"), r"\\boxed{\1}"),
     (re.compile(r"[Nn]egative (?=\$?\.?[0-9])|minus (?<=\bis minus )(?=\$?\.?[0-9])"), "-"),
 )
-NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:Q|Question)\s?:")
+_NEXT = r"(?:Q|Question|Problem|Exercise|Human|User|Instruction)"
+NEXT_QUESTION = re.compile(
+    rf"\n(?:[ \t#]{{0,8}}{_NEXT}\s?:|\#{{1,6}} {_NEXT}[ \t]*\n|(?:user|human)\s{{0,4}}\n)"
+)
 PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")  # read in only one way
 BOXED_OR_BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,4}\{|\\[\\{}]|[{}]")
 BETWEEN_BOXES = re.compile(  # $\boxed{3}$ and $x = \boxed{4}$
@@ -77,6 +84,7 @@ SENTENCE_END = re.compile(  # not a factorial's sign: 5! = 120, 5! ways
     r"(?<!\b[ie]\.[eg])(?<!\bM[rst])(?<!\b[DS][rt])(?:[.?]|(?<!\\)!(?!\s?[-+*/^=<>a-z]))(?=[\s*\"'`)]|$)"
 )
 JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
+LOST_BACKSLASH = re.compile(r"[\b\f\r\t](?=[a-z])")  # JSON reads the \f of "\frac" as one character
 JSON_VALUE = re.compile(
     r"\s*(?:\"([^\"\n]*)|(?:null|None)\b|([$-]{0,2}[0-9]{1,3}(?:,[0-9]{3})+[^\",}\n]*|[^\",}\n]*))"
 )
@@ -94,10 +102,18 @@ NAMED = re.compile(  # New York, because ...; CO2, not O2; a sentence that is on
     r"(?!(?:So|Thus|Hence|Therefore|First|Step|Solution|Explanation|No)\b)"
     rf"([A-Z][^\W_]*(?:\s[A-Z][^\W_]*)*)(?:,?\s{_REASON}|\Z)"
 )
+REMARK_ON_IT = re.compile(  # what follows "the answer is" and is no answer; a verdict may be one
+    r"[\s*_.:$\\(\[{`\"']*\Z"
+    r"|\s(?:(?:also|indeed|thus|therefore|now|already)\s)?(?:(?P<verdict>(?:in)?correct|wrong)\b"
+    r"|(?:verified|confirmed|reasonable|consistent|based on|needed|required|wanted|helpful|useful"
+    r"|(?:not |un)clear)\b"
+    r"|(?:in (?:its |the )?(?:simplest|lowest|simplified|reduced|exact)|rounded|expressed|obtained)"
+    r"\b[^\n\d$\\]{0,200}(?:[.!?\n]|\Z))"
+)
 ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
 CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
 VERDICT = re.compile(  # no later number could be the answer instead
-    r"(?i:yes|no|true|false)(?=(?:[.,;!]|\s[-(–—])\D*\Z|\s*\Z|,?\s(?:because|since)\b)"
+    r"(?i:yes|no|true|false)(?=(?:[.,;!\n]|\s[-(–—])\D*\Z|\s*\Z|,?\s(?:because|since)\b)"
 )
 CHOSEN = re.compile(  # "our value of b is correct" is about a variable
     r"(?<![\w'])(\([A-Ja-j]\)|[A-J]|(?:(?<!\w\s)|(?<=\b[Ss]o\s)|(?<=(?:tion|oice|swer)\s))[b-hj]"
@@ -106,13 +122,18 @@ CHOSEN = re.compile(  # "our value of b is correct" is about a variable
 )
 LAST_CHOICE = re.compile(
     r"\b(?:(?i:options?|choices?|choose|select|pick)\s\(?([A-J])\)?"
-    r"|(?:(?i:so|thus|hence|therefore),?\s)(\([A-J]\)|[A-HJ]))[\s.!*]*\Z"
+    r"|(?:(?i:so|thus|hence|therefore),?\s|(?:is|be)\s(?=\())(\([A-J]\)|[A-HJ]))[\s.!*]*\Z"
 )
 PREAMBLE = re.compile(  # before the answer itself: option (C), therefore 5, not 4 but 5
     r"(?:therefore|thus|hence|then|simply),?\s|either\s|not\s[^.\n]{1,80}?\sbut\s(?:rather\s)?"
     r"|(?:the )?(?:option|choice)\s(?=\(?[A-J]\b)",
     re.IGNORECASE,
 )
+FIRST_CHOICE = re.compile(  # a first line that is a choice, before its explanation
+    r"\s*(?:(\([A-J]\)|[A-J])[.):]?[ \t]*\n"
+    r"|((?:\([A-J]\)|[A-J][.):])[ \t][^\n=]{1,200})\n[ \t]*\n(?![\s\S]*=))"
+)
+LISTED_CHOICE = re.compile(r"^[ \t]{0,8}\(?[A-J](?:[.):]|[ \t]*$)", re.MULTILINE)
 CORRECTION = re.compile(
     r"\b(?:(?:wait,? no|no,? wait|scratch that|correction)[,:.;!]\s(?=[^\n]{0,200}[0-9])"
     r"|it should (?:be|have been)\s(?=[-$\\(]{0,3}[0-9]))",
@@ -129,7 +150,7 @@ EXCLAIMED = re.compile(r"(?:(?<=[0-9])|(?<=[^\W\d_]{2}))!\Z")
 RAISED_OR_LOWERED = re.compile(r"[\\^]|(?<=[A-Za-z)])_[0-9{]")  # LaTeX; H_2O
 NO_SENTENCE = re.compile(r"(?:between|not|neither)\b|[A-J]\)\s")  # a range, a denial, a choice
 VARIABLE = re.compile(  # "3 x 4" multiplies
-    r"(?<![^\W\d_])(?!\A.\s?=|(?<=\s)x\s(?=[0-9(]))[b-zB-Z](?![^\W\d_])|[\\^;]"
+    r"(?<![^\W\d_])(?<!['\u2019])(?!\A.\s?=|(?<=\s)x\s(?=[0-9(]))[b-zB-Z](?![^\W\d_])|[\\^;]"
     r"|,\s[^\W\d_]+\s?\Z"  # "width = 3, height = 5" has two answers
 )
 WORD = re.compile(r"[^\W\d_]{2,}")

@@ -20,7 +20,7 @@ from ledom.text.math.equality import is_number, same_meaning
 from ledom.text.math.expressions import read
 from ledom.text.math.in_text import ANSWER_MARK, FORMULA, NUMBER, PART, WORKED_SOLUTION
 from ledom.text.math.nodes import Node
-from ledom.text.math.notation import MARKUP, bare, has_content, keyboard
+from ledom.text.math.notation import MARKUP, bare, has_content, inside, keyboard
 from ledom.text.math.spelling import text_key
 from ledom.text.math.units import NOT_UNITS
 
@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 _MOST_BOXES = 20  # that are joined
+_MOST_MARKS = 8  # from the last, in search of one that states an answer
+_ESCAPED = {"\b": r"\b", "\f": r"\f", "\r": r"\r", "\t": r"\t"}
 
 
 def extract_answer(text: str) -> str | None:
@@ -45,9 +47,9 @@ def extract_answer(text: str) -> str | None:
     3. the key "answer" of a JSON text, "answer is", "correct option is", "Answer:", or a last line
        "A: answer"; in a sentence, the answer is the part before "because" or "rather than", or
        else the last number; in a chain of equations, the part after the last "="; after "Wait,
-       no" or "it should be", what follows;
-    4. a choice that is called right or ends the text, or the whole text, if it is a word or can be
-       read as an answer;
+       no" or "it should be", what follows ("the answer is correct" does not count);
+    4. a choice that is called right, ends the text or is its first line, "Yes" or "No" before words
+       without numbers, or the whole text, if it is a word or can be read as an answer;
     5. the last number, or the formula, pair or list of values that contains it.
 
     Text before `</think>` counts only if no answer follows it (`split_thought`). `<answer>` tags
@@ -122,7 +124,8 @@ def _in_box(text: str) -> str | None:
             starts.append(None)
         elif len(match[0]) > 2:  # a box
             starts.append(match.end())
-    return _joined(text, boxes) if boxes else None
+    joined = _joined(text, boxes) if boxes else None
+    return joined and (_after_mark(joined) or joined)  # \boxed{\text{Answer: } 5}
 
 
 def _joined(text: str, boxes: list[tuple[int, int]]) -> str:
@@ -161,17 +164,24 @@ def _in_json(text: str) -> str | None:
     answer = data.get(key)
     if isinstance(answer, list):
         answer = ", ".join(map(str, answer))
+    if isinstance(answer, str):
+        answer = patterns.LOST_BACKSLASH.sub(lambda lost: _ESCAPED[lost[0]], answer)
     return _stated(answer, is_last=True) if isinstance(answer, str) else None
 
 
 def _after_mark(text: str) -> str | None:
-    mark = _last(ANSWER_MARK, text)
-    if mark is None:
+    marks = [*deque(ANSWER_MARK.finditer(text), maxlen=_MOST_MARKS)]
+    remarks = [(mark, patterns.REMARK_ON_IT.match(text, mark.end())) for mark in reversed(marks)]
+    stating = [mark for mark, remark in remarks if not remark]
+    stating += [mark for mark, remark in remarks if remark and remark["verdict"]]
+    if not stating:
         return None
+    mark = stating[0]
     rest = patterns.JSON_ESCAPE.sub(lambda escape: escape[1] or " ", text[mark.end() :])
     if mark[0].endswith(('":', "':")):  # a key in JSON that does not parse as a whole
         value = patterns.JSON_VALUE.match(rest)
-        return _stated(value[1] or value[2] or "", is_last=True) if value else None
+        found = (value[1] or value[2] or "").replace("\\\\", "\\") if value else ""
+        return _stated(found, is_last=True)
     if correction := _last(patterns.CORRECTION, rest):
         rest = rest[correction.end() :]
     lines = [line for line in rest.split("\n") if has_content(line)]
@@ -179,7 +189,7 @@ def _after_mark(text: str) -> str | None:
         return None
     if mark[0].endswith("A:") and lines[1:] and not lines[1].startswith("Q"):
         return None
-    line = lines[0].lstrip(MARKUP + ":=")
+    line = inside(lines[0].lstrip(MARKUP + ":="))
     if not rest.startswith(lines[0]):  # a list of one
         line = patterns.BULLET.sub("", line)
     return _stated(line, is_last=len(lines) == 1)
@@ -211,9 +221,9 @@ def _stated(line: str, *, is_last: bool) -> str | None:
     if not is_last:
         return None
     number = _last_formula(line) if patterns.PROSE.match(line) and not read(sentence) else None
-    if _is_prose(line) and not (number and _has_values(number)):
+    if _is_prose(sentence) and not (number and _has_values(number)):
         number = _last_number(line)
-    formula = next((c for c in clauses if _understood(c)), None)  # √2, which is about 1.41
+    formula = next((c for c in (sentence, *clauses) if _understood(c)), None)  # √2, about 1.41
     return number or formula or (sentence if has_content(sentence) else None)
 
 
@@ -252,11 +262,14 @@ def _has_values(text: str) -> bool:
 
 
 def _chosen(text: str) -> str | None:
-    """The choice that a text calls right, or ends with: "B is correct", "So I choose (B)."."""
+    """The choice that a text calls right, ends with, or has as its first line."""
     if chosen := _last(patterns.CHOSEN, text):
         return chosen[1]
-    last = patterns.LAST_CHOICE.search(text, max(0, len(text) - 60))
-    return (last[1] or last[2]) if last else None
+    if last := patterns.LAST_CHOICE.search(text, max(0, len(text) - 60)):
+        return last[1] or last[2]
+    first = patterns.FIRST_CHOICE.match(text)
+    is_listed = first and patterns.LISTED_CHOICE.search(text, first.end())
+    return bare(first[1] or first[2]) if first and not is_listed else None
 
 
 def _listed(text: str) -> str | None:
@@ -270,6 +283,8 @@ def _listed(text: str) -> str | None:
 def _whole(text: str) -> str | None:
     """A text that is itself the answer: a choice, a word, or a formula that parses completely."""
     line = _without_slot(bare(text))
+    if verdict := patterns.VERDICT.match(line):  # "Yes, cats can swim."
+        return verdict[0]
     if "\n" in line or not has_content(line):
         return None
     if patterns.NAME.fullmatch(name := patterns.EXCLAIMED.sub("", line)):  # "Yes!"

@@ -18,8 +18,14 @@ UNSPACED = (
 """Characters of scripts without spaces between words, or after numbers: Thai (except its digits),
 Japanese, Chinese and Korean."""
 
-WORD = rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+"
-"""A word; in these scripts, a character."""
+_MARKS = (
+    "\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u065f\u0670"
+    "\u0900-\u0963\u0966-\u0dff"
+)
+"""Accents and vowel signs (Hebrew, Arabic, the scripts of India), which are no letters for `re`."""
+
+WORD = rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[\w{_MARKS}])+"
+"""A word; in the scripts without spaces, a character."""
 
 _WORD = re.compile(WORD)
 

@@ -62,6 +62,7 @@ def _fraction(match: re.Match[str]) -> str:
 
 _MARKUP: tuple[tuple[re.Pattern[str], str | _Rewrite], ...] = (
     (re.compile(r"<<[^<>\n]*>>"), ""),  # calculator annotations
+    (re.compile(r"(?<=\d),\\!\s?(?=\d{3})"), ""),  # 11,\! 111
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "÷"),
     (re.compile(rf"\\[dt]?frac *{_ARGUMENT} *{_ARGUMENT}"), _fraction),
@@ -73,6 +74,10 @@ _MARKUP: tuple[tuple[re.Pattern[str], str | _Rewrite], ...] = (
     (re.compile(r"[\xbc-\xbe\u2150-\u215e]"), lambda match: keyboard(match[0])),  # one half
     (re.compile(r"(?<=[\d)])\*\*(?=[\d(])"), "^"),
     (re.compile(r"\\[()\[\],!;$]|\*\*|`"), ""),
+)
+_COEFFICIENT = re.compile(  # \frac{1}{2}x is (1/2)x, as 1/2x may be 1/(2x)
+    rf"(?<!\d)(?<!\d )(\\[dt]?frac *{_ARGUMENT} *{_ARGUMENT})"
+    r"(?= ?(?:[A-Za-z](?![A-Za-z])|\(|\\(?:left|pi|sqrt|sin|cos|tan|ln|log|theta)(?![A-Za-z])))"
 )
 _CURRENCY = re.compile(r"[$€£]")
 _PRICE = re.compile(r"(?:\A|(?<=\A-))[$€£]+")
@@ -170,7 +175,7 @@ def _ended(steps: str, solution: str, answer: str | None) -> str:
     final = answer if answer is not None else extract_answer(solution)
     if final is None:
         return steps
-    final = _without_markup(final)
+    final = _without_markup(_COEFFICIENT.sub(r"(\1)", final))
     if not _LIST.search(final):  # (3,400) is a pair
         final = normalize_numbers(final)
     final = _PRICE.sub("", final.strip()).rstrip(". ")

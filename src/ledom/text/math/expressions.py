@@ -375,8 +375,13 @@ def _relation(signs: list[str], parts: list[Node]) -> Node:
 
 
 def _refuse_dashes(item: list[Token]) -> None:
-    """Reject whole numbers joined by dashes: a range, a date or a phone number."""
+    """Reject whole numbers joined by dashes: a range, a date, a phone number, or 1-1/2."""
+    if any(token.spaced for token in item[1:]):
+        return
     is_chain = all(token.kind == "number" or token.text == "-" for token in item)
-    is_close = not any(token.spaced for token in item[1:])
-    if len(item) > 2 and item[0].kind == "number" and is_chain and is_close:
+    if len(item) > 2 and item[0].kind == "number" and is_chain:
         raise NotUnderstood("numbers joined by dashes")
+    texts = [token.text for token in (item[1:] if item[0].text == "-" else item)]
+    is_number = len(texts) == 5 and all(map(str.isdigit, texts[::2]))
+    if is_number and texts[1::2] == ["-", "/"] and int(texts[2]) < int(texts[4]):
+        raise NotUnderstood("a difference or a mixed number")

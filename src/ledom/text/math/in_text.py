@@ -13,6 +13,7 @@ __all__ = [
     "ANSWER_MARK",
     "CALCULATION",
     "CALCULATION_PART",
+    "DENOMINATORS",
     "EQUATION",
     "EXPRESSION",
     "EXPRESSION_OR_NUMBER",
@@ -31,7 +32,7 @@ __all__ = [
 
 ANSWER_MARK = re.compile(
     r"(?i:(?:\b|_)(?:answers?|ans|(?:correct|right|best) (?:option|choice)s?)\b"
-    r"(?: (?:to|of) (?:the|this|your|our) (?:\w+ ){0,3}?(?:question|problem)\b)?[\\*_\"'`\s]{0,8}"
+    r"(?: (?:to|of) (?:the|this|your|our) (?:\w+ ){0,3}?(?:question|problem)\b)?[\\*_\"'`}\s]{0,8}"
     r"(?:(?:is|are|was|(?:would|must|should|will|has to|turns out to) be|equals)\b|[:=])"
     r"|^(?:\#{1,6} )?(?:(?:final|correct) )?answer[ \t]*$"  # a heading
     r"|(?=[答arо])(?:答案|答え|antwort|respuesta|réponse|risposta|resposta|ответ)[\s*]{0,3}"
@@ -59,17 +60,20 @@ _PI = r"(?:π|\\pi\b)"
 _RAISED = "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"
 _REPEATING = r"\\overline\s?\{[0-9]+\}|(?<=\.)\([0-9]+\)|(?<=\.[0-9])\([0-9]+\)"
 _TIME = r"(?:(?::[0-9]+)+|(?:\s:\s[0-9]+)+)?(?:\s?[aApP]\.?[mM]\b)?"
+_POWER = rf"(?:(?:\^|\*\*)(?:\{{?[-\u2212]?[0-9]+\}}?|\([-\u2212]?[0-9]+\))|{_RAISED})"
+_SHARE = r"\sand\s(?:an?|one)[\s-](?:half|third|quarter|fourth|fifth|sixth|eighth|tenth)\b"
 NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.^])(?<!\^[-{])(?<!\^\{-)(?<!_\{)"  # not the 2 of m^2 or H_{2}O
-    # "5 - 3" subtracts
-    r"(?:(?<![)\]])(?<![0-9)\]]\s)(?:[-\u2212]|(?:±|\\pm)\s?)|(?<=[=:]\s)[-\u2212]\s)?"
-    rf"(?:{_CURRENCY}\s?[-\u2212]?)?(?:[0-9]{{1,9}}\s(?=[0-9]{{1,9}}/))?{_UNSIGNED}"
+    # not the 2 of m^2, m^(-2), m**2 or H_{2}O
+    r"(?<![A-Za-z0-9_.^])(?<!\^[-\u2212{(])(?<!\^[{(][-\u2212])(?<![\w)]\*\*)(?<!_\{)"
+    # "5 - 3" subtracts; a dash before a number is a minus sign
+    r"(?:(?<![)\]])(?<![0-9)\]]\s)(?:[-\u2212\u2013]|(?:±|\\pm)\s?)|(?<=[=:]\s)[-\u2212]\s)?"
+    rf"(?:{_CURRENCY}\s?[-\u2212]?)?(?:[0-9]{{1,9}}[\s-](?=[0-9]{{1,9}}/))?{_UNSIGNED}"
     rf"(?:\.?(?:{_REPEATING})|_(?:[0-9]{{1,2}}|\{{[0-9]{{1,2}}\}})|[₀-₉]{{1,2}}"
     rf"|(?:/[0-9]+)+|(?:[-\u2013][0-9]+)+|{_TIME})"  # 5/6/2020 and 10-12 are each one answer
     r"(?:[eE][-+]?[0-9]{1,4}(?![\w.]\w)"
-    rf"|(?:\s?(?:[x*×]|\\times|\\cdot)\s?10)?(?:\^\{{?-?[0-9]+\}}?|{_RAISED})"
+    rf"|(?:\s?(?:[x*×·⋅∙]|\\times|\\cdot)\s?10)?{_POWER}"
     rf"|\s?\\?%|\s?{_PI}(?:/[0-9]+)?)?"
-    r"(?:\s?(?:hundred|thousand|million|billion|trillion|quadrillion)\b)?"
+    rf"(?:\s?(?:hundred|thousand|million|billion|trillion|quadrillion)\b|{_SHARE})?"
 )
 _GROUP = r"\{(?:[^{}]|\{[^{}]{0,99}\}){1,99}\}"
 _VALUE = rf"[-\u2212]?{_UNSIGNED}(?:/[0-9]+)?"
@@ -136,11 +140,31 @@ def spelled(words: str) -> int:
     return few + bool(found) * 100 * (many or 1)
 
 
-_PARTS = "half|third|quarter|fifth|sixth|seventh|eighth|ninth|tenth"
-_DENOMINATORS = dict(zip(_PARTS.split("|"), range(2, 11), strict=True)) | {"halve": 2, "fourth": 4}
-SPELLED_FRACTION = re.compile(  # a half, two thirds, three and a half; not the ordinal "third"
-    rf"(?:\A|(?<=\{{))(?:(?:({_BELOW_100}) and )?({_ONE}|an?)[- ](?={'|'.join(_DENOMINATORS)})"
-    rf"|(?=half))({'|'.join(_DENOMINATORS)})s?(?=\}}|\Z|\sof\b)",
+DENOMINATORS = {
+    "half": 2,
+    "halve": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+    "tenth": 10,
+    "eleventh": 11,
+    "twelfth": 12,
+    **{f"{word}th": SPELLED[word] for word in _ONES.split()[13:]},
+    **{f"{word[:-1]}ieth": SPELLED[word] for word in _TENS.split()},
+    "hundredth": 100,
+    "thousandth": 1000,
+    "millionth": 10**6,
+}
+"""The parts of a whole that words name, without the s of the plural."""
+_DENOMINATOR = "|".join(DENOMINATORS)
+SPELLED_FRACTION = re.compile(  # a half, two thirds, 3 and a half hours; not the ordinal "third"
+    rf"(?:\A|(?<=\{{))(?:(?:({_BELOW_100}|[0-9]{{1,9}}) and )?({_ONE}|an?)[- ](?={_DENOMINATOR})"
+    rf"|(?=half))({_DENOMINATOR})s?(?(1)(?=\W|\Z)|(?=\}}|\Z|\sof\b))",
     re.IGNORECASE,
 )
 
@@ -151,9 +175,10 @@ def spelled_fraction(found: re.Match[str]) -> str:
     >>> spelled_fraction(SPELLED_FRACTION.match("Three and a half"))
     '3 1/2'
     """
-    whole = f"{spelled(found[1])} " if found[1] else ""
+    whole = found[1] or ""
+    whole = f"{whole if whole[:1].isdigit() else spelled(whole)} " if whole else ""
     over = SPELLED.get((found[2] or "").lower(), 1)
-    return f"{whole}{over}/{_DENOMINATORS[found[3].lower()]}"
+    return f"{whole}{over}/{DENOMINATORS[found[3].lower()]}"
 
 
 # ---- calculations, for the styles of solutions ----

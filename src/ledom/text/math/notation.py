@@ -16,6 +16,7 @@ __all__ = [
     "SPACED_GROUPS",
     "bare",
     "has_content",
+    "inside",
     "join_groups",
     "keyboard",
     "normalize_numbers",
@@ -38,8 +39,11 @@ _KEYBOARD = str.maketrans(
         **dict(zip("\u066a\u066b\u066c\u2236\u3000\xb5", "%.,: \u03bc", strict=True)),
         "\u3001": ", ",  # Chinese and Japanese
         "\u3002": ". ",
+        **dict.fromkeys("\u2010\u2011\u2012\ufe63", "-"),  # hyphens, as of -5
+        **dict.fromkeys("\u2044\u2215", "/"),
     }
 )
+_SPACED_FRACTION = re.compile(r"(?<=\d)[ \xa0\u2009\u202f](?=[\xbc-\xbe\u2150-\u215e])")  # 3 ½
 _FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
 _MAY_HAVE_GROUPS = re.compile(r"[0-9](?:['’_.][0-9]{3}|,[0-9]{2}(?![0-9]))")  # for speed
 _OTHER_GROUPS = (
@@ -98,6 +102,23 @@ def bare(answer: str) -> str:
     return answer
 
 
+def inside(line: str) -> str:
+    r"""The line without a brace that ends a group, and what follows the end of a second one.
+
+    >>> inside("} 5"), inside(r"\frac{1}{2}} of it")
+    ('5', '\\frac{1}{2}')
+    """
+    rest = line.lstrip("} ")
+    if len(rest) < len(line) and rest.count("$") % 2:  # $\text{Answer: } 5$
+        rest = rest.removesuffix("$")
+    depth = 0
+    for brace in re.finditer("[{}]", rest):
+        depth += 1 if brace[0] == "{" else -1
+        if depth < 0:
+            return rest[: brace.start()]
+    return rest
+
+
 def keyboard(text: str) -> str:
     """Convert a text to keyboard characters: ASCII digits and signs, nothing invisible.
 
@@ -107,7 +128,7 @@ def keyboard(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
         text = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
-        text = text.translate(_KEYBOARD)
+        text = _SPACED_FRACTION.sub("", text).translate(_KEYBOARD)
     for pattern in _OTHER_GROUPS if _MAY_HAVE_GROUPS.search(text) else ():
         text = pattern.sub(_with_commas, text)
     return text

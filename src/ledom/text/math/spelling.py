@@ -56,11 +56,11 @@ _SIGN_NAMES = (
 )
 _CHARACTERS = str.maketrans(
     {
-        **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63", "-"),  # minus and dashes
+        **dict.fromkeys("\u2212\u2013", "-"),  # minus and dash
         **{chr(code): " " for code in [*range(0x20), 0x7F]},
         **dict.fromkeys("\u202f\u2009\xa0", r"\,"),  # thin spaces group digits
         **{sign: rf"\{name} " for sign, name in zip(_SIGNS, _SIGN_NAMES.split(), strict=True)},
-        **dict.fromkeys("÷∕\u2044", "/"),
+        "÷": "/",
         **dict.fromkeys("°º", "^\\circ "),
     }
 )
@@ -142,7 +142,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (re.compile(r"(?<=[)\]])\s?U\s?(?=[(\[])"), r"\\cup "),
     (re.compile(r"[(\[]\s?\\begin\{array\}\{\w+\}"), r"\\begin{pmatrix}"),
     (re.compile(r"\\end\{array\}\s?[)\]]"), r"\\end{pmatrix}"),
-    (re.compile(r"\A([A-Ja-j])\)\Z"), r"\1"),  # the letter of a choice
+    (re.compile(r"\A\(?([A-Ja-j])\)\Z"), r"\1"),  # the letter of a choice
     # a set in plain text; the comma of {1,000} groups digits
     (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
     (re.compile(r"(?:\A|(?<=[=(,])\s?)(?:[Nn]egative|[Mm]inus)\s(?=[$\u20ac\xa3\d.\\(])"), "-"),

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ledom.text.math.in_text import SPELLED
+from ledom.text.math.in_text import DENOMINATORS, SPELLED
 from ledom.text.math.spelling import NotUnderstood, fold_case, words
 
 __all__ = [
@@ -39,6 +39,7 @@ NOT_UNITS = words(  # a number followed by one of these is not the whole value
     "right most below above under except if not negative past noon midnight january "
     "february march april may june july august september october november december "
     "grand mil mille tausend millones milhões millionen milyon mio juta ribu "
+    "drittel viertel fünftel sechstel achtel zehntel cinquièmes dixièmes tercios quintos "
     "milliard milliards milliarde milliarden milliardi mrd тыс тысяча тысячи тысяч миллион "
     "миллиона миллионов млн миллиард миллиарда миллиардов млрд"
 )
@@ -51,12 +52,15 @@ _SCALES = {
     "thousand": 10**3,
     "lakh": 10**5,
     "million": 10**6,
+    "mln": 10**6,
     "crore": 10**7,
     "billion": 10**9,
+    "bln": 10**9,
     "trillion": 10**12,
     "quadrillion": 10**15,
 }
-MONEY_SCALES = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
+MONEY_SCALES = {"k": 10**3, "b": 10**9, "bn": 10**9, "tn": 10**12, "cr": 10**7}
+MONEY_SCALES |= dict.fromkeys(["m", "mm", "mn"], 10**6)
 """The factors of letters after an amount of money: $5k."""
 _STOP_WORDS = words(
     "of the a an in on at by for from with is are was total altogether left remaining "
@@ -280,7 +284,9 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
         else:
             is_variable = len(word) == 1 and word.isascii() and word not in ONE_LETTER_UNITS
             is_number = not SPELLED.keys().isdisjoint(word.split("-"))
-            changes_value = is_number or word in NOT_UNITS or _SCALE_OR_LIMIT.search(word)
+            following = pieces[place + 1] if place + 1 < len(pieces) else ""
+            changes_value = is_number or word in NOT_UNITS or bool(_SCALE_OR_LIMIT.search(word))
+            changes_value = changes_value or _is_denominator(word, following)
             if changes_value or not word[:1].isalpha() or is_variable:
                 raise NotUnderstood(word)
             plain = word if len(word) < 4 else word.removesuffix("s")
@@ -291,3 +297,13 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
     for name in [name for name, count in units.items() if not count]:
         del units[name]
     return others, head
+
+
+def _is_denominator(word: str, following: str) -> bool:
+    """Whether a word makes a fraction of the number before it: 3 sixteenths, but 5 fourth graders.
+
+    A quarter is a coin.
+    """
+    name = word.rpartition("-")[2]
+    part = name.removesuffix("s")
+    return part in DENOMINATORS.keys() - {"quarter"} and (part != name or following in ("", "of"))
