@@ -59,6 +59,24 @@ INLINE void add_columns(const int rows, const int vectors, const float *weights,
         UNROLL for (int j = 0; j < vectors; j++) store(total + i * width + j * LANES, sum[i][j]);
 }
 
+/* `add_columns` for the last columns, which do not fill a vector. They are computed as a vector all
+   the same: number by number, the compiler would round some products but not others, depending on
+   `count`. */
+INLINE void add_last_columns(const int rows, const float *weights, const float *values, i64 stride,
+                             i64 count, const float *decay, float *total, i64 width, i64 columns) {
+    vec sum[ROWS], value = {0};
+    size_t size = columns * sizeof(float);
+    for (int i = 0; i < rows; i++) {
+        memcpy(&value, total + i * width, size);
+        sum[i] = value * decay[i];
+    }
+    for (i64 key = 0; key < count; key++) {
+        memcpy(&value, values + key * stride, size);
+        UNROLL for (int i = 0; i < rows; i++) sum[i] += weights[i * SCORES + key] * value;
+    }
+    for (int i = 0; i < rows; i++) memcpy(total + i * width, &sum[i], size);
+}
+
 /* `add_columns` for all columns. */
 INLINE void add_values(const int rows, const float *weights, const float *values, i64 stride,
                        i64 count, const float *decay, float *total, i64 width) {
@@ -71,13 +89,9 @@ INLINE void add_values(const int rows, const float *weights, const float *values
         add_columns(rows, 2, weights, values + d, stride, count, decay, total + d, width);
     for (; d + LANES <= width; d += LANES)
         add_columns(rows, 1, weights, values + d, stride, count, decay, total + d, width);
-    for (; d < width; d++)
-        for (int i = 0; i < rows; i++) {
-            float sum = total[i * width + d] * decay[i];
-            for (i64 key = 0; key < count; key++)
-                sum += weights[i * SCORES + key] * values[key * stride + d];
-            total[i * width + d] = sum;
-        }
+    if (d < width)
+        add_last_columns(rows, weights, values + d, stride, count, decay, total + d, width,
+                         width - d);
 }
 
 /* Turns a row's first `seen` scores into weights, in place, and overwrites the rest of the last
