@@ -77,3 +77,11 @@ def test_workers_get_equal_shares_of_texts_with_one_long_prefix() -> None:
         assert [len(batch) for batch in batches(texts, 300, workers)] == sizes
     assert len(list(batches(texts, 300, workers=40))) == 4  # not below the budget
     assert len(list(batches(texts[:35], 300, workers=2))) == 1  # computes the prefix once
+
+
+def test_each_of_many_texts_may_continue_the_one_before():
+    text = list(range(1500))
+    texts = [text[:length] for length in range(1, 1501)]
+    tree = PrefixTree.build(texts)
+    assert tree.ids == text
+    assert rebuilt(tree) == texts

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,14 +53,19 @@ class PrefixTree:
         ([1, 2], [2])
         """
         builder = _Builder(cls(), texts)
-        builder.grow(0, len(texts), 0, [])
+        builder.grow()
         tree = builder.tree
-        boundaries = [0, *accumulate(tree.sizes)]
-        tree.places = [
-            np.concatenate([np.arange(boundaries[s], boundaries[s + 1]) for s in path])
-            for path in builder.paths
-        ]
+        sizes = np.array(tree.sizes, np.int64)
+        starts = sizes.cumsum() - sizes
+        tree.places = [_joined(starts[path], sizes[path]) for path in builder.paths]
         return tree
+
+
+def _joined(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The indices in the row of some segments' tokens."""
+    moved = starts - (sizes.cumsum() - sizes)
+    joined: NDArray[np.int64] = np.arange(sizes.sum()) + np.repeat(moved, sizes)
+    return joined
 
 
 class _Builder:
@@ -73,21 +78,26 @@ class _Builder:
         self.paths: list[list[int]] = []
         """The segments of each text added so far."""
 
-    def grow(self, first: int, end: int, depth: int, above: list[int]) -> None:
-        """Add texts[first:end], whose first `depth` tokens are in the segments `above`."""
-        while first < end and len(self.texts[first]) == depth:  # no tokens of its own
-            self.paths.append(above)
-            first += 1
-        while first < end:
+    def grow(self) -> None:
+        """Add all texts. A loop, because each of many texts may continue the one before it."""
+        todo: list[tuple[int, int, int, list[int]]] = [(0, len(self.texts), 0, [])]
+        while todo:
+            # texts[first:end], whose first `depth` tokens are in the segments `above`
+            first, end, depth, above = todo.pop()
+            while first < end and len(self.texts[first]) == depth:  # no tokens of its own
+                self.paths.append(above)
+                first += 1
+            if first == end:
+                continue
             last = first  # of the texts up to which all neighbors share enough
             while last + 1 < end and _worth_sharing(self.shared[last], depth, self.texts[last]):
                 last += 1
+            todo.append((last + 1, end, depth, above))  # after those that follow
             if last == first:
                 self.paths.append(self._extend(above, first, depth, len(self.texts[first])))
             else:
                 common = min(self.shared[first:last])
-                self.grow(first, last + 1, common, self._extend(above, first, depth, common))
-            first = last + 1
+                todo.append((first, last + 1, common, self._extend(above, first, depth, common)))
 
     def _extend(self, above: list[int], text: int, depth: int, end: int) -> list[int]:
         """Extend the path `above` by a segment of the text's tokens [depth, end), if any."""

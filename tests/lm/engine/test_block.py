@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from ledom.lm.engine.block import Block, Job, Prefilled, attend_to
+from ledom.model.native.attention import LANES
 
 LAYERS, HEADS = 3, 2
 HALVES = slice(2), slice(2, 4)
 
 
-@pytest.fixture(params=[4, 16])
+@pytest.fixture(params=[264, 16])
 def width(request: pytest.FixtureRequest) -> int:
-    """The head width: 16 uses the compiled kernels, 4 uses plain matmuls."""
+    """The head width: 16 uses the compiled kernels, 264 uses plain matmuls."""
     return int(request.param)
 
 
@@ -45,6 +46,14 @@ def test_keys_survive_growth_and_the_end_of_other_texts(width: int) -> None:
             wanted = [100.0 * token + 10 * text + layer for token in range(40)]
             assert keys[layer, 1, 2:, 3].tolist() == wanted
         assert torch.equal(values, -keys)
+
+
+def test_keys_can_be_read_in_whole_vectors_from_any_token_on() -> None:
+    """After a step, room is left for the rest of a vector that begins at its token."""
+    block = made_block(1, 16)
+    for token in range(70):
+        write(block, token, 16)
+        assert block.own[0][0].shape[-1] >= token + LANES
 
 
 def test_one_layer_grows_at_a_time(width: int) -> None:

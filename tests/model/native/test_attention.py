@@ -61,22 +61,27 @@ def test_attention_in_a_prefix_tree(
     assert ("_NativePlan" in str(attention._plans)) is compiled
 
 
-@pytest.mark.parametrize("width", [8, 27, 32])
-def test_a_query_does_not_depend_on_its_neighbors(width: int, compiled: bool) -> None:
+@pytest.mark.parametrize(
+    ("width", "heads"), [(8, (4, 4)), (27, (6, 2)), (32, (4, 4)), (33, (3, 1)), (47, (7, 1))]
+)
+def test_a_query_does_not_depend_on_its_neighbors(
+    width: int, heads: tuple[int, int], compiled: bool
+) -> None:
     """The results are bit-identical alone and among other texts, with or without shared keys."""
     if not compiled:
         pytest.skip("torch's own kernel depends on neighbors")
     torch.manual_seed(0)
     shared = [9] * (PIECE - 30)
-    texts = [[1] * 5, [2] * 61, [3] * 130]
+    texts = [[1] * 5, [2] * 61, [3] * 130, *([8] * 16 + [n] * n for n in (29, 68))]
     texts += [shared + [10] * 17, *(shared + [10] * 70 + [n] * n for n in (20, PIECE))]
     tree = PrefixTree.build(texts)
     assert max(map(len, tree.ancestors)) == 2
-    q = k = v = torch.randn(len(tree.ids), 4, width) * 3
+    q = torch.randn(len(tree.ids), heads[0], width) * 3
+    k, v = q[:, : heads[1]].contiguous(), q[:, -heads[1] :].contiguous()
     together = TreeAttention(tree, None, CPU, torch.float32)(0, q, k, v)
     for text, places in zip(texts, map(torch.from_numpy, tree.places), strict=True):
-        row = q[places]
-        alone = TreeAttention(PrefixTree.build([text]), None, CPU, torch.float32)(0, row, row, row)
+        own = [x[places] for x in (q, k, v)]
+        alone = TreeAttention(PrefixTree.build([text]), None, CPU, torch.float32)(0, *own)
         assert torch.equal(alone, together[places])
 
 

@@ -115,9 +115,12 @@ class Block:
         return torch.from_numpy(lengths + self.age).to(self._device)
 
     def reserve(self) -> None:
-        """Make room for the keys and values of one more token per text."""
+        """Make room for the keys and values of one more token per text.
+
+        Ledom's own kernel reads keys in whole vectors, from any token on: up to `LANES` in all.
+        """
         room = self.own[0][1].shape[2]
-        if self.age < room:
+        if self.age + LANES <= room:
             return
         kept = torch.from_numpy(self._rows).to(self._device)
         for layer, (keys, values) in enumerate(self.own):

@@ -80,7 +80,9 @@ INLINE void add_values(const int rows, const float *weights, const float *values
     for (; d + LANES <= width; d += LANES)
         add_columns(rows, 1, weights, values + d, stride, count, decay, total + d, width);
     if (d == width) return;
-    vec sum[ROWS]; /* of the last columns, which do not fill a vector */
+    /* The last columns do not fill a vector. They are computed as one all the same: number by number,
+       the compiler would round some products but not others, depending on `count`. */
+    vec sum[ROWS];
     size_t bytes = sizeof(float) * (width - d);
     UNROLL for (int i = 0; i < rows; i++) sum[i] = part(total + i * width + d, bytes) * decay[i];
     for (i64 key = 0; key < count; key++) {

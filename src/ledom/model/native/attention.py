@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 LANES = 16
-"""Numbers per widest vector; `cache_attention` reads rows of keys in multiples of it."""
+"""Numbers per widest vector; keys are read in whole vectors."""
 _WIDEST_HEAD = 256  # MOST_WIDTH in attention.c
 _QUERIES = 64  # of a document per task; threads take turns at tasks
 
@@ -155,7 +155,8 @@ def cache_attention(
     are first added to its own keys [K, D, room] and values [K, room, D], whose addresses are in
     `own` [2, A]. `about` [5, A] holds for each text its room, its age, the addresses of its
     prompt's keys [layers, K, D, C] and values [layers, K, T, D], and their length T. C is T rounded
-    up to a multiple of `LANES`; so is the room. Needs `has_native`.
+    up to a multiple of `LANES`. The room is at least `age` + `LANES`, because keys are read in
+    whole vectors, from any token on. Needs `has_native`.
     """
     native = library_for(q, k, v)
     assert native is not None
