@@ -10,6 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,16 +22,14 @@ from ledom.model.native.layers import PackedWeight, project
 from ledom.model.native.library import library_for
 
 __all__ = [
+    "MatmulRates",
     "left_padded",
     "median_seconds",
-    "print_rates",
     "processor",
-    "product_seconds",
     "seconds",
 ]
 
-REPEATS = 5
-LEAST_FLOP = 1e9  # per repeat
+LEAST_FLOP = 1e9  # per measurement
 
 
 def processor() -> str:
@@ -101,44 +100,63 @@ KERNELS: dict[str, Callable[[torch.Tensor], Product]] = {
 """For a weight [out, in], a function that multiplies by it."""
 
 
-@torch.inference_mode()
-def product_seconds(rows: int, width: int, outputs: int) -> dict[str, float]:
-    """Median seconds of one matmul [rows, width] x [width, outputs] in fp32, by kernel.
-
-    The kernels take turns, so that other work on the machine affects all equally.
-    """
-    x, weight = torch.randn(rows, width), torch.randn(outputs, width)
-    times = max(1, round(LEAST_FLOP / (2 * rows * width * outputs)))
-
-    products = [kernel(weight) for kernel in KERNELS.values()]
-
-    def repeated(product: Product) -> float:
-        return seconds(lambda: [product(x) for _ in range(times)]) / times
-
-    for product in products:
+def _repeat(product: Product, x: torch.Tensor, times: int) -> None:
+    for _ in range(times):
         product(x)
-    rounds = [[repeated(product) for product in products] for _ in range(REPEATS)]
-    return dict(zip(KERNELS, map(statistics.median, zip(*rounds, strict=True)), strict=True))
 
 
-def print_rates(lm: HFLanguageModel, rows: int) -> dict[str, float]:
-    """Print the rate of each of the model's matmuls on `rows` rows.
+class MatmulRates:
+    """Rates of the model's matmuls on `rows` rows in fp32, by kernel, measured again and again.
 
-    Returns the combined rate of the layers' matmuls in FLOP/s, by kernel. It leaves out the
-    projection to the vocabulary, which runs on fewer rows.
+    A processor's speed may change from one second to the next, so a share of a rate means something
+    only if both were measured together.
     """
-    print(f"\n{processor()}; matmuls in fp32 on {rows} rows, GFLOP/s")
-    print_head("matmul", "shape", *KERNELS)
-    total, spent = 0.0, dict.fromkeys(KERNELS, 0.0)
-    for name, (width, outputs, count) in shapes(lm).items():
-        flop = 2.0 * rows * width * outputs
-        found = product_seconds(rows, width, outputs)
-        rates = [f"{flop / taken / 1e9:.0f}" for taken in found.values()]
-        print_row(name, f"{width} x {outputs}", *rates)
-        if name != "vocabulary":
-            total += count * flop
-            spent = {name: spent[name] + count * found[name] for name in KERNELS}
-    together = {name: total / spent[name] for name in KERNELS}
-    print_row("the layers'", "", *(f"{rate / 1e9:.0f}" for rate in together.values()))
-    print()
-    return together
+
+    def __init__(self, lm: HFLanguageModel, rows: int) -> None:
+        self._shapes, self._rows = shapes(lm), rows
+        self._seconds: dict[str, list[list[float]]] = {name: [] for name in self._shapes}
+        """Of each matmul, for each measurement, by kernel."""
+
+    @torch.inference_mode()
+    def measure(self) -> dict[str, float]:
+        """The combined rate of the layers' matmuls in FLOP/s, by kernel, at this moment.
+
+        It leaves out the projection to the vocabulary, which runs on fewer rows. The kernels take
+        turns, so that other work on the machine affects all equally.
+        """
+        for name, (width, outputs, _) in self._shapes.items():
+            x, weight = torch.randn(self._rows, width), torch.randn(outputs, width)
+            times = max(1, round(LEAST_FLOP / (2 * self._rows * width * outputs)))
+            taken = []
+            for kernel in KERNELS.values():
+                product = kernel(weight)
+                product(x)
+                taken.append(seconds(partial(_repeat, product, x, times)) / times)
+            self._seconds[name].append(taken)
+        return self._together({name: found[-1] for name, found in self._seconds.items()})
+
+    def report(self) -> dict[str, float]:
+        """Print the median rates of all measurements; returns those of the layers' matmuls."""
+        print(f"\n{processor()}; matmuls in fp32 on {self._rows} rows, GFLOP/s")
+        print_head("matmul", "shape", *KERNELS)
+        medians = {
+            name: [statistics.median(column) for column in zip(*found, strict=True)]
+            for name, found in self._seconds.items()
+        }
+        for name, (width, outputs, _) in self._shapes.items():
+            flop = 2.0 * self._rows * width * outputs
+            rates = [f"{flop / taken / 1e9:.0f}" for taken in medians[name]]
+            print_row(name, f"{width} x {outputs}", *rates)
+        together = self._together(medians)
+        print_row("the layers'", "", *(f"{rate / 1e9:.0f}" for rate in together.values()))
+        print()
+        return together
+
+    def _together(self, taken: dict[str, list[float]]) -> dict[str, float]:
+        layers = {name: shape for name, shape in self._shapes.items() if name != "vocabulary"}
+        flop = sum(2.0 * self._rows * a * b * count for a, b, count in layers.values())
+        spent = [
+            sum(count * taken[name][place] for name, (_, _, count) in layers.items())
+            for place in range(len(KERNELS))
+        ]
+        return {kernel: flop / one for kernel, one in zip(KERNELS, spent, strict=True)}

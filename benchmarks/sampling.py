@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from common import new_parser, parse, print_head, print_row, spread
 from ctranslate import CTranslate2
-from rates import left_padded, print_rates
+from rates import MatmulRates, left_padded
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ledom.data.problems import generate_problems
@@ -171,7 +171,10 @@ def main() -> None:
     arguments = parse(parser)
     lm = load(arguments.model, "forward")
     assert isinstance(lm, HFLanguageModel)
-    peaks = print_rates(lm, BATCH)
+    matmuls = MatmulRates(lm, BATCH)
+    for _ in range(arguments.rounds):
+        matmuls.measure()
+    peaks = matmuls.report()
     problems = list(generate_problems("valid", BATCH, seed=3))
     texts = [lm.pair_format.before_solution(problem.question) for problem in problems]
     flop = 2.0 * (lm.num_parameters or 0)

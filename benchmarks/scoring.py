@@ -38,7 +38,7 @@ from common import (
 )
 from ctranslate import CTranslate2
 from hflm import HarnessScorer
-from rates import print_rates, seconds
+from rates import MatmulRates, seconds
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ledom.core.records import Problem, read_records
@@ -182,14 +182,21 @@ def compare(
         other.warm_up(measuring.batches)
         works.append(other.sums)
     works[0]()
-    rounds = [[seconds(work) for work in works] for _ in range(measuring.rounds)]
+    matmuls = MatmulRates(lm, lm.tokens_per_batch)
+    matmuls.measure()
+    rounds, shares, needed = [], [], needed_flops(lm, asked)
+    for _ in range(measuring.rounds):
+        ours = seconds(works[0])
+        rates = matmuls.measure()
+        shares.append([needed / ours / rate for rate in rates.values()])
+        rounds.append([ours, *map(seconds, works[1:])])
     ours, *theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
-    rates = print_rates(lm, lm.tokens_per_batch)
-    needed = needed_flops(lm, asked)
-    shares = ", ".join(f"{needed / ours / rate:.0%} of {kernel}" for kernel, rate in rates.items())
+    middle = [statistics.median(column) for column in zip(*shares, strict=True)]
+    kernels = matmuls.report()
+    of_rates = ", ".join(f"{x:.0%} of {name}" for x, name in zip(middle, kernels, strict=True))
     differences = "difference of a sum, median and largest"
     print_head(f"{case}, {len(asked)} pairs", "s", "ledom's advantage (rounds)", differences)
-    print_row(f"ledom, {needed / ours / 1e9:.0f} GFLOP/s: {shares}", f"{ours:.2f}", "", "")
+    print_row(f"ledom, {needed / ours / 1e9:.0f} GFLOP/s: {of_rates}", f"{ours:.2f}", "", "")
     found = [float(values.sum()) for values in lm.logprobs(few)]
     scale = len(asked) / len(few)
     for place, (other, taken) in enumerate(zip(others, theirs, strict=True), start=1):
