@@ -192,7 +192,7 @@ def test_later_samples_stop_below_the_threshold_of_the_first_quarter(
             broken += below
     assert broken
     notes = (tmp_path / "out" / "report.md").read_text()
-    assert f"{broken} candidates were broken off" in notes
+    assert f"candidates broken off when the model became unsure: {broken}, after" in notes
 
 
 @pytest.mark.slow
