@@ -20,7 +20,7 @@ from ledom.text.math.equality import is_number, same_meaning
 from ledom.text.math.expressions import read
 from ledom.text.math.in_text import ANSWER_MARK, FORMULA, NUMBER, PART, WORKED_SOLUTION
 from ledom.text.math.nodes import Node
-from ledom.text.math.notation import MARKUP, bare, has_content, inside, keyboard
+from ledom.text.math.notation import MARKUP, bare, has_content, keyboard, within_braces
 from ledom.text.math.spelling import text_key
 from ledom.text.math.units import NOT_UNITS
 
@@ -164,9 +164,10 @@ def _in_json(text: str) -> str | None:
     answer = data.get(key)
     if isinstance(answer, list):
         answer = ", ".join(map(str, answer))
-    if isinstance(answer, str):
-        answer = patterns.LOST_BACKSLASH.sub(lambda lost: _ESCAPED[lost[0]], answer)
-    return _stated(answer, is_last=True) if isinstance(answer, str) else None
+    if not isinstance(answer, str):
+        return None
+    answer = patterns.LOST_BACKSLASH.sub(lambda lost: _ESCAPED[lost[0]], answer)
+    return _stated(answer, is_last=True)
 
 
 def _after_mark(text: str) -> str | None:
@@ -189,7 +190,7 @@ def _after_mark(text: str) -> str | None:
         return None
     if mark[0].endswith("A:") and lines[1:] and not lines[1].startswith("Q"):
         return None
-    line = inside(lines[0].lstrip(MARKUP + ":="))
+    line = within_braces(lines[0].lstrip(MARKUP + ":="))
     if not rest.startswith(lines[0]):  # a list of one
         line = patterns.BULLET.sub("", line)
     return _stated(line, is_last=len(lines) == 1)

@@ -65,7 +65,7 @@ def some_texts():
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch):
-    """With AVX-512, rows are padded; on a GPU, attention takes few calls. Heads of width 16 suit
+    """With AVX-512, rows are padded; on a GPU, attention takes few calls. Only the first case uses
     the compiled kernels."""
     if processor != "compiled":
         monkeypatch.setattr(library, "_library", lambda: None)

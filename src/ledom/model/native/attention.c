@@ -156,14 +156,7 @@ static void attend(i64 rows, const float *q, const span *spans, const i64 *seen,
 #define ADD(N)                                                                                \
     add_piece(N, q + row * width, spans, begin, first, seen + row, width, highest + row,       \
               sum + row, total + row * width)
-            switch (count) {
-            case 1: ADD(1); break;
-            case 2: ADD(2); break;
-            case 3: ADD(3); break;
-            case 4: ADD(4); break;
-            case 5: ADD(5); break;
-            case 6: ADD(6); break;
-            }
+            BY_ROWS(count, ADD)
         }
     }
 }

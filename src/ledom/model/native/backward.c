@@ -25,25 +25,17 @@ static void multiply(const float *x, i64 row_stride, i64 step, rows_of y, i64 de
             store(to, add ? load(to) + sum[i][j] : sum[i][j]);                                  \
         }                                                                                       \
     }
-#define ROWS_OF(V)                                                                              \
-    switch (rows - row < ROWS ? rows - row : ROWS) {                                            \
-    case 1: TILE_OF(1, V) break;                                                                \
-    case 2: TILE_OF(2, V) break;                                                                \
-    case 3: TILE_OF(3, V) break;                                                                \
-    case 4: TILE_OF(4, V) break;                                                                \
-    case 5: TILE_OF(5, V) break;                                                                \
-    case 6: TILE_OF(6, V) break;                                                                \
-    }
     i64 whole = columns / LANES * LANES; /* columns that fill vectors */
     for (i64 column = 0; column < whole; column += TILE)
         for (i64 row = 0; row < rows; row += ROWS) {
             const float *from = x + row * row_stride;
+            i64 count = rows - row < ROWS ? rows - row : ROWS;
             switch (whole - column < TILE ? (whole - column) / LANES : WIDE) {
-            case 1: ROWS_OF(1) break;
-            case 2: ROWS_OF(2) break;
+            case 1: BY_ROWS(count, TILE_OF, 1) break;
+            case 2: BY_ROWS(count, TILE_OF, 2) break;
 #if WIDE > 2
-            case 3: ROWS_OF(3) break;
-            case 4: ROWS_OF(4) break;
+            case 3: BY_ROWS(count, TILE_OF, 3) break;
+            case 4: BY_ROWS(count, TILE_OF, 4) break;
 #endif
             }
         }

@@ -119,14 +119,7 @@ static void multiply(const float *x, i64 x_stride, i64 rows, const float *weight
         for (i64 row = 0; row < rows; row += ROWS) {
             const float *from = x + row * x_stride;
             float *to = out + row * out_stride + column;
-            switch (rows - row < ROWS ? rows - row : ROWS) {
-            case 1: MULTIPLY(1); break;
-            case 2: MULTIPLY(2); break;
-            case 3: MULTIPLY(3); break;
-            case 4: MULTIPLY(4); break;
-            case 5: MULTIPLY(5); break;
-            case 6: MULTIPLY(6); break;
-            }
+            BY_ROWS(rows - row < ROWS ? rows - row : ROWS, MULTIPLY)
         }
     }
 }

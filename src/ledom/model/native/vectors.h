@@ -28,6 +28,17 @@ typedef uint64_t u64;
 INLINE vec load(const float *x) { return *(const vec *)x; }
 INLINE void store(float *x, vec value) { *(vec *)x = value; }
 
+/* DO(rows, ...) with a constant in place of `count`, which is from 1 to ROWS. */
+#define BY_ROWS(count, DO, ...)             \
+    switch (count) {                        \
+    case 1: DO(1, ##__VA_ARGS__); break;    \
+    case 2: DO(2, ##__VA_ARGS__); break;    \
+    case 3: DO(3, ##__VA_ARGS__); break;    \
+    case 4: DO(4, ##__VA_ARGS__); break;    \
+    case 5: DO(5, ##__VA_ARGS__); break;    \
+    case 6: DO(6, ##__VA_ARGS__); break;    \
+    }
+
 /* sum[rows][vectors] += x[rows][depth] times y[depth][vectors * LANES]. The number at (row, d) of x
    is x[row * row_stride + d * step]. Callers pass constants as `rows` and `vectors`, so that the
    sums stay in registers. */

@@ -16,11 +16,11 @@ __all__ = [
     "SPACED_GROUPS",
     "bare",
     "has_content",
-    "inside",
     "join_groups",
     "keyboard",
     "normalize_numbers",
     "with_few_brackets",
+    "within_braces",
 ]
 
 _QUOTES = "\u2018\u2019\u201c\u201d\u201e\u201f\xab\xbb\u2039\u203a\u300c\u300d\u300e\u300f"
@@ -102,10 +102,10 @@ def bare(answer: str) -> str:
     return answer
 
 
-def inside(line: str) -> str:
+def within_braces(line: str) -> str:
     r"""The line without a brace that ends a group, and what follows the end of a second one.
 
-    >>> inside("} 5"), inside(r"\frac{1}{2}} of it")
+    >>> within_braces("} 5"), within_braces(r"\frac{1}{2}} of it")
     ('5', '\\frac{1}{2}')
     """
     rest = line.lstrip("} ")
