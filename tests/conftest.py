@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # No test uses TLS, but every HTTP client loads all root certificates (20 ms) unless a folder is
 # named: then it loads those that it needs.
 os.environ["SSL_CERT_DIR"] = os.devnull
+os.environ.pop("SSL_CERT_FILE", None)
 os.environ["TOKENIZERS_PARALLELISM"] = "true"  # otherwise tokenizers warns at every fork
 
 
