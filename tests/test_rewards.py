@@ -11,12 +11,10 @@ import re
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import ledom
 from ledom import rewards
@@ -303,64 +301,6 @@ def test_a_verl_row_without_a_question_gets_a_neutral_reward(
 def test_verl_without_a_question_says_what_to_do() -> None:
     with pytest.raises(InputError, match="ReverseRewardManager"):
         asyncio.run(compute_score("gsm8k", "7", "7", {}))
-
-
-class _Item:
-    """One sample as given by verl's DataProto, and a slice of one."""
-
-    def __init__(self, tokenizer: Any, answer: str, asked: bool = True) -> None:
-        ids = tokenizer.encode(answer).ids
-        self.batch = {
-            "responses": torch.tensor([*ids, 0, 0]),
-            "attention_mask": torch.tensor([1, 1, *[1] * len(ids), 0, 0]),
-        }
-        messages = [{"role": "system", "content": "x"}, {"role": "user", "content": QUESTION}]
-        self.non_tensor_batch = {"raw_prompt": messages[: 1 + asked], "data_source": "any"}
-
-    def __getitem__(self, key: Any) -> _Item:
-        return self
-
-
-class _Tokenizer:
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-
-    def decode(self, ids: Any, skip_special_tokens: bool) -> str:
-        assert skip_special_tokens
-        return str(self.tokenizer.decode(ids.tolist()))
-
-
-def test_verls_manager_reads_the_prompt(
-    models: dict[str, str], expected: list[float], tokenizer: Any
-) -> None:
-    # As in verl, the settings are only in its config.
-    manager = ReverseRewardManager(
-        config=SimpleNamespace(reward={"reward_kwargs": models}),
-        tokenizer=_Tokenizer(tokenizer),
-        compute_score=None,
-        reward_router_address=None,
-        reward_model_tokenizer=None,
-    )
-
-    async def all_items() -> list[dict[str, Any]]:
-        items = [_Item(tokenizer, answer) for answer in ANSWERS[:2]]
-        items.append(_Item(tokenizer, "7", asked=False))
-        return await asyncio.gather(*(manager.run_single(item) for item in items))
-
-    found = asyncio.run(all_items())
-    assert [row["reward_score"] for row in found] == pytest.approx([*expected[:2], 0.0])
-    assert found[0]["reward_extra_info"]["acc"] == pytest.approx(expected[0])
-    without = found[2]
-    assert without["reward_extra_info"]["acc"] == 0.0
-    assert set(without["reward_extra_info"]) == set(found[0]["reward_extra_info"])
-
-
-def test_a_verl_batch_without_the_prompt_says_what_to_set(tokenizer: Any) -> None:
-    item = _Item(tokenizer, "7")
-    del item.non_tensor_batch["raw_prompt"]
-    manager = ReverseRewardManager(config=None, tokenizer=_Tokenizer(tokenizer))
-    with pytest.raises(InputError, match="no raw_prompt; set data.return_raw_chat=True"):
-        asyncio.run(manager.run_single(item))
 
 
 @pytest.mark.slow

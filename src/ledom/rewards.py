@@ -248,12 +248,26 @@ class ReverseRewardManager:
         """The reward of a sample's last sequence, given the last user message of the prompt."""
         item = data[-1:][0]
         responses = item.batch["responses"]
-        length = int(item.batch["attention_mask"][-responses.shape[-1] :].sum())
-        response = self.tokenizer.decode(responses[:length], skip_special_tokens=True)
+        # If a sample has several sequences, verl pads the mask and the responses differently.
+        length = item.non_tensor_batch.get("response_len")
+        if length is None:
+            length = item.batch["attention_mask"][-responses.shape[-1] :].sum()
+        response = self.tokenizer.decode(responses[: int(length)], skip_special_tokens=True)
         if "raw_prompt" not in item.non_tensor_batch:
             raise InputError("verl's batch has no raw_prompt; set data.return_raw_chat=True")
         reward, logs = await _submit(self.settings, item.non_tensor_batch["raw_prompt"], response)
         return {"reward_score": reward, "reward_extra_info": {"acc": reward, **logs}}
+
+    @classmethod
+    def assemble_rm_scores(cls, data: Any, scores: Sequence[float]) -> Any:
+        """A tensor [B, R] of the B samples' rewards, each at its response's last token, else 0."""
+        import torch
+
+        responses = data.batch["responses"]
+        lengths = data.batch["attention_mask"][:, -responses.shape[1] :].sum(1)
+        rewards = torch.zeros(responses.shape, device=responses.device)
+        rewards[torch.arange(len(responses)), lengths - 1] = rewards.new_tensor(scores)
+        return rewards
 
 
 _batchers: dict[tuple[asyncio.AbstractEventLoop, _Settings], Batcher[Pair, Judgement]] = {}
