@@ -32,6 +32,8 @@ def table(answers: list[list[int]], correct: int = 0) -> CandidateTable:
     numbers = np.array(answers)
     return CandidateTable(
         problem_ids=[str(i) for i in range(len(answers))],
+        questions=[str(i) for i in range(len(answers))],
+        labeled=np.ones(len(answers), bool),
         features={},
         answers=np.maximum(numbers, -1),
         correct=numbers == correct,

@@ -25,6 +25,8 @@ def made_pools(num_problems: int = 300, seed: int = 0) -> CandidateTable:
     features["reverse"] = rng.normal(size=shape) + 2.0 * correct
     return CandidateTable(
         problem_ids=[str(i) for i in range(num_problems)],
+        questions=[f"question {i}" for i in range(num_problems)],
+        labeled=np.ones(num_problems, bool),
         features=features,
         answers=np.where(correct, 0, 1 + rng.integers(0, 4, shape)),
         correct=correct,
@@ -41,13 +43,9 @@ def with_few_terms(table: CandidateTable) -> CandidateTable:
     return replace(table, features={name: table.features[name] for name in terms})
 
 
-def problems(count: int) -> list[Problem]:
-    return [Problem(id=str(i), question=f"question {i}") for i in range(count)]
-
-
 @pytest.mark.slow
 def test_the_informative_feature_gets_the_weight() -> None:
-    tuned = tune(made_pools(), problems(300))
+    tuned = tune(made_pools())
     lam = tuned.weights["reverse_reward"]
     second = lam.get("reverse", lam.get("reverse_mean", 0.0))
     assert second > 0.8
@@ -83,7 +81,7 @@ def with_external_score(table: CandidateTable, unit: float) -> CandidateTable:
 def test_an_external_score_is_weighted_in_any_unit(tmp_path: Path) -> None:
     for unit in (1e-200, 1e98):
         table = with_external_score(made_pools(), unit)
-        tuned = tune(table, problems(300))
+        tuned = tune(table)
         assert tuned.external_scores == ("verifier",)
         every = tuned.weights["all_external"]
         # Two independent signals, each two standard deviations apart: equal weights in their units.
@@ -124,13 +122,13 @@ def test_weights_converge_to_the_true_ones_with_more_problems() -> None:
 
 
 def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
-    tuned = tune(with_few_terms(made_pools(50)), problems(50))
+    tuned = tune(with_few_terms(made_pools(50)))
     tuned.save(tmp_path / "weights.json")
     assert TunedWeights.load(tmp_path / "weights.json") == tuned
 
 
 def test_weights_refuse_the_problems_they_were_tuned_on() -> None:
-    tuned = tune(with_few_terms(made_pools(50)), problems(50))
+    tuned = tune(with_few_terms(made_pools(50)))
     tuned.refuse_overlap([Problem(id="x", question="a new one")])
     with pytest.raises(InputError, match="problem 'y' is one of those that the weights were tuned"):
         tuned.refuse_overlap([Problem(id="y", question="question 7")])
@@ -140,35 +138,40 @@ def test_having_nothing_to_tune_is_reported() -> None:
     table = made_pools(20)
     table.correct[:] = True
     with pytest.raises(InputError, match="both right and wrong"):
-        tune(table, problems(20))
+        tune(table)
 
 
 def test_cross_fitting_never_sees_the_fold_it_is_applied_to() -> None:
     table = with_few_terms(made_pools(60))
-    folds = cross_fit(table, problems(60), 3)
+    folds = cross_fit(table, 3).folds
     assert sorted(row for rows, _ in folds for row in rows) == list(range(60))
     rows, weights = folds[1]
     assert weights.num_problems == 40
     flipped = replace(table, correct=table.correct.copy())
     flipped.correct[rows] = ~flipped.correct[rows]
-    again = cross_fit(flipped, problems(60), 3)
+    again = cross_fit(flipped, 3).folds
     assert again[1][1].weights == weights.weights
     assert again[0][1].weights != folds[0][1].weights
 
 
+def test_cross_fitted_weights_are_saved_as_those_fitted_on_all_problems(tmp_path: Path) -> None:
+    table = with_few_terms(made_pools(60))
+    cross_fit(table, 2).save(tmp_path / "weights.json")
+    assert TunedWeights.load(tmp_path / "weights.json") == tune(table)
+
+
 def test_cross_fitting_keeps_equal_questions_in_one_fold() -> None:
-    table, asked = with_few_terms(made_pools(60)), problems(60)
     ends = ("", " ", "\n")  # copies of a problem in other files
-    asked = [
-        replace(p, question=asked[i % 20].question + ends[i // 20]) for i, p in enumerate(asked)
-    ]
-    folds = cross_fit(table, asked, 3)
+    questions = [f"question {i % 20}{ends[i // 20]}" for i in range(60)]
+    table = replace(with_few_terms(made_pools(60)), questions=questions)
+    folds = cross_fit(table, 3).folds
     assert sorted(row for rows, _ in folds for row in rows) == list(range(60))
     for rows, weights in folds:
-        weights.refuse_overlap([asked[row] for row in rows])  # raises if both have a question
+        asked = [Problem(id=str(row), question=questions[row]) for row in rows]
+        weights.refuse_overlap(asked)  # raises if both have a question
         assert weights.num_problems == 60 - len(rows)
     with pytest.raises(InputError, match="21 folds of 20 problems"):
-        cross_fit(table, asked, 21)
+        cross_fit(table, 21)
 
 
 def test_the_penalty_is_chosen_on_questions_that_were_not_fitted_on(
@@ -181,30 +184,30 @@ def test_the_penalty_is_chosen_on_questions_that_were_not_fitted_on(
     few = made_pools(20)
     few.features["reverse"] = np.random.default_rng(2).normal(size=few.mask.shape)
     copies = few.select(np.tile(np.arange(20), 4))
-    asked = problems(20) * 4
-    tuned = tune(copies, asked)
+    tuned = tune(copies)
     monkeypatch.setattr("ledom.rerank.fit._PENALTIES", (30.0,))
-    assert tuned.weights["all_terms"] == tune(copies, asked).weights["all_terms"]
+    assert tuned.weights["all_terms"] == tune(copies).weights["all_terms"]
 
 
 def test_unlabeled_problems_are_neither_fitted_on_nor_counted() -> None:
     """The last 20 of 60 problems are unlabeled, so their contents must not matter."""
-    table, asked = with_few_terms(made_pools(60)), problems(60)
     labeled = np.arange(60) < 40
-    tuned = tune(table, asked, labeled)
+    table = replace(with_few_terms(made_pools(60)), labeled=labeled)
+    asked = [Problem(id=str(i), question=question) for i, question in enumerate(table.questions)]
+    tuned = tune(table)
     assert tuned.num_problems == 40
-    assert tuned == tune(table.select(np.arange(40)), asked[:40])
+    assert tuned == tune(with_few_terms(made_pools(60)).select(np.arange(40)))
     tuned.refuse_overlap(asked[40:])
     with pytest.raises(InputError, match="tuned on"):
         tuned.refuse_overlap(asked[39:40])
-    for rows, fold in cross_fit(table, asked, 3, labeled):
+    for rows, fold in cross_fit(table, 3).folds:
         assert fold.num_problems == 40 - labeled[rows].sum()
 
 
 @pytest.mark.parametrize("num_folds", [-1, 1, 61])
 def test_a_senseless_number_of_folds_is_refused(num_folds: int) -> None:
     with pytest.raises(InputError, match=f"{num_folds} folds of 60 problems"):
-        cross_fit(made_pools(60), problems(60), num_folds)
+        cross_fit(made_pools(60), num_folds)
 
 
 def test_texts_without_content_change_no_weight() -> None:

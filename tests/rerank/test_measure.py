@@ -13,7 +13,7 @@ from ledom.rerank.candidate_table import FEATURES, CandidateTable, build_candida
 from ledom.rerank.candidates import labeled_problems
 from ledom.rerank.fit import tune
 from ledom.rerank.measure import changes, measure
-from ledom.rerank.weights import TunedWeights
+from ledom.rerank.weights import CrossFitted, TunedWeights
 
 NUM_PROBLEMS = 200
 
@@ -28,6 +28,8 @@ def table() -> CandidateTable:
     features["reverse"] = np.where(correct, 0.0, -50.0) + rng.normal(size=shape)
     return CandidateTable(
         problem_ids=[str(i) for i in range(NUM_PROBLEMS)],
+        questions=[str(i) for i in range(NUM_PROBLEMS)],
+        labeled=np.ones(NUM_PROBLEMS, bool),
         features=features,
         answers=np.tile([0, 1, 0, 2, 0, 3], (NUM_PROBLEMS, 1)),
         correct=correct,
@@ -40,8 +42,7 @@ def table() -> CandidateTable:
 
 @pytest.fixture(scope="module")
 def report(table: CandidateTable) -> Measurement:
-    problems = [Problem(id=str(row), question=str(row)) for row in range(60)]
-    tuned = tune(table.select(np.arange(60)), problems)  # enough for a single informative term
+    tuned = tune(table.select(np.arange(60)))  # enough for a single informative term
     return measure(table, tuned)
 
 
@@ -199,8 +200,7 @@ def test_external_scores_are_measured_alone_and_combined(table: CandidateTable) 
     noise = table.features | {"reverse": table.features["forward"]}
     table = replace(table, features=noise | {"verifier": features["verifier"]})
     table = replace(table, external_scores=("verifier",))
-    problems = [Problem(id=id_, question=id_) for id_ in table.problem_ids]
-    report = measure(table, tune(table, problems))
+    report = measure(table, tune(table))
     rows = by_name(report)
     for name in (
         "external:verifier",
@@ -224,46 +224,43 @@ def test_strategies_without_weights_are_left_out(table: CandidateTable) -> None:
     assert report.accuracy_by_lambda is None
 
 
+def in_folds(even: float, odd: float) -> CrossFitted:
+    """Reverse Reward with these weights of log P(x|y) for even and for odd problems."""
+    rows = np.arange(NUM_PROBLEMS)
+    every, *folds = (
+        TunedWeights({"reverse_reward": {"reverse": sign}}, 1, 1, frozenset())
+        for sign in (1.0, even, odd)
+    )
+    return CrossFitted(**vars(every), folds=[(rows[::2], folds[0]), (rows[1::2], folds[1])])
+
+
 @pytest.mark.slow
 def test_each_fold_uses_its_own_weights(table: CandidateTable) -> None:
     """Weights with flipped signs in one fold choose wrongly there, and only there."""
-
-    def weights(sign: float) -> TunedWeights:
-        return TunedWeights({"reverse_reward": {"reverse": sign}}, 1, 1, frozenset())
-
-    rows = np.arange(NUM_PROBLEMS)
-    folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
-    for part, expected in ((folds, 0.5), ([*folds[:1], (rows[1::2], weights(1.0))], 1.0)):
-        report = measure(table, weights(1.0), part)
+    for odd, expected in ((-1.0, 0.5), (1.0, 1.0)):
+        report = measure(table, in_folds(1.0, odd))
         assert by_name(report)["reverse_reward"].accuracy.mean == pytest.approx(expected)
 
 
 def test_only_labeled_problems_are_measured(table: CandidateTable) -> None:
     """Greedy is right on every second problem, so on all even ones."""
-    labeled = np.arange(NUM_PROBLEMS) % 2 == 0
-    report = measure(table, TunedWeights({}, 0, 0, frozenset()), labeled=labeled)
+    evens = replace(table, labeled=np.arange(NUM_PROBLEMS) % 2 == 0)
+    report = measure(evens, TunedWeights({}, 0, 0, frozenset()))
     assert report.num_labeled == NUM_PROBLEMS // 2
     assert by_name(report)["greedy"].accuracy.mean == 1.0
-    none = np.zeros(NUM_PROBLEMS, bool)
-    assert measure(table, TunedWeights({}, 0, 0, frozenset()), labeled=none) == Measurement(
-        num_labeled=0
-    )
+    none = replace(table, labeled=np.zeros(NUM_PROBLEMS, bool))
+    assert measure(none, TunedWeights({}, 0, 0, frozenset())) == Measurement(num_labeled=0)
 
 
 @pytest.mark.slow
 def test_folds_keep_their_weights_among_the_labeled(table: CandidateTable) -> None:
     """Fold 0 holds the even problems, chosen rightly; fold 1 the odd ones, chosen wrongly."""
-
-    def weights(sign: float) -> TunedWeights:
-        return TunedWeights({"reverse_reward": {"reverse": sign}}, 1, 1, frozenset())
-
-    rows = np.arange(NUM_PROBLEMS)
-    folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
+    rows, weights = np.arange(NUM_PROBLEMS), in_folds(1.0, -1.0)
     labeled = (rows % 2 == 0) | (rows < 100)  # 100 even and 50 odd problems
-    report = measure(table, weights(1.0), folds, labeled)
+    report = measure(replace(table, labeled=labeled), weights)
     assert report.num_labeled == 150
     assert by_name(report)["reverse_reward"].accuracy.mean == pytest.approx(100 / 150)
-    evens = measure(table, weights(1.0), folds, rows % 2 == 0)
+    evens = measure(replace(table, labeled=rows % 2 == 0), weights)
     assert by_name(evens)["reverse_reward"].accuracy.mean == 1.0
 
 
@@ -287,6 +284,8 @@ def changing(reverse: list[list[float]], correct: list[list[bool]]) -> Candidate
     shape = (len(reverse), 2)
     return CandidateTable(
         problem_ids=[str(row) for row in range(len(reverse))],
+        questions=[str(row) for row in range(len(reverse))],
+        labeled=np.ones(len(reverse), bool),
         features={"forward": np.tile([-1.0, -2.0], (shape[0], 1)), "reverse": np.array(reverse)},
         answers=np.tile([0, 1], (shape[0], 1)),
         correct=np.array(correct),

@@ -29,7 +29,7 @@ from ledom.core.records import (
     Score,
 )
 from ledom.report.intervals import BoolArray, FloatArray
-from ledom.rerank.candidates import AnswerClasses, pools, scores_by_target
+from ledom.rerank.candidates import AnswerClasses, labeled_problems, pools, scores_by_target
 from ledom.text.answers import extract_answer, is_right, split_thought
 
 __all__ = [
@@ -85,6 +85,10 @@ class CandidateTable:
     """The candidates of P problems."""
 
     problem_ids: list[str]
+    questions: list[str]
+    """[P]: the text of each question."""
+    labeled: BoolArray
+    """[P]: whether it is known which candidates are right; see `labeled_problems`."""
     features: dict[str, FloatArray]
     """Each [P, N]."""
     answers: NDArray[np.int64]
@@ -100,7 +104,8 @@ class CandidateTable:
     groups: list[str]
     """[P]: the group for results by group, such as the problem's template."""
     by_model: bool = False
-    """Whether features are relative to the mean of the model that wrote the candidate."""
+    """Whether features are relative to the mean of the model that wrote the candidate, because
+    several models did: they differ more in style than in correctness. This uses no labels."""
     external_scores: tuple[str, ...] = ()
     """The names of the features that came with the candidates."""
     num_planned: int = 0
@@ -130,6 +135,8 @@ class CandidateTable:
         return replace(
             self._with_cells(lambda values: values[rows]),
             problem_ids=[self.problem_ids[i] for i in rows],
+            questions=[self.questions[i] for i in rows],
+            labeled=self.labeled[rows],
             greedy=self.greedy[rows],
             groups=[self.groups[i] for i in rows],
         )
@@ -167,10 +174,8 @@ def build_candidate_table(
 ) -> CandidateTable:
     """Build the table from these records. Greedy candidates count only in `greedy`.
 
-    Candidates from different models differ more in style than in correctness. So if several models
-    wrote them, the mean over the candidates of the same writer is subtracted from each feature.
-    This uses no labels. `external_scores` are names of fields of the candidates, as chosen by
-    `choose_external_scores`. Raises `InputError` for a candidate that lacks a score or a field.
+    `external_scores` are names of fields of the candidates, as chosen by `choose_external_scores`.
+    Raises `InputError` for a candidate that lacks a score or a field.
 
     >>> drawn = [Candidate(problem_id="p", index=i, text=f"#### {i + 3}") for i in (0, 1)]
     >>> scores = [Score(problem_id="p", index=i, model="m", direction="forward", target="y|x",
@@ -208,6 +213,8 @@ def build_candidate_table(
     features, by_model = _relative_to_models(features, mask & ~blank, writers)
     return CandidateTable(
         problem_ids=[*pool_of],
+        questions=[problem.question for problem in problems],
+        labeled=labeled_problems(problems, candidates),
         features=features,
         answers=answers,
         correct=correct,

@@ -28,13 +28,12 @@ from ledom.rerank.candidate_table import (
 from ledom.rerank.candidates import (
     GIVEN,
     choose_external_scores,
-    labeled_problems,
     match_candidates,
     read_candidates,
 )
 from ledom.rerank.score_files import read_scores, scored_problems, scoring_models
 from ledom.rerank.strategies import Strategy, Vote, check_score_names, strategies
-from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, question_hash
+from ledom.rerank.weights import LAMBDAS, CrossFitted, TunedWeights, question_hash
 
 __all__ = ["check_folds", "cross_fit", "fit_sum", "tune", "tune_folder"]
 
@@ -47,44 +46,39 @@ _NEWTON_STEPS, _CONVERGED = 100, 1e-9  # at most, and the largest step at the mi
 _CLIP = 3.0  # features are clipped to this many spreads from the problem's mean
 
 
-def tune(
-    table: CandidateTable, problems: Sequence[Problem], labeled: BoolArray | None = None
-) -> TunedWeights:
-    """Fit every strategy that has weights and whose features are in the table of these problems.
+def tune(table: CandidateTable) -> TunedWeights:
+    """Fit every strategy that has weights and whose features are in the table.
 
-    Only the `labeled` [P] problems are used (None: all are labeled). Raises `InputError` if no
-    problem has both right and wrong candidates.
+    Only labeled problems are used. Raises `InputError` if none of them has both right and wrong
+    candidates.
 
     >>> from ledom.core.records import Candidate, Score
     >>> problems = [Problem(id="p", question="2 + 2?", answer="4")]
     >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("45")]
     >>> scores = [Score(problem_id="p", index=i, model="m", direction="forward", target="y|x",
     ...                 logprob=-1.0 - i, num_tokens=2) for i in (0, 1)]
-    >>> tune(build_candidate_table(problems, drawn, scores), problems).weights["forward"]
+    >>> tune(build_candidate_table(problems, drawn, scores)).weights["forward"]
     {'forward': 1.0}
     """
-    if labeled is not None:
-        rows = np.flatnonzero(labeled)
-        table, problems = table.select(rows), [problems[int(row)] for row in rows]
+    table = table.select(np.flatnonzero(table.labeled))
     if not _pairs(table).any():
         raise InputError(
-            f"none of the {len(problems)} problems to fit on has both right and wrong candidates; "
-            "give more problems, or more candidates of each, or choose without fitting"
+            f"none of the {len(table.problem_ids)} problems to fit on has both right and wrong "
+            "candidates; give more problems, or more candidates of each, or choose without fitting"
         )
-    hashes = [question_hash(problem.question) for problem in problems]
     weights: dict[str, dict[str, float]] = {}
     sums: dict[tuple[str, ...], _Fit] = {}
     for name, strategy in strategies(table.external_scores).items():
         if not strategy.features or not strategy.available(table):
             continue
-        fit = _fit(strategy, table, hashes, sums)
+        fit = _fit(strategy, table, sums)
         scale = _inverse_temperature(strategy, fit.held_out) if isinstance(strategy, Vote) else 1.0
         weights[name] = {key: float(f"{scale * value:.5g}") for key, value in fit.weights.items()}
     return TunedWeights(
         weights,
         len(table.problem_ids),
         int(table.mask.sum(axis=1).max()),
-        frozenset(hashes),
+        frozenset(map(question_hash, table.questions)),
         table.external_scores,
     )
 
@@ -119,40 +113,33 @@ def tune_folder(
     table = build_candidate_table(
         questions, answers, scores, choose_external_scores(answers, external_scores)
     )
-    tuned = tune(table, questions, labeled_problems(questions, answers))
-    return replace(tuned, models=scoring_models(folder))
+    return replace(tune(table), models=scoring_models(folder))
 
 
-def cross_fit(
-    table: CandidateTable,
-    problems: Sequence[Problem],
-    num_folds: int = _FOLDS,
-    labeled: BoolArray | None = None,
-) -> Folds:
+def cross_fit(table: CandidateTable, num_folds: int) -> CrossFitted:
     """Weights for each fold of the problems, fitted on the other folds (cross-fitting).
 
     Problems with the same question are in one fold, so that no problem is tested with weights that
-    were fitted on it. Only the `labeled` [P] problems are used (None: all are labeled). Raises
-    `InputError` for fewer than two folds, for more folds than questions, and if, for some fold, the
-    other folds have no problem with both right and wrong candidates.
+    were fitted on it. Only labeled problems are used. Raises `InputError` for fewer than two folds,
+    for more folds than questions, and if, for some fold, the other folds have no problem with both
+    right and wrong candidates.
 
     >>> from ledom.core.records import Candidate, Score
     >>> problems = [Problem(id=id, question=id, answer="4") for id in "pq"]
     >>> drawn = [Candidate(problem_id=p, index=i, text=str(4 + i)) for p in "pq" for i in (0, 1)]
     >>> scores = [Score(problem_id=c.problem_id, index=c.index, model="m", direction="forward",
     ...                 target="y|x", logprob=-1.0 - c.index, num_tokens=2) for c in drawn]
-    >>> folds = cross_fit(build_candidate_table(problems, drawn, scores), problems, num_folds=2)
-    >>> [(rows.tolist(), fitted.num_problems) for rows, fitted in folds]
+    >>> fitted = cross_fit(build_candidate_table(problems, drawn, scores), num_folds=2)
+    >>> [(rows.tolist(), weights.num_problems) for rows, weights in fitted.folds]
     [([0], 1), ([1], 1)]
     """
-    hashes = [question_hash(problem.question) for problem in problems]
-    check_folds(num_folds, len({*hashes}))
-    known = np.ones(len(problems), bool) if labeled is None else labeled
-    fold = _folds(hashes, num_folds, seed=1)
-    return [
-        (np.flatnonzero(fold == i), tune(table, problems, known & (fold != i)))
+    check_folds(num_folds, len({*map(question_hash, table.questions)}))
+    fold = _folds(table, num_folds, seed=1)
+    folds = [
+        (np.flatnonzero(fold == i), tune(table.select(np.flatnonzero(fold != i))))
         for i in range(num_folds)
     ]
+    return CrossFitted(**vars(tune(table)), folds=folds)
 
 
 def check_folds(num_folds: int, num_problems: int) -> None:
@@ -169,11 +156,12 @@ def check_folds(num_folds: int, num_problems: int) -> None:
         )
 
 
-def _folds(questions: Sequence[str], num_folds: int, seed: int) -> NDArray[np.int64]:
+def _folds(table: CandidateTable, num_folds: int, seed: int) -> NDArray[np.int64]:
     """[P]: a fold for each problem; problems with equal questions are in one fold."""
-    place = {question: i for i, question in enumerate(dict.fromkeys(questions))}
+    hashes = [question_hash(question) for question in table.questions]
+    place = {own: i for i, own in enumerate(dict.fromkeys(hashes))}
     fold_of = np.random.default_rng(seed).permutation(len(place)) % num_folds
-    return fold_of[[place[question] for question in questions]]
+    return fold_of[[place[own] for own in hashes]]
 
 
 @dataclass(frozen=True)
@@ -184,12 +172,7 @@ class _Fit:
     held_out: list[tuple[CandidateTable, dict[str, float]]]
 
 
-def _fit(
-    strategy: Strategy,
-    table: CandidateTable,
-    questions: Sequence[str],
-    sums: dict[tuple[str, ...], _Fit],
-) -> _Fit:
+def _fit(strategy: Strategy, table: CandidateTable, sums: dict[tuple[str, ...], _Fit]) -> _Fit:
     """Fit one strategy. `sums` caches the fits of sums, which a pick and a vote share.
 
     A fit with at most one free parameter holds nothing out, because it hardly overfits.
@@ -197,7 +180,7 @@ def _fit(
     features = strategy.features
     if len(features) > 1 and not strategy.interpolated:
         if features not in sums:
-            sums[features] = _cross_validate(features, table, questions)
+            sums[features] = _cross_validate(features, table)
         return sums[features]
     if strategy.interpolated:
         weights = _fit_interpolation(strategy, table)
@@ -221,18 +204,13 @@ def _fit_interpolation(strategy: Strategy, table: CandidateTable) -> dict[str, f
 
 
 def fit_sum(features: tuple[str, ...], table: CandidateTable) -> dict[str, float]:
-    """Weights of a sum of features, fitted on pairs; the penalty is chosen by cross-validation.
-
-    All problems in the table must have different questions.
-    """
-    return _cross_validate(features, table, table.problem_ids).weights
+    """Weights of a sum of features, fitted on pairs; the penalty is chosen by cross-validation."""
+    return _cross_validate(features, table).weights
 
 
-def _cross_validate(
-    features: tuple[str, ...], table: CandidateTable, questions: Sequence[str]
-) -> _Fit:
+def _cross_validate(features: tuple[str, ...], table: CandidateTable) -> _Fit:
     """Fit with the penalty that best orders right and wrong candidates of held-out questions."""
-    fold = _folds(questions, _FOLDS, seed=0)
+    fold = _folds(table, _FOLDS, seed=0)
     splits = [
         (table.select(np.flatnonzero(fold != i)), table.select(np.flatnonzero(fold == i)))
         for i in range(_FOLDS)

@@ -17,23 +17,10 @@ from ledom.report.intervals import (
     paired_share_interval,
     share_interval,
 )
-from ledom.rerank.candidate_table import (
-    EXTERNAL_LABELS,
-    FEATURES,
-    BoolArray,
-    CandidateTable,
-    FloatArray,
-)
+from ledom.rerank.candidate_table import EXTERNAL_LABELS, FEATURES, CandidateTable, FloatArray
 from ledom.rerank.cost import Costs
-from ledom.rerank.strategies import (
-    STRATEGIES,
-    EarlyVote,
-    Pick,
-    Strategy,
-    needed_candidates,
-    strategies,
-)
-from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, Weighing, preferred_strategy
+from ledom.rerank.strategies import STRATEGIES, EarlyVote, Pick, needed_candidates, strategies
+from ledom.rerank.weights import LAMBDAS, TunedWeights, preferred_strategy
 
 __all__ = ["changes", "measure"]
 
@@ -74,17 +61,9 @@ _CLAIMS = (
 
 
 def measure(
-    table: CandidateTable,
-    tuned: TunedWeights,
-    folds: Folds = (),
-    labeled: BoolArray | None = None,
-    costs: Costs | None = None,
+    table: CandidateTable, weights: TunedWeights, costs: Costs | None = None
 ) -> results.Measurement:
-    """The measured part of a report.
-
-    With `folds` (see `cross_fit`), the choice for a problem uses weights fitted on other problems,
-    and `tuned` is only shown. With `labeled` [P] (see `labeled_problems`), unlabeled problems are
-    left out, except that `costs` are means over all.
+    """The measured part of a report: on the labeled problems, but `costs` are means over all.
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -95,19 +74,18 @@ def measure(
     >>> {strategy.id: strategy.accuracy.mean for strategy in found.strategies}
     {'random': 0.75, 'majority': 1.0, 'majority_stopped': 1.0, 'oracle': 1.0}
     """
-    if labeled is not None and not labeled.any():
+    rows = np.flatnonzero(table.labeled)
+    if not len(rows):
         return results.Measurement(num_labeled=0)
-    if labeled is not None:
-        table, folds = _only_labeled(table, folds, labeled)
-    weighing = Weighing(tuned, folds)
-    able = tuned.usable_with(table.features, table.external_scores)
-    rights = {name: weighing(table, name) for name in able}
+    table, weights = table.select(rows), weights.select(rows)
+    able = weights.usable_with(table.features, table.external_scores)
+    rights = {name: one.accuracy(table, weights.of(name)) for name, one in able.items()}
     # A strategy that cannot choose for every problem is left out (greedy may lack candidates).
     rights = {name: right for name, right in rights.items() if not np.isnan(right).any()}
     return results.Measurement(
         num_labeled=len(table.problem_ids),
-        settings=tuned.settings if "reverse_reward" in rights else {},
-        strategies=[_result(name, rights, table, tuned, costs) for name in rights],
+        settings=weights.settings if "reverse_reward" in rights else {},
+        strategies=[_result(name, rights, table, weights, costs) for name in rights],
         headline=[
             results.Difference(
                 claim=claim,
@@ -117,34 +95,23 @@ def measure(
             for claim, a, b in _CLAIMS
             if a in rights and b in rights
         ],
-        accuracy_by_n=_by_number(table, weighing, rights),
-        accuracy_by_lambda=_by_lambda(table, tuned),
-        reliability=_reliability(table, weighing),
-        auc=_aucs(table, weighing),
+        accuracy_by_n=_by_number(table, weights, rights),
+        accuracy_by_lambda=_by_lambda(table, weights),
+        reliability=_reliability(table, weights),
+        auc=_aucs(table, weights),
         by_group=_by_group(table, rights),
     )
-
-
-def _only_labeled(
-    table: CandidateTable, folds: Folds, labeled: BoolArray
-) -> tuple[CandidateTable, Folds]:
-    """The table of the labeled problems, and the folds with row numbers in that table."""
-    place = np.cumsum(labeled) - 1
-    kept = [(place[part[labeled[part]]], weights) for part, weights in folds]
-    labeled_folds = [(part, weights) for part, weights in kept if len(part)]
-    return table.select(np.flatnonzero(labeled)), labeled_folds
 
 
 def _result(
     name: str,
     rights: dict[str, FloatArray],
     table: CandidateTable,
-    tuned: TunedWeights,
+    weights: TunedWeights,
     costs: Costs | None,
 ) -> results.StrategyResult:
-    strategy = strategies(table.external_scores)[name]
-    weights = tuned.weights.get(name, {})
-    terms = [f"{value:+.3g} {term}" for term, value in weights.items() if value]
+    strategy, own = strategies(table.external_scores)[name], weights.weights.get(name, {})
+    terms = [f"{value:+.3g} {term}" for term, value in own.items() if value]
     opponents = [other for other in _OPPONENTS if other in rights and other != name]
     return results.StrategyResult(
         id=name,
@@ -176,28 +143,29 @@ def _needed(table: CandidateTable) -> results.Needed:
 
 
 def _by_number(
-    table: CandidateTable, weighing: Weighing, rights: dict[str, FloatArray]
+    table: CandidateTable, weights: TunedWeights, rights: dict[str, FloatArray]
 ) -> results.AccuracyByN | None:
     counts = table.mask.sum(axis=1)
     smallest = int(counts.min())
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]
     if smallest < 2:
         return None
-    shown = [name for name in _SHOWN_BY_N if name in rights]
+    shown = {name: STRATEGIES[name] for name in _SHOWN_BY_N if name in rights}
     curves: dict[str, list[float]] = {name: [] for name in shown}
     for n in numbers:
         # With the same seed, each subset is part of the next, so curves do not move by chance.
         seeds = range(_SUBSETS if n < counts.max() else 1)
         subsets = [table.sample(n, np.random.default_rng(seed)) for seed in seeds]
-        for name in shown:
-            values = [weighing(subset, name).mean() for subset in subsets]
+        for name, strategy in shown.items():
+            own = weights.of(name)
+            values = [strategy.accuracy(subset, own).mean() for subset in subsets]
             curves[name].append(float(np.mean(values)))
     return results.AccuracyByN(n=numbers, strategies=curves)
 
 
-def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> results.AccuracyByLambda | None:
+def _by_lambda(table: CandidateTable, weights: TunedWeights) -> results.AccuracyByLambda | None:
     strategy = STRATEGIES["reverse_reward"]
-    in_use = tuned.interpolation
+    in_use = weights.interpolation
     if in_use is None or not strategy.available(table):
         return None
     chosen, mean = in_use
@@ -216,11 +184,12 @@ def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> results.AccuracyBy
     )
 
 
-def _reliability(table: CandidateTable, weighing: Weighing) -> results.Reliability:
+def _reliability(table: CandidateTable, weights: TunedWeights) -> results.Reliability:
     """Accuracy by the winning answer's share of the vote that chooses the answers."""
-    name = preferred_strategy(table, weighing.tuned)
-    confidence = weighing(table, name, Strategy.shares).max(axis=1)
-    right = weighing(table, name)
+    name = preferred_strategy(table, weights)
+    strategy, own = strategies(table.external_scores)[name], weights.of(name)
+    confidence = strategy.shares(table, own).max(axis=1)
+    right = strategy.accuracy(table, own)
     order = np.argsort(confidence)
     bins = []
     for rows in np.array_split(order, min(_BINS, len(order))):
@@ -237,7 +206,7 @@ def _reliability(table: CandidateTable, weighing: Weighing) -> results.Reliabili
     return results.Reliability(score="the winning answer's share of votes", bins=bins)
 
 
-def _aucs(table: CandidateTable, weighing: Weighing) -> list[results.AucResult]:
+def _aucs(table: CandidateTable, weights: TunedWeights) -> list[results.AucResult]:
     """Pairwise AUC, on eligible candidates, of every feature and every pick with tuned weights."""
     correct = [table.correct[i, here] for i, here in enumerate(table.eligible)]
     if not any(c.any() and not c.all() for c in correct):
@@ -256,10 +225,11 @@ def _aucs(table: CandidateTable, weighing: Weighing) -> list[results.AucResult]:
         row(f"{EXTERNAL_LABELS.get(name, name)}, external score", table.features[name])
         for name in table.external_scores
     ]
-    for name in weighing.tuned.weights:
-        strategy = strategies(table.external_scores)[name]
-        if isinstance(strategy, Pick) and len(strategy.features) > 1 and strategy.available(table):
-            rows.append(row(f"{strategy.label} (tuned)", weighing(table, name, Strategy.score)))
+    known = strategies(table.external_scores)
+    for name in weights.weights:
+        pick = known[name]
+        if isinstance(pick, Pick) and len(pick.features) > 1 and pick.available(table):
+            rows.append(row(f"{pick.label} (tuned)", pick.score(table, weights.of(name))))
     return rows
 
 
@@ -275,15 +245,13 @@ def _by_group(table: CandidateTable, rights: dict[str, FloatArray]) -> list[resu
     return found
 
 
-def changes(
-    table: CandidateTable, tuned: TunedWeights, folds: Folds = ()
-) -> list[tuple[int, FloatArray, int]]:
+def changes(table: CandidateTable, weights: TunedWeights) -> list[tuple[int, FloatArray, int]]:
     """The problems that best show where Reverse Reward differs from the forward model's pick.
 
     Each is (row, scores [N] that pick a candidate, column of the forward model's pick). First come
     those where Reverse Reward is right and the forward model wrong. These, and then the rest, are
     sorted by how much log P(question) differs between the two candidates, largest first. None
-    without a reverse model's scores. See `measure` for `folds`.
+    without a reverse model's scores.
 
     >>> from ledom.core.records import Candidate, Problem, Score
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -296,7 +264,7 @@ def changes(
     """
     if "reverse" not in table.features:
         return []
-    judged, rejected = _judge(table, Weighing(tuned, folds))
+    judged, rejected = _judge(table, weights)
     picked = judged.argmax(axis=1)
     rows = np.flatnonzero(picked != rejected)
     picked, rejected = picked[rows], rejected[rows]
@@ -309,7 +277,7 @@ def changes(
     ]
 
 
-def _judge(table: CandidateTable, weighing: Weighing) -> tuple[FloatArray, NDArray[np.int64]]:
+def _judge(table: CandidateTable, weights: TunedWeights) -> tuple[FloatArray, NDArray[np.int64]]:
     """Scores [P, N] that pick a candidate, and the columns [P] of the rejected candidates.
 
     The rejected are the forward model's picks or, without a forward model, the worst candidates.
@@ -317,6 +285,6 @@ def _judge(table: CandidateTable, weighing: Weighing) -> tuple[FloatArray, NDArr
     if "forward" not in table.features:
         score = STRATEGIES["reverse_only"].score(table, None)
         return score, np.where(table.eligible, score, np.inf).argmin(axis=1)
-    judge = "reverse_reward" if "reverse_reward" in weighing.tuned.weights else "reverse_only"
-    score = weighing(table, judge, Strategy.score)
+    judge = "reverse_reward" if "reverse_reward" in weights.weights else "reverse_only"
+    score = STRATEGIES[judge].score(table, weights.of(judge))
     return score, STRATEGIES["forward"].score(table, None).argmax(axis=1)

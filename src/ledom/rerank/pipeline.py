@@ -35,7 +35,7 @@ from ledom.lm import unfamiliar
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.results import Case, ChosenAnswer, Measurement, ModelInfo, SelectionReport
 from ledom.report.selection_page import write_report
-from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
+from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.candidates import (
     GIVEN,
     check_problems,
@@ -49,7 +49,7 @@ from ledom.rerank.candidates import (
 from ledom.rerank.contrast import fill_contrast
 from ledom.rerank.cost import Costs
 from ledom.rerank.explain import case_of
-from ledom.rerank.fit import check_folds, cross_fit, tune
+from ledom.rerank.fit import check_folds, cross_fit
 from ledom.rerank.flip import FlipSettings, fill_flip
 from ledom.rerank.measure import changes, measure
 from ledom.rerank.sample import (
@@ -63,7 +63,6 @@ from ledom.rerank.sample import (
 from ledom.rerank.score import ScoreFiles, check_room, fill_scores
 from ledom.rerank.strategies import check_score_names
 from ledom.rerank.weights import (
-    Folds,
     Selection,
     TunedWeights,
     preferred_strategy,
@@ -150,11 +149,11 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         return None
     _keep_inputs(job)
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
-    labeled = labeled_problems(job.problems, candidates)
-    folds = _cross_fit(job, table, labeled)
-    measured = _measured(job, table, folds, labeled, candidates, scores)
+    if job.folds:
+        job.weights = cross_fit(table, job.folds)
+    measured = _measured(job, table, candidates, scores)
     chosen = preferred_strategy(table, job.weights)
-    selections = select(table, candidates, chosen, job.weights, folds)
+    selections = select(table, candidates, chosen, job.weights)
     write_records(job.out / "selected.jsonl", selections)
     counts = table.mask.sum(axis=1)
     report = SelectionReport(
@@ -167,43 +166,25 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         fewest_candidates=int(counts.min()),
         chosen=chosen,
         warning=unfamiliar(job.reverse, scores),
-        notes=_notes(job, table, labeled, candidates, scores),
+        notes=_notes(job, table, candidates, scores),
         models={
             str(lm.direction): ModelInfo(name=lm.name, parameters=lm.num_parameters)
             for lm in job.models
         },
-        cases=_cases(job, table, folds, candidates, scores),
-        answers=[] if labeled.any() else _shown_answers(job.problems, selections),
+        cases=_cases(job, table, candidates, scores),
+        answers=[] if table.labeled.any() else _shown_answers(job.problems, selections),
     )
     return report, write_report(job.out, report)
 
 
-def _cross_fit(job: Job, table: CandidateTable, labeled: BoolArray) -> Folds:
-    """The weights of each fold, if the job asks for folds. The job's weights are fitted on all."""
-    if not job.folds:
-        return ()
-    folds = cross_fit(table, job.problems, job.folds, labeled)
-    job.weights = tune(table, job.problems, labeled)
-    job.notes.append(
-        f"answers are chosen by cross-fitting: the weights for each of {job.folds} folds of the "
-        "problems were fitted on the others"
-    )
-    return folds
-
-
 def _measured(
-    job: Job,
-    table: CandidateTable,
-    folds: Folds,
-    labeled: BoolArray,
-    candidates: Sequence[Candidate],
-    scores: Sequence[Score],
+    job: Job, table: CandidateTable, candidates: Sequence[Candidate], scores: Sequence[Score]
 ) -> Measurement:
     """The measurement on the labeled problems."""
     sizes = {str(lm.direction): lm.num_parameters for lm in job.models}
     sizes["writer"] = 0 if job.candidates is not None else sizes["forward"]
     costs = Costs.count(table, candidates, scores, sizes, read_timings(job.out))
-    return measure(table, job.weights, folds, labeled, costs)
+    return measure(table, job.weights, costs)
 
 
 def _check(job: Job, external_scores: Sequence[str]) -> None:
@@ -328,18 +309,14 @@ def _keep_inputs(job: Job) -> None:
 
 
 def _cases(
-    job: Job,
-    table: CandidateTable,
-    folds: Folds,
-    candidates: Sequence[Candidate],
-    scores: Sequence[Score],
+    job: Job, table: CandidateTable, candidates: Sequence[Candidate], scores: Sequence[Score]
 ) -> list[Case]:
     """The problems that best show what the reverse model changes."""
     pool_of = pools(table.problem_ids, candidates)
     scores_of = scores_by_target(candidates, scores)
     return [
         case_of(problem, pool_of[problem.id], scores_of, judged, rejected)
-        for row, judged, rejected in changes(table, job.weights, folds)
+        for row, judged, rejected in changes(table, job.weights)
         for problem in [job.problems[row]]
     ]
 
@@ -357,14 +334,10 @@ def _shown_answers(
 
 
 def _notes(
-    job: Job,
-    table: CandidateTable,
-    labeled: BoolArray,
-    candidates: Sequence[Candidate],
-    scores: Sequence[Score],
+    job: Job, table: CandidateTable, candidates: Sequence[Candidate], scores: Sequence[Score]
 ) -> list[str]:
     """Notes that a reader of the report needs."""
-    counts = table.mask.sum(axis=1)
+    labeled, counts = table.labeled, table.mask.sum(axis=1)
     drawn, planned = int(counts.sum()), int(np.maximum(counts, table.num_planned).sum())
     unreadable = int(((table.answers < 0) & table.mask).sum())
     empty = sum(not candidate.text.strip() for candidate in candidates)
@@ -377,6 +350,8 @@ def _notes(
             labeled.any() and not labeled.all()
         ),
         **dict.fromkeys(job.notes, True),
+        f"answers are chosen by cross-fitting: the weights for each of {job.folds} folds of the "
+        "problems were fitted on the others": job.folds,
         f"candidates without a readable answer: {unreadable} ({unreadable / drawn:.1%})": (
             unreadable
         ),

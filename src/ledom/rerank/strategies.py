@@ -45,7 +45,8 @@ __all__ = [
     "strategies",
 ]
 
-Weights = Mapping[str, float] | None
+Weights = Mapping[str, float] | Mapping[str, FloatArray] | None
+"""The weight of each feature: a number, or an array [P, 1] with one for each problem."""
 
 _SCORE_NAME = re.compile(r"\w[\w .-]*")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +31,7 @@ from ledom.rerank.strategies import (
     Pick,
     Strategy,
     Vote,
+    Weights,
     check_score_names,
     leading,
     strategies,
@@ -39,10 +40,9 @@ from ledom.text.answers import extract_answer
 
 __all__ = [
     "LAMBDAS",
-    "Folds",
+    "CrossFitted",
     "Selection",
     "TunedWeights",
-    "Weighing",
     "choose_weights",
     "default_weights",
     "preferred_strategy",
@@ -85,9 +85,9 @@ class TunedWeights:
 
     def save(self, path: str | Path) -> None:
         """Write the fields above to a JSON file."""
-        hashes = sorted(self.problem_hashes)
         about = {"format": _FORMAT, "ledom": version("ledom")}
-        write_json(path, about | vars(self) | {"problem_hashes": hashes})
+        own = {f.name: getattr(self, f.name) for f in fields(TunedWeights)}
+        write_json(path, about | own | {"problem_hashes": sorted(self.problem_hashes)})
 
     @classmethod
     def load(cls, path: str | Path) -> TunedWeights:
@@ -103,6 +103,14 @@ class TunedWeights:
             remedy = "make a weights file with: ledom tune"
             raise InputError(f"{error.reason}; {remedy}", path=path) from None
         return loaded
+
+    def of(self, strategy: str) -> Weights:
+        """The weights of a strategy, given its id; None without any."""
+        return self.weights.get(strategy)
+
+    def select(self, rows: NDArray[np.int64]) -> TunedWeights:
+        """The weights for a table of only these rows; see `CandidateTable.select`."""
+        return self
 
     def usable_with(
         self, features: Collection[str], external_scores: Sequence[str] = ()
@@ -229,35 +237,28 @@ def question_hash(question: str) -> str:
     return hashlib.sha256(words.encode()).hexdigest()[:_HASH_LENGTH]
 
 
-Folds = Sequence[tuple[NDArray[np.int64], TunedWeights]]
-"""For each fold, its rows in a `CandidateTable` and weights fitted on the other folds."""
-
-
 @dataclass(frozen=True)
-class Weighing:
-    """The weights to use for each problem: the same for all, or those of its fold."""
+class CrossFitted(TunedWeights):
+    """Weights fitted in folds of a table, so that no problem's choice depends on its own labels.
 
-    tuned: TunedWeights
-    folds: Folds
+    The other fields are those of weights fitted on all problems, which are only shown.
+    """
 
-    def __call__(
-        self,
-        table: CandidateTable,
-        name: str,
-        function: Callable[..., FloatArray] | None = None,
-    ) -> FloatArray:
-        """The values [P, ...] of `function(strategy, table, weights)`, by default accuracies."""
-        strategy = strategies(table.external_scores)[name]
-        function = function or type(strategy).accuracy
-        if not self.folds:
-            return function(strategy, table, self.tuned.weights.get(name))
-        parts = [
-            function(strategy, table.select(rows), fold.weights.get(name))
-            for rows, fold in self.folds
-        ]
-        order = np.argsort(np.concatenate([rows for rows, _ in self.folds]))
-        values: FloatArray = np.concatenate(parts)[order]
-        return values
+    folds: Sequence[tuple[NDArray[np.int64], TunedWeights]] = ()
+    """For each fold, its rows in the table, and weights fitted on the other folds."""
+
+    def of(self, strategy: str) -> Weights:
+        """The weights of a strategy: an array [P, 1] for each feature."""
+        found: dict[str, FloatArray] = {}
+        num_problems = sum(len(rows) for rows, _ in self.folds)
+        for rows, fold in self.folds:
+            for feature, value in fold.weights.get(strategy, {}).items():
+                found.setdefault(feature, np.zeros((num_problems, 1)))[rows] = value
+        return found or None
+
+    def select(self, rows: NDArray[np.int64]) -> CrossFitted:
+        folds = [(np.flatnonzero(np.isin(rows, own)), fold) for own, fold in self.folds]
+        return replace(self, folds=folds)
 
 
 def default_weights(lam: float = 0.5) -> TunedWeights:
@@ -343,13 +344,9 @@ def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
 
 
 def select(
-    table: CandidateTable,
-    candidates: Sequence[Candidate],
-    name: str,
-    weights: TunedWeights,
-    folds: Folds = (),
+    table: CandidateTable, candidates: Sequence[Candidate], name: str, weights: TunedWeights
 ) -> list[Selection]:
-    """A strategy's choice for each problem, with the weights of its fold if there are `folds`.
+    """A strategy's choice for each problem.
 
     It is the candidate that the strategy picks, or the best of those with the winning answer.
     Raises `InputError` for a strategy that chooses none ("oracle") or whose scores are missing.
@@ -365,10 +362,9 @@ def select(
     if name not in able:
         reason = "not a strategy that can choose a candidate from these scores"
         raise InputError(f"{name!r} is {reason}; choose among: {', '.join(able)}")
-    weighing = Weighing(weights, folds)
-    shares, score = (weighing(table, name, f) for f in (Strategy.shares, Strategy.score))
-    votes = isinstance(known[name], Vote)
-    eligible_cells = table.mask & (leading(shares) if votes else True)
+    strategy, own = known[name], weights.of(name)
+    shares, score = strategy.shares(table, own), strategy.score(table, own)
+    eligible_cells = table.mask & (leading(shares) if isinstance(strategy, Vote) else True)
     selections = []
     for row, (problem_id, pool) in enumerate(pools(table.problem_ids, candidates).items()):
         eligible = np.flatnonzero(eligible_cells[row])
