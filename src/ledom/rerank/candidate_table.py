@@ -35,6 +35,7 @@ from ledom.text.answers import extract_answer, is_right, split_thought
 __all__ = [
     "EXTERNAL_LABELS",
     "FEATURES",
+    "TOKEN_FEATURES",
     "BoolArray",
     "CandidateTable",
     "FloatArray",
@@ -74,8 +75,15 @@ EXTERNAL_LABELS = {
 }
 """Labels of the external scores that sampling writes; any other's label is its field's name."""
 
+TOKEN_FEATURES = {
+    "y|x": ("forward", "forward_mean", "forward_numbers", "forward_min_digit_logprob"),
+    "x|y": ("reverse", "reverse_mean", "question_numbers", "question_min_digit_logprob"),
+    "y": ("prior", "prior_mean", "prior_numbers", "prior_min_digit_logprob"),
+}
+"""The features computed from the tokens of each target's score: their sum, their mean, the sum over
+the numbers, and the least likely digit."""
+
 _MIN_PER_MODEL = 20  # candidates of each model, for a reliable mean
-_PREFIXES = {"y|x": "forward", "x|y": "reverse", "y": "prior"}
 _DIGIT = re.compile(r"\d")
 _STEP = re.compile(r"[^\n]*\S[^\n]*")
 
@@ -308,17 +316,13 @@ def candidate_features(
                 f"candidate {candidate.index} of problem {problem.id!r} has no score for {target}; "
                 "score the candidates again"
             )
-        if target in ("x'|y", "x~|y"):
-            continue
-        prefix = _PREFIXES[target]
-        text = problem.question if target == "x|y" else score.solution(candidate.text)
-        tokens = score.tokens() or []
-        digits = [value for value, (start, end) in tokens if _DIGIT.search(text, start, end)]
-        values[prefix] = score.logprob
-        values[f"{prefix}_mean"] = score.logprob / max(1, score.num_tokens)
-        numbers = "question_numbers" if target == "x|y" else f"{prefix}_numbers"
-        values[numbers] = sum(digits)
-        values[f"{numbers.removesuffix('_numbers')}_min_digit_logprob"] = min(digits, default=0.0)
+        if target in TOKEN_FEATURES:
+            text = problem.question if target == "x|y" else score.solution(candidate.text)
+            tokens = score.tokens() or []
+            digits = [value for value, (start, end) in tokens if _DIGIT.search(text, start, end)]
+            mean = score.logprob / max(1, score.num_tokens)
+            numbers = (score.logprob, mean, sum(digits), min(digits, default=0.0))
+            values |= zip(TOKEN_FEATURES[target], numbers, strict=True)
     given, changed = scores.get("x|y"), scores.get("x'|y")
     if given and changed:
         values["contrast"] = given.logprob - changed.logprob

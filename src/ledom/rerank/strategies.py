@@ -25,6 +25,7 @@ from ledom.core.records import Candidate
 from ledom.rerank.candidate_table import (
     EXTERNAL_LABELS,
     FEATURES,
+    TOKEN_FEATURES,
     BoolArray,
     CandidateTable,
     FloatArray,
@@ -247,12 +248,10 @@ def _same_answer(table: CandidateTable) -> BoolArray:
     return np.asarray(table.answers[:, :, None] == table.answers[:, None, :])
 
 
-_FORWARD = ("forward", "forward_mean", "forward_numbers", "forward_min_digit_logprob")
+_FORWARD, _REVERSE, _PRIOR = (TOKEN_FEATURES[target] for target in ("y|x", "x|y", "y"))
 _TWO_TERMS = ("forward", "reverse", "forward_mean", "reverse_mean")
 _PREMISE = ("forward", "forward_mean", "reverse", "question_numbers", "question_min_digit_logprob")
 _CHANNEL = ("forward", "reverse", "prior")
-_REVERSE = ("reverse", "reverse_mean", "question_numbers", "question_min_digit_logprob")
-_PRIOR = ("prior", "prior_mean", "prior_numbers", "prior_min_digit_logprob")
 _JOINT = (*_REVERSE, *_PRIOR)
 _ALL = (*_FORWARD, *_JOINT)
 
