@@ -104,7 +104,7 @@ def _candidate(index: int, **changes: Any) -> dict[str, Any]:
         "rank": index + 1,
         "role": None,
         "count": 1,
-        "scores": {"log P(x|y)": -12.345 - index},
+        "scores": {"reverse": -12.345 - 4 * index},
         "question_tokens": _tokens(-0.5),
         **changes,
     }

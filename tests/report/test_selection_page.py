@@ -103,7 +103,7 @@ def test_hostile_texts_are_escaped_everywhere(report: dict[str, Any]) -> None:
     report["by_group"][0]["group"] = HOSTILE
     case = report["cases"][0]
     case["question"] = case["problem_id"] = case["answer"] = HOSTILE
-    case["candidates"][0] |= {"answer": HOSTILE, "scores": {HOSTILE: 1.0}}
+    case["candidates"][0] |= {"answer": HOSTILE, "scores": {"reverse": -1.0, HOSTILE: 1.0}}
     for rendering in (render_html(report), render_markdown(report)):
         assert "<script" not in rendering
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\u202e]", rendering)

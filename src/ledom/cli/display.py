@@ -115,7 +115,7 @@ def show_case(case: Case) -> None:
     """Print the question once per candidate; the redder a word, the less it is explained."""
     from rich.text import Text
 
-    from ledom.report.words import question_logprob, question_words
+    from ledom.report.words import question_words
 
     console = output_console()
     for candidate in case.candidates:
@@ -125,7 +125,7 @@ def show_case(case: Case) -> None:
             shade = round(255 * (1 - 0.75 * word.heat))
             style = f"black on rgb(255,{shade},{shade})" if word.heat > 0 else ""
             line.append(_printable(word.text), style)
-        total = round(question_logprob(candidate), 1) + 0.0  # not -0.0
+        total = round(candidate.scores["reverse"], 1) + 0.0  # not -0.0
         console.print(f"[bold]{candidate.rank}.[/bold] log P(question | answer) = {total}")
         _print_text(console, Text(_printable(_shortened(candidate.text)), "dim"))
         _print_text(console, line)

@@ -18,6 +18,7 @@ __all__ = [
     "CaseCandidate",
     "ChosenAnswer",
     "Comparison",
+    "Cost",
     "Crossing",
     "Difference",
     "DirectionResult",
@@ -207,7 +208,9 @@ class CaseCandidate:
     count: int
     """How many candidates have this text."""
     scores: Mapping[str, float]
+    """In nats: `forward` (y|x), `reverse` (x|y) and `prior` (y), where known."""
     question_tokens: Sequence[QuestionToken]
+    """Those of x|y; empty without `reverse`."""
 
 
 @dataclass(frozen=True, kw_only=True)

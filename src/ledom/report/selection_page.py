@@ -37,7 +37,7 @@ from ledom.report.results import (
     SelectionReport,
     StrategyResult,
 )
-from ledom.report.words import Word, compare, question_logprob, question_words
+from ledom.report.words import Word, compare, question_words
 
 __all__ = ["Summary", "render", "summarize", "write_report"]
 
@@ -157,20 +157,15 @@ def summarize(report: SelectionReport) -> Summary:
     return Summary(
         sentence=_sentence(chosen, known.get(opponent), report),
         rows={_upper(_plain(strategy)): strategy for strategy in shown},
-        columns=_columns(shown),
+        columns=tuple(
+            name for name in ("greedy", "majority") if any(name in s.versus for s in shown)
+        ),
         opponent=opponent,
         opponent_name=_plain(known.get(opponent)),
         claims=tuple(claim for claim in report.headline if claim.main),
         sample=_sample(_labeled(report), versus.get(opponent)),
         signal=_signal(report.auc),
     )
-
-
-def _columns(shown: Sequence[StrategyResult]) -> tuple[str, ...]:
-    """The opponents of any row; the random candidate only if there is no other."""
-    known = {name for strategy in shown for name in strategy.versus}
-    columns = tuple(name for name in ("greedy", "majority") if name in known)
-    return columns or tuple(known & {"random"})
 
 
 def _plain(strategy: StrategyResult | None) -> str:
@@ -349,7 +344,7 @@ def _case(case: Case) -> dict[str, Any]:
     pair = [by_role[role] for role in ("picked", "rejected") if role in by_role]
     shown = [candidate for candidate in pair if candidate.question_tokens]
     words = [question_words(case.question, candidate.question_tokens) for candidate in shown]
-    totals = [question_logprob(candidate) for candidate in shown]
+    totals = [candidate.scores["reverse"] for candidate in shown]
     gaps: list[Word] = []
     if len(shown) == 2:
         words, gaps = compare(*words)

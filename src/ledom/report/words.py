@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ledom.report.formatting import number
-from ledom.report.results import CaseCandidate, QuestionToken
+from ledom.report.results import QuestionToken
 from ledom.text.copies import UNSPACED
 
-__all__ = ["Word", "compare", "question_logprob", "question_words"]
+__all__ = ["Word", "compare", "question_words"]
 
 WORST_LOGPROB = -6.0  # nats: a word at or below this gets the strongest color
 NOTABLE_GAP = 1.0  # nats: a word with at least this gap between two answers is underlined
@@ -58,21 +58,6 @@ class Word:
             return ""
         gap = "" if self.gap is None else f"; picked minus rejected {number(self.gap, sign='+')}"
         return f"log P = {number(self.logprob)} nats{gap}"
-
-
-def question_logprob(candidate: CaseCandidate) -> float:
-    """log P(x|y) in nats: the candidate's `reverse` score, else the sum over its `question_tokens`.
-
-    The score also counts the document-start token.
-
-    >>> token = QuestionToken(start=0, end=3, logprob=-2.5)
-    >>> question_logprob(CaseCandidate(
-    ...     index=0, text="4", answer="4", correct=None, rank=1, role=None, count=1, scores={},
-    ...     question_tokens=[token, token]))
-    -5.0
-    """
-    known = candidate.scores.get("reverse")
-    return sum(token.logprob for token in candidate.question_tokens) if known is None else known
 
 
 def question_words(question: str, tokens: Sequence[QuestionToken]) -> list[Word]:
