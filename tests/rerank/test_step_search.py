@@ -158,7 +158,7 @@ def test_models_must_match(forward: FakeLanguageModel, reverse: FakeLanguageMode
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"width": 0}, "the width is 0"),
+        ({"width": 0}, "width is 0"),
         ({"expansions": 0}, "expansions is 0"),
         ({"lam": 1.5}, "lambda is 1.5"),
         ({"lam": float("nan")}, "lambda is nan"),

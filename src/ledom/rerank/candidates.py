@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
 from ledom.core.files import fingerprint
-from ledom.core.reading import JsonObject
+from ledom.core.reading import JsonObject, is_number
 from ledom.core.records import (
     CONFIDENCE,
     NUM_TOKENS,
@@ -129,8 +129,7 @@ def written_tokens(candidate: Candidate) -> int | None:
     known = candidate.extra.get(NUM_TOKENS)
     if known is None:
         return None
-    is_number = isinstance(known, int | float) and not isinstance(known, bool)
-    if not is_number or known < 0 or known != int(known):
+    if not is_number(known) or known < 0 or known != int(known):
         raise InputError(
             f"candidate {candidate.index} of problem {candidate.problem_id!r}: {NUM_TOKENS!r} is "
             f"{known!r:.40}, expected a whole number, 0 or more; correct it or leave it out"

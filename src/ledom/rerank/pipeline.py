@@ -21,6 +21,7 @@ from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
 from ledom.core.files import check_processes
+from ledom.core.reading import check_counts
 from ledom.core.records import (
     CONFIDENCE,
     SELF_CERTAINTY,
@@ -142,7 +143,6 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     check_processes(identities, job.out)
     job.notes += [] if job.folds else job.weights.other_models(identities)
     candidates = _candidates(job, track)
-    match_candidates(job.problems, candidates)
     external_scores = choose_external_scores(candidates, job.external_scores, needed)
     scores = _scores(job, candidates, track)
     if not parallel.is_first():
@@ -189,8 +189,7 @@ def _measured(
 
 def _check(job: Job, external_scores: Sequence[str]) -> None:
     """Raise `InputError`, before any work, for a job that is bound to fail."""
-    if job.num_samples < 1:
-        raise InputError(f"the number of samples is {job.num_samples}; it must be at least 1")
+    check_counts(1, num_samples=job.num_samples)
     if job.candidates is None and job.forward is None:
         raise InputError("no candidates, and no forward model to sample them from; give one")
     if job.forward is None and job.reverse is None:

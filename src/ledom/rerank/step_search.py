@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import require
+from ledom.core.reading import check_counts, require
 from ledom.core.records import Candidate, Problem, Score
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
@@ -49,13 +49,8 @@ class SearchConfig:
     """How a step is drawn; `max_tokens` is the limit of one step."""
 
     def __post_init__(self) -> None:
-        checks = {
-            f"the width is {self.width}; it must be at least 1": self.width >= 1,
-            f"expansions is {self.expansions}; it must be at least 1": self.expansions >= 1,
-            f"lambda is {self.lam}; it must lie in [0, 1]": 0 <= self.lam <= 1,
-            f"max_steps is {self.max_steps}; it must be at least 1": self.max_steps >= 1,
-        }
-        require(checks)
+        check_counts(1, width=self.width, expansions=self.expansions, max_steps=self.max_steps)
+        require({f"lambda is {self.lam}; it must lie in [0, 1]": 0 <= self.lam <= 1})
         if re.search(self.stepwise(0).stop_pattern or "", ""):  # raises for an invalid pattern
             raise InputError(f"step_end {self.step_end!r} matches an empty text; give another one")
 
