@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ledom.core.direction import Direction
-from ledom.core.errors import DirectionError
+from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import Problem
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
@@ -24,6 +24,11 @@ def test_a_reverse_model_cannot_sample_answers(tokenizer: Tokenizer) -> None:
         next(sample_until_decided(PROBLEMS, reverse, SAMPLING, N, {}))
     with pytest.raises(DirectionError, match="give a forward one to sample solutions"):
         next(sample_candidates(PROBLEMS, reverse, SAMPLING, N))
+
+
+def test_an_unsure_sample_is_recognized_by_its_confidence_only(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match=r"stop_unsure needs .*; set Sampling.confidence"):
+        next(sample_candidates(PROBLEMS, FakeLanguageModel(tokenizer), SAMPLING, N, 0.9))
 
 
 @pytest.mark.parametrize("early", [False, True])

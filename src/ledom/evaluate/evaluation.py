@@ -247,8 +247,9 @@ def _entropy(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[Measured]:
     """
     scoring: Scoring = "conditional" if lm.direction is Direction.FORWARD else "posterior"
     values: dict[tuple[str, int], float] = {}
+    documents = lm.documents
     for task in tasks:
-        name, documents = str(task.config.task), lm.documents
+        name = str(task.config.task)
         for number, doc in enumerate(task.eval_docs):
             parts = documents.get((name, number))
             right = _right_choice(task, doc)

@@ -144,7 +144,7 @@ def answers_of(direction: Direction, text: str) -> list[str]:
 def is_right(kind: str, direction: Direction, problem: JsonObject, text: str) -> bool:
     """Whether a written text solves a problem, which is given as a JSON object.
 
-    >>> is_right("math", Direction.FORWARD, {"answer": "7"}, "3 + 4 = 7. The answer is 7.0")
+    >>> is_right("text", Direction.FORWARD, {"answer": "7"}, "3 + 4 = 7. The answer is 7.0")
     True
     """
     if kind == "code":

@@ -140,7 +140,8 @@ def _stopped_samples(
     prompts: Sequence[str], lm: LanguageModel, sampling: Sampling, num_samples: int, share: float
 ) -> Iterator[tuple[int, list[Generation]]]:
     """Each prompt's samples, with later ones broken off where unsure, and then its greedy text."""
-    assert sampling.confidence is not None
+    if sampling.confidence is None:
+        raise InputError("stop_unsure needs the confidence of samples; set Sampling.confidence")
     first = max(1, num_samples // _WARM_UP)
     written = dict(lm.generate_with_greedy(prompts, sampling, first))
     lowest = (

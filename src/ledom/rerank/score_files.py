@@ -90,8 +90,8 @@ def scored_problems(folder: Path) -> set[str]:
     Traceback (most recent call last):
     ledom.core.errors.InputError: no such folder: no scores here; make them with: ledom rerank
     """
-    files = _score_files(folder).values()
-    return {score.problem_id for file in files for score in read_records(file, Score)}
+    first = next(iter(_score_files(folder).values()))  # forward or reverse: scores of all problems
+    return {score.problem_id for score in read_records(first, Score)}
 
 
 def scoring_models(folder: Path) -> dict[str, JsonObject]:
