@@ -9,12 +9,15 @@ import pytest
 
 import ledom
 from command_line import Run
+from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
 from ledom.rerank.flip import FlipSettings, fill_flip, word_overlap
+from ledom.rerank.pipeline import Job, rerank
 from ledom.rerank.score import ScoreFiles
+from ledom.rerank.weights import default_weights
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -100,6 +103,20 @@ def test_a_solution_without_room_loses_its_end(
         ScoreFiles(tmp_path, [problem], [candidate], lm, no_progress), FlipSettings(1)
     )
     assert score.extra["truncated"] is True
+
+
+def test_questions_that_leave_no_room_for_a_solution_are_refused_before_any_work(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    lm = FakeLanguageModel(tokenizer, "reverse", context=len(tokenizer.encode(QUESTION).ids) + 17)
+    problems = [Problem(id="short", question="?"), Problem(id="long", question=QUESTION)]
+    drawn = [Candidate(problem_id=problem.id, index=0, text="#### 3") for problem in problems]
+    job = Job(problems, tmp_path, None, lm, default_weights(), drawn, flip=FlipSettings(1))
+    with pytest.raises(InputError, match=r"question of problem 'long' has .*FLIP \(--flip 0\)"):
+        rerank(job, no_progress)
+    assert [*tmp_path.iterdir()] == []
+    lm.context += 1
+    fill_flip(ScoreFiles(tmp_path, problems, drawn, lm, no_progress), FlipSettings(1))
 
 
 @pytest.mark.usefixtures("no_pictures", "embedded_once")

@@ -15,14 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import log
 
+from ledom.core.errors import InputError
 from ledom.core.files import fingerprint
-from ledom.core.records import Candidate, Score
+from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.rerank.score import ScoreFiles, make_score, read_solution
 from ledom.rerank.score_files import FLIP
 from ledom.text.copies import WORD
 
-__all__ = ["FlipSettings", "fill_flip", "word_overlap"]
+__all__ = ["FlipSettings", "fill_flip", "longest_question", "word_overlap"]
 
 _WORD = re.compile(WORD)
 _LEAST = 0.01
@@ -56,6 +57,27 @@ def _words(text: str) -> Counter[str]:
     return Counter(word.casefold() for word in _WORD.findall(text))
 
 
+def longest_question(problems: Sequence[Problem], lm: LanguageModel) -> int:
+    """The most tokens that a written question may have; `fill_flip` writes no longer ones.
+
+    Raises `InputError` if so many leave no room for a solution in the model's context.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> longest_question([Problem(id="p", question="2 + 2?")], FakeLanguageModel())
+    22
+    """
+    encoded = lm.tokenizer.encode_ids([problem.question for problem in problems])
+    num_tokens, problem = max(zip(map(len, encoded), problems, strict=True), key=lambda one: one[0])
+    longest = num_tokens + _ROOM
+    if longest + len(lm.bos_ids) >= lm.context:
+        raise InputError(
+            f"{lm.name}: the question of problem {problem.id!r} has {num_tokens} tokens; a written "
+            f"one may have {_ROOM} more, which leaves no room for a solution in the model's "
+            f"context of {lm.context}; leave out the problem, or FLIP (--flip 0)"
+        )
+    return longest
+
+
 def fill_flip(files: ScoreFiles, settings: FlipSettings) -> list[Score]:
     """The overlap of a reverse model's questions with the real ones, kept in `scores.flip.jsonl`.
 
@@ -76,7 +98,7 @@ def fill_flip(files: ScoreFiles, settings: FlipSettings) -> list[Score]:
     ('x~|y', 2)
     """
     lm, real = files.lm, {problem.id: problem.question for problem in files.problems}
-    longest = max(map(len, lm.tokenizer.encode_ids(list(real.values())))) + _ROOM
+    longest = longest_question(files.problems, lm)
     sampling = Sampling(settings.temperature, max_tokens=longest, seed=settings.seed)
     room = lm.context - longest - len(lm.bos_ids)
 

@@ -51,7 +51,7 @@ from ledom.rerank.contrast import fill_contrast
 from ledom.rerank.cost import Costs
 from ledom.rerank.explain import case_of
 from ledom.rerank.fit import check_folds, cross_fit
-from ledom.rerank.flip import FlipSettings, fill_flip
+from ledom.rerank.flip import FlipSettings, fill_flip, longest_question
 from ledom.rerank.measure import changes, measure
 from ledom.rerank.sample import (
     check_prompts,
@@ -213,6 +213,8 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
     _check_sampling(job, external_scores)
     for lm in job.models:
         check_room(job.problems, lm, job.demonstrations)
+    if job.flip is not None and job.reverse is not None:
+        longest_question(job.problems, job.reverse)
 
 
 def _check_demonstrations(job: Job) -> None:
