@@ -334,3 +334,10 @@ def test_a_strategy_that_chooses_no_candidate_is_refused(name: str) -> None:
     table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
     with pytest.raises(InputError, match=f"'{name}' is not a strategy .*choose among: majority"):
         select(table, drawn, name, default_weights())
+
+
+def test_a_sum_without_weights_chooses_nothing() -> None:
+    drawn = [Candidate(problem_id="p", index=0, text="a\n#### 2")]
+    pool = table([-1.0], ["2"], reverse=[-2.0])
+    with pytest.raises(InputError, match="'noisy_channel' is not a strategy .*reverse_reward"):
+        select(pool, drawn, "noisy_channel", default_weights())

@@ -349,7 +349,7 @@ def select(
     """A strategy's choice for each problem.
 
     It is the candidate that the strategy picks, or the best of those with the winning answer.
-    Raises `InputError` for a strategy that chooses none ("oracle") or whose scores are missing.
+    Raises `InputError` for a strategy that chooses none ("oracle") or lacks scores or weights.
 
     >>> from ledom.rerank.candidate_table import build_candidate_table
     >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("5446")]
@@ -357,12 +357,12 @@ def select(
     >>> [(s.index, s.confidence) for s in select(table, drawn, "majority", default_weights())]
     [(1, 0.5)]
     """
-    known = strategies(table.external_scores)
-    able = [n for n, s in known.items() if isinstance(s, (Pick, Vote)) and s.available(table)]
+    usable = weights.usable_with(table.features, table.external_scores)
+    able = {n: s for n, s in usable.items() if isinstance(s, (Pick, Vote))}
     if name not in able:
-        reason = "not a strategy that can choose a candidate from these scores"
+        reason = "not a strategy that can choose a candidate by these scores and weights"
         raise InputError(f"{name!r} is {reason}; choose among: {', '.join(able)}")
-    strategy, own = known[name], weights.of(name)
+    strategy, own = able[name], weights.of(name)
     shares, score = strategy.shares(table, own), strategy.score(table, own)
     eligible_cells = table.mask & (leading(shares) if isinstance(strategy, Vote) else True)
     selections = []
