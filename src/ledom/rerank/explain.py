@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ledom.core.direction import Direction
@@ -74,14 +73,13 @@ def case_of(
     >>> [(candidate.text, candidate.role, candidate.count) for candidate in case.candidates]
     [('4', 'picked', 3), ('5', 'rejected', 1)]
     """
-    first: dict[str, int] = {}
+    columns: dict[str, list[int]] = {}
     for column, candidate in enumerate(candidates):
-        first.setdefault(candidate.text, column)
-    ranked = sorted(first.values(), key=lambda column: -judged[column])
-    out = first[candidates[rejected].text]
+        columns.setdefault(candidate.text, []).append(column)
+    ranked = sorted((same[0] for same in columns.values()), key=lambda column: -judged[column])
+    out = columns[candidates[rejected].text][0]
     shown = ranked[:limit] if out in ranked[:limit] else [*ranked[: limit - 1], out]
     roles = {out: "rejected"} | {ranked[0]: "picked"}
-    count = Counter(candidate.text for candidate in candidates)
     rows = []
     for column in shown:
         candidate = candidates[column]
@@ -96,7 +94,7 @@ def case_of(
                 correct=is_right(candidate, answer, problem),
                 rank=ranked.index(column) + 1,
                 role=roles.get(column),
-                count=count[candidate.text],
+                count=len(columns[candidate.text]),
                 scores={name: round(s.logprob, 2) for name, s in shown_scores.items()},
                 question_tokens=[
                     QuestionToken(start=start, end=end, logprob=logprob)
