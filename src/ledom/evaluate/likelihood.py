@@ -23,6 +23,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.evaluate.scorings import Kind, Parts, Request
 from ledom.lm.language_model import LanguageModel, TokenSpan
+from ledom.rerank.score import check_finite
 
 __all__ = ["Convention", "score"]
 
@@ -52,9 +53,12 @@ class _Spans:
         targets = [TokenSpan(ids, start, end) for ids, start, end in self.spans]
         if lm.direction is Direction.FORWARD and lm.reports_hits:
             both = lm.logprobs_and_hits(targets)
-            greedy = [bool(hits.all()) for _, hits in both]
-            return _finite(lm, [values for values, _ in both]), greedy
-        return _finite(lm, lm.logprobs(targets)), [False] * len(targets)
+            every, greedy = [values for values, _ in both], [bool(hits.all()) for _, hits in both]
+        else:
+            every, greedy = lm.logprobs(targets), [False] * len(targets)
+        for values in every:
+            check_finite(values, lm, "a text")
+        return every, greedy
 
 
 @dataclass(frozen=True)
@@ -330,14 +334,6 @@ def _swapped(request: Request) -> Request:
     text = request.continuation.lstrip()
     blank = request.continuation[: len(request.continuation) - len(text)]
     return Request(text, (blank or " ") + request.context.strip(), after=request.after)
-
-
-def _finite(lm: LanguageModel, every: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    if not all(np.isfinite(values).all() for values in every):
-        raise InputError(
-            f"{lm.name}: a log-probability is not a finite number; try --dtype float32"
-        )
-    return every
 
 
 def _total(values: NDArray[np.float32]) -> float:

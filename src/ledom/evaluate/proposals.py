@@ -21,6 +21,7 @@ from ledom.core.records import Key, Record
 from ledom.core.stage import Stage, Track, Work, at_once, even_groups
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.rerank.sample import sampling_groups
+from ledom.rerank.score import check_finite
 
 __all__ = [
     "Likelihood",
@@ -209,12 +210,9 @@ def verify(
 
     def make(some: Sequence[Proposal]) -> Iterator[list[Likelihood]]:
         for proposal, values in zip(some, lm.logprobs([*spans(some)]), strict=True):
-            if not np.isfinite(values).all():
-                raise InputError(
-                    f"{lm.name}: text {proposal.index} of {proposal.item_id!r} has a "
-                    "log-probability that is not finite; try --dtype float32"
-                )
-            total, (item_id, index) = round(float(values.sum(dtype=np.float64)), 5), proposal.key
+            item_id, index = proposal.key
+            check_finite(values, lm, f"text {index} of {item_id!r}")
+            total = round(float(values.sum(dtype=np.float64)), 5)
             made = Likelihood(item_id=item_id, index=index, logprob=total, num_tokens=len(values))
             yield [made]
 

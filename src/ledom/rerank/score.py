@@ -31,6 +31,7 @@ from ledom.text.pair_format import EncodedPair
 __all__ = [
     "ScoreFiles",
     "ScoredPair",
+    "check_finite",
     "check_room",
     "fill_scores",
     "make_score",
@@ -321,17 +322,22 @@ def _checked(
     values: NDArray[np.float32], candidate: Candidate, lm: LanguageModel
 ) -> NDArray[np.float32]:
     """The values, capped at 0; raises `InputError` for values that are not log-probabilities."""
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
-            "log-probability that is not finite; try --dtype float32"
-        )
+    whose = f"candidate {candidate.index} of problem {candidate.problem_id!r}"
+    check_finite(values, lm, whose)
     if (values > _ROUNDING).any():
         raise InputError(
-            f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
-            f"log-probability of {values.max():.4g}, but none may be above 0; try another model"
+            f"{lm.name}: {whose} has a log-probability of {values.max():.4g}, but none may be "
+            "above 0; try another model"
         )
     return np.minimum(values, np.float32(0))
+
+
+def check_finite(values: NDArray[np.float32], lm: LanguageModel, whose: str) -> None:
+    """Raise `InputError` for a log-probability that is infinite or not a number."""
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{lm.name}: {whose} has a log-probability that is not finite; try --dtype float32"
+        )
 
 
 def _records(candidate: Candidate, scored: ScoredPair, lm: LanguageModel) -> list[Score]:
