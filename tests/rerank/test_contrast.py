@@ -10,12 +10,16 @@ import pytest
 
 import ledom
 from command_line import Run
+from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.core.stage import no_progress
+from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.candidate_table import build_candidate_table
-from ledom.rerank.contrast import change_numbers, fill_contrast
-from ledom.rerank.score import ScoreFiles, score_candidates
+from ledom.rerank.contrast import change_numbers, changed_problems, fill_contrast
+from ledom.rerank.pipeline import Job, rerank
+from ledom.rerank.score import ScoreFiles, check_room, score_candidates
+from ledom.rerank.weights import default_weights
 
 QUESTION = "Ava has 3 pens and $1,200. She buys 2.5 kg at 40% off at 7:30. How many?"
 PROBLEM = Problem(id="p", question="Ava has 24 pens, gives 6 away. Left?", answer="18")
@@ -127,6 +131,22 @@ def test_the_feature_is_the_difference(checkpoints: dict[str, Path], tmp_path: P
     by_target = {s.target: s.logprob for s in scores if s.problem_id == "p"}
     assert found[0, 0] == pytest.approx(by_target["x|y"] - by_target["x'|y"])
     assert found[1, 0] == 0.0  # no number, no copies
+
+
+def test_copies_that_leave_no_room_for_a_solution_are_refused_before_any_work(
+    tmp_path: Path,
+) -> None:
+    """A question may fit where a copy with one more digit does not: a token per byte here."""
+    problems = [Problem(id="short", question="?"), Problem(id="p", question="Ava has 9 pens.")]
+    longest = max(len(copy.question) for copy in changed_problems(problems, 8))
+    assert longest == len(problems[1].question) + 1
+    drawn = [Candidate(problem_id=p.id, index=0, text="4") for p in problems]
+    lm = FakeLanguageModel(direction="reverse", context=longest + 3)  # two line ends, and EOS
+    check_room(problems, lm)
+    job = Job(problems, tmp_path, None, lm, default_weights(), drawn, contrast=8)
+    with pytest.raises(InputError, match=r"leave no room .* the first is that of problem 'p'"):
+        rerank(job, no_progress)
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.usefixtures("no_pictures", "embedded_once")

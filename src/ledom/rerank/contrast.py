@@ -20,7 +20,7 @@ from random import Random
 import numpy as np
 
 from ledom.core.files import fingerprint
-from ledom.core.records import Candidate, Key, Score
+from ledom.core.records import Candidate, Key, Problem, Score
 from ledom.data.augment import other_number
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.score import (
@@ -35,7 +35,7 @@ from ledom.rerank.score_files import CONTRAST
 from ledom.text.copies import UNSPACED
 from ledom.text.math.in_text import GROUP_SPACE
 
-__all__ = ["ChangedNumber", "change_numbers", "fill_contrast"]
+__all__ = ["ChangedNumber", "change_numbers", "changed_problems", "fill_contrast"]
 
 _GROUPED = rf"[1-9]\d{{0,2}}({GROUP_SPACE})\d{{3}}(?:\1\d{{3}})*(?!\1?\d)"  # 12 000
 _NUMBER = re.compile(
@@ -85,6 +85,15 @@ def change_numbers(question: str, num_copies: int) -> list[ChangedNumber]:
                 chosen.append(changed)
                 break
     return chosen
+
+
+def changed_problems(problems: Sequence[Problem], num_copies: int) -> list[Problem]:
+    """The copies of all questions, each as a problem with the id of its original."""
+    return [
+        Problem(id=problem.id, question=change.apply(problem.question))
+        for problem in problems
+        for change in change_numbers(problem.question, num_copies)
+    ]
 
 
 def _another(match: re.Match[str], question: str, rng: Random) -> str:

@@ -47,7 +47,7 @@ from ledom.rerank.candidates import (
     scores_by_target,
     written_tokens,
 )
-from ledom.rerank.contrast import fill_contrast
+from ledom.rerank.contrast import changed_problems, fill_contrast
 from ledom.rerank.cost import Costs
 from ledom.rerank.explain import case_of
 from ledom.rerank.fit import check_folds, cross_fit
@@ -213,7 +213,10 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
     _check_sampling(job, external_scores)
     for lm in job.models:
         check_room(job.problems, lm, job.demonstrations)
-    if job.flip is not None and job.reverse is not None:
+    if job.reverse is not None and job.contrast:
+        copies = changed_problems(job.problems, job.contrast)
+        check_room(copies, job.reverse, job.demonstrations)
+    if job.reverse is not None and job.flip is not None:
         longest_question(job.problems, job.reverse)
 
 
