@@ -114,6 +114,12 @@ def test_a_demonstration_must_not_solve_a_problem(job: Job) -> None:
         rerank(job, no_progress)
 
 
+def test_a_job_stops_sampling_in_one_way(job: Job) -> None:
+    stopped = replace(job, candidates=None, early_stop=True, stop_unsure=0.9)
+    with pytest.raises(InputError, match="early_stop already stops sampling; set stop_unsure to 0"):
+        rerank(stopped, no_progress)
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_notes_count_what_there_is(job: Job) -> None:
     """The candidates of two early-stopped runs in one file are more than either had planned."""

@@ -238,6 +238,8 @@ def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
         if job.early_stop:
             raise InputError("the candidates are given, so there is no sampling to stop early")
         return
+    if job.early_stop and job.stop_unsure:
+        raise InputError("early_stop already stops sampling; set stop_unsure to 0")
     known = {SELF_CERTAINTY} if job.forward is not None and job.forward.reports_certainty else set()
     if job.sampling.confidence is not None:
         known |= {*CONFIDENCE}
