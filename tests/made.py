@@ -1,14 +1,20 @@
-"""Scores, spans and models with the values that a test needs; the rest is made up."""
+"""Scores, tables, spans and models with the values that a test needs; the rest is made up."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.records import Score
 from ledom.lm.language_model import LanguageModel, TokenSpan
 
-__all__ = ["SMALL_MODEL", "made_score", "token_score", "whole_text"]
+if TYPE_CHECKING:
+    from ledom.rerank.candidate_table import CandidateTable
+
+__all__ = ["SMALL_MODEL", "made_score", "made_table", "token_score", "whole_text"]
 
 SMALL_MODEL = (
     "model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
@@ -44,6 +50,28 @@ def token_score(target: str, values: list[float], spans: list[list[int]], **more
     return made_score(
         target, sum(values), len(values), token_logprobs=values, token_spans=spans, **more
     )
+
+
+def made_table(
+    correct: NDArray[np.bool_], features: dict[str, NDArray[np.float64]], **more: Any
+) -> CandidateTable:
+    """A table of labeled problems [P, N] without greedy candidates; right answers are number 0."""
+    from ledom.rerank.candidate_table import CandidateTable
+
+    rows = range(len(correct))
+    columns: dict[str, Any] = {
+        "problem_ids": [str(row) for row in rows],
+        "questions": [f"question {row}" for row in rows],
+        "labeled": np.ones(len(rows), bool),
+        "features": features,
+        "answers": np.where(correct, 0, 1),
+        "correct": correct,
+        "mask": np.ones(correct.shape, bool),
+        "blank": np.zeros(correct.shape, bool),
+        "greedy": np.full(len(rows), np.nan),
+        "groups": [""] * len(rows),
+    }
+    return CandidateTable(**columns | more)
 
 
 def whole_text(lm: LanguageModel, text: str) -> TokenSpan:

@@ -15,6 +15,7 @@ from ledom.rerank.candidate_table import CandidateTable
 from ledom.rerank.sample import is_finished, rounds, sample_candidates, sample_until_decided
 from ledom.rerank.strategies import STRATEGIES, is_decided, needed_candidates
 from ledom.text.tokenizer import Tokenizer
+from made import made_table
 
 PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?") for i in range(40)]
 SAMPLING = Sampling(temperature=0.7, seed=1)
@@ -30,18 +31,8 @@ def lm(tokenizer: Tokenizer) -> FakeLanguageModel:
 def table(answers: list[list[int]], correct: int = 0) -> CandidateTable:
     """Problems whose candidates have these answers; -1 is no answer, -2 no candidate."""
     numbers = np.array(answers)
-    return CandidateTable(
-        problem_ids=[str(i) for i in range(len(answers))],
-        questions=[str(i) for i in range(len(answers))],
-        labeled=np.ones(len(answers), bool),
-        features={},
-        answers=np.maximum(numbers, -1),
-        correct=numbers == correct,
-        mask=numbers > -2,
-        blank=np.zeros(numbers.shape, bool),
-        greedy=np.full(len(answers), np.nan),
-        groups=[""] * len(answers),
-    )
+    answered = np.maximum(numbers, -1)
+    return made_table(numbers == correct, {}, answers=answered, mask=numbers > -2)
 
 
 @pytest.mark.parametrize(

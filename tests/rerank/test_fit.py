@@ -14,6 +14,7 @@ from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.fit import cross_fit, fit_sum, tune
 from ledom.rerank.strategies import STRATEGIES, strategies
 from ledom.rerank.weights import TunedWeights
+from made import made_table
 
 
 def made_pools(num_problems: int = 300, seed: int = 0) -> CandidateTable:
@@ -23,18 +24,8 @@ def made_pools(num_problems: int = 300, seed: int = 0) -> CandidateTable:
     correct = rng.random(shape) < 0.3
     features = {name: rng.normal(size=shape) for name in FEATURES}
     features["reverse"] = rng.normal(size=shape) + 2.0 * correct
-    return CandidateTable(
-        problem_ids=[str(i) for i in range(num_problems)],
-        questions=[f"question {i}" for i in range(num_problems)],
-        labeled=np.ones(num_problems, bool),
-        features=features,
-        answers=np.where(correct, 0, 1 + rng.integers(0, 4, shape)),
-        correct=correct,
-        mask=np.ones(shape, bool),
-        blank=np.zeros(shape, bool),
-        greedy=np.full(num_problems, np.nan),
-        groups=[""] * num_problems,
-    )
+    answers = np.where(correct, 0, 1 + rng.integers(0, 4, shape))
+    return made_table(correct, features, answers=answers)
 
 
 def with_few_terms(table: CandidateTable) -> CandidateTable:

@@ -14,6 +14,7 @@ from ledom.rerank.candidates import labeled_problems
 from ledom.rerank.fit import tune
 from ledom.rerank.measure import changes, measure
 from ledom.rerank.weights import CrossFitted, TunedWeights
+from made import made_table
 
 NUM_PROBLEMS = 200
 
@@ -26,15 +27,10 @@ def table() -> CandidateTable:
     correct = np.tile([True, False, True, False, True, False], (NUM_PROBLEMS, 1))
     features = {name: rng.normal(size=shape) for name in FEATURES}
     features["reverse"] = np.where(correct, 0.0, -50.0) + rng.normal(size=shape)
-    return CandidateTable(
-        problem_ids=[str(i) for i in range(NUM_PROBLEMS)],
-        questions=[str(i) for i in range(NUM_PROBLEMS)],
-        labeled=np.ones(NUM_PROBLEMS, bool),
-        features=features,
+    return made_table(
+        correct,
+        features,
         answers=np.tile([0, 1, 0, 2, 0, 3], (NUM_PROBLEMS, 1)),
-        correct=correct,
-        mask=np.ones(shape, bool),
-        blank=np.zeros(shape, bool),
         greedy=np.array([1.0, 0.0] * (NUM_PROBLEMS // 2)),
         groups=["a", "b"] * (NUM_PROBLEMS // 2),
     )
@@ -281,19 +277,9 @@ def test_labels_come_from_answers_or_candidates() -> None:
 
 def changing(reverse: list[list[float]], correct: list[list[bool]]) -> CandidateTable:
     """Two candidates per problem; the forward model picks the first."""
-    shape = (len(reverse), 2)
-    return CandidateTable(
-        problem_ids=[str(row) for row in range(len(reverse))],
-        questions=[str(row) for row in range(len(reverse))],
-        labeled=np.ones(len(reverse), bool),
-        features={"forward": np.tile([-1.0, -2.0], (shape[0], 1)), "reverse": np.array(reverse)},
-        answers=np.tile([0, 1], (shape[0], 1)),
-        correct=np.array(correct),
-        mask=np.ones(shape, bool),
-        blank=np.zeros(shape, bool),
-        greedy=np.full(shape[0], np.nan),
-        groups=[""] * shape[0],
-    )
+    rows = len(reverse), 1
+    features = {"forward": np.tile([-1.0, -2.0], rows), "reverse": np.array(reverse)}
+    return made_table(np.array(correct), features, answers=np.tile([0, 1], rows))
 
 
 def test_cases_are_first_the_reverse_models_fixes_then_its_largest_changes() -> None:
