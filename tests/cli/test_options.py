@@ -14,6 +14,7 @@ import typer.main
 from command_line import Run, check_refused
 from ledom.cli.app import app
 from ledom.cli.options import command_line
+from ledom.core import processes
 from ledom.lm.backends.fake import FakeLanguageModel
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -124,6 +125,17 @@ def test_the_recorded_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch
 def arguments(command: click.Command) -> list[str]:
     """A dummy text for every required argument; none of them is read."""
     return ["x" for p in command.params if isinstance(p, click.Argument) and p.required]
+
+
+def test_threads_are_set_before_a_command_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may import torch, which reads only then how its idle threads wait."""
+    found: list[int | None] = []
+    monkeypatch.setattr(processes, "set_threads", found.append)
+    uses = [name for name in OUT if any(p.name == "threads" for p in COMMANDS[name].params)]
+    for name in uses:
+        check_refused(run(name, "--threads", 3, *arguments(COMMANDS[name]), "--out", ""), "--out")
+    assert found == [3] * len(uses)
+    assert len(uses) > 10
 
 
 @pytest.mark.parametrize("name", OUT)

@@ -14,7 +14,6 @@ from ledom.cli.inputs import check_count, choose_problems, is_jsonl, load_model,
 from ledom.cli.progress import track
 from ledom.core.errors import InputError
 from ledom.core.files import write_json
-from ledom.core.processes import set_threads
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.data.benchmarks import BENCHMARKS
 from ledom.data.problems import GENERATOR, check_file
@@ -117,7 +116,6 @@ def rank(
         queries = retrieval.read_queries(Path(query), found)
     else:
         queries = [retrieval.Query(id="query", text=read_words(query, "query").strip())]
-    set_threads(threads)
     if direction is None and model in (EMBEDDED, "none"):
         direction = "reverse"
     lm = load_model(model, direction, device, dtype)
@@ -220,7 +218,6 @@ def synthesize(
     settings = SynthesisSettings(sampling, *counts, agreement, similarity)
     found = _seeds(context, seeds, num_seeds, split, seed, temperature > 0)
     questions = [one.question for file in known or () for one in read_records(file, Problem)]
-    set_threads(threads)
     writer = load_model(reverse, "reverse", device, dtype)
     judge = load_model(forward, "forward", device, dtype)
     log(f"seeds: {len(found)}; results in {out}/")
@@ -311,7 +308,6 @@ def invert(
         outputs = [inversion.Output(id="output", text=read_words(output, "output").rstrip("\n"))]
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     count = 1 if temperature == 0 else samples
-    set_threads(threads)
     proposer = load_model(reverse, "reverse", device, dtype)
     verifier = load_model(forward, "forward", device, dtype)
     fitting = inversion.with_room(outputs, proposer, verifier, sampling)

@@ -16,7 +16,6 @@ from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
 from ledom.core.files import real_path
 from ledom.core.options import key_values
-from ledom.core.processes import set_threads
 from ledom.core.records import Problem, Record, write_records
 
 if TYPE_CHECKING:
@@ -70,7 +69,6 @@ def train_tokenizer(
     from ledom.text.tokenizer import refuse_to_replace
     from ledom.text.tokenizer import train_tokenizer as train
 
-    set_threads(threads)
     refuse_to_replace(out)
     given = open_documents(documents, format, text_key)
     _log_notes(given)
@@ -148,7 +146,6 @@ def tokenize(
     from ledom.text.tokenizer import Tokenizer
 
     options.refuse_unused(context, (executor != "slurm", f"the executor is {executor}", ["slurm"]))
-    set_threads(threads)
     sbatch = key_values([option.lstrip("-") for option in slurm or []], "--slurm")
     given = open_documents(documents, format, text_key)
     _log_notes(given)
@@ -210,7 +207,6 @@ def augment(
     from ledom.data.augment import augment as run
     from ledom.data.prepare import DataConfig, read_split
 
-    set_threads(threads)
     if real_path(problems) in {real_path(out / f"{name}.jsonl") for name in _VARIED}:
         raise InputError(f"--out {out} would replace {problems}; give another folder")
     warn = logging.getLogger("ledom").warning

@@ -14,7 +14,6 @@ from ledom.cli.display import log, new_table, output_console
 from ledom.cli.inputs import load_model, models_or_none
 from ledom.cli.progress import track, track_training
 from ledom.core.errors import InputError
-from ledom.core.processes import set_threads
 from ledom.report.formatting import accuracy, difference, interval, number, percent
 
 if TYPE_CHECKING:
@@ -101,7 +100,6 @@ def evaluate(
         *options.unused_by_models(forward, reverse),
     )
     if suite == REVERSAL and not tasks:
-        set_threads(threads)
         _measure_reversal(out, limit, seed)
         return
     if forward == reverse == "none":
@@ -110,7 +108,6 @@ def evaluate(
     sources, notes = _sources(tasks, suite, how)
     unused = frozenset.intersection(*(source.unused for source in sources))
     options.refuse_unused(context, (True, "no task of this run uses it", sorted(unused)))
-    set_threads(threads)
     from ledom.evaluate.evaluation import Job, evaluate_models
 
     models = models_or_none(forward, reverse, device, dtype)
@@ -254,7 +251,6 @@ def gallery(
     from ledom.report.gallery_page import write_gallery
 
     options.refuse_unused(context, *options.unused_by_models(reverse))
-    set_threads(threads)
     lm = load_model(reverse, "reverse", device, dtype)
     page = collect(lm, runs or [], examples, seed, reverse, options.command_line())
     log(f"page: {write_gallery(out, page)}")

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ledom.core import processes
 from ledom.core.errors import InputError
 from ledom.core.files import LARGEST_SEED
 from ledom.core.reading import exists
@@ -148,11 +149,22 @@ Dtype = Annotated[
         "and a trial shows that it is safe, else float32."
     ),
 ]
+
+
+def _set_threads(threads: int | None) -> None:
+    """Set the threads while the command line is read; commands do not use the value.
+
+    torch reads how idle threads wait when it is imported, which must come later.
+    """
+    processes.set_threads(threads)
+
+
 Threads = Annotated[
     int | None,
     model_option(
         min=1,
         max=1024,
+        callback=_set_threads,
         help="CPU threads. Default: OMP_NUM_THREADS, else the CPUs that this process may use.",
     ),
 ]

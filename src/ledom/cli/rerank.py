@@ -11,7 +11,6 @@ from ledom.cli import options
 from ledom.cli.display import log, show_search, show_summary, show_weights
 from ledom.cli.inputs import choose_problems, load_model, models_or_none
 from ledom.cli.progress import Progress, track
-from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import GENERATOR
 
@@ -107,7 +106,7 @@ def demo(
         f"{problems} new problems, {samples} candidates each: sample them, score them forward and "
         f"backward, choose, report. About {minutes} min on two cores; seed {seed}."
     )
-    rerank(context, num_problems=problems, samples=samples, out=out, seed=seed, threads=threads)
+    rerank(context, num_problems=problems, samples=samples, out=out, seed=seed)
 
 
 def rerank(
@@ -167,7 +166,6 @@ def rerank(
     job.problems = choose_problems(context, problems, num_problems, draws, split, seed, held_out)
     job.candidates = _given_candidates(candidates, job, is_all=num_problems is None)
     _set_scoring(job, demonstrations, mask_copies, contrast, flip)
-    set_threads(threads)
     job.forward, job.reverse = models_or_none(forward, reverse, device, dtype)
     _run(job)
 
@@ -257,7 +255,6 @@ def tune(
     """
     from ledom.rerank.fit import tune_folder
 
-    set_threads(threads)
     with Progress("fitting the weights"):
         tuned = tune_folder(folder, problems, candidates, options.named_score_fields(score_field))
     tuned.save(out)
@@ -307,7 +304,6 @@ def search(
     sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
     config = SearchConfig(width, expansions, lam, step_end, max_steps, sampling)
     chosen = choose_problems(context, problems, num_problems, temperature > 0, split, seed)
-    set_threads(threads)
     writer = load_model(forward, "forward", device, dtype)
     _, judge = models_or_none("none", reverse, device, dtype)
     log(f"problems: {len(chosen)}; results in {out}/")

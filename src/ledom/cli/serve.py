@@ -14,7 +14,6 @@ from ledom.cli import options
 from ledom.cli.display import log
 from ledom.cli.inputs import models_or_none
 from ledom.core.errors import InputError
-from ledom.core.processes import set_threads
 from ledom.serve.settings import Limits, Settings
 
 if TYPE_CHECKING:
@@ -137,7 +136,6 @@ def serve(
     limits = Limits(max_waiting=max_waiting, max_candidates=max_candidates, seconds=max_seconds)
     token = os.environ.get(TOKEN_VARIABLE)
     settings = Settings(host=host, port=port, token=token, reports=reports, limits=limits)
-    set_threads(threads)
     source = None
     if upstream is not None:
         key, prices = os.environ.get("OPENAI_API_KEY"), (prompt_price, completion_price)

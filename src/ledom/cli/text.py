@@ -13,7 +13,6 @@ from ledom.cli.display import log, note, show_case, show_texts, warn
 from ledom.cli.inputs import argument_text, is_jsonl, load_model, read_text, read_words
 from ledom.cli.progress import track
 from ledom.core.errors import InputError
-from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records
 
 if TYPE_CHECKING:
@@ -77,7 +76,6 @@ def explain(
     text = read_words(question, "question")
     text = text.strip() if question == "-" else text
     written = _solutions(solutions, is_file, problem_id)
-    set_threads(threads)
     lm = load_model(reverse, "reverse", device, dtype)
     report = run(Problem(id=problem_id or "question", question=text), written, lm)
     page = None if out is None else write_report(out, report)  # first: printing may fail
@@ -142,7 +140,6 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     beginning = None if after is None else read_text(after, "beginning")
     ending = None if before is None else read_text(before, "ending")
-    set_threads(threads)
     if beginning is None or ending is None:
         name, direction = (forward, "forward") if ending is None else (reverse, "reverse")
         lm = load_model(name, direction, device, dtype)

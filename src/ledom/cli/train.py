@@ -14,7 +14,6 @@ from ledom.cli.display import log, note, show_plan
 from ledom.cli.progress import Progress, track, track_training
 from ledom.core import processes
 from ledom.core.errors import InputError
-from ledom.core.processes import set_threads
 from ledom.model.device import default_device, torch_device
 
 if TYPE_CHECKING:
@@ -68,7 +67,6 @@ def train(
     check_tokenizers(plan, directions)
     device = device or default_device()
     torch_device(device)  # fail early: preparing the data may take long
-    set_threads(threads)
     folder = out / plan.name
     data = _prepare(plan.data_of(directions[0]), folder / "data")
     with connect(device) as world:
@@ -123,7 +121,6 @@ def compare(
     from ledom.report.compare import compare_runs
     from ledom.report.compare_page import claims, write_comparison
 
-    set_threads(threads)
     with Progress("comparing the runs"):
         report = compare_runs(runs)
     report = replace(report, ledom_version=ledom.__version__, command=options.command_line())
@@ -243,7 +240,6 @@ def import_command(
 
     Example: ledom import ledom-7b --out ledom-7b
     """
-    set_threads(threads)
     from ledom.model.foreign.importer import ImportOptions, import_model
 
     how = ImportOptions(direction, tokenizer, eos_token, revision, softcap, check, track)
