@@ -19,7 +19,6 @@ from ledom.core.options import key_values
 from ledom.core.records import Problem, Record, write_records
 
 if TYPE_CHECKING:
-    from ledom.data.documents import Documents
     from ledom.data.store import TokenStore
 
 Texts = Annotated[
@@ -71,7 +70,7 @@ def train_tokenizer(
 
     refuse_to_replace(out)
     given = open_documents(documents, format, text_key)
-    _log_notes(given)
+    note(*given.notes)
     texts = islice(given.texts(), num_documents)
     first = [*islice(texts, 1)]
     if not first:
@@ -148,7 +147,7 @@ def tokenize(
     options.refuse_unused(context, (executor != "slurm", f"the executor is {executor}", ["slurm"]))
     sbatch = key_values([option.lstrip("-") for option in slurm or []], "--slurm")
     given = open_documents(documents, format, text_key)
-    _log_notes(given)
+    note(*given.notes)
     with track_tokenizing() as on_progress:
         execution = Execution(executor, workers, tasks, sbatch, on_progress)
         store = tokenize(given, Tokenizer.load(tokenizer, eos_token), out, execution)
@@ -165,11 +164,6 @@ def _log_store(store: TokenStore | None, out: Path) -> None:
         f"{counts.num_documents:,} documents, {counts.num_tokens:,} tokens in "
         f"{len(store.shards)} shards: {out}"
     )
-
-
-def _log_notes(documents: Documents) -> None:
-    for line in documents.notes:
-        note(line)
 
 
 def augment(

@@ -34,15 +34,16 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 _NOTABLE = -1.0  # nats; a word with a higher log-probability counts as explained
 
 
-def log(line: str) -> None:
-    """Log a line on standard error, in the first process only."""
+def log(*lines: str) -> None:
+    """Log lines on standard error, in the first process only."""
     if parallel.is_first():
-        typer.echo(line, err=True)
+        for line in lines:
+            typer.echo(line, err=True)
 
 
-def note(line: str) -> None:
+def note(*lines: str) -> None:
     """Log something that the user may not expect."""
-    log(f"note: {line}")
+    log(*(f"note: {line}" for line in lines))
 
 
 def warn(warning: str | None) -> None:

@@ -183,8 +183,7 @@ def show_results(found: Evaluation) -> None:
         marked = (f"{_mark(row)} {row.metric}: {row.note}" for row in task.rows if row.note)
         for note in (*_published(task), *task.notes, *marked):
             log(f"{task.task}: {note}")
-    for note in found.notes:
-        log(note)
+    log(*found.notes)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

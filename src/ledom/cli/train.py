@@ -84,8 +84,7 @@ def _prepare(config: DataConfig, folder: Path) -> PreparedData:
     log(f"preparing the data in {folder}")
     with Progress("preparing the data"):
         data = prepare_data(config, folder)
-    for line in shortfalls(config, data):
-        note(line)
+    note(*shortfalls(config, data))
     return data
 
 
@@ -125,8 +124,7 @@ def compare(
         report = compare_runs(runs)
     report = replace(report, ledom_version=ledom.__version__, command=options.command_line())
     page = write_comparison(out, report)
-    for line in claims(report):
-        log(line)
+    log(*claims(report))
     log(f"report: {page}  (the same as compare.md and compare.json)")
 
 
@@ -244,8 +242,7 @@ def import_command(
 
     how = ImportOptions(direction, tokenizer, eos_token, revision, softcap, check, track)
     made = import_model(source, out, how)
-    for line in made.notes:
-        log(line)
+    log(*made.notes)
     if made.check is not None:
         log(
             f"nats per token: {made.check.forward_loss:.2f} forward, {made.check.reverse_loss:.2f} "
