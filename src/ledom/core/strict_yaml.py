@@ -6,9 +6,10 @@ Every rejection is a one-line `InputError` that names the file and the line.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -27,6 +28,8 @@ _OTHER_BASE = re.compile(r"[-+]?(0[\d_]+|0b.*|.*:.*)")  # YAML 1.1 reads 010 as 
 def read_yaml(path: str | Path) -> JsonObject:
     """Read the YAML mapping in a file (empty for an empty file); raises `InputError`.
 
+    Its values are those of JSON: a date, which YAML also has, becomes text.
+
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
     ...     _ = Path(file.name).write_text("steps: 30")
@@ -36,7 +39,7 @@ def read_yaml(path: str | Path) -> JsonObject:
     data, _ = parse_yaml(read_text(path), path)
     if data is not None and not isinstance(data, dict):
         raise InputError(f"expected keys and values, found {type(data).__name__}", path=path)
-    return data or {}
+    return cast(JsonObject, json.loads(json.dumps(data or {}, default=str)))
 
 
 def _refused(message: str, mark: Any) -> InputError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,15 +98,11 @@ def trained_settings(folder: Path) -> JsonObject:
 def recipe_settings(folder: Path) -> JsonObject:
     """The recipe of a run's folder by dotted key, such as optim.steps; empty without one.
 
-    Its values are those of JSON; a date, which YAML also has, becomes text.
-
     >>> recipe_settings(Path("no-run"))
     {}
     """
     recipe = folder / "recipe.yaml"
-    if not exists(recipe):
-        return {}
-    return dict(_dotted(json.loads(json.dumps(read_yaml(recipe), default=str))))
+    return dict(_dotted(read_yaml(recipe))) if exists(recipe) else {}
 
 
 def _dotted(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -83,8 +83,7 @@ def find_run(path: str | Path) -> Run:
     if model.name != "model" or not exists(metrics):
         return Run(model)
     file = root / "recipe.yaml"
-    # As JSON values: a date, which YAML also has, becomes text.
-    recipe = json.loads(json.dumps(read_yaml(file), default=str)) if exists(file) else None
+    recipe = read_yaml(file) if exists(file) else None
     return Run(
         model,
         read_metrics(metrics),
