@@ -329,13 +329,14 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (corpus / "sub" / "up").symlink_to(corpus)
     (elsewhere / "top").symlink_to(tmp_path)
     (corpus / "lost.jsonl").symlink_to(tmp_path / "nothing")
+    (corpus / "loop.jsonl").symlink_to(corpus / "loop.jsonl")
     os.mkfifo(corpus / "pipe.jsonl")
     documents = open_documents([str(corpus), str(corpus / "a.jsonl")])
     assert names(documents) == ["a.jsonl", "b.jsonl", "c.jsonl"]
     assert sorted(documents.texts()) == ["a", "b", "c"]
     assert dict(note.split(":")[::-1] for note in documents.notes) == {
         " not followed (top, up)": "2 linking to an enclosing folder",
-        " not read (lost.jsonl, pipe.jsonl)": "2 not a regular file, or a broken link",
+        " not read (loop.jsonl, lost.jsonl, pipe.jsonl)": "3 not a regular file, or a broken link",
         " read once (a.jsonl, sub, z.jsonl)": (
             "3 found twice, through links or on the command line"
         ),

@@ -7,7 +7,6 @@ several links is read once. This module does not know about formats.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,22 +55,21 @@ class FileFinder:
         Raises `InputError` for a folder that cannot be read.
         """
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            paths = sorted(folder.iterdir())
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", path=folder) from None
-        for entry in entries:
-            path = Path(entry.path)
-            if entry.name.startswith("."):
-                self.skip("{} hidden: not read", entry.name)
-            elif entry.is_dir():
-                if entry.is_symlink() and real_path(folder).is_relative_to(real_path(path)):
-                    self.skip("{} linking to an enclosing folder: not followed", entry.name)
+        for path in paths:
+            if path.name.startswith("."):
+                self.skip("{} hidden: not read", path.name)
+            elif path.is_dir():
+                if path.is_symlink() and real_path(folder).is_relative_to(real_path(path)):
+                    self.skip("{} linking to an enclosing folder: not followed", path.name)
                 elif self.once(path):
                     yield from self.under(path)
-            elif entry.is_file():
+            elif path.is_file():
                 yield path
             else:
-                self.skip("{} not a regular file, or a broken link: not read", entry.name)
+                self.skip("{} not a regular file, or a broken link: not read", path.name)
 
     def skip(self, reason: str, example: str) -> None:
         """Count something that is left out; the count replaces `{}` in the reason."""
