@@ -196,8 +196,10 @@ def test_the_error_for_missing_files_names_them(tmp_path: Path) -> None:
     file.write_bytes(jsonl(TEXTS))
     documents = open_documents([str(file)])
     file.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match=r"d\.jsonl: cannot be read: .*No such file"):
         documents.settings()
+    with pytest.raises(InputError, match=r"d\.jsonl: cannot be read: .*No such file"):
+        [*documents.texts()]
 
 
 def test_settings_reveal_a_changed_file(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import sys
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol
@@ -151,7 +152,7 @@ class FileDocuments(Documents):
 
     @property
     def num_bytes(self) -> int:
-        return sum(file.stat().st_size for file, _ in self.files)
+        return sum(_size(file) for file, _ in self.files)
 
     @property
     def source(self) -> str:
@@ -165,9 +166,10 @@ class FileDocuments(Documents):
         """The text key, and a hash of the files' names, formats, sizes, times and sampled bytes."""
         digest = hashlib.sha256()
         for file, format in self.files:
-            found = file.stat()
-            digest.update(f"{file} {format} {found.st_size} {found.st_mtime_ns}\n".encode())
-            with file.open("rb") as source:
+            with _reading(file), file.open("rb") as source:
+                found = file.stat()
+                state = f"{file} {format} {found.st_size} {found.st_mtime_ns}\n"
+                digest.update(state.encode())
                 for start in (0, found.st_size // 2, max(0, found.st_size - _SAMPLE_BYTES)):
                     source.seek(start)
                     digest.update(source.read(_SAMPLE_BYTES))
@@ -178,14 +180,26 @@ class FileDocuments(Documents):
         total = self.num_bytes
         first, last = total * part // num_parts, total * (part + 1) // num_parts
         for file, format in self.files:
-            size = file.stat().st_size
+            size = _size(file)
             start, end = max(first, 0), min(last, size)
             if start < end:
-                try:
+                with _reading(file):
                     yield from FORMATS[format](file, start, end, self.text_key)
-                except (OSError, EOFError, zlib.error) as error:
-                    raise InputError(f"cannot be read: {in_one_line(error)}", path=file) from None
             first, last = first - size, last - size
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Within this block, any failure to read the file becomes an `InputError` that names it."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot be read: {in_one_line(error)}", path=file) from None
+
+
+def _size(file: Path) -> int:
+    with _reading(file):
+        return file.stat().st_size
 
 
 @dataclass(frozen=True)

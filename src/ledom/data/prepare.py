@@ -18,7 +18,7 @@ from random import Random
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ledom.core import processes
-from ledom.core.errors import InputError, OutputError, RecipeError
+from ledom.core.errors import InputError, RecipeError
 from ledom.core.files import LARGEST_SEED, check_settings, file_hash, lock_folder, write_json
 from ledom.core.reading import Config, read_json, read_jsonl
 from ledom.core.records import Document, Problem, read_records
@@ -163,11 +163,8 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     if config.sources:
         _check_sources(config)
         return PreparedData(folder, config)
-    try:
-        with lock_folder(folder, "prepares the data", wait=True):
-            _prepare(config, folder)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error}") from error
+    with lock_folder(folder, "prepares the data", wait=True):
+        _prepare(config, folder)
     return PreparedData(folder, config)
 
 
