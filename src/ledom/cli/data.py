@@ -13,8 +13,8 @@ import typer
 from ledom.cli import options
 from ledom.cli.display import log, note
 from ledom.cli.progress import track, track_tokenizing
-from ledom.core.errors import InputError, OutputError
-from ledom.core.files import real_path
+from ledom.core.errors import InputError
+from ledom.core.files import real_path, writing
 from ledom.core.options import key_values
 from ledom.core.records import Problem, Record, write_records
 
@@ -75,7 +75,8 @@ def train_tokenizer(
     first = [*islice(texts, 1)]
     if not first:
         raise InputError(f"{', '.join(documents)}: there are no documents to train on")
-    _make_folder(out)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     counted = track(chain(first, texts), "documents", 0, num_documents)
     read = count()
     seen = (text for text, _ in zip(counted, read, strict=False))
@@ -87,13 +88,6 @@ def train_tokenizer(
     if made.vocab_size < vocab_size:
         note(f"--vocab-size is {vocab_size}; these documents have no more pairs to merge")
     log(f"a tokenizer of {made.vocab_size} tokens: {out / 'tokenizer.json'}")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def tokenize(

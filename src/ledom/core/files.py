@@ -37,6 +37,7 @@ __all__ = [
     "write_atomically",
     "write_folder",
     "write_json",
+    "writing",
 ]
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -160,6 +161,21 @@ def _is_running(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return True
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Within this block, an `OSError` becomes an `OutputError`: `path` cannot be written.
+
+    >>> with writing("out"):
+    ...     raise OSError("the disk is full")
+    Traceback (most recent call last):
+    ledom.core.errors.OutputError: out: cannot be written: the disk is full
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error}") from error
 
 
 def _cannot_write(path: str | Path, error: OSError) -> OutputError:

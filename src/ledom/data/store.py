@@ -22,8 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.core.errors import InputError, OutputError
-from ledom.core.files import file_hash, write_json
+from ledom.core.errors import InputError
+from ledom.core.files import file_hash, write_json, writing
 from ledom.core.reading import as_type, exists, read_json
 from ledom.text.tokenizer import Tokenizer
 
@@ -208,12 +208,10 @@ def write_store(
     """
     folder = Path(folder)
     file = folder / _SINGLE_SHARD
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
         write_shard(file, texts, tokenizer)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error}") from error
     shard = finalize_shard(file, token_dtype(tokenizer))
     return write_manifest(folder, [shard], tokenizer, source, sources)
 

@@ -27,8 +27,8 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from ledom.core.errors import InputError, LedomError, OutputError, WorkerError, needs_extra
-from ledom.core.files import check_settings, lock_folder, write_json
+from ledom.core.errors import InputError, LedomError, WorkerError, needs_extra
+from ledom.core.files import check_settings, lock_folder, write_json, writing
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
@@ -99,11 +99,9 @@ class TokenizePart(PipelineStep):  # type: ignore[misc]
     def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
         tokenizer = Tokenizer.load(self.out)
-        try:
+        with writing(self.out):
             self._write(tokenizer, rank, world_size)
             finish(self.out, world_size, tokenizer)
-        except OSError as error:
-            raise OutputError(f"{self.out}: cannot be written: {error}") from error
 
     def _write(self, tokenizer: Tokenizer, rank: int, world_size: int) -> None:
         shard = self.out / f"{rank:05d}_unshuffled.ds"  # datatrove's name
@@ -135,11 +133,8 @@ def tokenize(
     out = Path(out).absolute()  # tasks on a cluster have another working directory
     if execution.executor not in EXECUTORS:
         raise InputError(f"unknown executor {execution.executor!r}; known: {', '.join(EXECUTORS)}")
-    try:
-        with lock_folder(out, "tokenizes"):
-            return _tokenize(documents, tokenizer, out, execution)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error}") from error
+    with writing(out), lock_folder(out, "tokenizes"):
+        return _tokenize(documents, tokenizer, out, execution)
 
 
 def _tokenize(
@@ -343,11 +338,10 @@ def _run_task(executor: LocalExecutor, rank: int, errors: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     logger.disable("datatrove")
     try:
-        executor._run_for_rank(rank)
+        with writing(executor.out):
+            executor._run_for_rank(rank)
     except LedomError as error:
         errors.send(error)
-    except OSError as error:
-        errors.send(OutputError(f"{executor.out}: cannot be written: {error}"))
 
 
 Options = dict[str, Any]  # keyword arguments of datatrove's executors

@@ -26,8 +26,8 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError, OutputError, needs_extra
-from ledom.core.files import write_atomically
+from ledom.core.errors import InputError, needs_extra
+from ledom.core.files import write_atomically, writing
 from ledom.core.reading import JsonObject, first_problem, read_jsonl
 from ledom.data.packing import PackedBatch, Windows
 
@@ -94,21 +94,17 @@ def open_metrics(
             stack.enter_context(_TRACKERS[name](name, folder, step, settings or {}))
             for name in trackers
         ]
-        try:
+        with writing(file):
             if file.is_file():  # drop what a stopped run wrote after its last checkpoint
                 kept = [row for row in _rows(file) if row["step"] <= step]
                 with write_atomically(file) as shorter:
                     shorter.writelines(json.dumps(row) + "\n" for row in kept)
             out = stack.enter_context(file.open("a", encoding="utf-8"))
-        except OSError as error:
-            raise OutputError(f"{file}: cannot be written: {error}") from error
 
         def log(row: Row) -> None:
-            try:
+            with writing(file):
                 out.write(json.dumps(row) + "\n")
                 out.flush()
-            except OSError as error:
-                raise OutputError(f"{file}: cannot be written: {error}") from error
             for tracker in logs:
                 tracker(_scalars(row))
 
