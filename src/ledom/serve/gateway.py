@@ -119,7 +119,7 @@ async def choose(
         source = "upstream" if service.upstream else "forward model"
         raise Refusal(502, f"the {source} sent no text to choose from")
     drawn_seconds = time.perf_counter() - start
-    judged = await service.judge_drawn([Pair(question, c.text) for c in candidates])
+    judged = await service.judge_pairs([Pair(question, c.text) for c in candidates], drawn=True)
     details = await asyncio.to_thread(_select, question, candidates, judged, strategy, weights)
     details["seconds"] = {
         "drawing": drawn_seconds,

@@ -84,23 +84,16 @@ class Service:
             raise Refusal(404, f"no model {name!r:.60}; this server has: {known}")
         return self.models[name]
 
-    async def judge_pairs(self, pairs: Sequence[Pair]) -> list[Judgement]:
+    async def judge_pairs(self, pairs: Sequence[Pair], drawn: bool = False) -> list[Judgement]:
         """The judgement of each pair, computed in batches with pairs of other requests.
 
         Raises `Refusal` if a limit is exceeded, and `InputError` for a pair that cannot be judged.
+        Answers that were `drawn` after `check_pairs` and `check_room` may have cost money, so
+        neither their length nor a full queue is a reason to drop them.
         """
-        await self.check_pairs(pairs)
-        return await self._judged(pairs)
-
-    async def judge_drawn(self, pairs: Sequence[Pair]) -> list[Judgement]:
-        """Like `judge_pairs`, for answers that were drawn after `check_pairs` and `check_room`.
-
-        They may have cost money, so neither their length nor a full queue is a reason to drop them.
-        """
-        return await self._judged(pairs, admitted=True)
-
-    async def _judged(self, pairs: Sequence[Pair], admitted: bool = False) -> list[Judgement]:
-        judged = await self._batcher.submit(pairs, admitted)
+        if not drawn:
+            await self.check_pairs(pairs)
+        judged = await self._batcher.submit(pairs, admitted=drawn)
         self.metrics.tokens("scored", sum(judgement.num_tokens for judgement in judged))
         return judged
 
