@@ -44,7 +44,7 @@ __all__ = [
 MANIFEST = "manifest.json"
 _SINGLE_SHARD = "tokens.ds"
 _CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough for all threads, little memory
-_BLOCK_BYTES = 1 << 23  # read at a time for a checksum
+_BLOCK_BYTES = 1 << 23  # read at a time
 _NO_SOURCE = "no source"
 _LONGEST_NAME = 200  # in characters; a longer source is a text, such as one to translate
 _MOST_RUNS = 100_000  # per manifest, which every reader of the store holds in memory
@@ -118,12 +118,11 @@ class Shard:
 
     def verify(self) -> None:
         """Read every byte; raises an `InputError` that names a file whose checksum differs."""
-        found = finalize_shard(self.file, self._dtype)
-        for file, ours, theirs in (
-            (self.file, found.sha256, self.entry.sha256),
-            (self.index_file, found.index_sha256, self.entry.index_sha256),
+        for file, theirs in (
+            (self.file, self.entry.sha256),
+            (self.index_file, self.entry.index_sha256),
         ):
-            if ours != theirs:
+            if (ours := file_hash(file)) != theirs:
                 raise InputError(
                     f"its checksum {ours[:12]}... is not the manifest's {theirs[:12]}...: the file "
                     "has changed; copy or tokenize it again",
@@ -262,30 +261,22 @@ def finalize_shard(file: Path, dtype: np.dtype[Any]) -> ShardEntry:
     ...     found.num_documents, found.num_tokens, found.max_id
     (1, 3, 7)
     """
-    digest, index_digest = hashlib.sha256(), hashlib.sha256()
-    num_tokens, num_documents, max_id = 0, 0, -1
-    for block in _blocks(file):
-        digest.update(block)
-        ids = np.frombuffer(block, dtype)
-        num_tokens += len(ids)
-        max_id = max(max_id, int(ids.max()))
-    for block in _blocks(Path(f"{file}.index")):
-        index_digest.update(block)
-        num_documents += len(block) // 8
+    digest, num_tokens, max_id = hashlib.sha256(), 0, -1
+    with file.open("rb") as source:
+        while block := source.read(_BLOCK_BYTES):
+            digest.update(block)
+            ids = np.frombuffer(block, dtype)
+            num_tokens += len(ids)
+            max_id = max(max_id, int(ids.max()))
+    index = Path(f"{file}.index")
     return ShardEntry(
         file=file.name,
-        num_documents=num_documents,
+        num_documents=index.stat().st_size // 8,
         num_tokens=num_tokens,
         max_id=max_id,
         sha256=digest.hexdigest(),
-        index_sha256=index_digest.hexdigest(),
+        index_sha256=file_hash(index),
     )
-
-
-def _blocks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as source:
-        while block := source.read(_BLOCK_BYTES):
-            yield block
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
