@@ -37,7 +37,6 @@ __all__ = ["ReverseRewardManager", "compute_score", "copied_share", "trl_reward"
 
 _BATCH_SECONDS = 0.25  # target time of a batch
 _WAITING = 1 << 20  # most calls that may wait
-_TOGETHER = 16  # calls that share a batch, no matter how long it takes
 _SETTINGS = "settings of the reward"
 _REMEDY = ", or give the question in a column of the dataset (trl_reward's question, compute_score)"
 
@@ -288,12 +287,6 @@ async def _submit(
             _batchers.pop((loop, of), None)
     key = asyncio.get_running_loop(), settings
     if key not in _batchers:
-        _batchers[key] = Batcher(
-            judge.judge_in_steps,
-            lambda pair: 1.0 + len(pair.question) + len(pair.answer),
-            _BATCH_SECONDS,
-            _WAITING,
-            least=_TOGETHER,
-        )
+        _batchers[key] = judge.queue(_BATCH_SECONDS, _WAITING)
     (judgement,) = await _batchers[key].submit([pair])
     return judgement.reward, judgement.logprobs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 
@@ -19,7 +19,7 @@ from ledom.rerank.candidate_table import FEATURES, candidate_features, is_blank
 from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.strategies import Pick, Vote
 from ledom.rerank.weights import TunedWeights, default_weights
-from ledom.serve.batching import Steps, finish
+from ledom.serve.batching import Batcher, Steps, finish
 from ledom.serve.chat_text import Messages, answer_of, question_of
 
 __all__ = ["LONGEST_TOKEN", "MASK_COPIES", "Judge", "Judgement", "Pair", "best_first"]
@@ -31,6 +31,7 @@ LONGEST_TOKEN = 64
 """Most characters per token, on average over a text."""
 _SMALLEST = -700.0  # nats: below about -745, exp is 0
 _MARGIN = 64  # most tokens of a template, special tokens included
+_TOGETHER = 16  # small requests that share a batch, no matter how slow the machine is
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class Judgement:
         if "x|y" in self.scores:
             return self.scores["x|y"].num_tokens + self.scores["y"].num_tokens
         return self.scores["y|x"].num_tokens
+
+
+def _cost(pair: Pair) -> float:
+    """The estimated time of a pair, in characters: its length and a constant."""
+    return 20.0 + len(pair.question) + len(pair.answer)
 
 
 def best_first(judged: Sequence[Judgement]) -> list[int]:
@@ -236,6 +242,15 @@ class Judge:
         ['log_p_xy', 'log_p_y']
         """
         return finish(self.judge_in_steps(pairs))
+
+    def queue(
+        self,
+        seconds: float,
+        capacity: int,
+        observe: Callable[[int, float], None] = lambda items, seconds: None,
+    ) -> Batcher[Pair, Judgement]:
+        """A queue that judges the pairs of many callers in batches; see `Batcher`."""
+        return Batcher(self.judge_in_steps, _cost, seconds, capacity, _TOGETHER, observe)
 
     def judge_in_steps(self, pairs: Sequence[Pair]) -> Steps[list[Judgement]]:
         """`judge` as a generator that yields after each batch of a model."""

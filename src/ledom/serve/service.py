@@ -19,7 +19,6 @@ from ledom.serve.upstream import Upstream
 __all__ = ["REWARD", "Service"]
 
 _T = TypeVar("_T")
-_TOGETHER = 16  # small requests that share a batch, no matter how slow the machine is
 
 REWARD = "ledom"
 """The reward's name as a model, in protocols that require one."""
@@ -34,14 +33,7 @@ class Service:
         self.started = int(time.time())
         self._num_tokenizers = len({lm.tokenizer.fingerprint for lm in judge.models})
         limits = settings.limits
-        self._batcher: Batcher[Pair, Judgement] = Batcher(
-            judge.judge_in_steps,
-            _cost,
-            limits.batch_seconds,
-            limits.max_waiting,
-            least=_TOGETHER,
-            observe=self.metrics.batch,
-        )
+        self._batcher = judge.queue(limits.batch_seconds, limits.max_waiting, self.metrics.batch)
         # Jobs have different settings and cannot share a batch: they run one at a time, in turn.
         self._jobs: Batcher[Callable[[], Steps[Any]], Any] = Batcher(
             _one_by_one, lambda job: math.inf, limits.batch_seconds, limits.max_waiting
@@ -193,8 +185,3 @@ def _one_by_one(jobs: list[Callable[[], Steps[Any]]]) -> Steps[list[Any]]:
     for job in jobs:
         results.append((yield from job()))
     return results
-
-
-def _cost(pair: Pair) -> float:
-    """The estimated time of a pair, in characters: its length and a constant."""
-    return 20.0 + len(pair.question) + len(pair.answer)
