@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
@@ -94,8 +95,8 @@ async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
     logs = [judgement.logprobs if judgement else {} for judgement in judged]
     names = service.judge.log_names if judged else []
     return {
-        "rewards": [_reward(judgement) for judgement in judged],
-        "scores": [judgement.probability if judgement else _NO_REWARD for judgement in judged],
+        "rewards": _values(judged),
+        "scores": _values(judged, use_activation=True),
         "extra_logs": {name: [log.get(name, _NO_REWARD) for log in logs] for name in names},
     }
 
@@ -105,15 +106,16 @@ async def slime(body: SlimeBody, service: ServiceOf) -> float:
     """slime's remote reward. The response is a bare number."""
     size = len(body.response) + len(body.prompt if isinstance(body.prompt, str) else "")
     pair = await apart(size, lambda: service.judge.read_sample(body.prompt, body.response))
-    (judgement,) = await service.judge_samples([pair])
-    return _reward(judgement)
+    (value,) = _values(await service.judge_samples([pair]))
+    return value
 
 
 @router.post("/classify")
 async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
     """vLLM's classification protocol for verl. The reward is the last entry of `probs`."""
     judged = await _judge_dialogs(body, service)
-    data = ({"label": "reward", "probs": [_value(one, body)], "num_classes": 1} for one in judged)
+    values = _values(judged, body.use_activation)
+    data = ({"label": "reward", "probs": [value], "num_classes": 1} for value in values)
     return listed("classify", body.model, judged, data)
 
 
@@ -121,9 +123,8 @@ async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
 async def pooling(body: PoolingBody, service: ServiceOf) -> JsonObject:
     """vLLM's protocol for reward models. The reward is the only number of each `data`."""
     judged = await _judge_dialogs(body, service)
-    data = (
-        {"object": "pooling", "data": body.encoded(_value(judgement, body))} for judgement in judged
-    )
+    values = _values(judged, body.use_activation)
+    data = ({"object": "pooling", "data": body.encoded(value)} for value in values)
     return listed("pool", body.model, judged, data)
 
 
@@ -131,19 +132,14 @@ async def pooling(body: PoolingBody, service: ServiceOf) -> JsonObject:
 async def embeddings(body: EmbeddingBody, service: ServiceOf) -> JsonObject:
     """sglang's embeddings protocol for verl. The reward is the only number of each embedding."""
     judged = await _judge_dialogs(body, service)
-    data = (
-        {"object": "embedding", "embedding": body.encoded(_reward(judgement))}
-        for judgement in judged
-    )
+    values = _values(judged)
+    data = ({"object": "embedding", "embedding": body.encoded(value)} for value in values)
     return listed("embd", body.model, judged, data)
 
 
-def _reward(judgement: Judgement | None) -> float:
-    return judgement.reward if judgement else _NO_REWARD
-
-
-def _value(judgement: Judgement | None, body: ActivationBody) -> float:
-    return judgement.value(body.use_activation) if judgement else _NO_REWARD
+def _values(judged: Sequence[Judgement | None], use_activation: bool = False) -> list[float]:
+    """The value of each judgement, see `Judgement.value`; `_NO_REWARD` for None."""
+    return [one.value(use_activation) if one else _NO_REWARD for one in judged]
 
 
 async def _judge_dialogs(body: DialogBody, service: Service) -> list[Judgement | None]:
