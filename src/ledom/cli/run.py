@@ -51,33 +51,23 @@ def prepare_process() -> None:
     os.close(opened)
     if was_closed:
         sys.stdin = None
-    sys.stdout = _stream(sys.stdout, _Output(1))
-    sys.stderr = _stream(sys.stderr, _Messages(2))
+    sys.stdout = _stream(sys.stdout, _Output(1, "w", closefd=False))
+    sys.stderr = _stream(sys.stderr, _Messages(2, "w", closefd=False))
     if not sys.warnoptions and not _is_debugging():
         warnings.simplefilter("ignore")
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # on unwritable folders
 
 
-class _Output(io.RawIOBase):
+class _Output(io.FileIO):
     """Standard output: the first failed write raises an error, later writes do nothing."""
 
-    def __init__(self, number: int) -> None:
-        self._number, self._failed = number, False
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._number
-
-    def isatty(self) -> bool:
-        return os.isatty(self._number)
+    _failed = False
 
     def write(self, data: Any) -> int:
         if self._failed:
             return len(data)
         try:
-            return os.write(self._number, data)
+            return os.write(self.fileno(), data)
         except OSError as error:
             self._failed = True
             return self._fail(error, len(data))
