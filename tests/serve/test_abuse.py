@@ -288,6 +288,8 @@ def test_a_question_that_leaves_no_room_gives_one_clear_line(
         "the question leaves no room for an answer in the 512 tokens that the forward model reads; "
         "shorten it"
     )
+    with pytest.raises(LedomError, match="half of a surrogate pair"):
+        Judge(*pair).check([Pair("a " * 300 + "\ud83d", "b")])
 
 
 def test_a_request_that_takes_too_long_gives_504(pair: Models, gate: Gate) -> None:

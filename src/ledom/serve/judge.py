@@ -10,13 +10,12 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from textwrap import shorten
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.candidate_table import FEATURES, candidate_features, is_blank
-from ledom.rerank.score import check_room, score_candidates
+from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import Pick, Vote
 from ledom.rerank.weights import TunedWeights, default_weights
 from ledom.serve.batching import Batcher, Steps, finish
@@ -199,10 +198,9 @@ class Judge:
             # To encode a question of far too many characters would take long.
             fits = all(len(question) <= LONGEST_TOKEN * lm.context for question in long)
             if long and fits:
-                try:
-                    check_room([Problem(id=shorten(q, 40), question=q) for q in long], lm)
-                except InputError:  # its message is about files of problems
-                    fits = False
+                texts = [(question, "") for question in long]
+                encoded = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
+                fits = all(len(pair.ids) <= lm.context for pair in encoded)
             if not fits:
                 raise InputError(
                     "the question leaves no room for an answer in the "
