@@ -155,7 +155,6 @@ def _message(error: BaseException) -> str:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether the machine or a GPU ran out of memory; torch is not imported here."""
-    torchs = isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator" in str(error) or "out of memory" in str(error)
-    )
-    return isinstance(error, MemoryError) or torchs
+    signs = ("DefaultCPUAllocator", "out of memory")
+    by_torch = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return isinstance(error, MemoryError) or by_torch

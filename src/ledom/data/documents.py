@@ -40,7 +40,7 @@ _SAMPLE_BYTES = 1 << 16  # bytes hashed at a file's start, middle and end, to no
 _ROWS = 256  # Parquet rows in memory at a time
 
 
-Given = tuple[str, object]  # a document's text and its source, which may be no name
+Given = tuple[str, object]  # a document's text, and its source as given
 
 
 class Documents(Protocol):
