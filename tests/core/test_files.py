@@ -145,6 +145,18 @@ def test_a_folder_replaces_another_only_on_request(tmp_path):
     assert os.listdir(out) == ["new"]
 
 
+def test_a_linked_folder_is_replaced_where_it_is(tmp_path):
+    there = tmp_path / "disk" / "model"
+    there.mkdir(parents=True)
+    (there / "old").touch()
+    (tmp_path / "link").symlink_to(there)
+    with write_folder(tmp_path / "link", replace=True) as folder:
+        (folder / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert os.listdir(there.parent) == ["model"]
+    assert os.listdir(there) == ["new"]
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_leftovers_of_a_killed_process_are_removed_by_the_next_write(tmp_path, kind):
     path = tmp_path / "a[1].out"

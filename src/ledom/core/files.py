@@ -92,8 +92,8 @@ def write_json(path: str | Path, contents: Mapping[str, Any], sort_keys: bool = 
 def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """Create a folder to write into; it becomes `path` only when the block ends without an error.
 
-    With `replace`, an earlier folder at `path` is removed. Raises `OutputError` if `path` cannot be
-    written or the disk is full; the new folder is then removed.
+    Links are followed. With `replace`, an earlier folder at `path` is removed. Raises `OutputError`
+    if `path` cannot be written or the disk is full; the new folder is then removed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
@@ -102,19 +102,21 @@ def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     ...     Path(parent, "new", "hello.txt").read_text()
     'hello'
     """
-    path = Path(path)
-    with _temporary(path, path) as temporary:
+    named, path = path, real_path(path)
+    with _temporary(path, named) as temporary:
         temporary.mkdir()
         yield temporary
-        if replace and path.exists():
-            shutil.rmtree(path)
+        old = temporary.with_name(f"{temporary.name}.old")
+        if replace and path.is_dir():
+            os.replace(path, old)  # at once, because a kill while it is removed would lose both
         os.replace(temporary, path)
+        _remove(old)
 
 
-def _prefix(path: Path, process: int | None = None) -> str:
-    """The prefix of this process's temporary files for `path`; they are in the same folder."""
+def _prefix(path: Path) -> str:
+    """The prefix of this machine's temporary files for `path`; they are in the same folder."""
     host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-    return f".{path.name}.{host}-{os.getpid() if process is None else process}."
+    return f".{path.name}.{host}-"
 
 
 @contextmanager
@@ -123,7 +125,7 @@ def _temporary(path: Path, named: str | Path) -> Iterator[Path]:
 
     An `OSError` in the block becomes an `OutputError` about `named`, the path as the user wrote it.
     """
-    temporary = path.parent / f"{_prefix(path)}{secrets.token_hex(4)}"
+    temporary = path.parent / f"{_prefix(path)}{os.getpid()}.{secrets.token_hex(4)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
@@ -146,9 +148,9 @@ def _remove(path: Path) -> None:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove files that killed processes on this machine have left next to `path`."""
-    start, _, _ = _prefix(path, 0).rpartition("0.")
-    for left in path.parent.glob(f"{glob.escape(start)}*"):
-        process = left.name.removeprefix(start).partition(".")[0]
+    prefix = _prefix(path)
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        process = left.name.removeprefix(prefix).partition(".")[0]
         if process.isdigit() and not _is_running(int(process)):
             _remove(left)
 
