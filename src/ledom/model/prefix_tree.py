@@ -52,13 +52,48 @@ class PrefixTree:
         >>> tree.ids, tree.sizes
         ([1, 2], [2])
         """
-        builder = _Builder(cls(), texts)
-        builder.grow()
-        tree = builder.tree
+        tree = cls()
+        paths = list(tree._grow(texts))
         sizes = np.array(tree.sizes, np.int64)
         starts = sizes.cumsum() - sizes
-        tree.places = [_joined(starts[path], sizes[path]) for path in builder.paths]
+        tree.places = [_joined(starts[path], sizes[path]) for path in paths]
         return tree
+
+    def _grow(self, texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Add the texts; yields the segments of each.
+
+        It is a loop, because each of many texts may continue the one before it.
+        """
+        shared = [shared_length(a, b) for a, b in pairwise(texts)]  # by each text and the next
+        todo: list[tuple[int, int, int, list[int]]] = [(0, len(texts), 0, [])]
+        while todo:
+            # texts[first:end], whose first `depth` tokens are in the segments `above`
+            first, end, depth, above = todo.pop()
+            while first < end and len(texts[first]) == depth:  # no tokens of its own
+                yield above
+                first += 1
+            if first == end:
+                continue
+            last = first  # of the texts up to which all neighbors share enough
+            while last + 1 < end and _worth_sharing(shared[last], depth, texts[last]):
+                last += 1
+            todo.append((last + 1, end, depth, above))  # after those that follow
+            if last == first:
+                yield self._extend(above, texts[first], depth, len(texts[first]))
+            else:
+                common = min(shared[first:last])
+                path = self._extend(above, texts[first], depth, common)
+                todo.append((first, last + 1, common, path))
+
+    def _extend(self, above: list[int], text: Sequence[int], depth: int, end: int) -> list[int]:
+        """Extend the path `above` by a segment of the text's tokens [depth, end), if any."""
+        if depth == end:
+            return above
+        self.ids.extend(text[depth:end])
+        self.positions.extend(range(depth, end))
+        self.sizes.append(end - depth)
+        self.ancestors.append(list(above))
+        return [*above, len(self.sizes) - 1]
 
 
 def _joined(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -66,48 +101,6 @@ def _joined(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.i
     moved = starts - (sizes.cumsum() - sizes)
     joined: NDArray[np.int64] = np.arange(sizes.sum()) + np.repeat(moved, sizes)
     return joined
-
-
-class _Builder:
-    """A tree being built from sorted texts."""
-
-    def __init__(self, tree: PrefixTree, texts: Sequence[Sequence[int]]) -> None:
-        self.tree, self.texts = tree, texts
-        self.shared = [shared_length(a, b) for a, b in pairwise(texts)]
-        """The number of tokens that each text shares with the next."""
-        self.paths: list[list[int]] = []
-        """The segments of each text added so far."""
-
-    def grow(self) -> None:
-        """Add all texts. A loop, because each of many texts may continue the one before it."""
-        todo: list[tuple[int, int, int, list[int]]] = [(0, len(self.texts), 0, [])]
-        while todo:
-            # texts[first:end], whose first `depth` tokens are in the segments `above`
-            first, end, depth, above = todo.pop()
-            while first < end and len(self.texts[first]) == depth:  # no tokens of its own
-                self.paths.append(above)
-                first += 1
-            if first == end:
-                continue
-            last = first  # of the texts up to which all neighbors share enough
-            while last + 1 < end and _worth_sharing(self.shared[last], depth, self.texts[last]):
-                last += 1
-            todo.append((last + 1, end, depth, above))  # after those that follow
-            if last == first:
-                self.paths.append(self._extend(above, first, depth, len(self.texts[first])))
-            else:
-                common = min(self.shared[first:last])
-                todo.append((first, last + 1, common, self._extend(above, first, depth, common)))
-
-    def _extend(self, above: list[int], text: int, depth: int, end: int) -> list[int]:
-        """Extend the path `above` by a segment of the text's tokens [depth, end), if any."""
-        if depth == end:
-            return above
-        self.tree.ids.extend(self.texts[text][depth:end])
-        self.tree.positions.extend(range(depth, end))
-        self.tree.sizes.append(end - depth)
-        self.tree.ancestors.append(list(above))
-        return [*above, len(self.tree.sizes) - 1]
 
 
 def _worth_sharing(shared: int, depth: int, text: Sequence[int]) -> bool:
