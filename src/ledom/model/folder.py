@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.core.files import cache_folder, real_path, write_json
+from ledom.core.files import cache_folder, file_hash, real_path, write_json
 from ledom.core.reading import (
     JsonObject,
     check_regular,
@@ -38,6 +38,8 @@ __all__ = [
     "loaded_files",
     "numbers_in",
     "read_config",
+    "read_index",
+    "refuse_adapter",
     "snapshot",
     "weight_files",
 ]
@@ -148,11 +150,7 @@ def weight_files(folder: Path, config: JsonObject) -> list[Path]:
     Traceback (most recent call last):
     ledom.core.errors.CheckpointError: no-folder: no weights here; expected ...
     """
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(
-            f"{folder}: this is an adapter (adapter_config.json), not a whole model; merge it into "
-            "its base model with peft's merge_and_unload() and save the result with its tokenizer"
-        )
+    refuse_adapter(folder)
     named = config.get("transformers_weights")
     names = _WEIGHTS if named is None else (str(named),)
     found = next((folder / name for name in names if (folder / name).exists()), None)
@@ -164,10 +162,30 @@ def weight_files(folder: Path, config: JsonObject) -> list[Path]:
         )
     if not found.name.endswith(".index.json"):
         return [_regular(found)]
-    shards = read_json_object(found).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise CheckpointError(f"{found}: no weight_map from tensors to files")
-    return [found, *(_regular(folder / name) for name in sorted(set(shards.values())))]
+    return [found, *sorted(set(read_index(found).values()))]
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise `CheckpointError` for an adapter, which transformers would merge into the weights."""
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder}: has an adapter (adapter_config.json); merge it into its base model with "
+            "peft's merge_and_unload() and save the result with its tokenizer, or remove its files"
+        )
+
+
+def read_index(index: Path) -> dict[str, Path]:
+    """The file of each tensor, from the index of a model's shards.
+
+    Raises `CheckpointError` for a damaged index, and for a file that is not next to it.
+    """
+    names = read_json_object(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index}: no weight_map from tensors to files")
+    for name in sorted(set(names.values())):
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise CheckpointError(f"{index}: names the shard {name!r}, which is missing")
+    return {tensor: index.parent / name for tensor, name in names.items()}
 
 
 def loaded_files(folder: Path) -> list[Path]:
@@ -258,8 +276,7 @@ def file_digest(file: Path) -> str:
                 if known.get("state") == state:
                     return str(known.get("digest"))
         began = time.time()
-        with file.open("rb") as contents:
-            digest = hashlib.file_digest(contents, "sha256").hexdigest()
+        digest = file_hash(file)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
     if cached is not None and began - max(changed) / 1e9 > _SETTLED_SECONDS:

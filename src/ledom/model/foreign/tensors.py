@@ -21,7 +21,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from ledom.core.errors import CheckpointError
-from ledom.core.reading import JsonObject, check_regular, parse_json, read_json_object
+from ledom.core.reading import JsonObject, check_regular, parse_json
+from ledom.model.folder import read_index, refuse_adapter
 
 __all__ = ["StoredTensor", "from_torch", "read_folder", "read_torch_file", "write_safetensors"]
 
@@ -87,11 +88,7 @@ def read_folder(folder: Path, named: str | None = None) -> dict[str, StoredTenso
     safetensors are preferred to PyTorch's files. Raises `CheckpointError` for a folder without
     weights, an adapter, an index that names missing files or tensors, and damaged files.
     """
-    if (folder / "adapter_config.json").exists():  # transformers would merge it into the weights
-        raise CheckpointError(
-            f"{folder}: has an adapter (adapter_config.json); merge it into its base model with "
-            "peft's merge_and_unload() and import the result, or remove its files"
-        )
+    refuse_adapter(folder)
     if named is not None:
         file = folder / named
         return _read_indexed(file) if named.endswith(".json") else _read_files([file])
@@ -110,25 +107,13 @@ def read_folder(folder: Path, named: str | None = None) -> dict[str, StoredTenso
 
 
 def _read_indexed(index: Path) -> dict[str, StoredTensor]:
-    try:
-        places: dict[str, str] = read_json_object(index)["weight_map"]
-        names = sorted({str(name) for name in places.values()})
-    except (KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of shards: {error!r}") from None
-    for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
-            raise CheckpointError(f"{index}: names the shard {name!r}, which is missing")
-    tensors = _read_files([index.parent / name for name in names])
-    lost = [
-        name
-        for name, file in places.items()
-        if getattr(tensors.get(name), "file", None) != index.parent / file
-    ]
-    if lost:
-        raise CheckpointError(
-            f"{index.parent / places[lost[0]]}: has no tensor {lost[0]!r}, which "
-            f"{index.name} places there"
-        )
+    places = read_index(index)
+    tensors = _read_files(sorted(set(places.values())))
+    for name, file in places.items():
+        if name not in tensors or tensors[name].file != file:
+            raise CheckpointError(
+                f"{file}: has no tensor {name!r}, which {index.name} places there"
+            )
     return tensors
 
 
