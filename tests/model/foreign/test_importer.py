@@ -346,7 +346,7 @@ def test_bad_arguments_are_refused_in_one_line(run: Run, foreign: Path, tmp_path
     check_refused(run(*given, "--out", foreign), "exists already")
     check_refused(run(*given, "--out", out, "--softcap", 20), "--softcap 20")
     check_refused(run(*given, "--out", out, "--revision", "main"), "--revision main")
-    check_refused(run(*given, "--out", out, "--eos-token", "<x>"), "no such token")
+    check_refused(run(*given, "--out", out, "--eos-token", "<x>"), "has no token '<x>'")
     check_refused(run(*given, "--out", out, "--tokenizer", tmp_path / "no"), "no tokenizer here")
     check_refused(run("import", foreign / "config.json", "--out", out), "expected a model folder")
     check_refused(run(*given, "--out", foreign / "config.json" / "x"), "is a file")

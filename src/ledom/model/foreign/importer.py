@@ -312,8 +312,6 @@ def _eos(model: _Model, check: SelfCheck | None, options: ImportOptions, source:
     chosen = options.eos_token or measured or model.eos_token
     if chosen is None:
         raise CheckpointError(f"{source.name}: records no document-end token; give --eos-token")
-    if model.tokenizer.token_to_id(chosen) is None:
-        raise InputError(f"--eos-token {chosen}: the tokenizer has no such token")
     if model.eos_token is not None and chosen != model.eos_token:
         model.notes.append(f"the document-end token is {chosen}; the source says {model.eos_token}")
     return chosen
