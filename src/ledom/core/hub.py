@@ -103,15 +103,13 @@ def offline() -> Iterator[None]:
     ...     huggingface_hub.is_offline_mode()
     True
     """
+    from unittest.mock import patch
+
     import datasets.config
     import huggingface_hub.constants
 
-    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
+    with (
+        patch.object(datasets.config, "HF_HUB_OFFLINE", True),
+        patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True),
+    ):
         yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value

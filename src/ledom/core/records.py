@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from ledom.core.errors import InputError
 from ledom.core.files import write_atomically
-from ledom.core.reading import JsonObject, first_problem, read_jsonl
+from ledom.core.reading import JsonObject, first_problem, is_number, read_jsonl
 
 __all__ = [
     "CONFIDENCE",
@@ -226,8 +226,7 @@ class Candidate(Record):
                 f"candidate {self.index} of problem {self.problem_id!r} has no {name!r}, a score "
                 "field that the command line names or the weights need"
             )
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not abs(value) <= _LARGEST_SCORE:  # NaN is refused too
+        if not is_number(value) or not abs(value) <= _LARGEST_SCORE:  # NaN is refused too
             raise InputError(
                 f"candidate {self.index} of problem {self.problem_id!r}: the score field {name!r} "
                 f"is {value!r:.40}, expected a number of at most {_LARGEST_SCORE:g}"

@@ -112,14 +112,12 @@ class VLLMLanguageModel(LanguageModel):
         together = max(1, _TOGETHER // len(numbers))
         for first in range(0, len(texts), together):
             places = range(first, min(first + together, len(texts)))
-            outputs = self._run(
-                [contexts[place] for place in places for _ in numbers],
-                [self._draw(texts[p], n, sampling) for p in places for n in numbers],
-            )
-            asked = [texts[place] for place in places for _ in numbers]
+            asked = [(place, number) for place in places for number in numbers]
+            params = [self._draw(texts[place], number, sampling) for place, number in asked]
+            outputs = self._run([contexts[place] for place, _ in asked], params)
             made = [
-                self._generation(prompt, output.outputs[0], sampling)
-                for prompt, output in zip(asked, outputs, strict=True)
+                self._generation(texts[place], output.outputs[0], sampling)
+                for (place, _), output in zip(asked, outputs, strict=True)
             ]
             for i, place in enumerate(places):
                 yield place, made[i * len(numbers) : (i + 1) * len(numbers)]

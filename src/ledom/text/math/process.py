@@ -17,7 +17,6 @@ import subprocess
 import sys
 from functools import cache, lru_cache
 from threading import Lock
-from typing import IO
 
 __all__ = ["MathChecker", "same_value"]
 
@@ -45,9 +44,10 @@ class MathChecker:
         """Whether both answers have the same value; False if this cannot be decided in time."""
         with self._lock:
             worker = self._worker or self._start()
+            assert worker.stdin is not None  # because Popen gets PIPE
             try:
-                _pipe(worker.stdin).write(json.dumps([first, second]) + "\n")
-                _pipe(worker.stdin).flush()
+                worker.stdin.write(json.dumps([first, second]) + "\n")
+                worker.stdin.flush()
                 verdict = self._read(worker, self.seconds * _PATIENCE)
             except OSError:  # the last pair killed the worker
                 verdict = None
@@ -76,10 +76,10 @@ class MathChecker:
     @staticmethod
     def _read(worker: subprocess.Popen[str], seconds: float) -> str | None:
         """The worker's next line; None if it takes too long or is dead."""
-        out = _pipe(worker.stdout)
-        if not select.select([out], [], [], seconds)[0]:
+        assert worker.stdout is not None
+        if not select.select([worker.stdout], [], [], seconds)[0]:
             return None
-        return out.readline().strip() or None
+        return worker.stdout.readline().strip() or None
 
     def close(self) -> None:
         """Kill the worker; the next comparison starts another."""
@@ -87,11 +87,6 @@ class MathChecker:
             self._worker.kill()
             self._worker.communicate()
             self._worker = None
-
-
-def _pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None  # because Popen gets PIPE
-    return stream
 
 
 def serve(seconds: float) -> None:
