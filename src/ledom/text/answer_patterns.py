@@ -4,47 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = [
-    "ARROW",
-    "BETWEEN_BOXES",
-    "BOXED_OR_BRACE",
-    "BULLET",
-    "CALCULATOR",
-    "CHOICE",
-    "CHOSEN",
-    "CLAUSE",
-    "CORRECTION",
-    "EXCLAIMED",
-    "FIRST_CHOICE",
-    "JSON_ESCAPE",
-    "JSON_VALUE",
-    "LAST_CHOICE",
-    "LISTED",
-    "LISTED_CHOICE",
-    "LOST_BACKSLASH",
-    "NAME",
-    "NAMED",
-    "NEXT_QUESTION",
-    "NOT_SPACE",
-    "NO_SENTENCE",
-    "NUMBERED_HEADING",
-    "PLAIN_NUMBER",
-    "PREAMBLE",
-    "PROSE",
-    "RAISED_OR_LOWERED",
-    "REMARK",
-    "REMARK_ON_IT",
-    "SENTENCE_END",
-    "SIGNED",
-    "SLOT",
-    "TAGGED",
-    "TERM",
-    "TIDIED",
-    "VARIABLE",
-    "VERDICT",
-    "WORD",
-]
-
 TIDIED = (
     (
         re.compile(
