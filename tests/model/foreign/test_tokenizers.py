@@ -144,6 +144,22 @@ def test_added_tokens_keep_their_ids(spm: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"added_tokens_decoder": ["<|pad|>"]},
+        {"added_tokens_decoder": {"pad": {"content": "<|pad|>"}}},
+        {"added_tokens_decoder": {"268": "<|pad|>"}},
+        {"added_tokens_decoder": {"268": {}}},
+        {"bos_token": {}},
+    ],
+)
+def test_damaged_lists_of_added_tokens_are_refused(spm: Path, settings: Any) -> None:
+    (spm.parent / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json .* is damaged"):
+        read_tokenizer(spm.parent)
+
+
+@pytest.mark.parametrize(
     ("settings", "expected"),
     [
         (None, []),

@@ -45,8 +45,14 @@ def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokeni
         if name == "vocab.json":
             files.append(file.with_name("merges.txt"))
         if name == "tokenizer.model" or (name == "vocab.json" and not _names_its_kind(place)):
-            _add_tokens(backend, place, added)
-            _put_bos_in_front(backend, place)
+            try:
+                _add_tokens(backend, place, added)
+                _put_bos_in_front(backend, place)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{place}: tokenizer_config.json or added_tokens.json is damaged ({error!r}); "
+                    "correct it, or name a tokenizer.json with --tokenizer"
+                ) from None
         return backend, files
     raise CheckpointError(
         f"{place}: no tokenizer here (tokenizer.json, tokenizer.model, vocab.json with merges.txt, "
