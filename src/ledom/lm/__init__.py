@@ -6,6 +6,7 @@ this pair cannot judge.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from inspect import Parameter, signature
@@ -85,7 +86,7 @@ def load(
         options |= read_options(backend, written, str(model))
     if name == EMBEDDED and not prefix:  # a folder with this name must be given as ./tiny
         name = str(embedded_folder(direction))
-    if not prefix and not Path(name).is_dir() and (remedy := what_to_run(name)):
+    if not prefix and not os.path.isdir(name) and (remedy := what_to_run(name)):
         raise CheckpointError(
             f"{name}: no such model folder; to import a published checkpoint or a foreign file, "
             f"run: {remedy}"
@@ -97,7 +98,7 @@ def load(
 
 def _split(model: str) -> tuple[str, str, list[str]]:
     """Split `openai:NAME,key=value` into prefix, name and options; a folder may have any name."""
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         return "", model, []
     prefix, colon, rest = model.partition(":")
     if not prefix or not colon or prefix not in _BACKENDS:

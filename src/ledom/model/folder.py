@@ -111,7 +111,7 @@ def read_config(folder: Path) -> JsonObject:
     file = folder / "config.json"
     if not exists(file):
         inner = folder / "model"  # where a training run's folder has the finished model
-        remedy = f"give {inner}" if (inner / "config.json").is_file() else "give a model folder"
+        remedy = f"give {inner}" if os.path.isfile(inner / "config.json") else "give a model folder"
         raise CheckpointError(f"{folder}: no config.json here; {remedy}")
     config = read_json_object(file)
     text_config = config.get("text_config")

@@ -8,6 +8,7 @@ puts before a text. It has no direction: a reverse model uses its forward twin's
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class Tokenizer:
         258
         """
         path = Path(path)
-        file = path / "tokenizer.json" if path.is_dir() else path
+        file = path / "tokenizer.json" if os.path.isdir(path) else path
         try:
             check_regular(file)
         except InputError as error:

@@ -332,7 +332,7 @@ def _model_info(
             f"{model}: a server does not report its model's tokenizer; give the model's folder or "
             f"tokenizer.json: openai:{model},tokenizer=FOLDER"
         )
-    if (Path(source) / "config.json").is_file():
+    if os.path.isfile(Path(source, "config.json")):
         return read_checkpoint_info(source, direction, eos_token, bos_token=bos_token)
     if direction is None:
         raise DirectionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,8 @@ def what_to_run(model: str) -> str | None:
     folder: str | None = None
     if model in ALIASES:
         folder = model
-    elif path.suffix == ".gguf" or (path.is_dir() and not any(path.glob("*.safetensors"))):
+    elif path.suffix == ".gguf" or (os.path.isdir(path) and not any(path.glob("*.safetensors"))):
         folder = f"{path.stem}-imported"
-    elif is_hub_name(model) and not path.exists() and not path.parent.exists():
+    elif is_hub_name(model) and not os.path.exists(path.parent):
         folder = path.name
     return folder and f"ledom import {model} --out {folder}"

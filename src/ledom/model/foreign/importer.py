@@ -8,6 +8,7 @@ tensor by tensor, so a model of any size needs little memory.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -182,7 +183,7 @@ def _untied(source: _Source, model: _Model) -> PreTrainedModel:
 def _find(source: str, revision: str | None) -> _Source:
     """Find the source on this machine; if it is on the hub, download it first."""
     path = Path(source)
-    if path.exists():
+    if os.path.exists(path):
         if revision is not None:
             raise InputError(f"--revision {revision}: {source} is on this machine; leave it out")
         return _Source(snapshot(path), source)
