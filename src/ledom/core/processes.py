@@ -191,21 +191,14 @@ def _quotas(root: Path) -> Iterator[float]:
     """The CPU quota, in CPUs, of each cgroup (v1 and v2) that this process is in."""
     groups = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not controllers:
-            base = groups
-        elif "cpu" in controllers.split(","):
-            base = groups / "cpu"
-        else:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
             continue
+        base = groups / "cpu" if controllers else groups
         inner = base / path.lstrip("/")
         for folder in (inner, *inner.parents):
-            values = _read(folder / "cpu.max").split()
-            if not values:
-                values = [
-                    _read(folder / f"cpu.cfs_{key}_us").strip() for key in ("quota", "period")
-                ]
+            quota, period = (_read(folder / f"cpu.cfs_{key}_us") for key in ("quota", "period"))
+            values = (_read(folder / "cpu.max") or f"{quota} {period}").split()
             if len(values) == 2 and all(map(str.isdecimal, values)) and int(values[1]):
                 yield int(values[0]) / int(values[1])
             if folder == base:

@@ -273,7 +273,7 @@ class Stage(Generic[RecordT]):
             missing = [item for item in work.items if not work.is_done(have[item.key])]
             return [*work.groups(processes.share(missing, lambda item: item.key[0]))]
         open_groups = []
-        for number, group in enumerate(work.groups(work.items)):
+        for group in work.groups(work.items):
             if any(have[item.key] for item in group):
                 if all(work.is_done(have[item.key]) for item in group):
                     continue
@@ -282,8 +282,8 @@ class Stage(Generic[RecordT]):
                     "changed; remove it to start again",
                     path=self._parts()[0],
                 )
-            open_groups.append((number, group))
-        return [group for _, group in processes.share(open_groups, lambda pair: pair[0])]
+            open_groups.append(group)
+        return processes.share(open_groups, lambda group: group[0].key)
 
     def _made(
         self,

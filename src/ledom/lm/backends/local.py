@@ -292,11 +292,7 @@ class HFLanguageModel(LanguageModel):
         starts = [self._start(prompt, sampling) for prompt in prompts]
         asked, pattern = sampling.confidence, sampling.stop_pattern
         least = asked.thresholds(len(starts)) if asked else [None] * len(starts)
-
-        def search() -> PatternSearch | None:
-            known = self.tokenizer, self.direction
-            return None if pattern is None else PatternSearch(pattern, *known)
-
+        known = self.tokenizer, self.direction
         jobs = [
             Job(
                 start.context,
@@ -306,7 +302,7 @@ class HFLanguageModel(LanguageModel):
                 greedy=sample not in numbers,
                 least=least[place],
                 kv_cache=start.kv_cache,
-                search=search(),
+                search=None if pattern is None else PatternSearch(pattern, *known),
             )
             for place, start in enumerate(starts)
             for sample in [*numbers, numbers.stop][: len(numbers) + with_greedy]
