@@ -111,6 +111,7 @@ def test_sentencepiece_works_without_a_dummy_prefix(spm: Path) -> None:
     [
         (b"", "not a sentencepiece model"),
         (b"no protobuf at all", "not a sentencepiece model"),
+        (field(1, field(1, 7)), "not a sentencepiece model"),  # a piece whose text is a number
         (model()[:-20], "not a sentencepiece model|kind is not BPE"),
         (model(trainer=field(3, 1)), "kind is not BPE"),
         (model(normalizer=field(2, b"rules")), "rewrites characters"),

@@ -33,7 +33,7 @@ def read_sentencepiece(file: Path) -> Tokenizer:
     """
     try:
         pieces, trainer, normalizer = _read(file.read_bytes())
-    except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
+    except (AttributeError, ValueError, LookupError, TypeError, struct.error) as error:
         raise CheckpointError(f"{file}: not a sentencepiece model: {error!r}") from None
     _check(file, pieces, trainer, normalizer)
     vocabulary = {text: number for number, (text, _, _) in enumerate(pieces)}
