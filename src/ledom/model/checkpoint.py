@@ -368,26 +368,26 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def choose_direction(folder: Path, recorded: Any, asked: Direction | str | None) -> Direction:
-    """The direction of a model folder; raises `DirectionError` if unknown or not as `asked`.
+def choose_direction(place: object, recorded: Any, asked: Direction | str | None) -> Direction:
+    """The direction of the model in a place; raises `DirectionError` if unknown or not as `asked`.
 
-    >>> str(choose_direction(Path("folder"), "reverse", None))
+    >>> str(choose_direction("folder", "reverse", None))
     'reverse'
     """
     asked = None if asked is None else Direction(asked)
     if recorded is None and asked is None:
         raise DirectionError(
-            f"{folder}: config.json records no direction; give the one that the model was trained "
-            "in: direction='forward' or 'reverse'"
+            f"{place}: records no direction; give the one that the model was trained in: forward "
+            "or reverse (direction=..., or --direction of a command)"
         )
     if recorded is not None and asked is not None and str(recorded) != str(asked):
         raise DirectionError(
-            f"{folder}: this is a {recorded} model, used as {asked}; give a model trained in "
-            f"the {asked} direction"
+            f"{place}: this is a {recorded} model, used as {asked}; give a model trained in the "
+            f"{asked} direction"
         )
     if asked is not None:
         return asked
     try:
         return Direction(recorded)
     except InputError as error:
-        raise DirectionError(f"{folder}: config.json: {error}") from None
+        raise DirectionError(f"{place}: config.json: {error}") from None

@@ -340,7 +340,7 @@ def test_bad_arguments_are_refused_in_one_line(run: Run, foreign: Path, tmp_path
     out = tmp_path / "out"
     check_refused(run("import", "ledom-9b", "--out", out), "ledom-9b", "ledom-7b, ledom-2b")
     without = run("import", foreign, "--out", out)
-    check_refused(without, "--direction forward or --direction reverse")
+    check_refused(without, "records no direction", "--direction")
     check_refused(run("import", foreign, "--direction", "up", "--out", out), "'up'")
     given = ("import", foreign, "--direction", "reverse")
     check_refused(run(*given, "--out", foreign), "exists already")

@@ -26,19 +26,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
-from ledom.core.errors import (
-    DirectionError,
-    InputError,
-    ServerError,
-    in_one_line,
-    needs_extra,
-)
+from ledom.core.errors import InputError, ServerError, in_one_line, needs_extra
 from ledom.core.files import digest
 from ledom.core.reading import require
 from ledom.lm.confidence import Confidence, of_alternatives
 from ledom.lm.generation import ModelSpan
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
-from ledom.model.checkpoint import CheckpointInfo, bos_ids, read_checkpoint_info
+from ledom.model.checkpoint import (
+    CheckpointInfo,
+    bos_ids,
+    choose_direction,
+    read_checkpoint_info,
+)
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -334,15 +333,10 @@ def _model_info(
         )
     if os.path.isfile(Path(source, "config.json")):
         return read_checkpoint_info(source, direction, eos_token, bos_token=bos_token)
-    if direction is None:
-        raise DirectionError(
-            f"{model}: a server records no direction; give direction='forward' or 'reverse'"
-        )
-    direction = Direction(direction)
-    tokenizer = Tokenizer.load(source, eos_token)
-    first = bos_ids(tokenizer, direction, asked=bos_token)
+    chosen, tokenizer = choose_direction(model, None, direction), Tokenizer.load(source, eos_token)
+    first = bos_ids(tokenizer, chosen, asked=bos_token)
     return CheckpointInfo(
-        Path(source), tokenizer, direction, PairFormat(), first, _CONTEXT, frozenset()
+        Path(source), tokenizer, chosen, PairFormat(), first, _CONTEXT, frozenset()
     )
 
 

@@ -21,14 +21,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 import ledom
 from ledom.core.direction import Direction
-from ledom.core.errors import (
-    CheckpointError,
-    DirectionError,
-    InputError,
-    LedomError,
-    OutputError,
-    in_one_line,
-)
+from ledom.core.errors import CheckpointError, InputError, LedomError, OutputError, in_one_line
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import JsonObject, read_json_object
 from ledom.model.architectures import check_vocabulary
@@ -133,7 +126,8 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     model = _read(found, options)
     if options.softcap is not None and model.vocab_rows is None:
         raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
-    direction = _direction(found, model, options)
+    recorded = model.config.get(DIRECTION_KEY, found.direction)
+    direction = choose_direction(found.name, recorded, options.direction)
     skeleton = _skeleton(model.config, found.path)
     if differing_ties(model.tensors, skeleton):
         skeleton = _untied(found, model)
@@ -240,16 +234,6 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
     eos = known_eos(place if place.is_dir() else place.parent, tokenizer, config)
     files = [shape_file, *files]
     return _Model(config, tensors, tokenizer, eos, files, rows, notes)
-
-
-def _direction(source: _Source, model: _Model, options: ImportOptions) -> Direction:
-    recorded = model.config.get(DIRECTION_KEY, source.direction)
-    if recorded is None and options.direction is None:
-        raise DirectionError(
-            f"{source.name}: nothing says in which direction this model was trained; give "
-            "--direction forward or --direction reverse"
-        )
-    return choose_direction(source.path, recorded, options.direction)
 
 
 def _skeleton(config: JsonObject, path: Path) -> PreTrainedModel:
