@@ -140,20 +140,12 @@ def spelled(words: str) -> int:
     return few + bool(found) * 100 * (many or 1)
 
 
+_ORDINALS = "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
 DENOMINATORS = {
     "half": 2,
     "halve": 2,
-    "third": 3,
     "quarter": 4,
-    "fourth": 4,
-    "fifth": 5,
-    "sixth": 6,
-    "seventh": 7,
-    "eighth": 8,
-    "ninth": 9,
-    "tenth": 10,
-    "eleventh": 11,
-    "twelfth": 12,
+    **dict(zip(_ORDINALS.split(), range(3, 13), strict=True)),
     **{f"{word}th": SPELLED[word] for word in _ONES.split()[13:]},
     **{f"{word[:-1]}ieth": SPELLED[word] for word in _TENS.split()},
     "hundredth": 100,
