@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from functools import partial
 
 from ledom.text.math.in_text import (
     GROUP_SPACE,
@@ -47,8 +46,8 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
+_SUPERSCRIPTS, _SUBSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "₀₁₂₃₄₅₆₇₈₉"
+_LEVELED = str.maketrans(_SUPERSCRIPTS + _SUBSCRIPTS, "0123456789+-ni0123456789")
 _SIGNS = "×·⋅∙∗≤≥≠≈π∞∪∩∈∅±∓√∛∠△≡"
 _SIGN_NAMES = (
     "times cdot cdot cdot cdot leq geq neq approx pi infty cup cap in emptyset pm mp sqrt sqrt[3] "
@@ -64,8 +63,8 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("°º", "^\\circ "),
     }
 )
-_SUPERSCRIPT_RUN = re.compile(rf"[{''.join(_SUPERSCRIPTS)}]+")
-_SUBSCRIPT_RUN = re.compile(rf"[{''.join(_SUBSCRIPTS)}]+")
+_SUPERSCRIPT_RUN = re.compile(f"[{_SUPERSCRIPTS}]+")
+_SUBSCRIPT_RUN = re.compile(f"[{_SUBSCRIPTS}]+")
 _ONE_SPELLING = {
     **dict.fromkeys(["ge", "geqslant"], r"\geq"),
     **dict.fromkeys(["le", "leqslant"], r"\leq"),
@@ -190,11 +189,6 @@ GREEK = words(
 _GREEK_LETTER = re.compile(r"(?<![^\W\d_])[α-ρσ-ωΓΔΘΛΣΦΨΩ](?![^\W\d_])")
 
 
-def _raised(sign: str, plain: dict[str, str], run: re.Match[str]) -> str:
-    """Convert superscript or subscript digits to LaTeX."""
-    return f"{sign}{{{''.join(plain[character] for character in run[0])}}}"
-
-
 def _greek_name(letter: re.Match[str]) -> str:
     r"""The command of a Greek letter, such as \alpha; omicron, which LaTeX lacks, is unchanged."""
     name = unicodedata.name(letter[0]).rpartition(" ")[2].replace("LAMDA", "LAMBDA")
@@ -213,11 +207,8 @@ def plain_text(answer: str) -> str:
     elif _GROUPED_FRACTION.fullmatch(answer):
         answer = SPACED_GROUPS.sub("", answer)
     text = bare(keyboard(answer).translate(_CHARACTERS))
-    for run, sign, plain in (
-        (_SUPERSCRIPT_RUN, "^", _SUPERSCRIPTS),
-        (_SUBSCRIPT_RUN, "_", _SUBSCRIPTS),
-    ):
-        text = run.sub(partial(_raised, sign, plain), text)
+    text = _SUPERSCRIPT_RUN.sub(lambda run: f"^{{{run[0].translate(_LEVELED)}}}", text)
+    text = _SUBSCRIPT_RUN.sub(lambda run: f"_{{{run[0].translate(_LEVELED)}}}", text)
     text = _GREEK_LETTER.sub(_greek_name, text)
     if _CLOSING_DOLLAR.search(text) and len(_DOLLAR.findall(text)) % 2 == 0:
         text = _DOLLAR.sub(" ", text)
