@@ -13,8 +13,8 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import IO
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -251,7 +251,7 @@ def _tensor_pieces(tensor: torch.Tensor) -> Iterator[bytes]:
 def write_safetensors(
     folder: Path,
     tensors: Mapping[str, StoredTensor],
-    progress: Callable[[Iterable[str]], Iterable[str]] = lambda names: names,
+    progress: Callable[[Iterable[str]], Iterable[str]],
 ) -> None:
     """Write model.safetensors, or shards and their index, into a folder; raises `OSError`.
 
@@ -263,23 +263,19 @@ def write_safetensors(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=_SHARD,
     )
-    for _ in progress(_write_shards(folder, tensors, shards.filename_to_tensors)):
+    written = chain.from_iterable(
+        _write_shard(folder / file, {name: tensors[name] for name in names})
+        for file, names in shards.filename_to_tensors.items()
+    )
+    for _ in progress(written):
         pass
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
-def _write_shards(
-    folder: Path, tensors: Mapping[str, StoredTensor], shards: Mapping[str, list[str]]
-) -> Iterator[str]:
-    """Write the files, yielding each tensor's name after it is written."""
-    for file, names in shards.items():
-        with (folder / file).open("wb") as out:
-            yield from _write_shard(out, {name: tensors[name] for name in names})
-
-
-def _write_shard(out: IO[bytes], tensors: dict[str, StoredTensor]) -> Iterator[str]:
+def _write_shard(file: Path, tensors: dict[str, StoredTensor]) -> Iterator[str]:
+    """Write a file, yielding each tensor's name after it is written."""
     # Tensors with the largest element size come first, so that every tensor is aligned.
     order = sorted(tensors, key=lambda name: (-_SIZES[tensors[name].dtype], name))
     header: JsonObject = {"__metadata__": {"format": "pt"}}
@@ -290,8 +286,9 @@ def _write_shard(out: IO[bytes], tensors: dict[str, StoredTensor]) -> Iterator[s
         header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    out.write(len(text).to_bytes(8, "little") + text)
-    for name in order:
-        for piece in tensors[name].pieces():
-            out.write(piece)
-        yield name
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            for piece in tensors[name].pieces():
+                out.write(piece)
+            yield name
