@@ -376,15 +376,13 @@ def read_settings(path: Path) -> JsonObject:
     return settings
 
 
-def read_finished(
-    path: Path, record_type: type[RecordT], check: Check[RecordT] | None = None
-) -> list[RecordT]:
+def read_finished(path: Path, record_type: type[RecordT], check: Check[RecordT]) -> list[RecordT]:
     """The records of a finished file, which may have none.
 
     Raises `InputError` for a bad record (with its line) and for a file that was changed later.
     """
     expected = read_settings(path)[_HASH]
-    records = read_records(path, record_type, check() if check else None, allow_none=True)
+    records = read_records(path, record_type, check(), allow_none=True)
     if file_hash(path) != expected:
         raise InputError(
             f"was changed after it was finished (its {_HASH} is not the one in "

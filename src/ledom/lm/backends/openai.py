@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, ServerError, in_one_line, needs_extra
 from ledom.core.files import digest
-from ledom.core.reading import require
+from ledom.core.reading import check_counts, require
 from ledom.lm.confidence import Confidence, of_alternatives
 from ledom.lm.generation import ModelSpan
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
@@ -76,13 +76,9 @@ class OpenAILanguageModel(LanguageModel):
         concurrency: int = 8,
         requests_per_second: float | None = None,
     ) -> None:
-        checks = {
-            f"concurrency is {concurrency}; it must be at least 1": concurrency >= 1,
-            f"max_retries is {max_retries}; it must be 0 or more": max_retries >= 0,
-            f"timeout is {timeout}; it must be above 0": 0 < timeout < math.inf,
-            f"context is {context}; it must be at least 1": context is None or context >= 1,
-        }
-        require(checks)
+        check_counts(1, concurrency=concurrency, context=1 if context is None else context)
+        check_counts(max_retries=max_retries)
+        require({f"timeout is {timeout}; it must be above 0": 0 < timeout < math.inf})
         key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
         self._client = _client(model, key, base_url, max_retries=max_retries, timeout=timeout)
         info = _model_info(model, tokenizer, direction, eos_token, bos_token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ledom.core.errors import CheckpointError, in_one_line
@@ -30,7 +30,7 @@ class Downloaded:
 
     folder: Path
     commit: str
-    sha256: dict[str, str] = field(default_factory=dict)
+    sha256: dict[str, str]
     """SHA-256 by file name, for files whose hash the hub records."""
 
 
