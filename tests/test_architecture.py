@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -115,6 +118,22 @@ def test_files_and_functions_are_short() -> None:
     assert {name for name, lines in lengths.items() if lines > 60} == set()
     assert statistics.median(lengths.values()) <= 10
     assert statistics.quantiles(lengths.values(), n=20)[-1] <= 40
+
+
+def _submodules(module: ModuleType) -> set[str]:
+    return {found.name for found in pkgutil.iter_modules(getattr(module, "__path__", ()))}
+
+
+def test_names_that_other_modules_import_are_listed_as_public() -> None:
+    missing = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ledom."):
+                module = import_module(node.module or "")
+                names = [alias.name for alias in node.names]
+                listed = {*getattr(module, "__all__", names), *_submodules(module)}
+                missing += [(path.name, node.module, name) for name in names if name not in listed]
+    assert missing == []
 
 
 def test_tests_are_short_and_mirror_the_rooms() -> None:

@@ -43,6 +43,7 @@ __all__ = [
     "exists",
     "first_problem",
     "is_number",
+    "not_utf8",
     "parse_json",
     "read_json",
     "read_json_object",

@@ -26,7 +26,15 @@ from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.model.folder import snapshot
 from ledom.model.foreign.aliases import what_to_run
 
-__all__ = ["EMBEDDED", "LanguageModel", "load", "unfamiliar", "unfamiliar_texts"]
+__all__ = [
+    "EMBEDDED",
+    "LanguageModel",
+    "backend_of",
+    "embedded_folder",
+    "load",
+    "unfamiliar",
+    "unfamiliar_texts",
+]
 
 EMBEDDED = "tiny"
 """The name of the pair of models that comes with the package."""

@@ -39,6 +39,7 @@ from ledom.train.objective import token_losses
 __all__ = [
     "ParallelConfig",
     "ProcessGroup",
+    "accumulate",
     "connect",
     "distribute",
     "losses_of",
