@@ -20,9 +20,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"  # otherwise tokenizers warns at e
 
 
 @pytest.hookimpl(optionalhook=True)  # not called if xdist is not loaded
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than the number of CPUs: tests spend a quarter of their time waiting."""
-    return available_cpus() + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One per CPU, and one more for the slow tests, which spend a quarter of their time waiting."""
+    return available_cpus() + (config.option.markexpr != "not slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -40,6 +40,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ledom.nonsense  # noqa: B018
 
 
+@pytest.mark.slow
 def test_help_imports_no_torch() -> None:
     code = (
         "import sys; from ledom.cli.app import app\n"

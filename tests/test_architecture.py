@@ -55,6 +55,7 @@ def test_no_room_imports_from_one_above(checkout: Path) -> None:
     assert "1 kept, 0 broken" in result.stdout
 
 
+@pytest.mark.slow
 def test_planted_imports_from_above_break_the_contract(checkout: Path) -> None:
     planted = {
         "core.direction": ("text.tokenizer", "from ledom.text.tokenizer import Tokenizer"),
@@ -106,6 +107,7 @@ def test_the_architecture_page_names_every_module() -> None:
             assert (PACKAGE / room / f"{name}.py").is_file(), f"no module {room}/{name}"
 
 
+@pytest.mark.slow
 def test_files_and_functions_are_short() -> None:
     texts = {path.relative_to(PACKAGE): path.read_text() for path in PACKAGE.rglob("*.py")}
     assert [str(path) for path, text in texts.items() if len(text.splitlines()) > 400] == []

@@ -79,6 +79,7 @@ def test_trl_gets_rewards(
     assert again == found
 
 
+@pytest.mark.slow
 def test_trl_may_send_messages(models: dict[str, str], expected: list[float]) -> None:
     prompts = [[{"role": "user", "content": QUESTION}]] * 3
     completions = [[{"role": "assistant", "content": answer}] for answer in ANSWERS]
@@ -89,6 +90,7 @@ def test_trl_may_send_messages(models: dict[str, str], expected: list[float]) ->
     assert found == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_question_without_room_has_no_reward(
     models: dict[str, str], expected: list[float]
 ) -> None:
@@ -102,6 +104,7 @@ def test_answers_that_are_not_read_completely_are_counted(models: dict[str, str]
     assert log.metrics["truncated_share"] == 0.25
 
 
+@pytest.mark.slow
 def test_a_prompt_without_a_question_has_no_reward(
     models: dict[str, str], expected: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -124,6 +127,7 @@ def test_a_prompt_without_a_question_has_no_reward(
     assert call(column, [[system]], ANSWERS[:1], asked=[QUESTION])[0] == pytest.approx(expected[:1])
 
 
+@pytest.mark.slow
 def test_messages_may_come_as_tuples_and_arrays(
     models: dict[str, str], expected: list[float]
 ) -> None:
@@ -145,6 +149,7 @@ def test_lists_of_different_lengths_are_refused(models: dict[str, str]) -> None:
             call(reward, prompts, completions)
 
 
+@pytest.mark.slow
 def test_restating_the_question_is_not_rewarded(models: dict[str, str]) -> None:
     question = "Ava has three red pens and buys four blue pens from Bo. How many?"
     restated = [question, f"{question} 7"]
@@ -197,6 +202,7 @@ def test_senseless_settings_are_refused_before_any_work(
             call_it()
 
 
+@pytest.mark.slow
 def test_models_can_be_paths(models: dict[str, str], expected: list[float]) -> None:
     reward = trl_reward(**{name: Path(folder) for name, folder in models.items()})
     assert call(reward, [QUESTION] * 3, ANSWERS)[0] == pytest.approx(expected)
@@ -211,6 +217,7 @@ def test_the_copied_share_counts_characters_of_long_passages() -> None:
     assert copied_share(Pair(question, answer)) == pytest.approx(39 / len(answer))
 
 
+@pytest.mark.slow
 def test_verl_calls_are_batched(
     models: dict[str, str], expected: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +246,7 @@ def test_verl_calls_are_batched(
     assert len(sizes) < 3
 
 
+@pytest.mark.slow
 def test_a_closed_event_loop_leaves_no_thread_behind(models: dict[str, str]) -> None:
     """A script may call `asyncio.run` for each of thousands of samples."""
     for answer in ("1", "2", "3", "4"):
@@ -252,6 +260,7 @@ def test_a_closed_event_loop_leaves_no_thread_behind(models: dict[str, str]) -> 
     assert left() <= 1
 
 
+@pytest.mark.slow
 def test_calls_during_loading_wait_for_the_models(
     models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +294,7 @@ def test_a_question_that_is_not_text_is_reported(models: dict[str, str], questio
         asyncio.run(compute_score("any", "4", "4", {"question": question}, **models))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", [None, " ", "<|im_start|>tool", "pens " * 5000])
 def test_a_verl_row_without_a_question_gets_a_neutral_reward(
     models: dict[str, str], question: str | None, caplog: pytest.LogCaptureFixture

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from command_line import Run
 
 
+@pytest.mark.slow
 def test_no_arguments_show_the_commands(run: Run) -> None:
     code, text = run()
     assert code == 0

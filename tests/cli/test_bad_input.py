@@ -11,6 +11,7 @@ from ledom.core.records import Candidate, Problem, write_records
 from ledom.lm.backends.fake import FakeLanguageModel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
@@ -43,6 +44,7 @@ def test_a_directory_is_refused_as_a_problem_file(
     check_refused(run("rerank", "--problems", tmp_path), str(tmp_path), "directory")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures", "fakes")
 def test_a_refused_run_leaves_the_folder_unchanged(
     run: Run, problem_file: Path, tmp_path: Path
@@ -73,6 +75,7 @@ def test_scores_of_a_different_question_are_not_reused(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_scores_of_another_model_are_refused_by_name_and_hash(
     run: Run,
@@ -119,6 +122,7 @@ def test_candidates_of_other_problems_are_refused(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -146,6 +150,7 @@ def test_bad_options_are_refused(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_model_of_the_wrong_direction_is_refused(
     run: Run, checkpoints: dict[str, Path], problem_file: Path, tmp_path: Path
 ) -> None:

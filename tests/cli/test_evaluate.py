@@ -14,6 +14,7 @@ from ledom.lm.backends.fake import FakeLanguageModel
 pytest.importorskip("lm_eval")
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_table(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ ABSURD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "says"), IGNORED)
 @pytest.mark.usefixtures("fakes")
 def test_an_option_without_effect_is_refused_before_any_work(
@@ -107,6 +108,7 @@ def test_absurd_values_are_refused_with_the_bound(
     check_refused(run(*command.split()), option, bound)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures", "fakes")
 def test_defaults_are_never_refused(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
@@ -151,6 +153,7 @@ def test_a_path_of_the_wrong_kind_is_refused_first(run: Run, tmp_path: Path, nam
     assert file.read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "said"),
     [

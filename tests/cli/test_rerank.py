@@ -14,6 +14,7 @@ from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Generation, Sampling
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_rerank_from_problems_to_report(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
@@ -125,6 +126,7 @@ def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
     assert [model.num_scored for model in fakes.values()] == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures", "fakes")
 def test_bad_score_fields_are_refused(run: Run, problem_file: Path, tmp_path: Path) -> None:
     given = judged(tmp_path / "judged.jsonl", QUESTIONS, self_certainty=0.5, text_length="7")
@@ -227,6 +229,7 @@ def test_questions_written_backwards_are_sampled_with_the_seed(
     check_refused(run("rerank", *given, "--flip", 1, "--seed", 2, *out), "seed: 1 there, 2 now")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures", "fakes")
 def test_ctrl_c_keeps_finished_work(
     run: Run, problem_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -296,6 +299,7 @@ def test_unparseable_answers_are_counted_and_not_fatal(
     assert len(kept) < 500_000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_solution_longer_than_the_context_is_cut_and_reported(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
@@ -317,6 +321,7 @@ def answered(path: Path, answers: Sequence[str | None]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_only_labeled_problems_count(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from command_line import Run, check_refused
 from ledom.core.records import Candidate, write_records
 from ledom.lm.backends.fake import FakeLanguageModel
@@ -51,6 +53,7 @@ def test_explain_ranks_and_writes_a_page(
     assert "wrong" not in page
 
 
+@pytest.mark.slow
 def test_explain_shows_no_control_characters(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
 ) -> None:

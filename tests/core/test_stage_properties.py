@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,6 +51,7 @@ def stopped_after(count: int) -> Callable[..., Iterator[Any]]:
     return track
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     count=st.integers(1, 7),

@@ -38,6 +38,7 @@ BAD_YAML = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", BAD_YAML, ids=range(len(BAD_YAML)))
 def test_the_error_for_bad_yaml_names_the_line_quickly(text: str) -> None:
     started = time.process_time()

@@ -50,6 +50,7 @@ def test_equations_that_cannot_be_written_out_stay_unchanged(equation):
     assert show_work(*equation.split(" = ")) == equation
 
 
+@pytest.mark.slow
 def test_every_step_is_true_and_both_ends_are_kept():
     for first in (1, 7, 10, 38, 99, 105, 640, 999, 1208):
         for second in (1, 4, 12, 57, 99, 100, 350, 781):

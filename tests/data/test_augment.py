@@ -160,6 +160,7 @@ def test_solutions_without_a_chain_of_true_equations_are_skipped(solution, answe
     assert augment([problem], 3, 3, 3) == ([problem], [])
 
 
+@pytest.mark.slow
 def test_augment_is_deterministic_and_its_files_match(tmp_path):
     varied, wrong = augment([CLIPS, WEEK], 3, 4, seed=1)
     assert augment([CLIPS, WEEK], 3, 4, seed=1) == (varied, wrong)
@@ -172,6 +173,7 @@ def test_augment_is_deterministic_and_its_files_match(tmp_path):
     assert len({(c.problem_id, c.index) for c in wrong}) == len(wrong) > 20
 
 
+@pytest.mark.slow
 def test_the_command_holds_out_a_part(run, tmp_path):
     problems = [
         Problem(id=f"p{i}", question=CLIPS.question, answer="72", solution=CLIPS.solution)

@@ -51,6 +51,7 @@ def parts(documents: Any, count: int) -> list[list[str]]:
     return [list(documents.texts(part, count)) for part in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
 def test_the_parts_together_are_all_documents_in_order(
@@ -284,6 +285,7 @@ def test_bad_rows_and_an_unreachable_hub_give_one_line(hub: list[Any]) -> None:
         open_documents(["hub:a/b", "more.jsonl"])
 
 
+@pytest.mark.slow
 def test_a_local_folder_is_read_through_datasets_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +354,7 @@ def test_anything_but_a_regular_file_is_refused(tmp_path: Path) -> None:
             open_documents([str(name)], "jsonl")
 
 
+@pytest.mark.slow
 def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
     mark = b"\xef\xbb\xbf"
     for name, content in {"a.jsonl": jsonl(TEXTS), "b.txt": b"text", "c.txt": mark}.items():

@@ -194,6 +194,7 @@ def test_a_mixture_is_exact_over_any_range(weights):
     assert source_counts(weights, total * 10**15) == [weight * 10**15 for weight in weights]
 
 
+@pytest.mark.slow
 def test_batches_are_mixed_in_the_papers_proportions(tmp_path, words):
     stores = [
         store_of(tmp_path / name, words, *[[100 * number + i] for i in range(1, 60)])

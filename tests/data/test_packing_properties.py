@@ -31,6 +31,7 @@ def windows(documents: Documents, folder: str, tokenizer: Tokenizer, *layout: ob
     return Windows(write_store(Path(folder, "store"), texts, tokenizer), *layout)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @few
 @given(documents=DOCUMENTS, seq_len=st.integers(1, 12))
 def test_every_token_is_predicted_once(
@@ -46,6 +47,7 @@ def test_every_token_is_predicted_once(
     assert len(made) == sum(-(-(len(document) + 1) // seq_len) for document in documents)
 
 
+@pytest.mark.slow
 @few
 @given(documents=DOCUMENTS, seq_len=st.integers(1, 12))
 def test_fixed_windows_drop_less_than_one_window(

@@ -68,6 +68,7 @@ def test_the_generator_gives_disjoint_parts(tmp_path):
     assert {data.tokenizer.decode(w.tolist()) for w in windows} == set(train)
 
 
+@pytest.mark.slow
 def test_problems_become_rendered_pairs(tmp_path, problems):
     file = tmp_path / "p.jsonl"
     write_records(file, problems)
@@ -291,6 +292,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
         prepare_data(DataConfig(num_documents=1), tmp_path / "file" / "data")
 
 
+@pytest.mark.slow
 def test_some_documents_are_only_equations_of_training_problems(tmp_path):
     config = DataConfig(num_documents=60, num_valid=2, vocab_size=300, equation_only_fraction=0.5)
     data = prepare_data(config, tmp_path / "data")

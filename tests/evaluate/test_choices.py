@@ -46,6 +46,7 @@ def test_sentences_separated_by_a_short_one_are_not_neighbors() -> None:
         neighbor_questions(documents, "after")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["after", "before"])
 def test_wrong_choices_differ_from_the_right_one_in_one_number(place: str) -> None:
     questions = problem_questions(place, 10, seed=3)  # type: ignore[arg-type]

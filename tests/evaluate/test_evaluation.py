@@ -71,6 +71,7 @@ class Stopped(FakeLanguageModel):
         return super().logprobs(targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["document", "copy"])
 def test_questions_with_one_source_are_not_independent(
     key: str, tmp_path: Path, models: dict[Direction, FakeLanguageModel]
@@ -185,6 +186,7 @@ def test_written_answers_fit_into_a_short_context(
     assert row["value"] == 1
 
 
+@pytest.mark.slow
 def test_harness_prompts_come_with_a_note_for_reverse_models(
     tmp_path: Path, models: dict[Direction, FakeLanguageModel]
 ) -> None:
@@ -291,6 +293,7 @@ def test_a_suite_without_a_network_runs_what_it_can(
         evaluate_models(Job(none, [models[REVERSE]], out, leave_out=True), no_progress)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "expected"),
     [(ConnectionError("no route"), [False, True, True]), (KeyError("split"), [False] * 3)],

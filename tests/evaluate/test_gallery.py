@@ -221,6 +221,7 @@ def test_runs_that_kept_nothing_are_shown(lm: FakeLanguageModel, tmp_path: Path)
     assert len(inverted.tables[0].rows) == 1
 
 
+@pytest.mark.slow
 def test_the_command_of_every_section_exists(run: Run) -> None:
     for kind in RUNS:
         code, _ = run(kind.command.split()[1], "--help")

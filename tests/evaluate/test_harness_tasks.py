@@ -61,6 +61,7 @@ def test_every_task_in_the_suites_exists_in_the_harness_or_here(unread: list[str
     assert harness_tasks._files()["boolq"].parts[-3:] == ("super_glue", "boolq", "default.yaml")
 
 
+@pytest.mark.slow
 def test_a_task_is_built_from_its_file_and_a_group_by_the_registry(
     unread: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +218,7 @@ def made(config: dict[str, object], num_fewshot: int, monkeypatch: pytest.Monkey
     return built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splits", SPLITS)
 @pytest.mark.parametrize("sampler", ["default", "first_n"])
 def test_no_document_is_its_own_example(

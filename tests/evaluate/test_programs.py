@@ -18,6 +18,7 @@ def runs_in_time(program: str) -> bool:
     return runs_to_its_end(program, seconds=int(SECONDS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "ends"),
     [

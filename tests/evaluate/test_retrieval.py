@@ -62,6 +62,7 @@ def by_hand(
     return sum(fed[-query_count - 1 :]), sum(fed[:count])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", Direction)
 def test_the_scores_of_every_pair_equal_those_by_hand(
     tokenizer: Tokenizer, direction: Direction, tmp_path: Path
@@ -167,6 +168,7 @@ def test_a_query_that_fills_the_context_is_refused(tokenizer: Tokenizer, tmp_pat
     assert lm.num_scored == 0
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_with_the_same_bytes(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +225,7 @@ def test_the_command_ranks_for_one_query(run: Run, fakes: Fakes, passage_file: P
     assert "MRR" not in text
 
 
+@pytest.mark.slow
 def test_a_file_of_queries_with_relevant_passages_is_ranked(
     run: Run, fakes: Fakes, passage_file: Path, tmp_path: Path
 ) -> None:
@@ -289,6 +292,7 @@ def test_passages_that_lose_their_end_are_counted(
     assert f"note: 1 of {len(PASSAGES) + 1} passages were cut" in text
 
 
+@pytest.mark.slow
 def test_a_models_own_direction_counts(
     run: Run, checkpoints: dict[str, Path], passage_file: Path, tmp_path: Path
 ) -> None:

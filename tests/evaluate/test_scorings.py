@@ -22,6 +22,7 @@ from ledom.evaluate.tasks import Options, Source, find_source
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
 
 
+@pytest.mark.slow
 def test_every_scoring_of_a_task_equals_that_by_hand(
     choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_the_entropy_is_that_of_the_right_choice(
     assert row["value"] == pytest.approx(np.mean(expected), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_choices_in_front_are_scored_as_whole_texts_both_ways(
     choices_in_front: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ def test_choices_in_front_are_scored_as_whole_texts_both_ways(
     assert [i.args for i in task.instances[:4]] == [(c, continuation) for c in first["choices"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["after", "before"])
 def test_a_reverse_model_reads_the_examples_before_the_choice(
     place: str, models: dict[Direction, FakeLanguageModel], tmp_path: Path

@@ -68,6 +68,7 @@ def test_split_metrics_and_choices_match_the_tasks(name: str) -> None:
     assert found.get("num_fewshot") in (None, 0)  # the harness adds no examples itself
 
 
+@pytest.mark.slow
 def test_mmlu_choices_are_the_answers_written_out() -> None:
     assert config("mmlu_continuation")["doc_to_choice"] == "{{choices}}"
     assert "mmlu_continuation" in harness_tasks._groups()

@@ -109,6 +109,7 @@ def test_only_questions_are_answered(tokenizer: Tokenizer, tmp_path: Path) -> No
     assert len(found.agreements) == 0
 
 
+@pytest.mark.slow
 def test_truncated_answers_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
     problem = Problem(id="a/0", question="How many?", answer="22", extra={"seed": "a"})
     forward = FakeLanguageModel(tokenizer, "forward", answers=["20 + 2 = 22"])
@@ -124,6 +125,7 @@ def test_the_seeds_own_question_counts_as_known(tokenizer: Tokenizer, tmp_path: 
     assert list(reasons(found).values()) == ["known"]
 
 
+@pytest.mark.slow
 def test_the_best_answered_of_near_duplicates_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """10 words have 6 n-grams; `pens` is in 4 of them, so 2 / 10 are shared."""
     answers = {PENS: [RIGHT, WRONG], HENS: [RIGHT, RIGHT]}
@@ -197,6 +199,7 @@ def test_ids_stay_distinct(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert [problem.id for problem in found.removed] == ["s/0/0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [" 7\n", "7"])
 def test_spaces_around_an_answer_and_a_blank_solution_are_ignored(
     tokenizer: Tokenizer, tmp_path: Path, answer: str
@@ -241,6 +244,7 @@ def test_generated_problems_can_be_seeds(run: Run, fakes: Fakes, tmp_path: Path)
     assert "of 3 questions kept" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "parts"),
     [
@@ -262,6 +266,7 @@ def test_the_error_for_a_bad_seed_names_the_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_other_bad_input_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     path, out = tmp_path / "seeds.jsonl", tmp_path / "out"
     write_records(path, SEEDS)

@@ -51,6 +51,7 @@ def test_the_answer_is_at_its_end(direction: Direction, text: str, answer: list[
     assert answers_of(direction, text)[: len(answer) or None] == answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("right", "written", "is_equal"),
     [
@@ -89,6 +90,7 @@ def test_answers_are_equal_by_value_or_as_plain_text() -> None:
     assert not is_right("text", REVERSE, row, "beatles")
 
 
+@pytest.mark.slow
 def test_generated_programs_are_run() -> None:
     row = {
         "task_id": "t",

@@ -69,6 +69,7 @@ def numbers(confidence: Confidence | None) -> tuple[float, float, float]:
     return confidence.mean, confidence.tail, confidence.lowest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [ledom.load, VLLMLanguageModel])
 def test_confidence_equals_that_of_plain_transformers(
     backend: Callable[[Path], LanguageModel],
@@ -111,6 +112,7 @@ def test_confidence_from_a_server(checkpoints: dict[str, Path]) -> None:
         server.close()
 
 
+@pytest.mark.slow
 def test_a_text_ends_where_its_latest_window_is_not_confident(checkpoints: dict[str, Path]) -> None:
     """Draws equal those without a threshold, cut after the first window with a mean below it."""
     lm, plain = ledom.load(checkpoints["forward"]), PlainModel(checkpoints["forward"])

@@ -245,6 +245,7 @@ def test_samples_can_be_drawn_in_parts(lm: LanguageModel) -> None:
     assert [rest[place] for place in range(2)] == [five[2:] for five in together]
 
 
+@pytest.mark.slow
 def test_generation_in_steps_gives_the_same_texts(lm: LanguageModel) -> None:
     prompts = ["Ava has 12", "What is 3 + 4?"]
     sampling = Sampling(temperature=0.9, max_tokens=6, seed=3)
@@ -304,6 +305,7 @@ def test_bad_requests_are_refused(lm: LanguageModel) -> None:
         list(lm.generate(["ab"], {"seed": 1}))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Fraction, Decimal, np.float16, np.float64])
 def test_numbers_may_be_of_any_type(lm: LanguageModel, kind: Any) -> None:
     plain = Sampling(temperature=0.5, top_p=0.25, top_k=3, max_tokens=4, seed=2)

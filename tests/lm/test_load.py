@@ -38,12 +38,14 @@ def test_the_embedded_name_requires_a_direction() -> None:
         ledom.load("tiny")
 
 
+@pytest.mark.slow
 def test_fingerprints_distinguish_models(checkpoints: dict[str, Path]) -> None:
     forward, reverse = (ledom.load(folder) for folder in checkpoints.values())
     assert forward.fingerprint != reverse.fingerprint
     assert forward.fingerprint == ledom.load(checkpoints["forward"]).fingerprint
 
 
+@pytest.mark.slow
 def test_options_may_follow_a_name(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["reverse"]
     lm = ledom.load(f"{folder},rows=7,dtype=bfloat16", device="cpu")
@@ -74,6 +76,7 @@ def test_bad_options_are_refused(checkpoints: dict[str, Path], written: str, mes
         ledom.load(f"{checkpoints['reverse']},{written}")
 
 
+@pytest.mark.slow
 def test_untyped_options_are_checked() -> None:
     class Backend(FakeLanguageModel):
         def __init__(self, name: str, **options: object) -> None: ...
@@ -100,6 +103,7 @@ def test_a_folder_may_have_any_name(checkpoints: dict[str, Path], tmp_path: Path
     assert ledom.load(odd).direction is ledom.Direction.REVERSE
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_eos_is_refused_unless_eos_is_given(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

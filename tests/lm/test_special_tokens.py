@@ -78,6 +78,7 @@ def plain_greedy(folder: Path, ids: list[int], count: int) -> list[int]:
     return model.generate(torch.tensor([ids]), **settings)[0, len(ids) :].tolist()
 
 
+@pytest.mark.slow
 def test_a_forward_model_reads_its_own_bos_in_scoring_and_sampling(llama: Path) -> None:
     lm = ledom.load(llama, "forward", device="cpu")
     theirs = AutoTokenizer.from_pretrained(llama)
@@ -96,6 +97,7 @@ def test_a_forward_model_reads_its_own_bos_in_scoring_and_sampling(llama: Path) 
     assert made.ids + [2] * (made.finish_reason == "stop") == greedy
 
 
+@pytest.mark.slow
 def test_demonstrations_have_their_own_special_tokens(llama: Path) -> None:
     """<s> demonstration </s> <s> question solution </s>: each is a document, as in training."""
     lm = ledom.load(llama, "forward", device="cpu")
@@ -109,6 +111,7 @@ def test_demonstrations_have_their_own_special_tokens(llama: Path) -> None:
     np.testing.assert_allclose(score.token_logprobs or [], expected, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [["<s>"], ["</s>"]])
 def test_a_reverse_model_ends_with_eos_whatever_it_reads_first(
     tmp_path: Path, first: list[str]
@@ -173,6 +176,7 @@ def test_prompt_plus_text_is_the_text_of_all_ids(tmp_path: Path, form: str, dire
     assert blanks or direction == "reverse"
 
 
+@pytest.mark.slow
 def test_the_prompt_of_a_reverse_model_is_the_end_of_a_document(llama: Path) -> None:
     """Its ids are those of the whole document there, without a space at the joint."""
     lm = ledom.load(llama, "reverse", device="cpu")
@@ -251,6 +255,7 @@ def test_no_pattern_is_found_inside_a_character(llama: Path) -> None:
     assert [search(bytes_of[:count]) for count in (1, 2, 3, 4)] == [False, False, False, True]
 
 
+@pytest.mark.slow
 def test_a_foreign_models_scores_equal_those_by_hand(llama: Path) -> None:
     lm = ledom.load(llama, "forward", device="cpu")
     ids = lm.add_special_tokens(lm.tokenizer.encode("Once upon a time").ids)

@@ -87,6 +87,7 @@ def naive(query, key, value, boundaries, scale):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("boundaries", [[0, 7], [0, 2, 3, 7], [0, 2, 4, 5, 6, 7]])
 @pytest.mark.parametrize("in_one_call", [False, True], ids=["cpu", "gpu"])

@@ -23,6 +23,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch, kernels: bool) -> None:
         monkeypatch.setattr(library, "_library", lambda: None)
 
 
+@pytest.mark.slow
 @KERNELS
 @pytest.mark.parametrize("made_in", ["inference mode", "torch"])
 def test_the_state_of_weights_shows_changes_that_torch_does_not_count(
@@ -91,6 +92,7 @@ def test_the_contents_reveal_exactly_what_has_changed(
     assert changed()
 
 
+@pytest.mark.slow
 def test_hooks_in_another_process_do_not_count_as_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -107,6 +109,7 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.gelu(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "module", "name", "value"),
     [
@@ -173,6 +176,7 @@ def test_a_long_text_does_not_change_a_model(rope_type: str, tokenizer: Tokenize
     assert contents.mark()
 
 
+@pytest.mark.slow
 def test_using_a_model_does_not_change_it() -> None:
     lm = load("tiny", "reverse")
     loaded = lm.identity
@@ -183,6 +187,7 @@ def test_using_a_model_does_not_change_it() -> None:
     assert lm.identity == loaded
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*checkpointing.*:FutureWarning")
 def test_other_outputs_and_gradient_checkpointing_do_not_count() -> None:
     lm = load("tiny", "forward")

@@ -84,6 +84,7 @@ def test_weights_can_be_saved_in_bf16(tmp_path, tokenizer, tiny_config):
     assert load_checkpoint(tmp_path / "m", dtype=torch.bfloat16).model.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_tied_weights_are_stored_once_and_load_tied(tmp_path, tokenizer, tiny_config, dtype):
     model = build_model(tiny_config, tokenizer, 0)
@@ -191,6 +192,7 @@ def test_the_error_for_a_missing_file_names_it(folder, missing):
         load_checkpoint(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "settings", "context"),
     [

@@ -42,6 +42,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(device._mallopt() is None, reason="not glibc")
 @pytest.mark.parametrize("where", ["main", "other"])
 def test_freed_blocks_are_not_mapped_again(where: str) -> None:

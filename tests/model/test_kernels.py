@@ -19,6 +19,7 @@ from ledom.train.objective import token_losses
 from varlen import use_varlen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -168,6 +169,7 @@ def test_attention_and_its_normalizers_work_without_the_kernel(
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
 @pytest.mark.parametrize("length", [3, 200, 300])
 def test_causal_attention_and_derivatives_work_without_the_kernels(

@@ -53,6 +53,7 @@ def test_meaningless_rotary_frequencies_are_refused(tmp_path: Path, factor: floa
         load_checkpoint(_with_config(tmp_path, rope_parameters=rope))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

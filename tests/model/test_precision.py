@@ -124,6 +124,7 @@ def test_auto_tests_more_than_english(
     assert ledom.load(tmp_path, device="cpu").precision == "bfloat16"
 
 
+@pytest.mark.slow
 def test_auto_is_float32_for_a_model_that_does_not_run_in_bf16(
     tokenizer: Tokenizer,
     tmp_path: Path,
@@ -164,6 +165,7 @@ def rounded_product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (whole * x_scale * w_scale.T).float()
 
 
+@pytest.mark.slow
 def test_int8_equals_integers_in_every_matmul(int8: HFLanguageModel, folder: Path) -> None:
     """Compares with transformers' own pass with rounded inputs and weights; both round the same
     way except for ties."""

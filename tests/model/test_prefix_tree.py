@@ -79,6 +79,7 @@ def test_workers_get_equal_shares_of_texts_with_one_long_prefix() -> None:
     assert len(list(batches(texts[:35], 300, workers=2))) == 1  # computes the prefix once
 
 
+@pytest.mark.slow
 def test_each_of_many_texts_may_continue_the_one_before():
     text = list(range(1500))
     texts = [text[:length] for length in range(1, 1501)]

@@ -37,6 +37,7 @@ def test_an_invalid_shape_is_refused(change, message):
         ModelConfig(**{**SHAPE, **change})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "vocab_size", "num_parameters"),
     [

@@ -108,6 +108,7 @@ def _texts(svg: str) -> list[str]:
     return [" ".join("".join(element.itertext()).split()) for element in elements]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("low", "high", "words"),
@@ -194,6 +195,7 @@ def test_the_page_is_self_contained_and_escapes_everything(report: dict[str, Any
     assert "\x00" not in page
 
 
+@pytest.mark.slow
 def test_a_page_with_little_data_renders() -> None:
     """The run has not been validated yet, so there is only its training loss."""
     course = _course()
@@ -238,6 +240,7 @@ def test_scrolling_parts_take_focus_and_every_figure_has_a_name(
     check_reachable(render_html(report))
 
 
+@pytest.mark.slow
 def test_long_names_leave_room_for_the_axes(report: dict[str, Any]) -> None:
     """matplotlib warns if a legend pushes out the axes."""
     for run in report["runs"]:
@@ -245,6 +248,7 @@ def test_long_names_leave_room_for_the_axes(report: dict[str, Any]) -> None:
     assert "W" * 45 not in "".join(re.findall("<svg .*?</svg>", render_html(report), re.DOTALL))
 
 
+@pytest.mark.slow
 def test_a_part_with_only_one_direction_is_named(report: dict[str, Any]) -> None:
     run = report["runs"][0]
     for direction, parts in {"forward": {}, "reverse": {"web": [4.0, 3.0]}}.items():

@@ -116,6 +116,7 @@ def test_names_stay_text_and_are_not_parsed_as_math() -> None:
     assert "Bounds" not in texts
 
 
+@pytest.mark.slow
 def test_a_long_name_keeps_its_distinctive_end() -> None:
     names = [f"{'n' * 500} {way}" for way in ("forward", "reverse")]
     texts = _texts(strategies_figure([_strategy(name, "pick", 0.5) for name in names]))
@@ -147,6 +148,7 @@ def test_no_data_gives_no_figure() -> None:
     assert differences_figure({}, "greedy") == ""
 
 
+@pytest.mark.slow
 def test_a_single_point_is_drawn() -> None:
     one = _strategy("a", "pick", 0.5)
     assert by_n_figure(AccuracyByN(n=[4], strategies={"a": [0.5]}), [one])

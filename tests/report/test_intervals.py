@@ -56,6 +56,7 @@ def test_bounds_of_shares_are_binomial_quantiles(num: int, num_ones: int) -> Non
     assert interval.high == pytest.approx(high, abs=1.01 / num)
 
 
+@pytest.mark.slow
 def test_bounds_of_many_values_are_those_of_a_normal() -> None:
     values = np.random.default_rng(7).gamma(2.0, size=3000)
     interval = bootstrap_interval(values)
@@ -84,6 +85,7 @@ def test_the_values_are_not_modified() -> None:
     assert values.tolist() == [3, 1, 2]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_resamples() -> None:
     """3,000 problems x 10,000 resamples would be 240 MB at once."""
     values = np.random.default_rng(3).random(3000)

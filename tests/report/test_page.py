@@ -22,6 +22,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> Path:
     return selection_page.write_report(folder, as_report(report))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_files_are_written_and_the_json_round_trips(tmp_path: Path, report: dict[str, Any]) -> None:
     typed = as_report(report)
@@ -76,6 +77,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(
         write_report(blocked, report)
 
 
+@pytest.mark.slow
 def test_importing_is_cheap() -> None:
     code = (
         "import sys, ledom.report.selection_page\n"

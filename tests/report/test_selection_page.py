@@ -316,6 +316,7 @@ def test_a_case_states_the_same_score_as_the_table(report: dict[str, Any]) -> No
     assert "explains the question 4.0 nats better" in text
 
 
+@pytest.mark.slow
 def test_scrolling_parts_take_focus_and_every_figure_has_a_name(
     report: dict[str, Any],
 ) -> None:

@@ -118,6 +118,7 @@ def test_the_term_that_carries_the_signal_is_named() -> None:
     assert summarize(_made()).signal == ""
 
 
+@pytest.mark.slow
 def test_the_page_explains_the_dashed_line_only_if_there_is_one() -> None:
     """The line marks the greedy answer; right-to-left texts begin at the right."""
     known = _report(Interval(0.1, 0.0, 0.2))

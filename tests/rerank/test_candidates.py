@@ -144,6 +144,7 @@ def test_no_answer_has_no_class(answer: str | None) -> None:
     assert AnswerClasses().number(answer) == -1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", list(permutations(["5", "5 cm", "5 m", "5 centimeters"])))
 def test_members_of_a_class_are_equal_in_every_order(answers: tuple[str, ...]) -> None:
     classes = AnswerClasses()

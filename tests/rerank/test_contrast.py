@@ -106,6 +106,7 @@ def test_copies_depend_only_on_the_question() -> None:
     assert change_numbers("It is 7:30 on route A66.", 8) == []
 
 
+@pytest.mark.slow
 def test_the_mean_is_over_the_copies(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     lm = ledom.load(checkpoints["reverse"])
     candidates = [
@@ -121,6 +122,7 @@ def test_the_mean_is_over_the_copies(checkpoints: dict[str, Path], tmp_path: Pat
         assert score.logprob == pytest.approx(mean, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_feature_is_the_difference(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     lm = ledom.load(checkpoints["reverse"])
     plain = Problem(id="n", question="Is it so?", answer="1")

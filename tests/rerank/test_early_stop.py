@@ -66,6 +66,7 @@ def test_the_number_needed_equals_that_by_hand() -> None:
     assert needed_candidates(replace(made, num_planned=9)).tolist() == [5, 5, 5, 5, 3]
 
 
+@pytest.mark.slow
 def test_the_winner_is_that_of_the_full_vote() -> None:
     """Random tables of every shape, with ties, unreadable answers and missing candidates."""
     rng = np.random.default_rng(0)
@@ -128,6 +129,7 @@ def winner(candidates: list[Candidate]) -> list[str]:
     return sorted(text for text, count in votes.items() if count == max(votes.values()))
 
 
+@pytest.mark.slow
 def test_an_early_stop_draws_a_prefix_of_all_candidates(lm: FakeLanguageModel) -> None:
     full = by_problem(list(sample_candidates(PROBLEMS, lm, SAMPLING, N)))
     early = by_problem(drawn_early(lm, {}))
@@ -161,6 +163,7 @@ def test_sampling_resumes_from_existing_candidates(lm: FakeLanguageModel) -> Non
         assert by_problem(chunks[:cut] + rest) == expected
 
 
+@pytest.mark.slow
 def test_the_last_candidates_of_a_problem_are_marked(lm: FakeLanguageModel) -> None:
     ended = []
     drawn: dict[str, list[Candidate]] = {problem.id: [] for problem in PROBLEMS}

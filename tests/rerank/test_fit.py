@@ -132,6 +132,7 @@ def test_having_nothing_to_tune_is_reported() -> None:
         tune(table)
 
 
+@pytest.mark.slow
 def test_cross_fitting_never_sees_the_fold_it_is_applied_to() -> None:
     table = with_few_terms(made_pools(60))
     folds = cross_fit(table, 3).folds
@@ -151,6 +152,7 @@ def test_cross_fitted_weights_are_saved_as_those_fitted_on_all_problems(tmp_path
     assert TunedWeights.load(tmp_path / "weights.json") == tune(table)
 
 
+@pytest.mark.slow
 def test_cross_fitting_keeps_equal_questions_in_one_fold() -> None:
     ends = ("", " ", "\n")  # copies of a problem in other files
     questions = [f"question {i % 20}{ends[i // 20]}" for i in range(60)]
@@ -165,6 +167,7 @@ def test_cross_fitting_keeps_equal_questions_in_one_fold() -> None:
         cross_fit(table, 21)
 
 
+@pytest.mark.slow
 def test_the_penalty_is_chosen_on_questions_that_were_not_fitted_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -180,6 +183,7 @@ def test_the_penalty_is_chosen_on_questions_that_were_not_fitted_on(
     assert tuned.weights["all_terms"] == tune(copies).weights["all_terms"]
 
 
+@pytest.mark.slow
 def test_unlabeled_problems_are_neither_fitted_on_nor_counted() -> None:
     """The last 20 of 60 problems are unlabeled, so their contents must not matter."""
     labeled = np.arange(60) < 40

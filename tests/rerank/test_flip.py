@@ -64,6 +64,7 @@ def test_the_score_is_the_log_of_the_mean_overlap(tokenizer: Tokenizer, tmp_path
     assert len({score.logprob for score in made}) > 1
 
 
+@pytest.mark.slow
 def test_questions_are_generated_before_the_solution(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def by_name(report: Measurement) -> dict[str, StrategyResult]:
     return {row.id: row for row in report.strategies}
 
 
+@pytest.mark.slow
 def test_accuracies_match_those_worked_out(report: Measurement) -> None:
     rows = by_name(report)
     assert rows["greedy"].accuracy.mean == pytest.approx(0.5)
@@ -131,6 +132,7 @@ def test_groups_are_measured_separately(report: Measurement) -> None:
     assert rows["b"].accuracy["greedy"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_stopped_vote_reports_what_it_needed(report: Measurement, table: CandidateTable) -> None:
     """Answers 0 1 0 2 0 3: after five, the lead of 3 - 1 exceeds the one candidate left."""
     rows = by_name(report)
@@ -213,6 +215,7 @@ def test_external_scores_are_measured_alone_and_combined(table: CandidateTable) 
     assert "Voting: adding external scores to all others helps" in claims
 
 
+@pytest.mark.slow
 def test_strategies_without_weights_are_left_out(table: CandidateTable) -> None:
     report = measure(table, TunedWeights({}, 0, 0, frozenset()))
     assert "all_terms" not in by_name(report)

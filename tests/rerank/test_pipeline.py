@@ -94,6 +94,7 @@ def job(tokenizer: Tokenizer, tmp_path: Path) -> Job:
     return Job(problems, tmp_path, forward, None, default_weights(), drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_folds_take_problems_that_unused_weights_were_fitted_on(job: Job) -> None:
     known = frozenset([question_hash(job.problems[0].question)])

@@ -152,6 +152,7 @@ def test_scores_record_the_models_direction(tokenizer: Tokenizer) -> None:
         assert {score.direction for score in made} == {str(direction)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_demonstrations_are_read_first(checkpoints: dict[str, Path], direction: str) -> None:
     lm = ledom.load(checkpoints[direction])

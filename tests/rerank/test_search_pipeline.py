@@ -29,6 +29,7 @@ def job(tokenizer: Tokenizer, out: Path, **changes: Any) -> SearchJob:
     return SearchJob(PROBLEMS, out, models[0], models[1], SearchConfig(**changes))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_search_writes_files_and_a_measurement(tokenizer: Tokenizer, tmp_path: Path) -> None:
     report = search_job(job(tokenizer, tmp_path), no_progress)
@@ -82,6 +83,7 @@ def test_without_answers_nothing_is_measured(tokenizer: Tokenizer, tmp_path: Pat
     assert (tmp_path / "searched.jsonl").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_only_labeled_problems_are_measured(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path)
@@ -125,6 +127,7 @@ def test_best_of_n_is_sampled_until_it_costs_as_much_as_the_search(
         assert [c.index for c in candidates] == list(range(len(candidates)))
 
 
+@pytest.mark.slow
 def test_the_formats_ending_also_costs_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Best of N pays for everything that the model wrote, as the search does."""
     made = job(tokenizer, tmp_path, width=1, expansions=1)

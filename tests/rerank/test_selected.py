@@ -93,6 +93,7 @@ def test_the_first_of_equal_texts_is_chosen(tokenizer: Tokenizer, tmp_path: Path
     assert (found.index, found.answer, found.confidence) == (0, "2", 1)
 
 
+@pytest.mark.slow
 def test_a_tied_vote_is_decided_by_score(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Two answers have one vote each: the more likely text wins, wherever it is in the pool."""
     texts = ["so it is\n#### 2", "but no\n#### 3"]

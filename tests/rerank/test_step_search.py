@@ -132,6 +132,7 @@ def test_an_endless_search_is_stopped(
     assert all(beam.text.endswith("\n") for beam in beams)
 
 
+@pytest.mark.slow
 def test_a_greedy_beam_of_one_is_the_greedy_text(checkpoints: dict[str, Path]) -> None:
     """With real models, steps from cached keys and values give the same text as one pass."""
     lm = ledom.load(checkpoints["forward"], device="cpu")

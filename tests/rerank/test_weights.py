@@ -13,6 +13,7 @@ from ledom.rerank.weights import TunedWeights
 GOOD = {"format": 3, "num_problems": 1, "num_candidates": 2, "problem_hashes": [], "weights": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -61,6 +61,7 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 def test_bad_bodies_are_refused(client: TestClient, name: str) -> None:
     body, status, message = BODIES[name]
@@ -90,6 +91,7 @@ def test_unusual_answers_are_scored(client: TestClient) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     ["/../../etc/passwd", "/..%2f..%2fetc/passwd", "/%2e%2e/etc/passwd", "//etc/passwd", "/\\etc"],
@@ -169,6 +171,7 @@ def post(server: Server, answers: list[str]) -> httpx.Response:
     return httpx.post(f"{server.url}/ledom/score", json=body, timeout=SECONDS)
 
 
+@pytest.mark.slow
 def test_a_full_queue_gives_429(pair: Models, gate: Gate) -> None:
     with running(Judge(*pair), Limits(max_waiting=2)) as server, ThreadPoolExecutor(8) as pool:
         first = pool.submit(post, server, ["a"])
@@ -183,6 +186,7 @@ def test_a_full_queue_gives_429(pair: Models, gate: Gate) -> None:
         assert post(server, ["c"]).status_code == 200
 
 
+@pytest.mark.slow
 def test_work_for_a_disconnected_client_is_dropped(pair: Models, gate: Gate) -> None:
     with running(Judge(*pair), Limits()) as server, ThreadPoolExecutor(8) as pool:
         first = pool.submit(post, server, ["a"])
@@ -247,6 +251,7 @@ def test_nobody_waits_while_a_long_text_is_tokenized(
         assert "it was too long" in answer.result(SECONDS).json()["error"]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -292,6 +297,7 @@ def test_a_question_that_leaves_no_room_gives_one_clear_line(
         Judge(*pair).check([Pair("a " * 300 + "\ud83d", "b")])
 
 
+@pytest.mark.slow
 def test_a_request_that_takes_too_long_gives_504(pair: Models, gate: Gate) -> None:
     with running(Judge(*pair), Limits(seconds=0.2)) as server:
         answer = post(server, ["a"])
@@ -300,6 +306,7 @@ def test_a_request_that_takes_too_long_gives_504(pair: Models, gate: Gate) -> No
         gate.open.set()
 
 
+@pytest.mark.slow
 def test_accepted_requests_are_finished_at_shutdown(pair: Models, gate: Gate) -> None:
     with ThreadPoolExecutor(2) as pool:
         with running(Judge(*pair), Limits()) as server:
@@ -338,6 +345,7 @@ def test_a_client_that_does_not_read_is_dropped(
         assert post(server, ["a"]).status_code == 200
 
 
+@pytest.mark.slow
 def test_more_connections_than_allowed_get_503(pair: Models) -> None:
     with running(Judge(*pair), Limits(max_connections=3)) as server:
         assert server._server is not None

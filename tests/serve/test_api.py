@@ -38,6 +38,7 @@ def test_every_example_runs(server: Server) -> None:
     assert {"/score", "/rerank", "/reward", "/v1/chat/completions", "/ledom/generate"} <= ran
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_from_other_servers(server: Server) -> None:
     page = httpx.get(f"{server.url}/docs", timeout=SECONDS)
     assert "default-src 'none'" in page.headers["content-security-policy"]

@@ -115,6 +115,7 @@ def test_models_say_how_the_reward_is_computed(client: TestClient) -> None:
     assert answer["models"]["reverse"]["direction"] == "reverse"
 
 
+@pytest.mark.slow
 def test_vllms_score_is_the_probability(client: TestClient) -> None:
     own = client.post("/ledom/score", json={"question": QUESTION, "answers": ANSWERS}).json()
     for path in ("/score", "/v1/score"):
@@ -175,6 +176,7 @@ def test_weights_for_another_model_give_a_warning(
     assert "fitted on scores of another model: forward: " in record.getMessage()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "status"),
     [

@@ -62,6 +62,7 @@ def test_a_forward_prompts_ids_are_scored_unchanged(
     assert "".join(choice["logprobs"]["tokens"][:-1]) == TEXT
 
 
+@pytest.mark.slow
 def test_a_text_is_read_after_the_models_first_token(
     server: Server, checkpoints: dict[str, Path]
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_text_is_read_after_the_models_first_token(
     assert choice["text"] == TEXT
 
 
+@pytest.mark.slow
 def test_reverse_values_of_a_continuation_are_its_log_probability_after_the_context(
     server: Server, checkpoints: dict[str, Path]
 ) -> None:
@@ -87,6 +89,7 @@ def test_reverse_values_of_a_continuation_are_its_log_probability_after_the_cont
     assert sum(values[:-1]) == pytest.approx(joint[len(ids)], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_completion_is_what_generate_gives(server: Server, checkpoints: dict[str, Path]) -> None:
     for name in ("forward", "reverse"):
         lm = ledom.load(checkpoints[name], name)
@@ -107,6 +110,7 @@ def test_a_completion_is_what_generate_gives(server: Server, checkpoints: dict[s
             assert value == max(top.values())  # greedy picks the most likely
 
 
+@pytest.mark.slow
 def test_samples_stops_and_counts_are_right(server: Server) -> None:
     body = {"model": "forward", "prompt": ["3 + 4", "5"], "max_tokens": 8, "n": 2, "seed": 3}
     found = post(server, "/v1/completions", **body)
@@ -123,6 +127,7 @@ def test_samples_stops_and_counts_are_right(server: Server) -> None:
     assert cut["finish_reason"] == "stop"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["forward", "reverse"])
 def test_the_logprobs_end_where_a_stop_cuts_the_text(server: Server, model: str) -> None:
     body = {"model": model, "prompt": TEXT, "max_tokens": 16, "seed": 3, "logprobs": 1}
@@ -143,6 +148,7 @@ def test_the_logprobs_end_where_a_stop_cuts_the_text(server: Server, model: str)
     assert len(cut["logprobs"]["text_offset"]) == len(tokens[kept])
 
 
+@pytest.mark.slow
 def test_the_streamed_parts_add_up_to_the_text(server: Server) -> None:
     body = {"model": "reverse", "prompt": "7", "max_tokens": 8, "temperature": 0}
     whole = post(server, "/v1/completions", **body)["choices"][0]["text"]
@@ -157,6 +163,7 @@ def test_the_streamed_parts_add_up_to_the_text(server: Server) -> None:
     assert not any("usage" in event for event in events)
 
 
+@pytest.mark.slow
 def test_the_usage_of_a_stream_is_a_separate_event(server: Server) -> None:
     body = {"model": "reverse", "prompt": ["7", "12"], "max_tokens": 8, "temperature": 0}
     whole = post(server, "/v1/completions", **body)
@@ -171,6 +178,7 @@ def test_the_usage_of_a_stream_is_a_separate_event(server: Server) -> None:
     assert {event["id"] for event in events} == {last["id"]}
 
 
+@pytest.mark.slow
 def test_steps_show_the_alternatives(server: Server, checkpoints: dict[str, Path]) -> None:
     for name in ("forward", "reverse"):
         body = {"model": name, "prompt": TEXT, "max_tokens": 3, "alternatives": 4}
@@ -188,6 +196,7 @@ def test_steps_show_the_alternatives(server: Server, checkpoints: dict[str, Path
         assert first == [found["id"] for found in order[0]["alternatives"]]
 
 
+@pytest.mark.slow
 def test_unsupported_requests_are_refused(server: Server) -> None:
     for body, status, message in (
         ({"model": "nonsense", "prompt": "a"}, 404, "no model 'nonsense'"),
@@ -207,6 +216,7 @@ def test_unsupported_requests_are_refused(server: Server) -> None:
         assert message in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_tokenizers_are_served(server: Server) -> None:
     info = httpx.get(f"{server.url}/tokenizer_info", timeout=SECONDS).json()
     assert info["eos_token"] == "<|end|>"
@@ -298,6 +308,7 @@ def test_coheres_client_ranks(server: Server) -> None:
         assert len(newer.rerank(**asked, top_n=1).results) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "direction"), [("reverse", "reverse"), ("reverse", "forward")])
 def test_a_reverse_model_here_is_not_taken_for_one_in_model_order(
     server: Server, checkpoints: dict[str, Path], name: str, direction: str

@@ -88,6 +88,7 @@ WRITING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITING)
 def test_generation_ends_at_the_next_step(server: Server, model: SlowModel, name: str) -> None:
     with send(server, *WRITING[name]):
@@ -100,6 +101,7 @@ def test_generation_ends_at_the_next_step(server: Server, model: SlowModel, name
     assert model.steps == 3
 
 
+@pytest.mark.slow
 def test_the_next_request_is_answered_at_once(server: Server, model: SlowModel) -> None:
     url = f"{server.url}/v1/completions"
     with ThreadPoolExecutor(1) as pool:
@@ -113,6 +115,7 @@ def test_the_next_request_is_answered_at_once(server: Server, model: SlowModel) 
     assert model.steps == 1 + 100
 
 
+@pytest.mark.slow
 def test_scoring_a_prompt_ends_at_the_next_step(
     server: Server, model: SlowModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +131,7 @@ def test_scoring_a_prompt_ends_at_the_next_step(
     assert model.steps == 2 + 100
 
 
+@pytest.mark.slow
 def test_other_requests_in_the_batch_are_computed(server: Server, model: SlowModel) -> None:
     """A batch with several clients is finished, and the scores equal those of each alone."""
     url = f"{server.url}/ledom/score"
@@ -160,6 +164,7 @@ def test_a_request_that_ran_out_of_time_ends_too(model: SlowModel) -> None:
         assert model.steps == 1
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_running_requests(model: SlowModel) -> None:
     """The first one waits for them, as for a request that is still being generated."""
     with running(Judge(None, model), Limits()) as server, ThreadPoolExecutor(1) as pool:

@@ -80,6 +80,7 @@ def _no_track(items: Any, *args: Any, **options: Any) -> Any:
     return items
 
 
+@pytest.mark.slow
 def test_a_choice_does_not_wait_for_a_models_long_job(models: Models) -> None:
     chosen = threading.Event()
 
@@ -97,6 +98,7 @@ def test_a_choice_does_not_wait_for_a_models_long_job(models: Models) -> None:
         busy.result(SECONDS)
 
 
+@pytest.mark.slow
 def test_counts_and_cost_cover_everything_sampled(models: Models) -> None:
     with gateway(models, honest) as client:
         answer = chat(client).json()
@@ -106,6 +108,7 @@ def test_counts_and_cost_cover_everything_sampled(models: Models) -> None:
     assert answer["ledom"]["answers"][0] == {"answer": "7", "count": 2}
 
 
+@pytest.mark.slow
 def test_without_an_upstream_the_forward_model_answers(models: Models) -> None:
     with gateway(models, None) as client:
         answer = chat(client, ledom={"n": 3}, max_tokens=6, seed=1).json()
@@ -123,6 +126,7 @@ def test_without_an_upstream_the_forward_model_answers(models: Models) -> None:
         )
 
 
+@pytest.mark.slow
 def test_without_max_tokens_answers_get_the_remaining_context(models: Models) -> None:
     """Chat clients send no max_tokens; the question may take more than half of the context."""
     (forward, _), asked = models, QUESTIONS[0]
@@ -179,6 +183,7 @@ def test_options_in_the_body_override_those_in_the_name() -> None:
         Options.read("ledom/a,b", None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "message"),
     [

@@ -25,6 +25,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_a_long_list_is_checked_up_to_its_first_error(pair: Models, name: str) -> None:
     """Reporting all errors in a 4 MB body took 10 s, during which no one else was answered."""
@@ -47,6 +48,7 @@ def test_more_texts_than_the_queue_holds_are_refused_for_good(pair: Models) -> N
             assert client.post("/score", json=body).status_code == status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "most"), [("forward", 10), ("reverse", 1)])
 def test_all_prompts_of_a_scoring_request_count(client: TestClient, model: str, most: int) -> None:
     """At most 5000 tokens are read: 500 per prompt forward, 90 * 91 / 2 in reverse."""

@@ -113,6 +113,7 @@ def test_every_control_has_a_name() -> None:
         assert text.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", ["/page/../app.py", "/page/%2e%2e%2fapp.py", "/page/__init__.py", "/page/", "/page/x/y"]
 )
@@ -133,6 +134,7 @@ def test_reports_are_listed_and_served_without_scripts(pair: Pair, reports: Path
         assert "script-src" not in policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -94,6 +94,7 @@ def test_vllms_pooling_gives_the_same_numbers(
 _SYSTEM = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bad", [_SYSTEM, " ", "<|role:user|>How many?", "pens " * 400, "pens " * 3500]
 )
@@ -125,6 +126,7 @@ def test_a_sample_without_a_question_gets_a_neutral_reward(
         assert [row["data"] for row in found["data"]] == [[0.0], [pytest.approx(number)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
 def test_jina_and_cohere_rank(client: TestClient, own: list[dict[str, Any]], path: str) -> None:
     order = sorted(range(3), key=lambda i: -own[i]["reward"])

@@ -41,6 +41,7 @@ def hasty(tokenizer: Tokenizer) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 def test_it_answers_on_a_port(server: Server) -> None:
     body = {"queries": "How many pens?", "documents": ["7", "8"]}
     answer = httpx.post(f"{server.url}/v1/score", json=body, timeout=SECONDS)
@@ -69,6 +70,7 @@ def test_without_a_token_only_this_machine_is_served() -> None:
     Settings(host="::1").check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head",
     [b"", b"POST /v1/sc", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "],
@@ -95,6 +97,7 @@ def test_head_is_like_get_without_a_body(server: Server) -> None:
         assert client.post("/healthz").headers["allow"] == "GET, HEAD"
 
 
+@pytest.mark.slow
 def test_a_missing_body_gives_408(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     head = b"POST /score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     head += b"Content-Length: 100\r\n\r\n"
@@ -183,6 +186,7 @@ def test_no_connection_is_accepted_before_the_models_are_loaded() -> None:
                 server.listen()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1"])
 def test_a_host_that_is_not_local_gives_one_line(host: str) -> None:
     with pytest.raises(InputError, match=r"cannot listen on .*; give another --port or --host"):

@@ -159,6 +159,7 @@ def test_a_setting_that_would_change_the_answer_is_refused(own: TestClient, rout
         assert (error["type"], error["code"]) == ("bad_request", 400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_value_that_changes_nothing_is_accepted(own: TestClient, route: str) -> None:
     plain = written(own, route)
@@ -182,6 +183,7 @@ def test_the_message_is_short_whatever_the_value(own: TestClient) -> None:
         assert "\n" not in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["chat", "completions by choice"])
 def test_an_upstream_gets_every_setting(models: Models, route: str) -> None:
     seen: list[dict[str, Any]] = []
@@ -198,6 +200,7 @@ def test_an_upstream_gets_every_setting(models: Models, route: str) -> None:
     assert {name: value for name, value in body.items() if name in settings} == settings
 
 
+@pytest.mark.slow
 def test_images_are_passed_to_an_upstream(own: TestClient, models: Models) -> None:
     text = {"type": "text", "text": QUESTIONS[0]}
     image = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
@@ -211,6 +214,7 @@ def test_images_are_passed_to_an_upstream(own: TestClient, models: Models) -> No
         assert chat(client, messages=messages).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["chat", "completions by choice"])
 def test_without_an_upstream_top_k_is_obeyed(own: TestClient, route: str) -> None:
     settings = {"max_tokens": 8, "seed": 2, "temperature": 1}

@@ -16,6 +16,7 @@ from serving import ANSWERS, QUESTIONS, Handler, Models, chat, choices, gateway,
 from waiting import SECONDS, until_async
 
 
+@pytest.mark.slow
 def test_the_upstream_gets_the_body_without_our_keys(models: Models) -> None:
     seen: list[tuple[Any, Any]] = []
 
@@ -36,6 +37,7 @@ def test_the_upstream_gets_the_body_without_our_keys(models: Models) -> None:
     }
 
 
+@pytest.mark.slow
 def test_an_upstream_that_returns_one_choice_is_asked_again(models: Models) -> None:
     calls = iter(range(100))
 
@@ -59,6 +61,7 @@ def _only_one(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, json={"choices": choices(1, body["seed"]), "usage": usage})
 
 
+@pytest.mark.slow
 def test_an_upstream_that_refuses_n_gets_a_request_per_candidate(models: Models) -> None:
     with gateway(models, _only_one) as client:
         answer = chat(client, ledom={"n": 4}, seed=1).json()
@@ -93,6 +96,7 @@ def test_when_one_of_many_requests_fails_the_others_are_cancelled(models: Models
     assert sorted(ended) == [2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "usage", [None, {}, {"prompt_tokens": "x", "completion_tokens": -5}, {"prompt_tokens": True}]
 )
@@ -113,6 +117,7 @@ def test_an_answer_in_parts_is_read(models: Models) -> None:
     assert answer["choices"][0]["message"]["content"] == parts
 
 
+@pytest.mark.slow
 def test_max_tokens_is_limited_only_without_an_upstream(models: Models) -> None:
     with gateway(models, honest) as client:
         assert chat(client, max_tokens=100_000).status_code == 200
@@ -230,6 +235,7 @@ def test_an_upstream_that_asks_for_a_long_wait_is_not_retried(models: Models) ->
     assert len(asked) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 401, 403, 418, 429, 500])
 def test_no_message_contains_the_key(
     models: Models, status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -254,6 +260,7 @@ def test_a_key_that_cannot_be_in_a_header_is_refused(key: str) -> None:
     assert key not in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

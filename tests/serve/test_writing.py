@@ -66,6 +66,7 @@ def test_a_stop_string_cuts_tokens_by_their_texts() -> None:
         assert tokens_of(tokens, text, Direction.REVERSE) == tokens[len(tokens) - count :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["forward", "reverse"])
 def test_offsets_are_positions_in_the_text(client: TestClient, model: str) -> None:
     body = {"model": model, "prompt": "é b", "max_tokens": 0, "echo": True, "logprobs": 0}
@@ -78,6 +79,7 @@ def test_offsets_are_positions_in_the_text(client: TestClient, model: str) -> No
             assert text.startswith(name, offset)
 
 
+@pytest.mark.slow
 def test_the_token_after_a_text_is_added(client: TestClient) -> None:
     """Clients drop it; without it, they would drop the last token of the text."""
     for prompt in ("7 + 1", [10, 11, 12]):

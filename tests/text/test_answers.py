@@ -21,6 +21,7 @@ from ledom.text.answers import equal_answers, extract_answer, is_correct, is_rig
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "answer"), EXTRACTED)
 def test_the_final_answer_is_extracted(text: str, answer: str | None) -> None:
     assert extract_answer(text) == answer
@@ -80,6 +81,7 @@ def test_long_hostile_texts_take_linear_time(unit: str, prefix: str) -> None:
     assert seconds[1] < 30 * max(seconds[0], 0.005)
 
 
+@pytest.mark.slow
 def test_a_megabyte_of_nested_boxes_is_handled() -> None:
     depth = 1_000_000 // len("\\boxed{}")
     start = time.process_time()
@@ -121,6 +123,7 @@ def test_verdicts_agree_with_the_labels_of_real_candidates() -> None:
         assert num_agreeing[model] >= 0.95 * number, model
 
 
+@pytest.mark.slow
 def test_the_answers_of_real_solutions_are_found() -> None:
     for problem in _lines(DATA / "math" / "math500.jsonl"):
         assert is_correct(problem["solution"], problem["answer"]), problem["id"]

@@ -159,6 +159,7 @@ def test_a_template_without_each_field_once_in_order_is_refused(template):
 SHORT = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), max_size=7)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(before=SHORT, question=SHORT, between=SHORT, solution=SHORT, after=SHORT)
 def test_every_token_belongs_to_the_part_of_its_last_character(

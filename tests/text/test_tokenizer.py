@@ -255,6 +255,7 @@ def test_a_vocabulary_may_lack_common_letters(bos, tmp_path):
             encode("GAN")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adds", [None, True, False])
 @pytest.mark.parametrize("processed", [True, False])
 @pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "LlamaTokenizer"])

@@ -46,6 +46,7 @@ def recipe(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_parameter_counts_equal_those_of_a_built_model(preset):
     config = ModelConfig.model_validate(preset)

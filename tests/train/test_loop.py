@@ -108,6 +108,7 @@ def test_a_run_lowers_the_loss(uninterrupted, recipe, data, direction):
     assert checkpoint.pair_format.template == recipe.data.pair_format
 
 
+@pytest.mark.slow
 def test_the_finished_model_equals_the_last_checkpoint(uninterrupted):
     folder, finished, _ = uninterrupted[REVERSE]
     trained = newest_checkpoint(folder)["model"]
@@ -115,6 +116,7 @@ def test_the_finished_model_equals_the_last_checkpoint(uninterrupted):
         assert torch.equal(weight, trained[name].bfloat16().float())
 
 
+@pytest.mark.slow
 def test_both_directions_see_the_same_documents(tmp_path, recipe, data, monkeypatch):
     seen = {}
     original = loop.pack
@@ -244,6 +246,7 @@ def test_two_processes_in_one_folder_are_refused(tmp_path, recipe, data):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_a_run_shorter_than_its_checkpoint_interval_is_recognized(tmp_path, recipe, data):
     rare = recipe.train.model_copy(update={"checkpoint_every": 1000})
     optim = recipe.optim.model_copy(update={"steps": 3})
@@ -321,6 +324,7 @@ def test_a_full_disk_is_reported_and_the_run_continues(
     assert_same_end(tmp_path, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given_direction", [REVERSE, FORWARD])
 def test_init_from_starts_from_a_checkpoint(recipe, data, tmp_path, given_direction):
     """The first loss is that of the given model, not a random one; it may be converted."""
@@ -339,6 +343,7 @@ def test_init_from_starts_from_a_checkpoint(recipe, data, tmp_path, given_direct
     assert read_checkpoint_info(tmp_path / "run" / "model").direction is REVERSE
 
 
+@pytest.mark.slow
 def test_init_from_must_match(recipe, data, checkpoints, tmp_path):
     folder = checkpoints["reverse"]
     with pytest.raises(RecipeError, match="the tokenizer of .* is not the data's"):

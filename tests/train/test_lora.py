@@ -54,6 +54,7 @@ def test_adapters_are_merged_into_a_plain_model(tuned, data, tmp_path):
     assert losses[1] < losses[0] - 0.01
 
 
+@pytest.mark.slow
 def test_only_adapters_are_trained(recipe, data):
     model = build_model(recipe.model, data.tokenizer, seed=3)
     add_adapters(model, LoraConfig(rank=2), seed=0)
@@ -62,6 +63,7 @@ def test_only_adapters_are_trained(recipe, data):
     assert all("lora_" in name for name in trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "mixtral"])
 def test_unusual_layers_take_adapters_without_a_warning(tokenizer, kind):
     """GPT-2's are stored transposed, Mixtral's experts as one. Merging at once changes nothing."""
@@ -72,6 +74,7 @@ def test_unusual_layers_take_adapters_without_a_warning(tokenizer, kind):
         torch.testing.assert_close(weight, before[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [

@@ -48,6 +48,7 @@ def plain_losses(model, ids, positions, boundaries, targets):
     return cross_entropy(logits.float(), targets, reduction="none")
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_equal_those_of_all_logits_at_once(chunks, tokenizer, tiny_config):
     model = build_model(tiny_config, tokenizer, seed=3)
     given = batch(tokenizer.vocab_size)
@@ -138,6 +139,7 @@ class Memory(TorchDispatchMode):
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])

@@ -49,6 +49,7 @@ def scored(folder, text):
     return next(score_candidates([problem], [candidate], HFLanguageModel(folder)))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", Direction)
 def test_the_terms_use_the_same_scores_as_selection(trained, tokenizer, direction):
     """The loop computes them in one packed row, the scorer one candidate at a time."""
@@ -161,6 +162,7 @@ def test_wrong_solutions_are_those_labeled_or_found_wrong(tmp_path):
     assert read_wrong_solutions(file, [problem]) == {}
 
 
+@pytest.mark.slow
 def test_a_contrast_teaches_the_model_to_prefer_the_right_solution(trained, tokenizer):
     model = load_checkpoint(trained[REVERSE]).model
     batches = batches_of(ObjectiveConfig(all_tokens=0, contrastive=1), REVERSE, tokenizer)

@@ -33,6 +33,7 @@ def plain_losses(model, windows, flip):
     return torch.cat(losses)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("direction", Direction)
 def test_documents_within_a_window_do_not_see_each_other(data, tiny_config, direction):

@@ -73,6 +73,7 @@ def test_a_value_may_contain_an_equals_sign(recipe):
     assert changed.data.pair_format == "Q={question} A={solution}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -207,6 +208,7 @@ optim:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "place"),
     [
@@ -277,6 +279,7 @@ def test_an_initial_model_provides_shape_and_tokenizer(recipe):
     assert given.data_of(Direction.REVERSE).tokenizer == "mine.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_saved_recipe_loads_as_the_same(tmp_path, path):
     recipe = load_recipe(path)
@@ -318,6 +321,7 @@ def test_an_initial_model_may_be_in_the_hubs_cache(recipe, tmp_path):
     assert started.data_of(Direction.REVERSE).tokenizer == str(commit / "tokenizer.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cause", "unused", "reason"),
     [

@@ -86,6 +86,7 @@ def change(path: Path, tokenizer: Tokenizer) -> None:
         path.write_bytes(path.read_bytes()[::-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key",
     [
@@ -179,6 +180,7 @@ def test_files_that_are_not_loaded_do_not_change_a_model(tmp_path: Path) -> None
     assert content_hash(model) != before
 
 
+@pytest.mark.slow
 def test_a_replaced_store_is_refused_before_a_step(
     tmp_path: Path, run: Run, full: Recipe, inputs: dict[str, Path], tokenizer: Tokenizer
 ) -> None:

@@ -75,6 +75,7 @@ def bin_of(position):
     return str(start if position else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", Direction)
 def test_parts_of_the_loss_equal_those_of_plain_transformers(
     recipe, data, valid, tiny_config, direction
@@ -109,6 +110,7 @@ def test_parts_of_the_loss_equal_those_of_plain_transformers(
     assert found["valid_tokens_by_position"]["0"] == len(stretches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", Direction)
 def test_a_fixed_window_is_divided_among_its_documents(recipe, data, valid, tiny_config, direction):
     """One window over all documents gives the same as the documents alone, in any direction."""
@@ -126,6 +128,7 @@ def test_a_fixed_window_is_divided_among_its_documents(recipe, data, valid, tiny
     assert found["valid_tokens_by_position"]["0"] == 4
 
 
+@pytest.mark.slow
 def test_both_directions_read_the_same_tokens_and_other_tokens_differ(
     tmp_path, recipe, data, tiny_config
 ):
@@ -191,6 +194,7 @@ def test_many_windows_and_sources_are_joined(tmp_path, data):
     assert counts["other sources"] == 2 * sum(range(1, 11))  # s30 to s39
 
 
+@pytest.mark.slow
 def test_a_store_too_small_to_validate_on_is_refused_before_the_first_step(
     recipe, data, data_folder, valid, tmp_path
 ):

@@ -137,6 +137,7 @@ def test_replacing_the_model_is_refused(checkpoints: dict[str, Path]) -> None:
         lm.model = lm.model  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_dropout_is_off(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     """The model may be in training mode between two calls."""
@@ -205,6 +206,7 @@ def test_greedy_equals_generate(
         assert made[place][0].text == lm.tokenizer.decode(made[place][0].ids)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_packed_generates_the_same(
     lm: HFLanguageModel, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +225,7 @@ def test_a_caller_that_stops_iterating_ends_generation(
     lm: HFLanguageModel, problems: list[Problem], monkeypatch: pytest.MonkeyPatch, packed: bool
 ) -> None:
     """Each step draws one token of each text, and nothing is drawn after the last step."""
+    assert lm._decodes  # found by a trial on first use, which draws tokens too
     drawn = []
     take = Writer._take
 
@@ -298,6 +301,7 @@ def test_a_draw_does_not_depend_on_the_batch(lm: HFLanguageModel) -> None:
     lm.rows = 8
 
 
+@pytest.mark.slow
 def test_samples_follow_the_models_distribution(
     lm: HFLanguageModel, plain: PreTrainedModel
 ) -> None:

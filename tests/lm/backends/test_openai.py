@@ -88,6 +88,7 @@ def test_texts_are_returned_by_prompt(
     assert body == expected | {"prompt": "two?", "top_k": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [(429, b"{}"), (500, b"oops"), (503, b""), None])
 def test_temporary_errors_are_retried(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer, fault: Reply | None
@@ -166,6 +167,7 @@ def test_numbers_for_another_text_are_refused(
         lm.logprobs([target])
 
 
+@pytest.mark.slow
 def test_a_server_that_returns_one_text_is_asked_again(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
@@ -187,6 +189,7 @@ def test_greedy_texts_are_requested_once(
     assert [body["n"] for body in server.requests] == [1]  # vLLM refuses a higher n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -205,6 +208,7 @@ def test_invalid_logprobs_for_confidence_are_refused(
         list(load().generate(["one?"], Sampling(confidence=ConfidenceSettings(top_k=2))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "meant"),
     [
@@ -247,6 +251,7 @@ def test_results_before_a_server_dies_are_kept(
     assert len(server.requests) <= 3
 
 
+@pytest.mark.slow
 def test_a_model_folder_tells_which_bos_its_model_reads(
     load: Callable[..., OpenAILanguageModel], checkpoints: dict[str, Path]
 ) -> None:
@@ -276,6 +281,7 @@ def test_reverse_text_requires_its_ids(
         list(load("reverse").generate(["x"], Sampling()))
 
 
+@pytest.mark.slow
 def test_required_options_must_be_given(
     load: Callable[..., OpenAILanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def test_it_runs_trains_and_generates(
     assert lm.identity == identity
 
 
+@pytest.mark.slow
 def test_a_replaced_module_keeps_nothing_from_earlier_texts(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_replaced_module_keeps_nothing_from_earlier_texts(
     assert lm.logprobs(short)[0].tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_sliding_window_set_after_loading_counts(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """The test made at load is repeated, because ledom's attention has no windows."""

@@ -29,6 +29,7 @@ from waiting import SECONDS
 pytestmark = pytest.mark.usefixtures("four_threads")
 
 
+@pytest.mark.slow
 def test_narrow_models_with_our_trunk_use_several_threads(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,6 +46,7 @@ def test_narrow_models_with_our_trunk_use_several_threads(
     assert lm._trunk.num_workers == 1
 
 
+@pytest.mark.slow
 def test_endless_texts_do_not_hold_up_a_caller_that_leaves(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,12 +93,14 @@ def test_threads_that_share_rows_change_nothing(direction: Direction) -> None:
     check_threads(lm)
 
 
+@pytest.mark.slow
 def test_models_can_be_loaded_by_several_threads_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         loaded = list(pool.map(HFLanguageModel, map(embedded_folder, [*Direction] * 2)))
     assert loaded[0].fingerprint == loaded[2].fingerprint != loaded[1].fingerprint
 
 
+@pytest.mark.slow
 def test_a_model_works_in_a_forked_process(checkpoints: dict[str, Path]) -> None:
     lm = HFLanguageModel(checkpoints["forward"])
     span = whole_text(lm, "Ava has 3 pens.")
@@ -122,6 +126,7 @@ def test_a_model_works_in_a_forked_process(checkpoints: dict[str, Path]) -> None
         forked.join()
 
 
+@pytest.mark.slow
 def test_a_fork_waits_until_no_other_thread_loads(checkpoints: dict[str, Path]) -> None:
     HFLanguageModel(checkpoints["forward"])
     holds = Event()

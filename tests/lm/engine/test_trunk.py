@@ -61,6 +61,7 @@ def some_texts():
     return sorted([[1, 2, 3], *(shots + q + tail for q in questions for tail in tails)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processor", ["compiled", "avx2", "avx512", "gpu"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
@@ -96,6 +97,7 @@ def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch)
         torch.testing.assert_close(logits, plain.lm_head(alone), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_rows_of_any_length_give_onednn_few_shapes(monkeypatch):
     """oneDNN keeps memory per shape, so 40 row lengths give five shapes of each matmul."""
@@ -121,6 +123,7 @@ def test_rows_of_any_length_give_onednn_few_shapes(monkeypatch):
     assert len(seen) == 5 * 4  # queries, keys and values; attention; two in the feed-forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("products", ["compiled", "torch's", "int8", "int8, not compiled"])
 @torch.inference_mode()
 def test_changed_weights_are_read_again(products, monkeypatch):
@@ -210,6 +213,7 @@ def test_the_version_counts_changes(family):
     assert trunk.version == 1
 
 
+@pytest.mark.slow
 def test_a_pass_of_the_model_itself_in_another_thread_changes_nothing():
     """It changes the attention in the config, where the modules look it up."""
     _, ours = pair_of_models("qwen3")
@@ -244,6 +248,7 @@ class Twice(torch.nn.Linear):
         return 2 * super().forward(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("products", ["compiled", "torch's", "int8"])
 @torch.inference_mode()
 def test_adapters_and_hooks_are_applied(products, monkeypatch):
@@ -329,6 +334,7 @@ LOGITS = {  # architectures that do more than project, with settings that show i
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", LOGITS)
 @torch.inference_mode()
 def test_logits_get_the_models_own_final_steps(family):

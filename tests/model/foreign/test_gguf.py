@@ -178,6 +178,7 @@ def test_rotary_settings_are_kept(tmp_path: Path, keys: Any, factors: Any, rope:
     torch.testing.assert_close(ours(ids).logits, model(ids).logits, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "factors", "config", "reason"),
     [
@@ -195,6 +196,7 @@ def test_features_that_transformers_ignores_are_refused(
         import_model(str(tmp_path / "x.gguf"), tmp_path / "out", ImportOptions("forward"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("split", "expected"),
     [
@@ -211,6 +213,7 @@ def test_texts_are_split_as_by_llama_cpp(tmp_path: Path, split: str, expected: l
     assert tokenizer.vocab_size == 260  # without the special token of GPT-2
 
 
+@pytest.mark.slow
 def test_a_split_unknown_to_transformers_requires_the_tokenizer(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

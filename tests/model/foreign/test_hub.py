@@ -80,6 +80,7 @@ def test_an_alias_is_fetched_at_one_commit(run: Run, hub: Hub, tmp_path: Path) -
     assert ledom.load(tmp_path / "out").direction is ledom.Direction.REVERSE
 
 
+@pytest.mark.slow
 def test_the_revision_is_requested(
     run: Run, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -144,6 +145,7 @@ def test_the_hubs_cache_is_a_source(foreign: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_without_a_network_the_hubs_cache_is_used(
     run: Run,
     foreign: Path,

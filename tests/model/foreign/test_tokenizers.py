@@ -70,6 +70,7 @@ def ids(backend: Any, text: str) -> list[int]:
     return list(backend.encode(text, add_special_tokens=False).ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

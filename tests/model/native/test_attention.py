@@ -61,6 +61,7 @@ def test_attention_in_a_prefix_tree(
     assert ("_NativePlan" in str(attention._plans)) is compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "heads"), [(8, (4, 4)), (27, (6, 2)), (32, (4, 4)), (33, (3, 1)), (47, (7, 1))]
 )
@@ -136,6 +137,7 @@ def test_threads_do_not_change_any_bit(threads: int) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [5, 16, 60, 64, 256])
 @pytest.mark.parametrize("lengths", [(1, 5, 48, 49), (257, 3), (600,)])
 @pytest.mark.parametrize("scale", [None, 0.3])

@@ -9,6 +9,7 @@ import torch
 from ledom.model.native.draws import draw, label_logprobs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", [3, 700, 70_001])
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1e-30])
 def test_draws_invert_the_cumulative_distribution(

@@ -98,6 +98,7 @@ def test_weights_need_not_be_contiguous(compiled: bool) -> None:
 SIZES = [(1, 7, 5), (6, 64, 64), (13, 48, 130), (400, 192, 320)]  # T, in, out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "depth", "width"), SIZES)
 @pytest.mark.parametrize("biased", [False, True])
 def test_projections(rows: int, depth: int, width: int, biased: bool, compiled: bool) -> None:
@@ -131,6 +132,7 @@ def test_a_projection_rotates_its_first_heads(compiled: bool) -> None:
     assert torch.equal(found, expected.flatten(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 8, 397])
 @pytest.mark.parametrize(("width", "attended", "inner"), [(48, 32, 40), (64, 96, 200)])
 def test_the_end_of_a_layer_equals_torch(

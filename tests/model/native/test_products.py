@@ -36,6 +36,7 @@ def gradients(run: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> l
     return [out, *torch.autograd.grad((out * scale).sum(), [x, *layer.parameters()])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(LEAST_ROWS + 5, 24), (2, LEAST_ROWS, 24), (3, 24)])
 def test_linear_layers_equal_torch(

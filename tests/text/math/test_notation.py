@@ -34,11 +34,13 @@ def test_case_counts_only_where_it_has_meaning(answer: str, key: str) -> None:
     assert text_key(answer) == key
 
 
+@pytest.mark.slow
 @given(st.text("abcXYZ éÉ", max_size=30).filter(lambda text: not GENES.search(text)))
 def test_words_are_compared_without_case(words: str) -> None:
     assert text_key(words) == text_key(words.upper()) == text_key(words.lower())
 
 
+@pytest.mark.slow
 def test_all_digits_are_read_and_format_characters_ignored() -> None:
     """This follows Unicode's own categories."""
     for character in map(chr, range(sys.maxunicode + 1)):

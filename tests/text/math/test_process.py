@@ -19,6 +19,7 @@ from ledom.text.math.process import MathChecker, same_value
 from waiting import SECONDS
 
 
+@pytest.mark.slow
 def test_a_nested_box_is_extracted_from_a_solution() -> None:
     assert is_correct(r"so \boxed{\frac{\sqrt{2}}{\sqrt{4}}}, as \(3 > 2\)", r"\frac{1}{\sqrt 2}")
     assert not is_correct(r"so \boxed{\frac{\sqrt{2}}{2}}", r"\frac{\sqrt{3}}{2}")
@@ -103,6 +104,7 @@ def test_a_worker_ends_when_its_parent_is_gone() -> None:
     assert (said, worker.returncode) == ("ready\n", -signal.SIGPROF)
 
 
+@pytest.mark.slow
 def test_threads_and_forks_do_not_read_each_others_answers() -> None:
     pairs = [(rf"\sqrt{{{n * n * 3}}}", rf"{n + n % 2}\sqrt{{3}}") for n in range(20, 60)]
     expected = [n % 2 == 0 for n in range(20, 60)]
