@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,8 +52,8 @@ class _Tokenizer:
         self.tokenizer = tokenizer
 
     def decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> str:
-        assert skip_special_tokens
-        return self.tokenizer.decode(ids.tolist())
+        text = self.tokenizer.decode(ids.tolist())
+        return re.sub(r"<\|\w+\|>", "", text) if skip_special_tokens else text
 
 
 @pytest.fixture
@@ -92,6 +93,19 @@ def test_the_manager_reads_the_prompt(
     without = found[2]
     assert without["reward_extra_info"]["acc"] == 0.0
     assert set(without["reward_extra_info"]) == set(found[0]["reward_extra_info"])
+
+
+def test_a_thought_in_another_channel_is_no_part_of_the_answer(
+    manager: ReverseRewardManager, models: dict[str, str], expected: list[Any], tokenizer: Tokenizer
+) -> None:
+    """Without its special tokens, gpt-oss's response is `analysis...assistantfinal...`."""
+    thought = "<|channel|>analysis<|message|>3 + 4"
+    final = f"{thought}<|end|><|start|>assistant<|channel|>final<|message|>"
+    data = padded(tokenizer, [f"{final}{ANSWERS[1]}<|return|>", thought])
+    (empty,) = trl_reward(**models)(prompts=[QUESTION], completions=[""])
+    for place, reward in enumerate((expected[1], empty)):
+        found = asyncio.run(manager.run_single(data[place : place + 1]))
+        assert found["reward_score"] == pytest.approx(reward)
 
 
 def test_padding_is_no_part_of_the_last_of_several_sequences(

@@ -90,6 +90,11 @@ def test_markup_is_removed(name: str) -> None:
         assert split_dialog(prompt + response, "\n\n") == ("How many?", "It is 7.")
 
 
+@pytest.mark.parametrize("thought", ["<|channel|>analysis<|message|>", "<|channel>thought\n"])
+def test_a_thought_that_was_cut_off_is_no_answer(thought: str) -> None:
+    assert answer_of(f"{thought}3 + 4") == ""
+
+
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "plain"])
 def test_a_truncated_prompt_is_found_by_its_end(name: str) -> None:
     prompt, response = TEMPLATES[name]

@@ -13,7 +13,15 @@ from unicodedata import normalize
 
 from ledom.core.errors import InputError
 
-__all__ = ["Messages", "answer_of", "content_of", "question_of", "response_in", "split_dialog"]
+__all__ = [
+    "Messages",
+    "answer_of",
+    "content_of",
+    "has_channels",
+    "question_of",
+    "response_in",
+    "split_dialog",
+]
 
 Messages = Collection[Mapping[str, object]]
 
@@ -40,6 +48,7 @@ _FINAL = re.compile(  # gpt-oss and Gemma 4 think in other channels
 _SPECIAL = re.compile(
     r"<[|｜][^<>\s|｜]{3,40}[|｜]>"  # at least 3: <|x|> is a mean in physics
     r"|\[\|(?:system|user|assistant|endofturn)\|\]"
+    r"|<\|channel>"  # Gemma 4's thought, if nothing ends it
     r"|</?s>|<(?:eos|bos|pad|end_of_turn|turn\||seed:[be]os|BOS_TOKEN|EOS_TOKEN)>|\[e~\["
 )
 _OPENINGS = re.compile(r"(?:\s*(?:<(?:s|bos|BOS_TOKEN)>|<[|｜]begin[^<>\s|｜]{1,40}[|｜]>))*")
@@ -81,6 +90,15 @@ def answer_of(response: str | Messages) -> str:
         said = [content_of(m) for m in response if m.get("role") in ("assistant", None)]
         return said[-1].strip() if said else ""
     return _plain(_FINAL.split(response)[-1])
+
+
+def has_channels(response: str) -> bool:
+    """Whether a response has the tokens of channels, by which `answer_of` leaves out a thought.
+
+    >>> has_channels("<|channel|>analysis<|message|>3 + 4"), has_channels("7<|im_end|>")
+    (True, False)
+    """
+    return any(mark in response for mark in ("<|channel|>", "<|channel>", "<channel|>"))
 
 
 def response_in(query: str, prompt: str) -> str:
