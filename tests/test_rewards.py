@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
-import math
 import pickle
 import re
 import threading
@@ -302,9 +301,7 @@ def test_a_verl_row_without_a_question_gets_a_neutral_reward(
     """verl builds an array from the scores, and one from each key of the first sample."""
     found = asyncio.run(compute_score("any", "4", "4", {"question": question}, **models))
     good = asyncio.run(compute_score("any", "4", "4", {"question": QUESTION}, **models))
-    assert found["score"] == 0.0
-    assert set(found) == set(good)
-    assert all(math.isnan(found[name]) for name in ("log_p_yx", "log_p_xy", "log_p_y"))
+    assert found == dict.fromkeys(good, 0.0)  # a NaN would spoil all advantages of a batch in GDPO
     assert caplog.text.count("no reward for a completion: ") == 1
 
 

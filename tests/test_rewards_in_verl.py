@@ -89,10 +89,10 @@ def test_the_manager_reads_the_prompt(
 
     found = asyncio.run(all_samples())
     assert [row["reward_score"] for row in found] == pytest.approx([*expected, 0.0])
-    assert found[0]["reward_extra_info"]["acc"] == pytest.approx(expected[0])
-    without = found[2]
-    assert without["reward_extra_info"]["acc"] == 0.0
-    assert set(without["reward_extra_info"]) == set(found[0]["reward_extra_info"])
+    logs = [row["reward_extra_info"] for row in found]
+    assert logs[0]["score"] == pytest.approx(expected[0])
+    assert "acc" not in logs[0]  # verl counts a failed sample's acc as 0: better than these rewards
+    assert logs[2] == dict.fromkeys(logs[0], 0.0)
 
 
 def test_a_thought_in_another_channel_is_no_part_of_the_answer(

@@ -13,7 +13,6 @@ gives the same rewards over HTTP.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -98,7 +97,8 @@ def trl_reward(
     `copied_share`, the mean share of an answer that is copied from its question, `empty_share`, the
     share of answers that are empty or a thought that was cut off, and `truncated_share`, the share
     of answers that are longer than a model's context and were judged without their end. If a prompt
-    has no question, or its question leaves no room for an answer, the reward is None.
+    has no question, or its question leaves no room for an answer, the reward is None. Give a
+    trainer one reward of this kind: TRL logs two under one name, and their values get mixed.
 
     >>> reward = trl_reward(lam=0.5)  # models are loaded by the first call
     >>> reward.__name__
@@ -217,8 +217,7 @@ async def compute_score(
         )
     for key in ("reward_router_address", "reward_model_tokenizer"):  # verl adds these
         settings.pop(key, None)
-    reward, logs = await _submit(_Settings.of(settings, _SETTINGS), known["question"], solution_str)
-    return {"score": reward, **logs}
+    return await _submit(_Settings.of(settings, _SETTINGS), known["question"], solution_str)
 
 
 class ReverseRewardManager:
@@ -226,9 +225,10 @@ class ReverseRewardManager:
 
     The settings are those of `trl_reward`. verl passes none, so they are read from
     `reward.reward_kwargs` of its config. If a prompt has no question, or its question leaves no
-    room for an answer, the reward is 0 and the log-probabilities are NaN, since verl needs a number
-    and the same keys for each sample. All samples of a prompt have this reward, so advantages
-    relative to their group (GRPO) are 0. For other advantages, filter the dataset.
+    room for an answer, the reward and the log-probabilities are 0, since verl needs numbers, and
+    one NaN in a component of GDPO makes the advantages of the whole batch NaN. All samples of a
+    prompt have this reward, so advantages relative to their group (GRPO) are 0. For other
+    advantages, filter the dataset.
     """
 
     def __init__(
@@ -258,8 +258,9 @@ class ReverseRewardManager:
             response = self.tokenizer.decode(written, skip_special_tokens=True)
         if "raw_prompt" not in item.non_tensor_batch:
             raise InputError("verl's batch has no raw_prompt; set data.return_raw_chat=True")
-        reward, logs = await _submit(self.settings, item.non_tensor_batch["raw_prompt"], response)
-        return {"reward_score": reward, "reward_extra_info": {"acc": reward, **logs}}
+        found = await _submit(self.settings, item.non_tensor_batch["raw_prompt"], response)
+        # The key is not "acc": verl counts a failed sample's acc as 0, better than most rewards.
+        return {"reward_score": found["score"], "reward_extra_info": found}
 
     @classmethod
     def assemble_rm_scores(cls, data: Any, scores: Sequence[float]) -> Any:
@@ -276,16 +277,14 @@ class ReverseRewardManager:
 _batchers: dict[tuple[asyncio.AbstractEventLoop, _Settings], Batcher[Pair, Judgement]] = {}
 
 
-async def _submit(
-    settings: _Settings, prompt: Any, response: str
-) -> tuple[float, dict[str, float]]:
-    """A sample's reward and log-probabilities, batched with other calls in this event loop.
+async def _submit(settings: _Settings, prompt: Any, response: str) -> dict[str, float]:
+    """A sample's reward (`score`) and log-probabilities, batched with others in this event loop.
 
     See `ReverseRewardManager` for a prompt that has no reward.
     """
     judge = await asyncio.to_thread(settings.judge)
     if (pair := _pair(judge, prompt, response)) is None:
-        return 0.0, dict.fromkeys(judge.log_names, math.nan)
+        return dict.fromkeys(["score", *judge.log_names], 0.0)
     for loop, of in list(_batchers):
         if loop.is_closed():  # each `asyncio.run` has its own loop
             _batchers.pop((loop, of), None)
@@ -293,4 +292,4 @@ async def _submit(
     if key not in _batchers:
         _batchers[key] = judge.queue(_BATCH_SECONDS, _WAITING)
     (judgement,) = await _batchers[key].submit([pair])
-    return judgement.reward, judgement.logprobs
+    return {"score": judgement.reward, **judgement.logprobs}

@@ -46,7 +46,7 @@ class SlimeBody(Body):
 
 
 class DialogBody(ReadingBody):
-    """The body that verl's reward loop sends: one dialog or several, each as one text."""
+    """One dialog or several, each as one text. verl's reward loop sends this to its own servers."""
 
     input: Annotated[str | Items[str], Field(examples=[f"{QUESTION}\n\n{ANSWER}"])]
 
@@ -112,7 +112,7 @@ async def slime(body: SlimeBody, service: ServiceOf) -> float:
 
 @router.post("/classify")
 async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
-    """vLLM's classification protocol for verl. The reward is the last entry of `probs`."""
+    """vLLM's classification protocol. The reward is the last entry of `probs`."""
     judged = await _judge_dialogs(body, service)
     values = _values(judged, body.use_activation)
     data = ({"label": "reward", "probs": [value], "num_classes": 1} for value in values)
@@ -130,7 +130,7 @@ async def pooling(body: PoolingBody, service: ServiceOf) -> JsonObject:
 
 @router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingBody, service: ServiceOf) -> JsonObject:
-    """sglang's embeddings protocol for verl. The reward is the only number of each embedding."""
+    """sglang's embeddings protocol. The reward is the only number of each embedding."""
     judged = await _judge_dialogs(body, service)
     values = _values(judged)
     data = ({"object": "embedding", "embedding": body.encoded(value)} for value in values)
