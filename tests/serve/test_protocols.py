@@ -58,6 +58,20 @@ def test_slime_gets_the_same_numbers(client: TestClient, own: list[dict[str, Any
         assert post(client, "/reward", **body) == pytest.approx(own[1]["reward"])
 
 
+def test_a_template_may_begin_the_thought(client: TestClient, own: list[dict[str, Any]]) -> None:
+    prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    empty = post(client, "/reward", prompt=QUESTION, response="")
+    for response, reward in (
+        ("3 + 4", empty),  # cut off
+        ("3 + 4</think>it is 12", own[0]["reward"]),
+        ("#### 7", post(client, "/reward", prompt=QUESTION, response="#### 7")),
+    ):
+        found = post(client, "/reward", prompt=prompt, response=response)
+        assert found == pytest.approx(reward)
+        found = post(client, "/get_reward", query=[prompt + response], prompts=[prompt])
+        assert found["rewards"] == [pytest.approx(reward)]
+
+
 def test_verl_gets_the_same_numbers(client: TestClient, own: list[dict[str, Any]]) -> None:
     text = (
         f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n{ANSWERS[2]}<|im_end|>\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
@@ -214,6 +214,8 @@ class Judge:
 
         None, with a warning that ends with `remedy`, if the prompt has no question or leaves no
         room for an answer, because one such row must not end a run that takes days.
+        If the prompt ends with `<think>`, a response without `</think>` is a thought that was cut
+        off, unless it has a marked answer.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> judge = Judge(FakeLanguageModel(), None)
@@ -222,6 +224,9 @@ class Judge:
         """
         try:
             pair = Pair(question_of(prompt), answer_of(response))
+            if isinstance(prompt, str) and prompt.rstrip().endswith("<think>"):
+                whole = f"<think>{pair.answer}"
+                pair = replace(pair, answer=whole) if is_blank(whole) else pair
             self.check([pair])
         except InputError as error:
             logging.getLogger("ledom").warning("no reward for a completion: %s%s", error, remedy)
