@@ -237,6 +237,18 @@ def test_a_span_beyond_its_text_is_refused_by_line(tokenizer: Tokenizer, tmp_pat
             tune_folder(tmp_path)
 
 
+def test_scores_that_lost_a_problem_are_named_as_changed(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    reranked(tokenizer, tmp_path)
+    file = tmp_path / "scores.forward.jsonl"
+    rows = file.read_text().splitlines(keepends=True)
+    first = json.loads(rows[0])["problem_id"]
+    file.write_text("".join(row for row in rows if json.loads(row)["problem_id"] != first))
+    with pytest.raises(InputError, match=r"scores\.forward\.jsonl: was changed after"):
+        tune_folder(tmp_path)
+
+
 def test_tune_refuses_other_problems_and_candidates(tokenizer: Tokenizer, tmp_path: Path) -> None:
     out = tmp_path / "out"
     reranked(tokenizer, out)

@@ -59,7 +59,12 @@ def read_scores(
     for name, file in files.items():
         settings = read_settings(file)
         remedy = "give the problems and candidates that were scored"
-        check_settings({key: settings.get(key) for key in hashes}, hashes, file, remedy)
+        try:
+            check_settings({key: settings.get(key) for key in hashes}, hashes, file, remedy)
+        except InputError:
+            # The problems may come from this file: if it lost some, the file is at fault.
+            read_finished(file, Score, lambda: lambda score: None)
+            raise
         if name in (CONTRAST, FLIP):
             _check_as_reverse(settings, file, files.get(str(Direction.REVERSE)))
         check = partial(score_check, problems, candidates, name)
