@@ -1,7 +1,9 @@
 """Writing and reading rows of metrics, and what trackers get."""
 
 import json
+import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -140,6 +142,38 @@ def test_trackers_get_numbers_and_named_numbers(tmp_path, monkeypatch):
     with open_metrics(tmp_path, 0, ["trackio"]) as log:
         log(ROW | {"valid_data": "ab", "by": {"x y": 1.5}, "by_window": [1.0, 2.0]})
     assert seen == [ROW | {"by/x y": 1.5}]
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """The arguments by which runs of wandb and trackio were begun."""
+    calls = []
+    module = SimpleNamespace(
+        init=lambda **arguments: calls.append(arguments), log=None, finish=lambda: None
+    )
+    for name in ("wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, name, module)
+    return calls
+
+
+def test_a_resumed_run_continues_its_run_in_wandb_and_a_new_one_does_not(tmp_path, begun):
+    """wandb finds a run only by its id, which must be new for a run that starts again."""
+    for step in (0, 3, 5, 0, 4):
+        with open_metrics(tmp_path, step, ["wandb"]):
+            pass
+    first, second, third, anew, last = (call["id"] for call in begun)
+    assert first == second == third != anew == last
+    assert [call["resume"] for call in begun] == ["never", "allow", "allow", "never", "allow"]
+
+
+def test_a_new_run_does_not_continue_an_earlier_one_in_trackio(tmp_path, begun):
+    """trackio finds a run by its name, which several runs may have."""
+    (tmp_path / "a" / "reverse").mkdir(parents=True)
+    for step in (0, 3):
+        with open_metrics(tmp_path / "a" / "reverse", step, ["trackio"]):
+            pass
+    same = {"project": "ledom", "name": "a-reverse", "config": {}}
+    assert begun == [same | {"resume": "never"}, same | {"resume": "allow"}]
 
 
 def test_a_resumed_run_does_not_mistake_a_damaged_line_for_the_end(tmp_path):

@@ -16,9 +16,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Required, TypeVar
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +29,8 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, needs_extra
-from ledom.core.files import write_atomically, writing
-from ledom.core.reading import JsonObject, first_problem, read_jsonl
+from ledom.core.files import write_atomically, write_json, writing
+from ledom.core.reading import JsonObject, as_type, first_problem, read_json, read_jsonl
 from ledom.data.packing import PackedBatch, Windows
 
 __all__ = ["Row", "ValidationStats", "open_metrics", "read_metrics", "thinned"]
@@ -165,19 +167,41 @@ def _tensorboard(name: str, folder: Path, step: int, settings: JsonObject) -> It
 
 
 @contextmanager
-def _hosted(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
-    """Weights & Biases or trackio, which have the same interface."""
+def _hosted(
+    name: str, folder: Path, step: int, settings: JsonObject, **identity: str
+) -> Iterator[Log]:
+    """Weights & Biases or trackio, which have the same interface.
+
+    A run that starts anew must not continue an earlier one of the same name, which trackio would.
+    """
     with needs_extra(name, name):
         module: Any = import_module(name)
-    run = "-".join(folder.absolute().parts[-2:])
-    module.init(project="ledom", name=run, config=settings, resume="allow")
+    run, resume = "-".join(folder.absolute().parts[-2:]), "allow" if step else "never"
+    module.init(project="ledom", name=run, config=settings, resume=resume, **identity)
     try:
         yield lambda row: module.log(row, step=int(row["step"]))
     finally:
         module.finish()
 
 
-_TRACKERS = {"tensorboard": _tensorboard, "wandb": _hosted, "trackio": _hosted}
+@contextmanager
+def _wandb(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
+    """Weights & Biases resumes a run only by its id, never by its name."""
+    file = folder / f"{name}.json"
+    known = as_type(read_json(file), _TrackerRun, file) if step and file.is_file() else None
+    run = known or _TrackerRun(uuid4().hex)
+    with _hosted(name, folder, step, settings, id=run.id) as log:
+        with writing(file):
+            write_json(file, asdict(run))
+        yield log
+
+
+@dataclass(frozen=True)
+class _TrackerRun:
+    id: str
+
+
+_TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _hosted}
 
 
 def _rows(metrics: Path) -> Iterator[Row]:
