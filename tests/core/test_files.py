@@ -21,6 +21,7 @@ from ledom.core.files import (
     real_path,
     write_atomically,
     write_folder,
+    writing,
 )
 from ledom.core.records import Document, write_records
 
@@ -103,6 +104,13 @@ def test_writing_through_a_link_keeps_the_link_and_permissions(tmp_path):
     assert (tmp_path / "out.jsonl").is_symlink()
     assert private.read_text() == '{"id": "1", "text": "x"}\n'
     assert private.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_error_while_writing_names_the_output_once(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device", f"{tmp_path}/tokens.ds")
+    with pytest.raises(OutputError) as error, writing(tmp_path):
+        raise full
+    assert str(error.value) == f"{tmp_path}: cannot be written: No space left on device"
 
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path):

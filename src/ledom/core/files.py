@@ -177,7 +177,7 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error}") from error
+        raise _cannot_write(path, error) from error
 
 
 def _cannot_write(path: str | Path, error: OSError) -> OutputError:

@@ -194,7 +194,8 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot be read: {in_one_line(error)}", path=file) from None
+        reason = getattr(error, "strerror", None) or in_one_line(error)  # strerror has no path
+        raise InputError(f"cannot be read: {reason}", path=file) from None
 
 
 def _size(file: Path) -> int:
