@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,27 @@ def test_an_unknown_direction_is_refused(
         run(command[0], named.get(command[1], command[1]), "--direction", "up"),
         "direction is 'up'; give forward",
     )
+
+
+@pytest.mark.parametrize(
+    ("package", "setting"), [("peft", "lora={}"), ("wandb", "train.trackers=[wandb]")]
+)
+def test_a_missing_package_is_reported_before_any_work(
+    run: Run,
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    setting: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: r\ninit_from: {checkpoints['forward']}\ndata: {{num_documents: 60, num_valid: 1}}\n"
+        "optim: {steps: 2, warmup_steps: 0}\ntrain: {batch_size: 2, seq_len: 64}\n"
+    )
+    check_refused(run("train", recipe, setting, "--out", tmp_path), package, "run: pip install")
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.slow

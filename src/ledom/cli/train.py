@@ -52,6 +52,7 @@ def train(
     from ledom.train.start import (
         check_inputs,
         check_lengths,
+        check_packages,
         check_shareable,
         check_tokenizers,
         has_begun,
@@ -65,8 +66,9 @@ def train(
     for way in directions:
         check_lengths(plan, way)
     check_tokenizers(plan, directions)
+    check_packages(plan)  # fail early: preparing the data may take long
     device = device or default_device()
-    torch_device(device)  # fail early: preparing the data may take long
+    torch_device(device)
     folder = out / plan.name
     data = _prepare(plan.data_of(directions[0]), folder / "data")
     with connect(device) as world:

@@ -7,6 +7,7 @@ need not know about them. At the end they are merged, which leaves a plain model
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ledom.core.errors import RecipeError, in_one_line, needs_extra
 from ledom.core.reading import Config
 from ledom.model.own_forward import OwnForward
 
-__all__ = ["LoraConfig", "add_adapters"]
+__all__ = ["LoraConfig", "add_adapters", "load_peft"]
 
 
 class LoraConfig(Config):
@@ -32,6 +33,16 @@ class LoraConfig(Config):
     """Share of an adapter's inputs that is dropped during training."""
 
 
+def load_peft() -> Any:
+    """The module `peft`. Raises `MissingExtraError` if it is not installed.
+
+    >>> load_peft().LoraConfig.__name__
+    'LoraConfig'
+    """
+    with needs_extra("peft", "lora", "key lora"):
+        return import_module("peft")
+
+
 def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
     """Add adapters to every linear layer of a model except its output; freeze all other weights.
 
@@ -39,8 +50,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
     removes the adapters. Raises `MissingExtraError` without `peft`, and `RecipeError` for an
     architecture that `peft` does not support.
     """
-    with needs_extra("peft", "lora", "key lora"):
-        import peft
+    peft = load_peft()
     torch.manual_seed(seed)
     settings = peft.LoraConfig(
         r=config.rank,

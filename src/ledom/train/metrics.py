@@ -33,7 +33,7 @@ from ledom.core.files import write_atomically, write_json, writing
 from ledom.core.reading import JsonObject, as_type, first_problem, read_json, read_jsonl
 from ledom.data.packing import PackedBatch, Windows
 
-__all__ = ["Row", "ValidationStats", "open_metrics", "read_metrics", "thinned"]
+__all__ = ["Row", "ValidationStats", "load_tracker", "open_metrics", "read_metrics", "thinned"]
 
 _MAX_BLOCKS = 512  # groups of windows in a row of metrics, so that a row has only a few kB
 _MAX_SOURCES = 32
@@ -152,10 +152,20 @@ def _scalars(row: Row) -> dict[str, float]:
     return scalars
 
 
+def load_tracker(name: str) -> Any:
+    """The tracker's module. Raises `MissingExtraError` if it is not installed.
+
+    >>> load_tracker("absent")
+    Traceback (most recent call last):
+    ledom.core.errors.MissingExtraError: absent is not installed; run: pip install 'ledom[absent]'
+    """
+    with needs_extra(name, name):
+        return import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
+
+
 @contextmanager
 def _tensorboard(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
-    with needs_extra(name, name):
-        module: Any = import_module("torch.utils.tensorboard")
+    module = load_tracker(name)
     with module.SummaryWriter(str(folder / name), purge_step=step + 1) as writer:
 
         def log(row: Row) -> None:
@@ -174,8 +184,7 @@ def _hosted(
 
     A run that starts anew must not continue an earlier one of the same name, which trackio would.
     """
-    with needs_extra(name, name):
-        module: Any = import_module(name)
+    module = load_tracker(name)
     run, resume = "-".join(folder.absolute().parts[-2:]), "allow" if step else "never"
     module.init(project="ledom", name=run, config=settings, resume=resume, **identity)
     try:

@@ -36,12 +36,15 @@ from ledom.model.folder import file_digest, hash_files, loaded_files
 from ledom.model.own_forward import OwnForward
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.distributed import ProcessGroup
+from ledom.train.lora import load_peft
+from ledom.train.metrics import load_tracker
 from ledom.train.objective import PairBatches, read_wrong_solutions, token_losses
 from ledom.train.recipe import Recipe, named_files
 
 __all__ = [
     "check_inputs",
     "check_lengths",
+    "check_packages",
     "check_shareable",
     "check_tokenizers",
     "choose_packing",
@@ -68,6 +71,14 @@ def check_lengths(recipe: Recipe, direction: Direction) -> None:
             f"key train.seq_len is {recipe.train.seq_len}: the model's context is {min(contexts)} "
             "tokens; lower it, or set model.max_position_embeddings for random weights"
         )
+
+
+def check_packages(recipe: Recipe) -> None:
+    """Raise `MissingExtraError` if a tracker or peft, which the recipe needs, is not installed."""
+    for tracker in recipe.train.trackers:
+        load_tracker(tracker)
+    if recipe.lora is not None:
+        load_peft()
 
 
 def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
