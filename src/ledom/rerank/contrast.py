@@ -88,7 +88,11 @@ def change_numbers(question: str, num_copies: int) -> list[ChangedNumber]:
 
 
 def changed_problems(problems: Sequence[Problem], num_copies: int) -> list[Problem]:
-    """The copies of all questions, each as a problem with the id of its original."""
+    """The copies of all questions, each as a problem with the id of its original.
+
+    >>> [copy.id for copy in changed_problems([Problem(id="p", question="Ava has 3 pens.")], 2)]
+    ['p', 'p']
+    """
     return [
         Problem(id=problem.id, question=change.apply(problem.question))
         for problem in problems

@@ -200,8 +200,7 @@ def _wandb(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator
     known = as_type(read_json(file), _TrackerRun, file) if step and file.is_file() else None
     run = known or _TrackerRun(uuid4().hex)
     with _hosted(name, folder, step, settings, id=run.id) as log:
-        with writing(file):
-            write_json(file, asdict(run))
+        write_json(file, asdict(run))
         yield log
 
 
