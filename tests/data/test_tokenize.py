@@ -258,7 +258,7 @@ def test_a_killed_task_leaves_no_finished_work(tmp_path: Path, make: Make, file:
     ("name", "contents", "message"),
     [
         ("settings.json", '{"tasks": "2"}', "key tasks: Input should be a valid integer"),
-        ("settings.json", "[" * 9000, "nested more than 64 deep"),
+        ("settings.json", "[" * 100_000, "nested more than 64 deep"),
         ("shards/00000.json", '{"file": "x"}', "key num_documents: Field required"),
         ("shards/00000.json", '{"file": "x"', "not JSON"),
     ],

@@ -166,18 +166,8 @@ def _check_numbers(score: Score, whose: str, text: str) -> None:
     count = score.num_tokens
     if count < 0:
         raise InputError(f"{whose}: num_tokens is {count}, expected 0 or more")
-    if (values := score.token_logprobs) is not None:
-        if (largest := max(values, default=0)) > 0:
-            raise InputError(
-                f"{whose}: the logprob of a token is {largest}, expected a number up to 0"
-            )
-        if len(values) != count:
-            raise InputError(f"{whose}: num_tokens is {count}, but it has {len(values)} tokens")
-        total = math.fsum(values)
-        if abs(total - score.logprob) > _ROUNDING * (count + 1) + 1e-9:
-            raise InputError(
-                f"{whose}: logprob is {score.logprob}, but its tokens sum to {total:.5f}"
-            )
+    if score.token_logprobs is not None:
+        _check_tokens(score.token_logprobs, score, whose)
     if (spans := score.token_spans) is not None:
         if len(spans) != count:
             raise InputError(f"{whose}: num_tokens is {count}, but it has {len(spans)} spans")
@@ -186,3 +176,14 @@ def _check_numbers(score: Score, whose: str, text: str) -> None:
                 raise InputError(
                     f"{whose}: the span {span!r:.40} does not lie in its {len(text)} characters"
                 )
+
+
+def _check_tokens(logprobs: list[float], score: Score, whose: str) -> None:
+    if (largest := max(logprobs, default=0)) > 0:
+        raise InputError(f"{whose}: the logprob of a token is {largest}, expected a number up to 0")
+    count = score.num_tokens
+    if len(logprobs) != count:
+        raise InputError(f"{whose}: num_tokens is {count}, but it has {len(logprobs)} tokens")
+    total = math.fsum(logprobs)
+    if abs(total - score.logprob) > _ROUNDING * (count + 1) + 1e-9:
+        raise InputError(f"{whose}: logprob is {score.logprob}, but its tokens sum to {total:.5f}")

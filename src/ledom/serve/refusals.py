@@ -20,6 +20,9 @@ __all__ = [
     "refusal_of",
 ]
 
+_RFC_9110 = {413: "content_too_large", 422: "unprocessable_content"}
+"""Names that Python's `HTTPStatus` has only since 3.13."""
+
 
 class Refusal(Exception):  # noqa: N818 (an answer)
     """An error response; `message` says what is wrong and how to fix it."""
@@ -32,9 +35,9 @@ class Refusal(Exception):  # noqa: N818 (an answer)
         """The HTTP response. `error.type` is the status in words.
 
         >>> Refusal(413, "send less").response().body
-        b'{"error":{"message":"send less","type":"request_entity_too_large","code":413}}'
+        b'{"error":{"message":"send less","type":"content_too_large","code":413}}'
         """
-        kind = HTTPStatus(self.status).name.lower()
+        kind = _RFC_9110.get(self.status) or HTTPStatus(self.status).name.lower()
         error = {"message": self.message, "type": kind, "code": self.status}
         return JSONResponse({"error": error}, self.status, self.headers)
 

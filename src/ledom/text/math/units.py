@@ -282,12 +282,7 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
         elif word in _STOP_WORDS:
             has_ended = bool(others)  # "5 bags of"
         else:
-            is_variable = len(word) == 1 and word.isascii() and word not in ONE_LETTER_UNITS
-            is_number = not SPELLED.keys().isdisjoint(word.split("-"))
-            following = pieces[place + 1] if place + 1 < len(pieces) else ""
-            changes_value = is_number or word in NOT_UNITS or bool(_SCALE_OR_LIMIT.search(word))
-            changes_value = changes_value or _is_denominator(word, following)
-            if changes_value or not word[:1].isalpha() or is_variable:
+            if _changes_value(word, following=" ".join(pieces[place + 1 : place + 2])):
                 raise NotUnderstood(word)
             plain = word if len(word) < 4 else word.removesuffix("s")
             others.add(plain)
@@ -297,6 +292,19 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
     for name in [name for name, count in units.items() if not count]:
         del units[name]
     return others, head
+
+
+def _changes_value(word: str, following: str) -> bool:
+    """Whether a word after a number may make it another number, as variables and fractions do."""
+    is_variable = len(word) == 1 and word.isascii() and word not in ONE_LETTER_UNITS
+    return (
+        is_variable
+        or not word[:1].isalpha()
+        or not SPELLED.keys().isdisjoint(word.split("-"))
+        or word in NOT_UNITS
+        or bool(_SCALE_OR_LIMIT.search(word))
+        or _is_denominator(word, following)
+    )
 
 
 def _is_denominator(word: str, following: str) -> bool:
