@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -364,3 +365,23 @@ def test_torch_reads_the_setting_for_idle_threads() -> None:
     environment["OMP_DISPLAY_ENV"] = "verbose"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert b"GOMP_SPINCOUNT = '10000'" in done.stderr
+
+
+def test_a_limit_is_lowered_but_never_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = resource.RLIM_INFINITY
+    for present, most in (((free, free), 50), ((90, free), 50), ((20, free), 20), ((20, 40), 20)):
+        made: list[Any] = []
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, now=present: now)
+        monkeypatch.setattr(resource, "setrlimit", lambda *given, made=made: made.append(given))
+        parallel.lower_limit("AS", 50)
+        assert made == [(resource.RLIMIT_AS, (most, most))]
+
+
+def test_a_system_that_refuses_a_limit_is_left_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As macOS refuses limits on memory."""
+
+    def refuse(kind: int, limits: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    parallel.lower_limit("AS", 50)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from ledom.core.errors import LedomError
+from ledom.core.processes import lower_limit
 from ledom.evaluate.programs import runs_to_its_end
 from waiting import SECONDS, until
 
@@ -34,6 +38,27 @@ def runs_in_time(program: str) -> bool:
 )
 def test_a_program_counts_if_it_runs_to_its_end(program: str, ends: bool) -> None:
     assert runs_in_time(program) is ends
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "limit"), [("AS", 9 * 10**8), ("FSIZE", 10**5), ("NPROC", 250)])
+def test_lower_limits_of_the_user_stay(name: str, limit: int) -> None:
+    code = "from ledom.evaluate.programs import *; print(*map(runs_to_its_end, ('', '1 / 0')))"
+    found = subprocess.check_output(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        preexec_fn=lambda: lower_limit(name, limit),  # as the shell's ulimit does
+        text=True,
+    )
+    assert found == "True False\n"
+
+
+def test_an_interpreter_that_does_not_start_is_no_failed_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(LedomError, match=r"Python did not start to run a program \(exit code 1\)"):
+        runs_to_its_end("1 + 1")
 
 
 @pytest.mark.parametrize("program", ["while True: pass", "import signal\nsignal.pause()"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
 from itertools import chain, count
@@ -30,6 +30,7 @@ __all__ = [
     "is_first",
     "is_first_failure",
     "local_rank",
+    "lower_limit",
     "merged",
     "rank",
     "set_threads",
@@ -210,6 +211,23 @@ def _read(file: Path) -> str:
         return file.read_text()
     except (OSError, ValueError):
         return ""
+
+
+def lower_limit(name: str, most: int) -> None:
+    """Limit this process's use of a resource: "AS" for `RLIMIT_AS`, in that limit's unit.
+
+    A limit that is already lower stays. A system that refuses the limit is left without it: macOS
+    refuses those on memory.
+
+    >>> lower_limit("CORE", 0)
+    """
+    import resource
+
+    kind = getattr(resource, "RLIMIT_" + name)
+    present = [value for value in resource.getrlimit(kind) if value != resource.RLIM_INFINITY]
+    most = min([most, *present])
+    with suppress(ValueError, OSError):
+        resource.setrlimit(kind, (most, most))
 
 
 _SPINS = "10000"

@@ -8,6 +8,7 @@ read and write whatever its user can. This module does not know about tasks.
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
 import signal
@@ -17,11 +18,17 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from ledom.core.errors import LedomError
+from ledom.core.processes import lower_limit
+
 __all__ = ["runs_to_its_end"]
 
 _MEMORY = 2**30  # bytes
-_LIMITED = """
-import ctypes, os, resource, sys
+_LIMITED = f"""
+import ctypes, os, sys
+from contextlib import suppress
+
+{inspect.getsource(lower_limit)}
 
 def ends_with_its_parent():
     libc.prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
@@ -35,18 +42,22 @@ if hasattr(libc, "unshare"):
     if apart and (child := os.fork()):
         os._exit(os.waitpid(child, 0)[1] != 0)
     ends_with_its_parent()
-limits = {"CPU": seconds, "AS": memory, "FSIZE": 2**20, "CORE": 0, "NPROC": 256}
-for name, limit in limits.items():
-    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
 source = open(sys.argv[3]).read()
-exec(compile(source, "program", "exec"), {"__name__": "__main__"})
+open(sys.argv[4], "x").close()  # all is ready
+lower_limit("CPU", seconds)
+lower_limit("AS", memory)
+lower_limit("FSIZE", 2**20)
+lower_limit("CORE", 0)
+lower_limit("NPROC", 256)
+exec(compile(source, "program", "exec"), {{"__name__": "__main__"}})
 """
 
 
 def runs_to_its_end(program: str, seconds: int = 10) -> bool:
     """Whether a Python program reaches its last line within the limits, without an error.
 
-    A program that exits earlier does not, regardless of its exit code.
+    A program that exits earlier does not, regardless of its exit code. Raises `LedomError` if this
+    system cannot run programs, for example because it allows no more processes.
 
     >>> runs_to_its_end("assert 1 + 1 == 2"), runs_to_its_end("assert 1 + 1 == 3")
     (True, False)
@@ -54,13 +65,13 @@ def runs_to_its_end(program: str, seconds: int = 10) -> bool:
     False
     """
     with tempfile.TemporaryDirectory(prefix="ledom-program-") as folder:
-        reached = Path(folder) / secrets.token_hex(16)
+        started, reached = (Path(folder) / secrets.token_hex(16) for _ in range(2))
         file = Path(folder) / "program.txt"
         ending = f"\nopen({str(reached)!r}, 'x').close()\n"
         file.write_text(program + ending, "utf-8", "replace")
-        limits = [str(seconds), str(_MEMORY), str(file)]
+        arguments = [str(seconds), str(_MEMORY), str(file), str(started)]
         child = subprocess.Popen(
-            [sys.executable, "-I", "-c", _LIMITED, *limits],
+            [sys.executable, "-I", "-c", _LIMITED, *arguments],
             cwd=folder,
             env={"PATH": os.defpath},
             stdin=subprocess.DEVNULL,
@@ -74,6 +85,8 @@ def runs_to_its_end(program: str, seconds: int = 10) -> bool:
             code = 1
         finally:
             _end(child)
+        if not started.exists():
+            raise LedomError(f"Python did not start to run a program (exit code {code})")
         return code == 0 and reached.exists()
 
 

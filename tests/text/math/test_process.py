@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kills import in_a_child
+from ledom.core.processes import lower_limit
 from ledom.text.answers import is_correct
 from ledom.text.math.process import MathChecker, same_value
 from waiting import SECONDS
@@ -63,6 +64,20 @@ def test_the_worker_imports_no_files_of_the_current_folder(
     checker = MathChecker()
     assert checker.equal(r"\sqrt{8}", r"2\sqrt{2}")
     checker.close()
+
+
+@pytest.mark.slow
+def test_a_lower_memory_limit_of_the_user_stays() -> None:
+    code = (
+        r"from ledom.text.math.process import same_value; print(same_value('\sqrt{8}', '2\sqrt2'))"
+    )
+    found = subprocess.check_output(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        preexec_fn=lambda: lower_limit("AS", 3 * 10**9),  # as the shell's ulimit does
+        text=True,
+    )
+    assert found == "True\n"
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ import sys
 from functools import cache, lru_cache
 from threading import Lock
 
+from ledom.core.processes import lower_limit
+
 __all__ = ["MathChecker", "same_value"]
 
 SECONDS_PER_PAIR = 5.0
@@ -94,12 +96,10 @@ def serve(seconds: float) -> None:
 
     It exits on a pair that takes more than `seconds` of CPU time, even if no one waits for it.
     """
-    import resource
-
     from ledom.text.math.algebra import Sympy
     from ledom.text.math.expressions import read
 
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    lower_limit("AS", _MEMORY_BYTES)
     compare = Sympy().same
 
     def reply(line: str) -> None:
