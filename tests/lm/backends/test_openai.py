@@ -85,7 +85,80 @@ def test_texts_are_returned_by_prompt(
     body = next(body for body in server.requests if body["prompt"] == "two?")
     assert body.pop("seed") != 3  # which would be the same for another prompt
     expected = {"model": "m", "n": 2, "max_tokens": 9, "temperature": 0.7, "top_p": 0.9}
-    assert body == expected | {"prompt": "two?", "top_k": 5}
+    neutral = {"min_p": 0, "repetition_penalty": 1}
+    assert body == expected | {"prompt": "two?", "top_k": 5} | neutral
+
+
+NEUTRAL = {"top_k": -1, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
+REJECTIONS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "vLLM": lambda body: False,
+    "OpenAI": lambda body: not body.keys().isdisjoint({"top_k", "min_p", "repetition_penalty"}),
+    "TGI": lambda body: body.get("top_p", 0.5) >= 1,
+    "llama.cpp": lambda body: body.get("n", 1) > 1,
+    "strict": lambda body: "top_k" in body or "n" in body,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        ("vLLM", {"n": 2, **NEUTRAL}),  # else it takes those of generation_config.json
+        ("OpenAI", {"n": 2}),
+        ("TGI", {"n": 2}),
+        ("llama.cpp", NEUTRAL),  # else it takes a top_k of 40 and a min_p of 0.05
+        ("strict", {}),
+    ],
+)
+def test_settings_without_effect_are_sent_unless_the_server_rejects_them(
+    load: Callable[..., OpenAILanguageModel],
+    server: CompletionsServer,
+    kind: str,
+    sent: dict[str, float],
+) -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        if REJECTIONS[kind](body):
+            return 400, b'{"error": {"message": "no"}}'
+        return 200, json.dumps(answer(body | {"n": body.get("n", 1)})).encode()
+
+    server.always = reply
+    lm = load(concurrency=1, bos_token="")
+    made = dict(lm.generate(["one?", "two?"], Sampling(), 2))
+    assert [len(texts) for texts in made.values()] == [2, 2]
+    always = {"model", "prompt", "max_tokens", "temperature", "seed"}
+    last = server.requests[-1]
+    assert {key: value for key, value in last.items() if key not in always} == sent
+    accepted = 2 if "n" in sent else 4
+    assert len(server.requests) <= accepted + 3  # the server is asked once what it accepts
+
+
+@pytest.mark.slow
+def test_a_setting_with_an_effect_is_never_left_out(
+    load: Callable[..., OpenAILanguageModel], server: CompletionsServer
+) -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        problem = "top_k is unknown" if "top_k" in body else "no model m"
+        return 400, json.dumps({"error": {"message": problem}}).encode()
+
+    server.always = reply
+    with pytest.raises(ServerError, match="the server answered 400: .*top_k is unknown"):
+        list(load().generate(["one?"], Sampling(top_k=5)))
+    assert all(body["top_k"] == 5 for body in server.requests)
+
+
+@pytest.mark.slow
+def test_the_longest_text_fits_a_server_of_the_models_context(
+    load: Callable[..., OpenAILanguageModel],
+    server: CompletionsServer,
+    checkpoints: dict[str, Path],
+) -> None:
+    """vLLM refuses a request whose prompt and `max_tokens` exceed its `max_model_len` together."""
+    for lm in (load(tokenizer=checkpoints["forward"]), load(context=512)):
+        longest = lm.context + 1  # the last token is not read
+        (values,) = lm.logprobs([TokenSpan([0, *[5] * (longest - 1)], 1, longest)])
+        assert len(values) == longest - 1
+        body = server.requests[-1]
+        assert len(body["prompt"]) + body["max_tokens"] == 512
 
 
 @pytest.mark.slow
@@ -256,7 +329,7 @@ def test_a_model_folder_tells_which_bos_its_model_reads(
     load: Callable[..., OpenAILanguageModel], checkpoints: dict[str, Path]
 ) -> None:
     lm = load(None, tokenizer=checkpoints["reverse"])
-    assert (lm.direction, lm.bos_ids, lm.context) == (ledom.Direction.REVERSE, [0], 512)
+    assert (lm.direction, lm.bos_ids, lm.context) == (ledom.Direction.REVERSE, [0], 510)
     with pytest.raises(DirectionError, match="used as forward"):
         load("forward", tokenizer=checkpoints["reverse"])
     assert load("forward").bos_ids == [0]  # a bare tokenizer that adds no BOS itself

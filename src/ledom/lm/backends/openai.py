@@ -5,6 +5,7 @@ so a server with a reverse model scores in reverse. For this, vLLM must run with
 Sampling sends text if the server's tokenizer encodes it to the same ids, special tokens included,
 and ids otherwise. A reverse model must also return the ids that it wrote (`return_token_ids` of
 vLLM). The client retries transient errors (429, 5xx, a broken connection) with increasing delays.
+Settings without effect are sent too, so that no default of the server applies instead.
 Other errors raise `ServerError`, and the calling stage keeps its results so far.
 """
 
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, ServerError, in_one_line, needs_extra
 from ledom.core.files import digest
-from ledom.core.reading import check_counts, require
+from ledom.core.reading import JsonObject, check_counts, require
 from ledom.lm.confidence import Confidence, of_alternatives
 from ledom.lm.generation import ModelSpan
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
@@ -46,6 +47,9 @@ __all__ = ["OpenAILanguageModel"]
 _CONTEXT = 4096  # tokens, if not specified
 _ENDED = ("stop", "eos", "eos_token")  # finish reasons of a complete text (OpenAI, Together, TGI)
 _ROUNDING = 1e-3  # nats by which a log-probability may exceed 0
+_NEUTRAL: JsonObject = {"top_k": -1, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Settings that have no effect. Without them, a server would apply its own defaults, such as those
+in the model's generation_config.json (vLLM) or a top_k of 40 (llama.cpp)."""
 _T = TypeVar("_T")
 
 
@@ -76,7 +80,8 @@ class OpenAILanguageModel(LanguageModel):
         concurrency: int = 8,
         requests_per_second: float | None = None,
     ) -> None:
-        check_counts(1, concurrency=concurrency, context=1 if context is None else context)
+        check_counts(1, concurrency=concurrency)
+        check_counts(3, context=3 if context is None else context)
         check_counts(max_retries=max_retries)
         require({f"timeout is {timeout}; it must be above 0": 0 < timeout < math.inf})
         key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
@@ -88,7 +93,8 @@ class OpenAILanguageModel(LanguageModel):
             tokenizer=info.tokenizer,
             pair_format=info.pair_format,
             bos_ids=info.bos_ids,
-            context=context or info.context,
+            # A scored text is entirely prompt, and the server needs room to write one more token.
+            context=(context or info.context) - 2,
             fingerprint="",
             stop_ids=info.stop_ids,
         )
@@ -96,6 +102,7 @@ class OpenAILanguageModel(LanguageModel):
         self.fingerprint = f"{digest(' '.join(map(str, known))):016x}"
         self._concurrency = concurrency
         self._limit = _RateLimit(requests_per_second)
+        self._attempt = 0  # see `_complete`
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         spans = self.check_targets(targets)
@@ -112,7 +119,7 @@ class OpenAILanguageModel(LanguageModel):
         if start == end:
             return np.empty(0, np.float32)
         # One token is written and ignored, because not every server accepts a limit of 0.
-        request = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0.0}
+        request: JsonObject = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0.0}
         return self._ask(partial(self._scores, start, end), prompt=ids[:end], **request)
 
     def _scores(self, start: int, end: int, answer: Any) -> NDArray[np.float32]:
@@ -146,15 +153,16 @@ class OpenAILanguageModel(LanguageModel):
         # From a text, a server adds its tokenizer's own special tokens, and it cannot flip the ids.
         own = [self.tokenizer.token_id(token) for token in self.tokenizer.bos_tokens]
         reads_ids = self.bos_ids != own or self.direction is Direction.REVERSE
-        extra = {"top_k": sampling.top_k} if sampling.top_k else {}
-        if self.direction is Direction.REVERSE:
-            extra["return_token_ids"] = True
+        settings = {
+            **_NEUTRAL,
+            "top_k": sampling.top_k or _NEUTRAL["top_k"],
+            "top_p": sampling.top_p,
+            **({"return_token_ids": True} if self.direction is Direction.REVERSE else {}),
+        }
         request = {
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
             **({} if sampling.confidence is None else {"logprobs": sampling.confidence.top_k}),
-            **({"extra_body": extra} if extra else {}),
         }
         # All greedy texts of a prompt are equal, and vLLM refuses to write the same one twice.
         count = 1 if sampling.temperature == 0 else len(numbers)
@@ -167,8 +175,8 @@ class OpenAILanguageModel(LanguageModel):
             while len(drawn) < count:  # some servers write one text, however many are requested
                 drawn += self._ask(
                     partial(self._texts, text, count - len(drawn), sampling),
+                    {**settings, "n": count - len(drawn)},
                     prompt=contexts[place] if reads_ids else text,
-                    n=count - len(drawn),
                     seed=seed + len(drawn),
                     **request,
                 )
@@ -254,13 +262,14 @@ class OpenAILanguageModel(LanguageModel):
         if failures:
             raise failures[0]
 
-    def _ask(self, read: Callable[[Any], _T], **request: Any) -> _T:
+    def _ask(
+        self, read: Callable[[Any], _T], settings: JsonObject | None = None, **request: Any
+    ) -> _T:
         """Send a request and parse the answer with `read`; raises `ServerError` for any failure."""
         import openai
 
-        self._limit.wait()
         try:
-            answer = self._client.completions.create(model=self.name, **request)
+            answer = self._complete(settings or {}, request)
         except openai.APIStatusError as error:
             raise ServerError(
                 f"{self.name}: the server answered {error.status_code}: "
@@ -286,6 +295,29 @@ class OpenAILanguageModel(LanguageModel):
             return read(answer)
         except (AttributeError, TypeError, ValueError, OverflowError, LookupError) as error:
             raise ServerError(f"{self.name}: the server's answer is not valid: {error}") from error
+
+    def _complete(self, settings: JsonObject, request: JsonObject) -> Any:
+        """The server's answer. What the server may reject is left out if it does: `n` (llama.cpp),
+        and settings without effect (OpenAI: `top_k`; TGI: a `top_p` of 1).
+        """
+        import openai
+
+        number, rejections = {"n": settings.get("n")}, []
+        choices: list[JsonObject] = [{}, number, _NEUTRAL, number | _NEUTRAL]
+        optional = choices[self._attempt :] if settings else [{}]
+        for attempt, left_out in enumerate(optional, start=self._attempt):
+            sent = dict(settings.items() - left_out.items())
+            self._limit.wait()
+            try:
+                answer = self._client.completions.create(
+                    model=self.name, **request, extra_body=sent
+                )
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                rejections.append(error)
+            else:
+                self._attempt = attempt  # for the next requests
+                return answer
+        raise rejections[0]
 
     def _unusable(self, what: object) -> ServerError:
         return ServerError(f"{self.name}: no usable answer from the server: {in_one_line(what)}")
