@@ -256,6 +256,7 @@ OF_READING: dict[str, tuple[Any, list[Any]]] = {  # one refused value, and neutr
     "return_embeddings": (True, [False]),
     "return_token_strs": (True, [False]),
     "softmax": (False, [True]),
+    "top_k": (1, []),
     "truncate_prompt_tokens": (4, [-1]),
     "truncation": (False, [True]),
     "truncation_direction": ("Left", ["Right", "right"]),
@@ -268,7 +269,7 @@ OF_ONE_ROUTE: dict[str, dict[str, tuple[Any, list[Any]]]] = {
         "return_text": (True, [False]),
         "truncate": (False, [True]),
     },
-    "TEI": {"top_n": (1, [0]), "max_tokens_per_doc": (9, [])},
+    "TEI": {"max_tokens_per_doc": (9, [])},
     "embeddings": {"use_activation": (True, [False])},
 }
 

@@ -31,7 +31,7 @@ __all__ = ["router"]
 router = APIRouter(tags=["reranking"])
 
 
-_OF_DOCUMENTS = {"max_tokens_per_doc", "top_n"}
+_OF_DOCUMENTS = {"max_tokens_per_doc"}
 _OF_TEXTS = {"raw_scores", "return_text", "truncate"}
 
 
@@ -152,7 +152,7 @@ async def _tei(body: RerankBody, texts: list[str], service: Service) -> list[Jso
     return [
         {"index": i, "score": judged[i].value(body.use_activation and not body.raw_scores)}
         | ({"text": texts[i]} if body.return_text else {})
-        for i in best_first(judged)
+        for i in best_first(judged)[: body.top_n or None]
     ]
 
 

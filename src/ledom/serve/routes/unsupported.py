@@ -69,6 +69,7 @@ _READING: _Neutral = _neutral_if_empty("""
     "normalize": (False,),
     "raw_scores": (False,),
     "softmax": (True,),
+    "top_k": (),  # Voyage's top_n
     "top_n": (0,),
     "truncate": (True, "END"),
     "truncate_prompt_tokens": (-1,),  # to the model's context; a longer question is refused
