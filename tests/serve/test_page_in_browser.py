@@ -190,6 +190,27 @@ def test_everything_works_by_keyboard(visit: Open) -> None:
     assert page.locator("#reverse-pane .branch").count() == 3
 
 
+def test_the_focus_is_not_lost_when_a_button_is_used(visit: Open) -> None:
+    page = visit("write")
+    active = "document.activeElement.ariaLabel ?? document.activeElement.textContent"
+    write_some(page, "#### 7", tokens=6)
+    pane = page.locator("#reverse-pane")
+    pane.locator(".branch").nth(1).press("Enter")
+    assert page.evaluate(active).startswith("Branch 2")
+    pane.get_by_role("button", name="Continue").press("Enter")
+    assert page.evaluate(active) in ("Stop", "Write to the left")
+    page = visit("judge")
+    page.get_by_role("button", name="Judge", exact=True).press("Enter")
+    page.locator("#judge-run:enabled").wait_for()
+    assert page.evaluate(active) == "Judge"
+    rows = page.locator("#answers .remove").count()
+    page.get_by_role("button", name="Remove answer 1").press("Enter")
+    assert page.evaluate(active) == "Remove answer 1"
+    for _ in range(rows - 1):
+        page.keyboard.press("Enter")
+    assert page.evaluate(active) == "Add an answer"
+
+
 def test_the_twin_gets_the_generated_question(visit: Open) -> None:
     page = visit("write")
     example = recorded()["examples"][0]["write"]["reverse"]

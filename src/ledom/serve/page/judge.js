@@ -43,11 +43,18 @@ export class Judge {
     const area = el("textarea", { rows: 3, spellcheck: "false" });
     area.value = text;
     const label = el("label", { class: "given" }, el("span"), area);
-    const remove = el("button", { type: "button", class: "remove", onclick: () => (row.remove(), this.number()) }, "✕");
+    const remove = el("button", { type: "button", class: "remove", onclick: () => this.remove(row) }, "✕");
     const row = el("div", { class: "answer" }, label, remove);
     $("answers").append(row);
     this.number();
     return area;
+  }
+
+  remove(row) {
+    const next = row.nextElementSibling ?? row.previousElementSibling;
+    row.remove();
+    this.number();
+    (next?.querySelector("button") ?? $("answer-add")).focus();
   }
 
   number() {
@@ -90,6 +97,7 @@ export class Judge {
   }
 
   async work(message, job) {
+    const focused = document.activeElement; // a disabled button loses the focus
     const buttons = $("judge-form").querySelectorAll("button");
     for (const button of buttons) button.disabled = true;
     this.say(message);
@@ -100,6 +108,7 @@ export class Judge {
       this.say(error.message);
     }
     for (const button of buttons) button.disabled = false;
+    if (document.activeElement === document.body) focused.focus();
   }
 
   say(text) {

@@ -166,6 +166,7 @@ class Pane {
       text.append(...(this.backwards ? shown.reverse() : shown));
       if (!shown.length) text.append(el("span", { class: "muted" }, "Nothing is written yet."));
     }
+    if (isGrowing && document.activeElement === resume) write.focus(); // a hidden button loses the focus
     write.textContent = isGrowing ? "Stop" : this.backwards ? "Write to the left" : "Write to the right";
     resume.hidden = isGrowing || done;
     this.part.pass.hidden = isGrowing || !done || !this.canPass();
@@ -222,6 +223,7 @@ class Pane {
   }
 
   renderBranches() {
+    const focused = [...this.part.branches.children].indexOf(document.activeElement);
     const rows = this.branches.map((branch) => {
       const isShown = branch === this.branch;
       const sum = branch.steps.reduce((total, step) => total + step.logprob, 0);
@@ -232,6 +234,7 @@ class Pane {
       }, el("strong", {}, `Branch ${branch.number}`), el("span", { class: "muted" }, facts), this.excerpt(branch));
     });
     this.part.branches.replaceChildren(...(rows.length > 1 ? rows : []));
+    this.part.branches.children[focused]?.focus({ preventScroll: true });
   }
 
   /** The text of another branch. The part that it shares with the shown branch is faint, and shortened. */
