@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ledom.core.errors import InputError
+from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
 
 
@@ -26,3 +27,8 @@ def test_sampling_settings_are_checked() -> None:
             Sampling(stop_pattern=bad_pattern)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="confidence is 5; give ConfidenceSettings, or None"):
         Sampling(confidence=5)  # type: ignore[arg-type]
+
+
+def test_a_long_prompt_without_spaces_is_quoted_by_its_start() -> None:
+    with pytest.raises(InputError, match="the prompt '數{60}' has 301 tokens; .* shorten it"):
+        FakeLanguageModel(context=8).prompt_ids("數" * 100, max_tokens=1)

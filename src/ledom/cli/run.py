@@ -19,14 +19,13 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from textwrap import shorten
 from typing import Any, TextIO
 
 import typer
 
 from ledom.cli.display import log
 from ledom.core import processes as parallel
-from ledom.core.errors import LedomError, OutputError
+from ledom.core.errors import LedomError, OutputError, in_one_line
 
 DEBUG_VARIABLE = "LEDOM_DEBUG"
 """An environment variable that shows tracebacks, like --debug, unless it is 0 or empty."""
@@ -149,7 +148,7 @@ def _message(error: BaseException) -> str:
         return f"an argument or a file name is not UTF-8 (it contains {found}); convert it first"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    what = shorten(f"{type(error).__name__}: {error}", 300)
+    what = in_one_line(f"{type(error).__name__}: {error}", 300)
     return f"internal error: {what}; run `ledom --debug ...` to see the traceback, and report it"
 
 

@@ -12,7 +12,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from textwrap import shorten
 from typing import ClassVar
 
 import numpy as np
@@ -324,7 +323,7 @@ class LanguageModel(ABC):
         if max_tokens > room:
             lower = f"lower max_tokens to {room}, or " if room > 0 else ""
             raise InputError(
-                f"the prompt {shorten(prompt, 60)!r} has {num_tokens} tokens; with "
+                f"the prompt {prompt[:60]!r} has {num_tokens} tokens; with "
                 f"max_tokens={max_tokens} it does not fit the model's context of {self.context}; "
                 f"{lower}shorten it"
             )

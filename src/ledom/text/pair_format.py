@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, partial
 from itertools import accumulate
-from textwrap import shorten
 from typing import Literal
 
 from ledom.core.errors import InputError
@@ -351,7 +350,7 @@ class PairFormat:
                 start, end = pair.solution
                 if end - excess <= start:
                     raise InputError(
-                        f"the question {shorten(question, 60)!r} has "
+                        f"the question {question[:60]!r} has "
                         f"{pair.question[1] - pair.question[0]} tokens, which leave no room for a "
                         f"solution in the {room} tokens of the model's context; remove it"
                     )
