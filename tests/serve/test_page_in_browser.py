@@ -280,22 +280,6 @@ def test_a_note_says_that_a_long_answer_is_read_in_part(visit: Open) -> None:
     assert card.locator("h3").inner_text() == "Answer 1"
 
 
-def test_an_error_disappears_when_the_model_writes_again(browser: Any, server: Server) -> None:
-    page = browser.new_page()  # its console reports a failed request
-    page.goto(server.url)
-    page.wait_for_selector("body[data-ready]")
-    page.route("**/ledom/generate", lambda route: route.abort())
-    pane = page.locator("#reverse-pane")
-    pane.locator("textarea").fill("\n\n#### 7")
-    pane.get_by_role("button", name="Write to the left").click()
-    pane.get_by_text("the server does not answer").wait_for()
-    page.unroute("**/ledom/generate")
-    pane.get_by_role("button", name="Continue").click()
-    pane.locator(".token").first.wait_for()
-    assert pane.locator("[data-part=status]").inner_text() == ""
-    page.close()
-
-
 def test_bad_input_is_reported_on_the_page(visit: Open) -> None:
     page = visit("write")
     page.locator("#reverse-pane textarea").fill("")

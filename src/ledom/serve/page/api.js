@@ -1,6 +1,6 @@
 // Lists the routes of openapi.json, each with an example that can be edited and sent.
 
-import { $, el } from "./lib.js";
+import { $, api, el } from "./lib.js";
 
 // An example body, built from the examples of a schema's fields.
 function example(schema, description) {
@@ -50,12 +50,11 @@ function section(name) {
 }
 
 $("access").addEventListener("submit", (event) => event.preventDefault());
-const answer = await fetch("/openapi.json");
-if (answer.ok) {
-  const description = await answer.json();
+try {
+  const description = await api("/openapi.json");
   for (const [path, operations] of Object.entries(description.paths))
     for (const [method, operation] of Object.entries(operations))
       if (!path.includes("{")) section(operation.tags[0]).append(route(method, path, operation, description));
-} else {
-  $("routes").append(el("p", {}, `/openapi.json failed with status ${answer.status}.`));
+} catch (error) {
+  $("routes").append(el("p", {}, `The list of routes cannot be shown: ${error.message}.`));
 }

@@ -48,4 +48,7 @@ async function start() {
   document.body.dataset.ready = "true";
 }
 
-start();
+start().catch((error) => {
+  $("notice").textContent = `The page cannot start: ${error.message}.`;
+  $("notice").hidden = false;
+});

@@ -31,6 +31,7 @@ export class Judge {
   }
 
   fill(question, answers) {
+    this.job?.abort(); // its results belong to other texts
     $("question").value = question;
     $("answers").replaceChildren();
     $("judge-example").selectedIndex = -1; // no example is shown now; each can be chosen again
@@ -74,38 +75,39 @@ export class Judge {
     const question = $("question").value;
     const answers = this.answers();
     if (!answers.length) return this.say("Give an answer first.");
-    return this.work("Judging …", async () => {
-      const found = await api("/ledom/score", { question, answers });
-      this.fill(question, answers);
-      this.verdict(answers, found);
+    this.fill(question, answers);
+    return this.work("Judging …", async (signal) => {
+      this.verdict(answers, await api("/ledom/score", { question, answers }, signal));
     });
   }
 
   async sample() {
     const question = $("question").value;
     if (!question.trim()) return this.say("Type a question first.");
-    return this.work("Sampling …", async () => {
+    return this.work("Sampling …", async (signal) => {
       this.seed = (this.seed ?? 0) + 1;
       const prompt = this.server.template.split("{solution}")[0].replace("{question}", () => question);
-      const { count, max_model_len: context } = await api("/tokenize", { model: "forward", prompt, add_special_tokens: true });
+      const asked = { model: "forward", prompt, add_special_tokens: true };
+      const { count, max_model_len: context } = await api("/tokenize", asked, signal);
       const room = Math.max(1, Math.min(LONGEST, context - count));
       const body = { model: "forward", prompt, n: SAMPLES, max_tokens: room, temperature: 0.8, seed: this.seed };
-      const { choices } = await api("/v1/completions", body);
+      const { choices } = await api("/v1/completions", body, signal);
       for (const area of $("answers").querySelectorAll("textarea")) if (!area.value.trim()) area.closest(".answer").remove();
       for (const choice of choices) this.add(choice.text);
     });
   }
 
-  async work(message, job) {
+  async work(message, task) {
+    const job = (this.job = new AbortController());
     const focused = document.activeElement; // a disabled button loses the focus
     const buttons = $("judge-form").querySelectorAll("button");
     for (const button of buttons) button.disabled = true;
     this.say(message);
     try {
-      await job();
+      await task(job.signal);
       this.say("");
     } catch (error) {
-      this.say(error.message);
+      if (!job.signal.aborted) this.say(error.message);
     }
     for (const button of buttons) button.disabled = false;
     if (document.activeElement === document.body) focused.focus();

@@ -27,6 +27,7 @@ export async function api(path, body, signal) {
   }
   const data = await answer.json().catch(() => null);
   if (!answer.ok) throw new Error(data?.error?.message ?? `the server answered ${answer.status}`);
+  if (data === null) throw new Error("the server's answer is not valid JSON");
   return data;
 }
 
