@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import resource
+import socket
+from contextlib import ExitStack
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -13,6 +17,8 @@ from ledom.serve.app import make_app
 from ledom.serve.judge import Judge
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
+from serving import running
+from waiting import SECONDS
 
 Models = tuple[FakeLanguageModel, FakeLanguageModel]
 
@@ -56,3 +62,20 @@ def test_all_prompts_of_a_scoring_request_count(client: TestClient, model: str, 
     for count, status in ((most, 200), (most + 1, 413)):
         body = {"model": model, "prompt": [[7] * size] * count, "echo": True, "max_tokens": 0}
         assert client.post("/v1/completions", json=body).status_code == status
+
+
+@pytest.mark.slow
+def test_every_text_that_may_wait_can_have_its_own_connection(pair: Models) -> None:
+    """Trainers send one text per connection; further ones got 503 while the queue had room."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] != resource.RLIM_INFINITY and before[1] < 4000:
+        pytest.skip(f"this system allows only {before[1]} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))  # as on most systems
+    try:
+        with running(Judge(*pair), Limits(max_waiting=1200)) as server, ExitStack() as idle:
+            address = ("127.0.0.1", server.port)
+            for _ in range(1200):
+                idle.enter_context(socket.create_connection(address, timeout=SECONDS))
+            assert httpx.get(f"{server.url}/healthz", timeout=SECONDS).status_code == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

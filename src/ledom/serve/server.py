@@ -6,7 +6,9 @@ signal ends those too.
 
 from __future__ import annotations
 
+import resource
 import socket
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ __all__ = ["Server", "require_extra"]
 
 _BACKLOG = 2048
 _GRACE_SECONDS = 30
+_OTHER_FILES = 256  # files that the process may have open besides its connections
 
 
 def require_extra() -> None:
@@ -64,6 +67,8 @@ class Server:
         from ledom.serve.protocol import BoundedProtocol, Uvicorn
 
         limits = self._settings.limits
+        connections = limits.max_connections or max(1024, 2 * limits.max_waiting)
+        _allow_open_files(connections + _OTHER_FILES)
         config = uvicorn.Config(
             make_app(service),
             http=partial(BoundedProtocol, limits),  # type: ignore[arg-type]
@@ -72,7 +77,7 @@ class Server:
             access_log=False,
             server_header=False,
             backlog=_BACKLOG,
-            limit_concurrency=limits.max_connections,
+            limit_concurrency=connections,
             timeout_keep_alive=max(1, round(limits.read_seconds)),
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
@@ -102,6 +107,16 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.close()
         raise _cannot_listen(host, port, error) from None
     return bound
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise the limit on open files, which is often 1024, to `count`, or as far as is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    wanted = count if hard == unlimited else min(count, hard)
+    if soft != unlimited and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> InputError:
