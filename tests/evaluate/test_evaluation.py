@@ -248,6 +248,60 @@ def test_two_tasks_with_the_same_name_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+LONG = QUESTIONS[0] | {"id": "long", "choices": ["4", "four " * 900]}
+SUM = {"id": "s", "question": "2 + 2?", "answer": "4"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "context", "error"),
+    [
+        ([*QUESTIONS, QUESTIONS[0] | {"id": "z", "answer_index": 4}], 4096, r"jsonl:13: .* is 4"),
+        ([*QUESTIONS, LONG], 512, "document 12 of task 'last'.* longer than the model's context"),
+        ([SUM], 1, "max_tokens is 0; it must be at least 1"),
+        ([SUM, {"id": "t", "question": "3 + 3?"}], 4096, "'t' of .* has no answer"),
+    ],
+)
+@pytest.mark.parametrize("short", list(Direction))
+def test_all_tasks_are_checked_for_both_models_before_any_work(
+    short: Direction, rows: Any, context: int, error: str, choices: Path, tmp_path: Path
+) -> None:
+    """A change of the task's file would make answers that are saved by then useless."""
+    made = {way: FakeLanguageModel(direction=way) for way in Direction}
+    made[short].context = context
+    files = [choices, write_rows(tmp_path / "last.jsonl", rows)]
+    sources = [find_source(str(file), Options()) for file in files]
+    if context == 1:
+        sources.pop(0)  # no question fits
+    with pytest.raises(InputError, match=error):
+        evaluate_models(Job(sources, [*made.values()], tmp_path / "out"), no_progress)
+    assert [one.num_scored for one in made.values()] == [0, 0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_saved_answers_to_other_requests_are_refused_before_any_work(
+    choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    """The second task was changed since its answers were saved; the first was never run."""
+    last, out = tmp_path / "last.jsonl", tmp_path / "out"
+    evaluate(find_source(str(write_rows(last, QUESTIONS[:4])), Options()), out, models[REVERSE])
+    write_rows(last, QUESTIONS[:5])
+    both = [find_source(str(file), Options()) for file in (choices, last)]
+    model = FakeLanguageModel(models[REVERSE].tokenizer, REVERSE)
+    with pytest.raises(InputError, match=r"last.loglikelihood.jsonl: was made with other settings"):
+        evaluate_models(Job(both, [model], out), no_progress)
+    assert model.num_scored == 0
+
+
+def test_a_reverse_model_that_reads_no_special_token_is_refused_before_any_work(
+    choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    models[REVERSE].bos_ids = []
+    source = find_source(str(choices), Options())
+    with pytest.raises(InputError, match="reads no special token before a text"):
+        evaluate_models(Job([source], [*models.values()], tmp_path), no_progress)
+    assert models[FORWARD].num_scored == 0
+
+
 @pytest.mark.parametrize(("gold", "expected"), [(1, [{("t", 0): 2.0}]), (-1, []), (2, [])])
 def test_the_entropy_ignores_unlabeled_questions(
     gold: int, expected: list[dict[tuple[str, int], float]]

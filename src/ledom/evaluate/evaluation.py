@@ -25,7 +25,7 @@ from ledom.core.files import write_json
 from ledom.core.hub import is_unreachable, offline
 from ledom.core.reading import JsonObject
 from ledom.core.stage import Track
-from ledom.evaluate.harness import run_tasks
+from ledom.evaluate.harness_runs import run_tasks
 from ledom.evaluate.kept import KeptLM, file_name
 from ledom.evaluate.results import ENTROPY, Evaluation, Measured, TaskResult, compare
 from ledom.evaluate.scorings import SCORINGS, Scoring
@@ -92,37 +92,61 @@ def _check_names(sources: Sequence[Source]) -> None:
         seen.add(name)
 
 
+@dataclass
+class _Ready:
+    """A benchmark that can be run: its tasks for each model."""
+
+    source: Source
+    runs: list[tuple[KeptLM, Sequence[Any]]]
+    notes: list[str]
+
+
 def _evaluate_tasks(job: Job, track: Track) -> tuple[list[TaskResult], list[str]]:
-    """The results of all benchmarks, and notes on those that are left out."""
-    results: list[TaskResult] = []
+    """The results of all benchmarks, and notes on those that are left out.
+
+    All are loaded and checked before the first is run, which may take hours.
+    """
+    ready: list[_Ready] = []
     failures: list[tuple[str, HubError]] = []
     with ExitStack() as stack:
         for source in job.sources:
             try:
-                results.append(_evaluate_task(source, job, track))
+                ready.append(_prepare(source, job, track))
             except HubError as error:
                 if not job.leave_out:
                     raise
                 if is_unreachable(error):
                     stack.enter_context(offline())
                 failures.append((source.name, error))
-    if failures and not results:
+    if failures and not ready:
         raise HubError(
             f"none of {len(failures)} tasks could be loaded; the first: {failures[0][1]}"
         )
+    results = []
+    while ready:  # a task that was run is no longer kept in memory
+        results.append(_evaluate_task(ready.pop(0), job))
     return results, [f"{name} is left out: {error}" for name, error in failures]
 
 
-def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
-    """The result of one benchmark, with the rows of every model and scoring."""
-    measured: list[Measured] = []
-    notes = list(source.notes)
-    chance = None
-    groups: dict[tuple[str, int], Hashable] = {}
+def _prepare(source: Source, job: Job, track: Track) -> _Ready:
+    """Load the tasks of one benchmark for every model, and check all of their requests."""
+    ready = _Ready(source, [], [*source.notes])
     for model in job.models:
         lm = KeptLM(model, source.name, job.out, track, job.add_bos_token)
         tasks = source.load(lm.direction)
-        notes += [] if source.from_harness else _shorten_texts(lm, tasks)
+        ready.notes += [] if source.from_harness else _shorten_texts(lm, tasks)
+        lm.check(tasks, job.limit, job.chat)
+        ready.runs.append((lm, tasks))
+    return ready
+
+
+def _evaluate_task(ready: _Ready, job: Job) -> TaskResult:
+    """The result of one benchmark, with the rows of every model and scoring."""
+    source, notes = ready.source, ready.notes
+    measured: list[Measured] = []
+    chance = None
+    groups: dict[tuple[str, int], Hashable] = {}
+    for lm, tasks in ready.runs:
         found = run_tasks(lm, tasks, job.limit, job.chat)
         scoring = lm.scoring if lm.known else ""
         measured += _measured(lm.direction, scoring, found, _kinds(tasks))

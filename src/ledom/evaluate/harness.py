@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, needs_extra
@@ -22,23 +22,21 @@ from ledom.evaluate.likelihood import Convention, score
 from ledom.evaluate.scorings import DEFAULT_SCORING, SCORINGS, Parts, Request, Scoring
 from ledom.evaluate.texts import Draw, numbered, read_settings
 from ledom.lm import load
-from ledom.lm.language_model import LanguageModel, TokenSpan
+from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.model.device import default_device
 
 with needs_extra("lm-eval", "eval", "evaluation"):
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.api.task import Task
-    from lm_eval.evaluator import evaluate
     from lm_eval.models.utils import postprocess_generated_text
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-__all__ = ["LedomLM", "Written", "document_batches", "run_tasks"]
+__all__ = ["LedomLM", "Written", "document_batches"]
 
-_FEWSHOT_SEED = 1234  # the harness's own
 _TOGETHER = 256  # requests that go to the model in one call
 
 _WITH_EXAMPLES: dict[str, Task] = {}
@@ -154,16 +152,17 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that is read before a text without a context.
+        """The token that is read before a text without a context; see `check_prefix`."""
+        self.check_prefix()
+        return self.convention.prefix[-1]
 
-        Raises `InputError` for a reverse model that reads no special token first.
-        """
+    def check_prefix(self) -> None:
+        """Raise `InputError` for a reverse model that reads no special token first."""
         if not self.convention.prefix:
             raise InputError(
                 f"{self.lm.name}: the model reads no special token before a text, so the first "
                 "token has no log-probability; name one in config.json as ledom_bos_tokens"
             )
-        return self.convention.prefix[-1]
 
     @property
     def max_length(self) -> int:
@@ -202,6 +201,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
         Raises `InputError` for requests to which the scoring does not apply.
         """
+        self.check_prefix()
         asked = [self.request(instance) for instance in requests]
         found = []
         for instance, parts in zip(requests, self.parts(requests, asked), strict=True):
@@ -316,14 +316,8 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         self, contexts: Sequence[str], settings: JsonObject, first: int, count: int
     ) -> list[list[Written]]:
         """`count` samples for each context, numbered from `first`, with the harness's settings."""
-        sampling, until = read_settings(settings, self.lm.stops_at_patterns)
         writer = self._writer(contexts)
-        room = self.lm.context - sampling.max_tokens - len(writer.bos_ids)
-        if room < 1:
-            raise InputError(
-                f"{self.lm.name}: {sampling.max_tokens} new tokens leave no room for a prompt in a "
-                f"context of {self.lm.context}; lower the task's max_gen_toks"
-            )
+        sampling, until, room = self.writing(settings, writer)
         fitted = [self.lm.shortened_prompt(context, room) for context in contexts]
         prompts, greedy = [text for text, _ in fitted], sampling.temperature == 0
         numbers = (1, 0) if greedy else (count, first)
@@ -332,6 +326,20 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
             own = [(self._cut_at(one.text, until), fitted[place][1]) for one in made]
             texts[place] = own * count if greedy else own
         return texts
+
+    def writing(
+        self, settings: JsonObject, writer: LanguageModel
+    ) -> tuple[Sampling, list[str], int]:
+        """The sampling and the stop strings of the harness's settings, and the most tokens that a
+        prompt may have; raises `InputError` if the model cannot write with these settings."""
+        sampling, until = read_settings(settings, self.lm.stops_at_patterns)
+        room = self.lm.context - sampling.max_tokens - len(writer.bos_ids)
+        if room < 1:
+            raise InputError(
+                f"{self.lm.name}: {sampling.max_tokens} new tokens leave no room for a prompt in a "
+                f"context of {self.lm.context}; lower the task's max_gen_toks"
+            )
+        return sampling, until, room
 
     def _writer(self, contexts: Sequence[str]) -> LanguageModel:
         """The model; a forward one puts the special tokens of HFLM in front of a prompt."""
@@ -365,19 +373,3 @@ def document_batches(requests: Sequence[T], document: Callable[[T], Hashable]) -
         batches[-1].append(request)
         last = own
     return batches
-
-
-def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) -> JsonObject:
-    """The harness's results and samples for these tasks."""
-    for task in tasks:
-        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
-    found = evaluate(
-        lm,
-        {"tasks": {str(task.config.task): task for task in tasks}},
-        limit=limit,
-        bootstrap_iters=0,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=chat,
-        confirm_run_unsafe_code=True,  # `ledom.evaluate.tasks` has checked for --allow-code
-    )
-    return cast(JsonObject, found)

@@ -7,7 +7,7 @@ the requests, so a resumed run gets the same numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,9 +17,10 @@ from ledom.core.reading import JsonObject
 from ledom.core.records import Key, Record
 from ledom.core.stage import Stage, Track, Work, at_once, even_groups
 from ledom.evaluate.harness import LedomLM, Written, document_batches
-from ledom.evaluate.likelihood import score
+from ledom.evaluate.harness_runs import build_requests
+from ledom.evaluate.likelihood import check_requests, score
 from ledom.evaluate.scorings import Parts, Request
-from ledom.evaluate.texts import Draw
+from ledom.evaluate.texts import Draw, numbered
 from ledom.lm.language_model import LanguageModel
 
 __all__ = ["Answer", "KeptLM", "file_name"]
@@ -76,15 +77,33 @@ class KeptLM(LedomLM):
         self.known: list[tuple[Request, Parts]] = []
         """The log-likelihood requests with their parts; empty before the first requests."""
 
+    def check(self, tasks: Sequence[Any], limit: int | None, chat: bool) -> None:
+        """Raise the errors of requests that cannot be answered, and of saved answers that are
+        unusable, before any work."""
+        asked: dict[str, list[Any]] = {}
+        for instance in build_requests(self, tasks, limit, chat):
+            asked.setdefault(instance.request_type, []).append(instance)
+        if asked.keys() - {"generate_until"}:
+            self.check_prefix()
+        if instances := asked.get("loglikelihood"):
+            requests = [self.request(instance) for instance in instances]
+            if not self._stage("loglikelihood", map(_texts_of, requests)).complete:
+                for batch in document_batches(requests, lambda request: request.group):
+                    check_requests(self.lm, batch, self.convention)
+        if instances := asked.get("loglikelihood_rolling"):
+            self._stage("loglikelihood_rolling", ((str(one.args[0]),) for one in instances))
+        if instances := asked.get("generate_until"):
+            draws = [*numbered(instances)]
+            for draw in draws:
+                self.writing(draw.settings, self._writer([draw.context]))
+            self._stage("generate_until", (draw.identity for draw in draws))
+
     def parts(self, requests: Sequence[Any], asked: Sequence[Request]) -> list[Parts]:
         if not self.known:
             answers = self._fill(
                 "loglikelihood",
                 asked,
-                [
-                    (r.context, r.continuation, str(r.group), *filter(None, [r.after]))
-                    for r in asked
-                ],
+                map(_texts_of, asked),
                 lambda some: [
                     asdict(parts) for parts in score(self.lm, some, self.convention, control=True)
                 ],
@@ -141,23 +160,16 @@ class KeptLM(LedomLM):
         self,
         kind: str,
         requests: Sequence[RequestT],
-        texts: Sequence[tuple[str, ...]],
+        texts: Iterable[tuple[str, ...]],
         make: Callable[[Sequence[RequestT]], Sequence[JsonObject]],
         groups: Callable[[Sequence[_Asked[RequestT]]], Sequence[Sequence[_Asked[RequestT]]]],
     ) -> list[JsonObject]:
         """The answers to all requests; missing ones are made with `make` and saved.
 
-        `texts` identify the requests in the file's settings. `groups` splits requests into groups
+        `texts` identify the requests (see `_stage`). `groups` splits requests into groups
         that are answered together.
         """
-        path = self._folder / f"{file_name(self._name)}.{kind}.jsonl"
-        settings = {
-            "format": _FORMAT,
-            "model": self.lm.identity,
-            "requests": fingerprint(texts),
-            "special_tokens": [list(self.convention.first), list(self.convention.prefix)],
-        }
-        stage = Stage(path, Answer, settings)
+        stage = self._stage(kind, texts)
 
         def answers(some: Sequence[_Asked[RequestT]]) -> Iterator[list[Answer]]:
             values = make([asked.request for asked in some])
@@ -172,3 +184,21 @@ class KeptLM(LedomLM):
         )
         name = f"{self._name}, {self.direction}"
         return [answer.value for answer in stage.fill(work, self._track, name)]
+
+    def _stage(self, kind: str, texts: Iterable[tuple[str, ...]]) -> Stage[Answer]:
+        """The file of the answers to one kind of request; `texts` identify the requests in its
+        settings."""
+        settings = {
+            "format": _FORMAT,
+            "model": self.lm.identity,
+            "requests": fingerprint(texts),
+            "special_tokens": [list(self.convention.first), list(self.convention.prefix)],
+        }
+        path = self._folder / f"{file_name(self._name)}.{kind}.jsonl"
+        return Stage(path, Answer, settings)
+
+
+def _texts_of(request: Request) -> tuple[str, ...]:
+    """All that the answer to a log-likelihood request depends on besides the model."""
+    after = [request.after] if request.after else []
+    return (request.context, request.continuation, str(request.group), *after)

@@ -25,7 +25,7 @@ from ledom.evaluate.scorings import Kind, Parts, Request
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.rerank.score import check_finite
 
-__all__ = ["Convention", "score"]
+__all__ = ["Convention", "check_requests", "score"]
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ def score(
 ) -> list[Parts]:
     """The parts of every request; with `control`, also the parts of the reversed prompt.
 
-    Raises `InputError` for a continuation that is empty or longer than the model's context, and for
-    contexts of one document that are too long and cannot all be cut the same way.
+    Raises the errors of `check_requests`.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -91,13 +90,34 @@ def score(
     >>> parts.num_tokens, parts.num_context_tokens  # a token per character
     (2, 7)
     """
+    return _scorer(lm, requests, convention, control).run()
+
+
+def check_requests(lm: LanguageModel, requests: Sequence[Request], convention: Convention) -> None:
+    """Raise `InputError` for requests that cannot be scored, without scoring any.
+
+    These are: a continuation that is empty or longer than the model's context, and contexts of one
+    document that are too long and cannot all be cut the same way.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm, convention = FakeLanguageModel(context=8), Convention(first=(), prefix=(0,))
+    >>> check_requests(lm, [Request("2 + 2 =", " 4, I think")], convention)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: ...: a choice of 11 tokens is longer than the model's context ...
+    """
+    _scorer(lm, requests, convention, False).check()
+
+
+def _scorer(
+    lm: LanguageModel, requests: Sequence[Request], convention: Convention, control: bool
+) -> _Scorer:
     for request in requests:
         if not request.continuation:
             raise InputError(
                 f"document {_named(request)} has an empty choice; remove the document or the choice"
             )
-    scorer = _Forward if lm.direction is Direction.FORWARD else _Reverse
-    return scorer(lm, requests, convention, control).run()
+    kind = _Forward if lm.direction is Direction.FORWARD else _Reverse
+    return kind(lm, requests, convention, control)
 
 
 class _Scorer:
@@ -183,12 +203,21 @@ class _Scorer:
                 f"model's context of {self.lm.context}; remove the document"
             )
 
+    def check(self) -> None:
+        raise NotImplementedError
+
     def run(self) -> list[Parts]:
         raise NotImplementedError
 
 
 class _Forward(_Scorer):
     """A forward model reads the context first; it scores the same tokens as the harness."""
+
+    def check(self) -> None:
+        texts = self.texts()
+        for request, text in zip(self.requests, texts, strict=True):
+            self.check_choice(request, text, self.lm.context)
+        self.cut_wholes(texts)
 
     def run(self) -> list[Parts]:
         texts = self.texts()
@@ -271,9 +300,16 @@ class _Reverse(_Scorer):
     The document-start token is not counted, just as the harness does not count the document end.
     """
 
+    def check(self) -> None:
+        self.fitted()
+
+    def fitted(self) -> list[_Text]:
+        """Every request's tokens, cut to fit the model's context."""
+        return self.cut_alike(self.texts(), self.lm.context + 1 - len(self.convention.prefix))
+
     def run(self) -> list[Parts]:
         after = self.lm.direction.to_reading_order(list(self.convention.prefix))
-        texts = self.cut_alike(self.texts(), self.lm.context + 1 - len(after))
+        texts = self.fitted()
         wholes = [self.spans.add([*t.ids, *t.behind, *after], 0, len(t.ids)) for t in texts]
         alone = [self.alone(*pair, after) for pair in zip(self.requests, texts, strict=True)]
         controls = [self.reversed_prompt(*p, after) for p in zip(self.requests, texts, strict=True)]

@@ -388,6 +388,8 @@ def _reach(name: str, load: Callable[[], Any], remedy: str) -> Any:
         raise
     except Exception as error:  # the hub's client and the harness can raise anything
         reason = in_one_line(error)
+        if isinstance(error, ImportError):
+            remedy = "install what the task needs"
         local = isinstance(error, OSError) and error.filename  # not a network problem
         if local and not isinstance(error, FileNotFoundError):
             remedy = "set HF_HOME to a folder that can be written; the datasets library needs one"
