@@ -194,7 +194,7 @@ def test_ctrl_c_keeps_finished_shards(run: Run, tokenizer_folder: Path, tmp_path
         os.killpg(process.pid, signal.SIGINT)  # like a terminal: every process gets the signal
         assert process.wait() == 130
     said = process.said()
-    assert "interrupted; saved work is kept" in said
+    assert "interrupted; work saved in --out is kept" in said
     assert "Traceback" not in said
     finished = {
         shard: shard.stat().st_mtime_ns

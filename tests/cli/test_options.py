@@ -21,6 +21,7 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 OUT = {name: p for name, command in COMMANDS.items() for p in command.params if p.name == "out"}
 WRITES_FILE = {"tune", "gallery"}
 HUGE = str(10**20)
+_REPLACED = ("train", "problems", "removed", "ranking")
 IGNORED = [
     ("rerank --candidates C --samples 4", "--samples would have no effect: the candidates come"),
     ("rerank --candidates C --early-stop", "--early-stop would have no effect"),
@@ -151,6 +152,41 @@ def test_a_path_of_the_wrong_kind_is_refused_first(run: Run, tmp_path: Path, nam
         check_refused(run(*given, file), f"{file}: this is a file, but --out needs a folder")
     check_refused(run(*given, file / "inside"), f"{file}: this is a file, but --out needs a folder")
     assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", OUT)
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The tests may run as root, who can write everywhere."""
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != locked)
+    given = name, *arguments(COMMANDS[name]), "--out", locked / "new"
+    check_refused(run(*given), f"{locked}: this folder cannot be written; give another --out")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "augment train.jsonl",
+        "synthesize problems.jsonl",
+        "synthesize seeds.jsonl --known removed.jsonl",
+        "rank ranking.jsonl passages.jsonl",
+        "rank queries.jsonl ranking.jsonl",
+        "invert ranking.jsonl",
+        "rerank --problems problems.jsonl --num-problems 2",
+        "search --problems problems.jsonl --num-problems 2",
+    ],
+)
+def test_a_file_that_is_read_is_not_replaced(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = next(f"{name}.jsonl" for name in _REPLACED if f"{name}.jsonl" in command)
+    Path(name).write_text("mine")
+    check_refused(run(*command.split(), "--out", tmp_path), f"would replace {name}; give another")
+    assert [*tmp_path.iterdir()] == [tmp_path / name]
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def test_ctrl_c_before_the_commands_are_ready_gives_one_line(
         app.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err.splitlines() == [
-        "interrupted; saved work is kept: run the same command again to resume"
+        "interrupted; work saved in --out is kept: run the same command again to resume"
     ]
 
 

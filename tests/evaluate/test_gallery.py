@@ -160,7 +160,10 @@ def test_steps_generated_for_a_bare_answer_are_not_shown_as_given(
     assert "".join(example.after) == "#### 7"
 
 
-def test_a_problem_without_its_proposal_is_refused(lm: FakeLanguageModel, tmp_path: Path) -> None:
+def test_a_problem_without_its_proposal_is_refused_before_any_text_is_written(
+    lm: FakeLanguageModel, tmp_path: Path
+) -> None:
+    lm.answers = []  # writing would fail
     _synthesized(tmp_path, ["How many?"], ["#### 7"])
     (tmp_path / "proposals.jsonl").write_text("")
     with pytest.raises(InputError, match="problems.jsonl:1: 's/0' is not in proposals.jsonl"):

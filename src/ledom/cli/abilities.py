@@ -111,6 +111,7 @@ def rank(
 
     options.refuse_unused(context, *options.unused_by_models(model))
     from_file = _is_file(query, "query", out)
+    options.refuse_replaced(out, ["ranking.jsonl"], passages, *([query] if from_file else []))
     found = retrieval.read_passages(passages)
     if from_file:
         queries = retrieval.read_queries(Path(query), found)
@@ -213,6 +214,7 @@ def synthesize(
         *options.unused_when_greedy(temperature, "samples", "answers"),
         *options.unused_by_models(forward, reverse),
     )
+    options.refuse_replaced(out, ["problems.jsonl", "removed.jsonl"], seeds, *(known or ()))
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     counts = (1, 1) if temperature == 0 else (samples, answers)
     settings = SynthesisSettings(sampling, *counts, agreement, similarity)
@@ -303,6 +305,7 @@ def invert(
         *options.unused_by_models(forward, reverse),
     )
     if from_file:
+        options.refuse_replaced(out, ["ranking.jsonl"], output)
         outputs = read_records(output, inversion.Output, unique_ids())
     else:
         outputs = [inversion.Output(id="output", text=read_words(output, "output").rstrip("\n"))]

@@ -14,7 +14,7 @@ from ledom.cli import options
 from ledom.cli.display import log, note
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError
-from ledom.core.files import real_path, writing
+from ledom.core.files import writing
 from ledom.core.options import key_values
 from ledom.core.records import Problem, Record, write_records
 
@@ -195,8 +195,7 @@ def augment(
     from ledom.data.augment import augment as run
     from ledom.data.prepare import DataConfig, read_split
 
-    if real_path(problems) in {real_path(out / f"{name}.jsonl") for name in _VARIED}:
-        raise InputError(f"--out {out} would replace {problems}; give another folder")
+    options.refuse_replaced(out, (f"{name}.jsonl" for name in _VARIED), problems)
     warn = logging.getLogger("ledom").warning
     given, held_out = read_split(DataConfig(train=str(problems)), warn)
     kept = [record for record in given if isinstance(record, Problem)]

@@ -1,10 +1,12 @@
 """Options that commands share, with bounds, and a check that each option has an effect.
 
-`--out` is checked when options are read, before any model is loaded.
+The kind of `--out`, and whether it can be written, are checked when options are read, before any
+model is loaded.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,8 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from ledom.core import processes
-from ledom.core.errors import InputError
-from ledom.core.files import LARGEST_SEED
+from ledom.core.errors import InputError, OutputError
+from ledom.core.files import LARGEST_SEED, real_path
 from ledom.core.reading import exists
 
 # Bounds far above any real use: a typo such as 10**20 is refused at once.
@@ -181,9 +183,13 @@ def out_file(help: str) -> Any:
 
 
 def _check_folder(path: Path | None) -> Path | None:
-    for place in () if path is None else (path, *path.parents):
+    above: list[Path] = [] if path is None else [path, *path.parents]
+    for place in above:
         if exists(place) and not place.is_dir():
             raise InputError("this is a file, but --out needs a folder; give another", path=place)
+    found = next((place for place in above if place.is_dir()), None)
+    if found is not None and not os.access(found, os.W_OK | os.X_OK):
+        raise OutputError(f"{found}: this folder cannot be written; give another --out")
     return path
 
 
@@ -274,6 +280,21 @@ def named_score_fields(names: list[str] | None) -> list[str] | None:
     (['verifier'], [], None)
     """
     return [] if names == ["none"] else names or None
+
+
+def refuse_replaced(out: Path | None, names: Iterable[str], *read: str | Path) -> None:
+    """Raise `InputError` if a command would write a file that it reads.
+
+    `names` are the files that it writes to the folder `out`.
+
+    >>> refuse_replaced(Path("."), ["ranking.jsonl"], "queries.jsonl", "ranking.jsonl")
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: --out . would replace ranking.jsonl; give another folder
+    """
+    written = set() if out is None else {real_path(out / name) for name in names}
+    for path in read:
+        if real_path(path) in written:
+            raise InputError(f"--out {out} would replace {path}; give another folder")
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def run(app: Callable[..., Any]) -> int:
     except BaseException as error:  # a panic in Rust (tokenizers) is not an Exception
         code = _failed(error)
     if code == _INTERRUPTED:
-        log("interrupted; saved work is kept: run the same command again to resume")
+        log("interrupted; work saved in --out is kept: run the same command again to resume")
     return int(code)
 
 

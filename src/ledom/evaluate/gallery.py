@@ -71,8 +71,7 @@ def collect(
     known kind.
     """
     found = [(kind, folder / kind.files[0]) for folder in runs for kind in _kinds(folder)]
-    sections = [written_backwards(lm, name, count, seed)]
-    sections += [
+    of_runs = [  # first, since they may be damaged, and writing takes longer than reading
         Section(kind.heading, kind.lead, *kind.read(file, lm, count), source=str(file))
         for kind, file in found
     ]
@@ -81,7 +80,7 @@ def collect(
         title="Written from the end",
         ledom_version=__version__,
         command=command,
-        sections=sections,
+        sections=[written_backwards(lm, name, count, seed), *of_runs],
         missing=[Missing(k.heading, k.command) for k in RUNS if k.heading not in shown],
     )
 
