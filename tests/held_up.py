@@ -26,6 +26,9 @@ class HeldUp:
     def settings(self) -> JsonObject:
         return self.documents.settings()
 
+    def check(self) -> None:
+        self.documents.check()
+
     def read(self, part: int = 0, num_parts: int = 1) -> Iterator[tuple[str, str | None]]:
         if part > 0:
             Path(f"{self.folder}/held.{part}").touch()

@@ -160,13 +160,15 @@ def test_the_error_for_bad_parquet_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "d.parquet"
     documents = FileDocuments(((file, "parquet"),))
     write_parquet(file, ["a", "b", "c", None, "e"])
-    with pytest.raises(InputError, match=r"d\.parquet: row 4: key 'text' is None"):
-        list(documents.texts())
-    with pytest.raises(InputError, match=r"d\.parquet: row 4: key 'text' is None"):
-        parts(documents, 3)
+    for count in (1, 3):
+        with pytest.raises(InputError, match=r"d\.parquet: row 4: key 'text' is None"):
+            parts(documents, count)
     write_parquet(file, ["a"], key="content")
     with pytest.raises(InputError, match=r"d\.parquet: no key 'text', only id, content"):
         list(documents.texts())
+    parquet.write_table(pyarrow.table([["a"], ["b"]], names=["text", "text"]), file)
+    with pytest.raises(InputError, match=r"d\.parquet: several columns are called 'text'"):
+        documents.check()
     write_parquet(file, ["a" * 99] * 9, rows_a_group=3)
     damaged = bytearray(file.read_bytes())
     damaged[4 : len(damaged) // 2] = b"\xff" * (len(damaged) // 2 - 4)

@@ -73,6 +73,18 @@ def test_another_tokenizer_is_not_overwritten(
     assert ids_of(store) == EXPECTED
 
 
+def test_a_wrong_file_is_found_before_any_work(
+    tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
+) -> None:
+    """The last file lacks the key; without the check, only the last task would find it."""
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"content": "1"}\n')
+    with pytest.raises(InputError, match=r"other.jsonl:1: no key 'text', only content"):
+        tokenize(open_documents([str(file), str(other)]), words, tmp_path / "s", Execution(tasks=2))
+    assert here == []
+    assert not [*(tmp_path / "s").iterdir()]
+
+
 def test_datatrove_reads_the_store(tmp_path: Path, make: Make, here: list[int]) -> None:
     from datatrove.utils.dataset import DatatroveFolderDataset
 
@@ -233,6 +245,9 @@ class Killed:
 
     def settings(self) -> dict[str, Any]:
         return self.documents.settings()
+
+    def check(self) -> None:
+        self.documents.check()
 
     def read(self, part: int = 0, num_parts: int = 1) -> Any:
         yield from self.documents.read(part, num_parts)

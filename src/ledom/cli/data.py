@@ -71,6 +71,7 @@ def train_tokenizer(
     refuse_to_replace(out)
     given = open_documents(documents, format, text_key)
     note(*given.notes)
+    given.check()
     texts = islice(given.texts(), num_documents)
     first = [*islice(texts, 1)]
     if not first:

@@ -61,6 +61,9 @@ class Documents(Protocol):
     def settings(self) -> JsonObject:
         """Identifies the documents, so that a resumed run notices changes."""
 
+    def check(self) -> None:
+        """Find what is wrong with whole files, such as a missing column, before any work."""
+
     def read(self, part: int = 0, num_parts: int = 1) -> Iterator[Given]:
         """The documents of one part: each text, with its source if the key `source` names one."""
 
@@ -175,6 +178,13 @@ class FileDocuments(Documents):
                     digest.update(source.read(_SAMPLE_BYTES))
         files = f"{len(self.files)} files, {self.num_bytes} bytes, state {digest.hexdigest()[:12]}"
         return {"documents": files, "text_key": self.text_key}
+
+    def check(self) -> None:
+        """Read the first document of every file, except those that are one document."""
+        for file, format in self.files:
+            if format != "text" and (size := _size(file)):
+                with _reading(file):
+                    next(FORMATS[format](file, 0, size, self.text_key), None)
 
     def read(self, part: int = 0, num_parts: int = 1) -> Iterator[Given]:
         total = self.num_bytes
@@ -291,6 +301,8 @@ def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[Given]
             names = parquet.schema_arrow.names
             if key not in names:
                 raise InputError(_missing(key, names), path=file)
+            if names.count(key) > 1:
+                raise InputError(f"several columns are called {key!r}; rename them", path=file)
             columns = [name for name in dict.fromkeys((key, _SOURCE_KEY)) if name in names]
             for group in range(parquet.num_row_groups):
                 if not start <= size * group // parquet.num_row_groups < end:

@@ -179,6 +179,7 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
             leftover.unlink(missing_ok=True)
         refuse_to_replace(out)
         _refuse_other_tokenizer(out, tokenizer)
+        documents.check()
         tokenizer.save(out)
         write_json(file, settings)
     else:
