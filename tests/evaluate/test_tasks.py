@@ -217,3 +217,20 @@ def test_a_local_task_whose_data_is_missing_is_not_said_to_come_from_the_hub(
     (tmp_path / "arc_easy").mkdir()
     message = refused("arc_easy", Options(data=tmp_path))
     assert f"the copy in {tmp_path / 'arc_easy'}: check that it is complete" in message
+
+
+@pytest.mark.slow
+def test_a_task_that_cannot_run_here_says_why(tmp_path: Path) -> None:
+    """A missing package is not a problem of the hub; no model reads images."""
+    write(tmp_path / "rows.jsonl", QUESTIONS)
+    data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
+    rest = f"task: mine\n{data}test_split: test\ndoc_to_target: '4'\noutput_type: generate_until\n"
+    (tmp_path / "own.py").write_text("import absent_package\n")
+    (tmp_path / "pictures.py").write_text("def of(doc):\n    return []\n")
+    for added, says in (
+        ("doc_to_text: !function own.text", "No module named 'absent_package'.*; install what the"),
+        ("doc_to_text: question\ndoc_to_image: !function pictures.of", "a model reads only text"),
+    ):
+        (tmp_path / "mine.yaml").write_text(f"{rest}{added}\n")
+        with pytest.raises(InputError, match=says):
+            find_source(str(tmp_path / "mine.yaml"), Options()).load(FORWARD)
