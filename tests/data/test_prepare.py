@@ -330,12 +330,13 @@ def test_sources_are_used_in_place(stores, tokenizer):
     assert data.tokenizer.fingerprint == tokenizer.fingerprint
 
 
-def test_sources_with_another_tokenizer_are_refused(stores, word_tokenizer):
+def test_sources_with_another_tokenizer_are_refused_before_any_is_read(stores, word_tokenizer):
     write_store(stores / "b", ["1"], word_tokenizer(9))
+    damaged = stores / "a" / "tokens.ds"
+    damaged.write_bytes(damaged.read_bytes()[::-1])
     with pytest.raises(InputError, match=r"b: was made with a different .* with .*/a$"):
         prepare_data(mixture(stores), stores / "run")
     own = stores / "own"
-    own.mkdir()
     word_tokenizer(9).save(own)
     with pytest.raises(InputError, match=r"a: was made with a different .* with .*/own$"):
         prepare_data(mixture(stores, tokenizer=str(own)), stores / "run")

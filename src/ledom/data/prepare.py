@@ -128,7 +128,8 @@ class PreparedData:
             self.sources = (Source(TokenStore(folder / "train")),)
             self.valid = TokenStore(folder / "valid")
         self.tokenizer = Tokenizer.load(tokenizer, eos_token)
-        for store in (*(source.store for source in self.sources), self.valid):
+        stores = (*(source.store for source in self.sources), self.valid)
+        for store in stores:
             if store.eos_id != self.tokenizer.eos_id:
                 raise InputError(
                     f"its documents end with token {store.eos_id}, the run's with "
@@ -141,8 +142,8 @@ class PreparedData:
                     f"was made with a different tokenizer; tokenize again with {tokenizer}",
                     path=store.folder,
                 )
-            if config.verify:
-                store.verify(processes.rank(), processes.size())
+        for store in stores if config.verify else ():
+            store.verify(processes.rank(), processes.size())
 
 
 def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
