@@ -145,6 +145,30 @@ def test_added_tokens_keep_their_ids(spm: Path) -> None:
         read_tokenizer(spm.parent)
 
 
+@pytest.mark.parametrize("content", ["▁▁", "  "])
+def test_a_list_of_added_tokens_does_not_unmatch_user_defined_spaces(
+    spm: Path, content: str
+) -> None:
+    """Gemma's list says that this piece is matched before spaces are escaped; it is not."""
+    spaces = [piece if piece[1] != USER else ("▁▁", USER) for piece in PIECES]
+    spm.write_bytes(model(normalizer=field(3, 0), pieces=spaces))
+    entry = {"content": content, "normalized": False, "special": False}
+    listed = {"added_tokens_decoder": {str(X): entry}}
+    (spm.parent / "tokenizer_config.json").write_text(json.dumps(listed))
+    backend, _ = read_tokenizer(spm.parent)
+    assert ids(backend, "a   ab") == [A, X, SPACE_AB]
+
+
+def test_added_tokens_take_the_spaces_that_their_list_says(spm: Path) -> None:
+    """Phi-3's tokens take the white space after them."""
+    entries = [{"content": "<|left|>", "lstrip": True}, {"content": "<|right|>", "rstrip": True}]
+    listed = {"added_tokens_decoder": {str(268 + i): entry for i, entry in enumerate(entries)}}
+    (spm.parent / "tokenizer_config.json").write_text(json.dumps(listed))
+    backend, _ = read_tokenizer(spm.parent)
+    assert ids(backend, "ab <|left|> ab") == [SPACE_AB, 268, SPACE_AB]
+    assert ids(backend, "ab <|right|> ab") == [SPACE_AB, SPACE, 269, AB]
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -17,19 +17,20 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from ledom.core.errors import CheckpointError
 
-__all__ = ["read_sentencepiece"]
+__all__ = ["SPACE", "read_sentencepiece"]
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _BPE = 2
-_SPACE = "▁"
+SPACE = "▁"
+"""sentencepiece's sign for a space."""
 
 
 def read_sentencepiece(file: Path) -> Tokenizer:
     """Load the tokenizer from a BPE model's file, with the file's ids.
 
-    It differs from sentencepiece only for a text that begins with a user-defined piece, which gets
-    no dummy prefix. Raises `CheckpointError` for a damaged file, another kind of model, or a
-    normalizer that changes more than spaces.
+    It differs from sentencepiece only if the dummy prefix touches a user-defined piece, such as a
+    piece of several spaces: it is found as in a text without the prefix. Raises `CheckpointError`
+    for a damaged file, another kind of model, or a normalizer that changes more than spaces.
     """
     try:
         pieces, trainer, normalizer = _read(file.read_bytes())
@@ -48,15 +49,15 @@ def read_sentencepiece(file: Path) -> Tokenizer:
         )
     )
     prefix = bool(normalizer.get(3, 1))
-    backend.normalizer = normalizers.Replace(" ", _SPACE)
+    backend.normalizer = normalizers.Replace(" ", SPACE)
     if prefix:  # the first of these puts a prefix at the start of a text, even before a space
-        schemes = ((" ", "first"), (_SPACE, "never"))
+        schemes = ((" ", "first"), (SPACE, "never"))
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Metaspace(*scheme, split=False) for scheme in schemes]
         )
     strip: list[Any] = [decoders.Strip(" ", 1, 0)] if prefix else []
     backend.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     backend.add_special_tokens([t for t, _, kind in pieces if kind in (_UNKNOWN, _CONTROL)])
     # A piece with a literal space matches nothing, because spaces are escaped first.

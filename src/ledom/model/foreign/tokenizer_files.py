@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from ledom.core.errors import CheckpointError, LedomError, in_one_line
 from ledom.core.reading import JsonObject, check_regular, read_json_object
 from ledom.model.checkpoint import quiet
-from ledom.model.foreign.sentencepiece import read_sentencepiece
+from ledom.model.foreign.sentencepiece import SPACE, read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
 from ledom.text.tokenizer import recorded_eos
 
@@ -122,10 +122,14 @@ def _add_tokens(backend: RustTokenizer, folder: Path, added: tuple[str, ...]) ->
         tokens |= {
             first + place: {"content": name, "special": True} for place, name in enumerate(added)
         }
+    known = backend.get_added_tokens_decoder().items()
+    user_defined = {(number, piece.content) for number, piece in known if piece.normalized}
     for number, entry in sorted(tokens.items()):
-        token = AddedToken(
-            str(entry["content"]), normalized=False, special=bool(entry.get("special", True))
-        )
+        flags = {flag: bool(entry.get(flag, False)) for flag in ("lstrip", "rstrip", "single_word")}
+        special = bool(entry.get("special", True))
+        token = AddedToken(str(entry["content"]), normalized=False, special=special, **flags)
+        if not special and (number, token.content.replace(" ", SPACE)) in user_defined:
+            continue  # it is matched already, after spaces are escaped
         (backend.add_special_tokens if token.special else backend.add_tokens)([token])
         if backend.token_to_id(token.content) != number:
             raise CheckpointError(
