@@ -47,12 +47,18 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
             dtype=torch.float32,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # and report them
         )
         tokenizer: Any = AutoTokenizer.from_pretrained(
             file.parent, gguf_file=file.name, trust_remote_code=False
         )
     model, info = loaded
     reader = GGUFReader(file)
+    for name, stored, described in sorted(info["mismatched_keys"]):
+        raise CheckpointError(
+            f"{file}: {name!r} has the shape {list(stored)}, and transformers expects "
+            f"{list(described)}; {_FOLDER}"
+        )
     _complete(file, model, info["missing_keys"], reader)
     backend = tokenizer.backend_tokenizer
     if not other_tokenizer:
@@ -63,10 +69,23 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
     return config, tensors, backend, tokenizer.eos_token
 
 
+_FOLDER = "give the model's folder that the file was made from"
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_CONTEXT = 8192  # before scaling, for every Llama 3
 _DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 _LIKE_GPT2 = {"gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion"}
+_EPSILON_KEYS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+_SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+_NOT_READ = {
+    "attention.scale": 0,
+    "attention.clamp_kqv": 0,
+    "embedding_scale": 1,
+    "residual_scale": 1,
+    "logit_scale": 1,
+    "ssm.dt_b_c_rms": False,
+}
+"""Settings that change results and that no config takes, with the values that change nothing."""
 _LARGEST_GEMMAS = {("gemma2", 46), ("gemma3", 62)}  # architecture, layers: the 27B models
 
 
@@ -90,27 +109,47 @@ def _complete(file: Path, model: Any, missing: Any, reader: Any) -> None:
             if missing
             else (f"it holds {stored} weights, and transformers takes {taken} of them")
         )
-        raise CheckpointError(
-            f"{file}: {what}; give the model's folder that the file was made from"
-        )
+        raise CheckpointError(f"{file}: {what}; {_FOLDER}")
     found = {
         key.removeprefix(f"{kind}."): field.contents()
         for key, field in fields.items()
         if key.startswith(f"{kind}.")
     }
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if name in found and hasattr(config, name):
-            setattr(config, name, found[name])
-    if "attention.sliding_window" in found and getattr(config, "use_sliding_window", True):
-        config.sliding_window = found["attention.sliding_window"]
-    if (kind, config.num_hidden_layers) in _LARGEST_GEMMAS:
-        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
+    _set_layers(file, kind, found, config)
     rope = getattr(config, "rope_parameters", None) or {"rope_type": "none"}
+    if "rope.freq_base_swa" in found and "sliding_attention" in rope:
+        rope["sliding_attention"]["rope_theta"] = found["rope.freq_base_swa"]
     rope = rope.get("full_attention", rope)
     if rope.get("rope_type", "default") == "default":
         _set_rotation(file, rope, found, config)
         if factors is not None:
             _set_factors(file, rope, factors.data, config)
+
+
+def _set_layers(file: Path, kind: str, found: JsonObject, config: Any) -> None:
+    """Copy the settings of norms, attention and logits; raises `CheckpointError` for others."""
+    for name, usual in _NOT_READ.items():
+        if found.get(name, usual) != usual:
+            raise CheckpointError(
+                f"{file}: its {name} is {found[name]}, which ledom does not read; {_FOLDER}"
+            )
+    epsilon = next((found[key] for key in _EPSILON_KEYS if key in found), None)
+    values = dict.fromkeys(_EPSILONS, epsilon)
+    values |= {name: found.get(name) for name in _SOFTCAPS}
+    for name, value in values.items():
+        if value is not None and hasattr(config, name):
+            setattr(config, name, value)
+    window = found.get("attention.sliding_window", 0 if kind == "llama" else None)
+    if (
+        window is not None
+        and hasattr(config, "sliding_window")
+        and getattr(config, "use_sliding_window", True)
+    ):
+        config.sliding_window = window or None  # 0: none
+    if hasattr(config, "query_pre_attn_scalar"):
+        is_largest = (kind, config.num_hidden_layers) in _LARGEST_GEMMAS
+        per_head = config.hidden_size // config.num_attention_heads
+        config.query_pre_attn_scalar = per_head if is_largest else config.head_dim
 
 
 def _own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustTokenizer:
@@ -144,6 +183,7 @@ def _own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustTok
 
 def _set_rotation(file: Path, rope: JsonObject, found: JsonObject, config: Any) -> None:
     """Copy llama.cpp's rotary settings into transformers' settings."""
+    rope["rope_theta"] = found.get("rope.freq_base", 10000.0)  # llama.cpp's default
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     share = found.get("rope.dimension_count", width) / width
     if share != rope.get("partial_rotary_factor", 1.0):
@@ -159,7 +199,7 @@ def _set_rotation(file: Path, rope: JsonObject, found: JsonObject, config: Any) 
     if scaling or kind not in ("linear", "yarn") or not factor or (kind == "yarn" and not context):
         raise CheckpointError(
             f"{file}: its rotary scaling is {kind!r}, with {', '.join(scaling) or 'no more keys'}, "
-            "which ledom does not read; give the model's folder that the file was made from"
+            f"which ledom does not read; {_FOLDER}"
         )
     rope |= {"rope_type": kind, "factor": factor}
     if kind == "yarn":
@@ -182,5 +222,5 @@ def _set_factors(file: Path, rope: JsonObject, factors: Any, config: Any) -> Non
     ):
         raise CheckpointError(
             f"{file}: the tensor 'rope_freqs.weight' scales rotary frequencies, but not as Llama 3 "
-            "does; give the model's folder that the file was made from"
+            f"does; {_FOLDER}"
         )
