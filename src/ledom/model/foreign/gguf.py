@@ -7,19 +7,18 @@ model is in memory at once, in fp32.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ledom.core.errors import CheckpointError, needs_extra
 from ledom.core.reading import JsonObject
 from ledom.model.checkpoint import readable
+from ledom.model.foreign.gguf_tokenizer import own_tokenizer
 from ledom.model.foreign.tensors import StoredTensor, from_torch
 
 __all__ = ["read_gguf"]
@@ -62,7 +61,7 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
     _complete(file, model, info["missing_keys"], reader)
     backend = tokenizer.backend_tokenizer
     if not other_tokenizer:
-        backend = _own_tokenizer(file, backend, reader.fields)
+        backend = own_tokenizer(file, backend, reader.fields)
     config = model.config.to_dict()
     config.pop("quantization_config", None)  # the weights are plain numbers now
     tensors = {name: from_torch(value, file) for name, value in model.state_dict().items()}
@@ -72,8 +71,6 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
 _FOLDER = "give the model's folder that the file was made from"
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_CONTEXT = 8192  # before scaling, for every Llama 3
-_DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-_LIKE_GPT2 = {"gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion"}
 _EPSILON_KEYS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 _SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
@@ -150,35 +147,6 @@ def _set_layers(file: Path, kind: str, found: JsonObject, config: Any) -> None:
         is_largest = (kind, config.num_hidden_layers) in _LARGEST_GEMMAS
         per_head = config.hidden_size // config.num_attention_heads
         config.query_pre_attn_scalar = per_head if is_largest else config.head_dim
-
-
-def _own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustTokenizer:
-    """The tokenizer without transformers' additions; it splits a text as llama.cpp does."""
-    try:
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-    except ImportError:
-        raise CheckpointError(
-            f"{file}: this version of transformers may split a text differently than the model; "
-            "upgrade transformers, or name the model's tokenizer.json with --tokenizer"
-        ) from None
-    written = json.loads(tokenizer.to_str())  # no file
-    size = len(fields["tokenizer.ggml.tokens"].data)
-    written["added_tokens"] = [t for t in written["added_tokens"] if t["id"] < size]
-    own = RustTokenizer.from_str(json.dumps(written))
-    kind, way = (
-        fields[key].contents() if key in fields else None
-        for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
-    )
-    if way in _DIGITS_APART:
-        own.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
-        )
-    elif kind == "gpt2" and way not in {None, *_LIKE_GPT2, *GGUF_PRE_TOKENIZER_SPLITS}:
-        raise CheckpointError(
-            f"{file}: its tokenizer splits a text as {way!r}, which transformers does not know; "
-            "name the model's tokenizer.json with --tokenizer"
-        )
-    return own
 
 
 def _set_rotation(file: Path, rope: JsonObject, found: JsonObject, config: Any) -> None:

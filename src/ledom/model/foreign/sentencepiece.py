@@ -2,7 +2,7 @@
 
 The package sentencepiece is not needed. The file is a protobuf (sentencepiece_model.proto). These
 fields are read: 1, the pieces (text, score, type); of 2, the trainer's settings, the kind of model
-(3), spaces after words (24) and byte fallback (35); of 3, the normalizer's settings, its rules (2),
+(3) and spaces after words (24); of 3, the normalizer's settings, its rules (2),
 dummy prefix (3), removal of white space (4) and escaping (5).
 """
 
@@ -17,26 +17,41 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from ledom.core.errors import CheckpointError
 
-__all__ = ["SPACE", "read_sentencepiece"]
+__all__ = ["SPACE", "USER_DEFINED", "Piece", "build_sentencepiece", "read_sentencepiece"]
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+_NORMAL, _UNKNOWN, _CONTROL, USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 _BPE = 2
 SPACE = "▁"
 """sentencepiece's sign for a space."""
+Piece = tuple[str, float, int]
+"""A piece's text, score and type."""
 
 
 def read_sentencepiece(file: Path) -> Tokenizer:
-    """Load the tokenizer from a BPE model's file, with the file's ids.
+    """Load the tokenizer from a BPE model's file; see `build_sentencepiece`.
 
-    It differs from sentencepiece only if the dummy prefix touches a user-defined piece, such as a
-    piece of several spaces: it is found as in a text without the prefix. Raises `CheckpointError`
-    for a damaged file, another kind of model, or a normalizer that changes more than spaces.
+    Raises `CheckpointError` for a damaged file, another kind of model, or a normalizer that changes
+    more than spaces.
     """
     try:
         pieces, trainer, normalizer = _read(file.read_bytes())
     except (AttributeError, ValueError, LookupError, TypeError, struct.error) as error:
         raise CheckpointError(f"{file}: not a sentencepiece model: {error!r}") from None
     _check(file, pieces, trainer, normalizer)
+    return build_sentencepiece(pieces, bool(normalizer.get(3, 1)))
+
+
+def build_sentencepiece(pieces: list[Piece], prefix: bool) -> Tokenizer:
+    """The tokenizer of a BPE model, given its pieces in the order of their ids.
+
+    `prefix` tells whether it puts a space (the dummy prefix) before a text. The result differs from
+    sentencepiece only if this space touches a user-defined piece, such as a piece of several
+    spaces: the piece is then found as in a text without the prefix.
+
+    >>> pieces = [("<unk>", 0.0, 2), ("▁", -2.0, 1), ("a", -3.0, 1), ("▁a", -1.0, 1)]
+    >>> build_sentencepiece(pieces, prefix=True).encode("a a").tokens
+    ['▁a', '▁a']
+    """
     vocabulary = {text: number for number, (text, _, _) in enumerate(pieces)}
     unknown = next((text for text, _, kind in pieces if kind == _UNKNOWN), None)
     backend = Tokenizer(
@@ -45,10 +60,9 @@ def read_sentencepiece(file: Path) -> Tokenizer:
             merges=_merges(pieces, vocabulary),
             unk_token=unknown,
             fuse_unk=True,
-            byte_fallback=bool(trainer.get(35, 0)),
+            byte_fallback=any(kind == _BYTE for _, _, kind in pieces),
         )
     )
-    prefix = bool(normalizer.get(3, 1))
     backend.normalizer = normalizers.Replace(" ", SPACE)
     if prefix:  # the first of these puts a prefix at the start of a text, even before a space
         schemes = ((" ", "first"), (SPACE, "never"))
@@ -61,12 +75,9 @@ def read_sentencepiece(file: Path) -> Tokenizer:
     )
     backend.add_special_tokens([t for t, _, kind in pieces if kind in (_UNKNOWN, _CONTROL)])
     # A piece with a literal space matches nothing, because spaces are escaped first.
-    matched = [text for text, _, kind in pieces if kind == _USER_DEFINED and " " not in text]
+    matched = [text for text, _, kind in pieces if kind == USER_DEFINED and " " not in text]
     backend.add_tokens([AddedToken(text, normalized=True) for text in matched])
     return backend
-
-
-Piece = tuple[str, float, int]  # text, score, type
 
 
 def _read(data: bytes) -> tuple[list[Piece], dict[int, Any], dict[int, Any]]:
