@@ -91,10 +91,15 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "lost").symlink_to(tmp_path / "nothing")
+    oid = "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+    (tmp_path / "lfs").write_text(
+        f"version https://git-lfs.github.com/spec/v1\n{oid}\nsize 12345\n"
+    )
     places = {
         tmp_path / "pipe": "this is a pipe or a device",
         Path("/dev/zero"): "this is a pipe or a device",
         tmp_path: "this is a directory",
+        tmp_path / "lfs": "this is Git LFS's pointer to the file; run 'git lfs pull'",
         tmp_path / "loop": "cannot be read: Too many levels of symbolic links",
         tmp_path / "lost": "no such file",
         tmp_path / "none" / "x": "no such file",

@@ -94,17 +94,19 @@ def check_regular(path: str | Path) -> None:
     ledom.core.errors.InputError: /dev: this is a directory, expected a file
     """
     try:
-        mode = os.stat(path).st_mode
+        status = os.stat(path)
+        is_short = stat.S_ISREG(status.st_mode) and status.st_size < 200
+        is_pointer = is_short and Path(path).read_bytes().startswith(b"version https://git-lfs")
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise InputError("no such file", path=path) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(status.st_mode):
         raise InputError("this is a directory, expected a file", path=path)
-    if not stat.S_ISREG(mode):
-        raise InputError(
-            "this is a pipe or a device; write its contents to a file and give that file", path=path
-        )
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError("this is a pipe or a device; write its contents to a file", path=path)
+    if is_pointer:
+        raise InputError("this is Git LFS's pointer to the file; run 'git lfs pull'", path=path)
 
 
 def read_text(path: str | Path) -> str:
@@ -311,10 +313,8 @@ def check_surrogates(text: str, what: str = "the text") -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        around = text[max(0, error.start - 20) : error.start + 20]
-        raise InputError(
-            f"{what} {around!r} holds one half of a surrogate pair; remove it"
-        ) from None
+        part = text[max(0, error.start - 20) : error.start + 20]
+        raise InputError(f"{what} {part!r} holds one half of a surrogate pair; remove it") from None
     return text
 
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ledom.core.errors import CheckpointError, needs_extra
-from ledom.core.reading import JsonObject
+from ledom.core.reading import JsonObject, check_regular
 from ledom.model.checkpoint import readable
 from ledom.model.foreign.gguf_tokenizer import own_tokenizer
 from ledom.model.foreign.tensors import StoredTensor, from_torch
@@ -36,6 +36,7 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
     """
     with needs_extra("gguf", "gguf"):
         from gguf import GGUFReader
+    check_regular(file)
     with file.open("rb") as contents:
         if contents.read(4) != b"GGUF":
             raise CheckpointError(f"{file}: not a GGUF file; it does not begin with GGUF")

@@ -61,6 +61,7 @@ def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokeni
 
 
 def _read_file(file: Path) -> RustTokenizer:
+    check_regular(file)
     if file.suffix == ".model":
         return read_sentencepiece(file)
     if file.suffix == ".pkl":
