@@ -217,7 +217,8 @@ def end_ids(folder: Path, config: JsonObject) -> list[int]:
 def count_parameters(folder: Path) -> int:
     """The number of parameters in a model folder, computed from the tensors' shapes.
 
-    Raises `CheckpointError` for a damaged file.
+    Raises `CheckpointError` for a damaged file, and for quantized weights without their settings,
+    which transformers would take for plain numbers.
 
     >>> from ledom.lm import embedded_folder
     >>> count_parameters(embedded_folder("reverse"))
@@ -225,14 +226,21 @@ def count_parameters(folder: Path) -> int:
     """
     from safetensors import SafetensorError, safe_open
 
-    total = 0
-    for file in weight_files(folder, read_config(folder)):
+    total, config = 0, read_config(folder)
+    for file in weight_files(folder, config):
         if file.name.endswith(".index.json"):
             continue
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                    total += math.prod(tensors.get_slice(name).get_shape())
+                    view = tensors.get_slice(name)
+                    total += math.prod(view.get_shape())
+                    is_whole = view.get_dtype()[0] in "IU" and name.endswith("weight")
+                    if is_whole and "quantization_config" not in config:
+                        raise CheckpointError(
+                            f"{file}: {name!r} is stored as {view.get_dtype()}, like quantized "
+                            "weights, but config.json has no quantization_config; give plain ones"
+                        )
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: damaged ({error}); save the model again") from None
     return total

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ledom
 from architectures import tiny
 from command_line import Run, check_refused
+from ledom.core.errors import CheckpointError
 from ledom.model.architectures import longest_text
 from ledom.model.foreign import check
 from ledom.model.foreign.importer import ImportOptions, import_model
@@ -84,3 +86,11 @@ def test_an_import_may_need_the_whole_model(tmp_path: Path, tokenizer: Tokenizer
     assert found is not None
     assert found.forward_loss == pytest.approx(known.forward_loss)
     assert found.reverse_loss == pytest.approx(known.reverse_loss)
+
+
+def test_damaged_weights_do_not_pass(foreign: Path, tmp_path: Path) -> None:
+    weights = load_file(foreign / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, foreign / "model.safetensors")
+    with pytest.raises(CheckpointError, match="logits are not finite; its weights are damaged"):
+        import_model(str(foreign), tmp_path / "out", ImportOptions("reverse"))

@@ -7,6 +7,7 @@ as a whole.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,10 @@ class SelfCheck:
         losses = {Direction.FORWARD: self.forward_loss, Direction.REVERSE: self.reverse_loss}
         claimed = losses.pop(direction)
         ((other, loss),) = losses.items()
+        if not math.isfinite(claimed + loss):
+            raise CheckpointError(
+                "the model's logits are not finite; its weights are damaged, so fetch them again"
+            )
         if not claimed < loss:
             raise CheckpointError(
                 f"this does not look like a {direction} model: its loss is {claimed:.2f} nats per "

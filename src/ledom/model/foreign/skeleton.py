@@ -109,7 +109,8 @@ def fit_tensors(
     With `rows` (the vocabulary size), a padded embedding or head is cut to that many rows. Raises
     `CheckpointError` for tensors that are missing, unknown or of the wrong shape.
     """
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    weights = model.state_dict()
+    expected = {name: tuple(value.shape) for name, value in weights.items()}
     owners = _owners(model)
     fitted: dict[str, tuple[str, StoredTensor]] = {}  # by owner
     for stored, tensor in tensors.items():
@@ -133,6 +134,11 @@ def fit_tensors(
             raise CheckpointError(
                 f"{tensor.file}: the tensor {stored!r} has the shape {[*tensor.shape]}, "
                 f"config.json needs {[*expected[own]]}"
+            )
+        if weights[own].is_floating_point() and not tensor.is_float:
+            raise CheckpointError(
+                f"{tensor.file}: the tensor {stored!r} is stored as {tensor.dtype}, like quantized "
+                "weights; give plain ones, or a GGUF file"
             )
         owner = owners[own]
         if own == owner or owner not in fitted:

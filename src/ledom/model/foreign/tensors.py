@@ -60,6 +60,10 @@ class StoredTensor:
     def num_bytes(self) -> int:
         return math.prod(self.shape) * _SIZES[self.dtype]
 
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in ("F64", "F32", "F16", "BF16")
+
     def equals(self, other: StoredTensor) -> bool:
         """Whether two tensors have the same dtype, shape and bytes."""
         if (self.dtype, self.shape) != (other.dtype, other.shape):
@@ -222,6 +226,7 @@ def _why_not_loaded(error: Exception) -> str:
 
 def read_torch_file(file: Path) -> dict[str, StoredTensor]:
     """The tensors in a torch.save file by name; raises `CheckpointError` if it is damaged."""
+    check_regular(file)
     source = _TorchFile(file)
     return {
         name: _stored(tensor, file, source.pieces(name))
