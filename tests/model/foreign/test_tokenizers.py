@@ -254,6 +254,41 @@ def test_tiktoken_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol:
     assert backend.decode([256, 258, 0xC3, 0xA9]) == "ab abé"
 
 
+@pytest.mark.parametrize(
+    ("pattern", "more", "text", "expected"),
+    [
+        # {1,3}+ takes three digits at most: 123 and 45. As another repetition, it would take five,
+        # of which 34 merges first.
+        (r"\p{N}{1,3}+|.", {b"34": 256, b"12": 257, b"123": 258}, "12345", [258, 52, 53]),
+        # $ is the end of the text, not of a line
+        (r"a+$|a|\n", {b"aa": 256}, "aa\naa", [97, 97, 10, 256]),
+        (r"^a+|a|[$^]|\n", {b"aa": 256}, "aa\naa$", [256, 10, 97, 97, 36]),
+    ],
+)
+def test_patterns_mean_what_they_mean_to_tiktoken(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pattern: str,
+    more: Any,
+    text: str,
+    expected: list[int],
+) -> None:
+    """The ids are tiktoken's own."""
+    ranks = {bytes([byte]): byte for byte in range(256)} | more
+    made = encoding(monkeypatch, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(made))
+    backend = read_tiktoken_pickle(tmp_path / "tokenizer.pkl")
+    assert ids(backend, text) == expected
+
+
+def test_a_pickle_of_only_a_name_is_refused(tmp_path: Path) -> None:
+    """So tiktoken pickles the encodings that it knows."""
+    file = tmp_path / "tokenizer.pkl"
+    file.write_bytes(b"\x80\x04\x8c\rtiktoken.core\x8c\x08Encoding\x93)\x81\x8c\x04gpt2b.")
+    with pytest.raises(CheckpointError, match="only names tiktoken's encoding 'gpt2'; give its"):
+        read_tiktoken_pickle(file)
+
+
 class Calls:
     """A pickle that calls something."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +21,22 @@ from ledom.core.errors import CheckpointError
 
 __all__ = ["read_tiktoken_pickle"]
 
+_ATOM = re.compile(
+    r"(\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|[^\\])(\{\d+(?:,\d*)?\}\+)?", re.DOTALL
+)
+"""A part of a pattern, and a possessive count of it."""
+
 
 class _Encoding:
     """A stand-in for tiktoken's class that only stores the state."""
+
+    def __setstate__(self, state: dict[str, object] | str) -> None:
+        if isinstance(state, str):
+            raise CheckpointError(
+                f"the pickle only names tiktoken's encoding {state!r}; give its tokenizer.json "
+                "with --tokenizer"
+            )
+        vars(self).update(state)
 
 
 class _Reader(pickle.Unpickler):
@@ -70,7 +84,7 @@ def _build(pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> Ru
     backend = RustTokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.Split(Regex(_in_oniguruma(pattern)), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -83,6 +97,26 @@ def _build(pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> Ru
                 "not supported"
             )
     return backend
+
+
+def _in_oniguruma(pattern: str) -> str:
+    """A pattern of tiktoken in the syntax of `tokenizers`' engine, Oniguruma.
+
+    There, a plus after {1,3} is another repetition, and ^ and $ are the ends of a line.
+
+    >>> _in_oniguruma(r"\\p{N}{1,3}+|\\s++$")
+    '(?>\\\\p{N}{1,3})|\\\\s++\\\\z'
+    """
+
+    def written(found: re.Match[str]) -> str:
+        atom, count = found.groups()
+        if count is None:
+            return {"^": r"\A", "$": r"\z"}.get(atom, atom)
+        if atom == ")":
+            raise CheckpointError(f"the pattern has a group before {count}, which is not read")
+        return f"(?>{atom}{count.removesuffix('+')})"
+
+    return _ATOM.sub(written, pattern)
 
 
 def _parts(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
