@@ -67,6 +67,15 @@ def test_an_architecture_that_transformers_cannot_read_is_refused(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
 
 
+@pytest.mark.parametrize("kept", [4, 300, -20_000, -20])
+def test_a_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
+    file = tmp_path / "x.gguf"
+    llama_file(file)
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"x\.gguf: truncated or damaged.*; fetch it again"):
+        import_model(str(file), tmp_path / "out", ImportOptions("forward"))
+
+
 def test_a_missing_package_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     (tmp_path / "x.gguf").write_bytes(b"GGUF")

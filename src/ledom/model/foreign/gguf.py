@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ledom.core.errors import CheckpointError, needs_extra
+from ledom.core.errors import CheckpointError, in_one_line, needs_extra
 from ledom.core.reading import JsonObject, check_regular
 from ledom.model.checkpoint import readable
 from ledom.model.foreign.gguf_tokenizer import own_tokenizer
@@ -40,6 +40,13 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
     with file.open("rb") as contents:
         if contents.read(4) != b"GGUF":
             raise CheckpointError(f"{file}: not a GGUF file; it does not begin with GGUF")
+    try:
+        reader = GGUFReader(file)  # its tensors fail if the file ends before them
+    except Exception as error:  # gguf and numpy raise many types
+        raise CheckpointError(
+            f"{file}: truncated or damaged, or too new ({in_one_line(error)}); fetch it again, or "
+            "upgrade the package gguf"
+        ) from None
     with readable(file):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
@@ -53,7 +60,6 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
             file.parent, gguf_file=file.name, trust_remote_code=False
         )
     model, info = loaded
-    reader = GGUFReader(file)
     for name, stored, described in sorted(info["mismatched_keys"]):
         raise CheckpointError(
             f"{file}: {name!r} has the shape {list(stored)}, and transformers expects "
