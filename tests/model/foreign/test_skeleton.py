@@ -23,3 +23,22 @@ def test_quantized_weights_without_their_settings_are_refused(
     with pytest.raises(CheckpointError, match=rf"{name}' is stored as [IU]\d+, like quantized .*;"):
         import_model(str(foreign), tmp_path / "out", ImportOptions("reverse", check=False))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [("safetensors", "use it as it is"), ("bin", "save it with transformers and use the result")],
+)
+def test_the_error_for_a_renamed_tensor_says_what_to_do(
+    foreign: Path, tmp_path: Path, kind: str, remedy: str
+) -> None:
+    file = foreign / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.0.experts.0.w1.weight"] = weights.pop("model.norm.weight")
+    if kind == "bin":
+        file.unlink()
+        torch.save(weights, foreign / "pytorch_model.bin")
+    else:
+        save_file(weights, file)
+    with pytest.raises(CheckpointError, match=f"w1.weight' is not part of a llama .*, {remedy}, "):
+        import_model(str(foreign), tmp_path / "out", ImportOptions("reverse", check=False))

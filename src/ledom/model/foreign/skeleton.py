@@ -119,14 +119,13 @@ def fit_tensors(
         if own not in expected:
             if COMPUTED_BUFFERS.search(stored):
                 continue
-            remedy = (  # transformers renames the tensors of some architectures while reading them
-                "; if transformers can read the folder, use it as it is, without importing it"
-                if tensor.file.suffix == ".safetensors"
-                else ""
-            )
+            # transformers renames the tensors of some architectures while reading them
+            is_safe = tensor.file.suffix == ".safetensors"
+            how = "use it as it is" if is_safe else "save it with transformers and use the result"
             raise CheckpointError(
                 f"{tensor.file}: the tensor {stored!r} is not part of a {model.config.model_type} "
-                f"model as ledom knows it{remedy}"
+                f"model as ledom knows it; if transformers can read the folder, {how}, without "
+                "importing it"
             )
         if rows is not None and tensor.shape[1:] == expected[own][1:] and expected[own][0] == rows:
             tensor = _without_padding(stored, tensor, rows)
