@@ -68,7 +68,8 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
     _complete(file, model, info["missing_keys"], reader)
     backend = tokenizer.backend_tokenizer
     if not other_tokenizer:
-        backend = own_tokenizer(file, backend, reader.fields)
+        with readable(file):  # its lists may not belong together
+            backend = own_tokenizer(file, backend, reader.fields)
     config = model.config.to_dict()
     config.pop("quantization_config", None)  # the weights are plain numbers now
     tensors = {name: from_torch(value, file) for name, value in model.state_dict().items()}

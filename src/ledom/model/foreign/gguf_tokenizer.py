@@ -45,7 +45,7 @@ def own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustToke
     size = len(found["tokens"])
     written["added_tokens"] = [t for t in written["added_tokens"] if t["id"] < size]
     own = RustTokenizer.from_str(json.dumps(written))
-    if found.get("model") == "llama" and "scores" in found:
+    if found.get("model") == "llama" and {"scores", "token_type"} <= found.keys():
         whole = _sentencepiece(file, found)
         whole.post_processor = own.post_processor
         return whole
