@@ -379,9 +379,12 @@ def test_a_limit_is_lowered_but_never_raised(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_system_that_refuses_a_limit_is_left_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """As macOS refuses limits on memory."""
+    asked: list[int] = []
 
     def refuse(kind: int, limits: tuple[int, int]) -> None:
+        asked.append(kind)
         raise ValueError("current limit exceeds maximum limit")
 
     monkeypatch.setattr(resource, "setrlimit", refuse)
     parallel.lower_limit("AS", 50)
+    assert asked == [resource.RLIMIT_AS]

@@ -34,6 +34,7 @@ def runs_in_time(program: str) -> bool:
         ("x = bytearray(2**31)", False),
         ("open('big', 'wb').write(b'0' * 2**22)", False),
         ("print('\\ud800')", False),
+        ("import os\n[os.remove(name) for name in os.listdir()]", True),
     ],
 )
 def test_a_program_counts_if_it_runs_to_its_end(program: str, ends: bool) -> None:
@@ -53,11 +54,14 @@ def test_lower_limits_of_the_user_stay(name: str, limit: int) -> None:
     assert found == "True False\n"
 
 
+@pytest.mark.parametrize(
+    ("executable", "reason"), [("/bin/false", "exit code 1"), ("/dev/null", ".*Errno 13.*")]
+)
 def test_an_interpreter_that_does_not_start_is_no_failed_program(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, executable: str, reason: str
 ) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(LedomError, match=r"Python did not start to run a program \(exit code 1\)"):
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(LedomError, match=rf"Python did not start to run a program \({reason}\); c"):
         runs_to_its_end("1 + 1")
 
 

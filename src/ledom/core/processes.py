@@ -221,7 +221,7 @@ def lower_limit(name: str, most: int) -> None:
 
     >>> lower_limit("CORE", 0)
     """
-    import resource
+    import resource  # here, because `ledom.evaluate.programs` runs a copy of this function
 
     kind = getattr(resource, "RLIMIT_" + name)
     present = [value for value in resource.getrlimit(kind) if value != resource.RLIM_INFINITY]

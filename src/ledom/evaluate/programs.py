@@ -43,7 +43,7 @@ if hasattr(libc, "unshare"):
         os._exit(os.waitpid(child, 0)[1] != 0)
     ends_with_its_parent()
 source = open(sys.argv[3]).read()
-open(sys.argv[4], "x").close()  # all is ready
+os.remove(sys.argv[3])  # tells that Python has started; the program cannot undo it by accident
 lower_limit("CPU", seconds)
 lower_limit("AS", memory)
 lower_limit("FSIZE", 2**20)
@@ -65,29 +65,39 @@ def runs_to_its_end(program: str, seconds: int = 10) -> bool:
     False
     """
     with tempfile.TemporaryDirectory(prefix="ledom-program-") as folder:
-        started, reached = (Path(folder) / secrets.token_hex(16) for _ in range(2))
+        reached = Path(folder) / secrets.token_hex(16)
         file = Path(folder) / "program.txt"
         ending = f"\nopen({str(reached)!r}, 'x').close()\n"
         file.write_text(program + ending, "utf-8", "replace")
-        arguments = [str(seconds), str(_MEMORY), str(file), str(started)]
-        child = subprocess.Popen(
-            [sys.executable, "-I", "-c", _LIMITED, *arguments],
-            cwd=folder,
-            env={"PATH": os.defpath},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        limits = [str(seconds), str(_MEMORY), str(file)]
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-I", "-c", _LIMITED, *limits],
+                cwd=folder,
+                env={"PATH": os.defpath},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise _not_started(error) from error
         try:
             code = child.wait(timeout=2 * seconds)
         except subprocess.TimeoutExpired:
             code = 1
         finally:
             _end(child)
-        if not started.exists():
-            raise LedomError(f"Python did not start to run a program (exit code {code})")
+        if file.exists():
+            raise _not_started(f"exit code {code}")
         return code == 0 and reached.exists()
+
+
+def _not_started(reason: object) -> LedomError:
+    return LedomError(
+        f"Python did not start to run a program ({reason}); check this system's limits on memory "
+        "and processes (ulimit -a)"
+    )
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
