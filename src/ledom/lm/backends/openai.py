@@ -304,9 +304,9 @@ class OpenAILanguageModel(LanguageModel):
 
         number, rejections = {"n": settings.get("n")}, []
         choices: list[JsonObject] = [{}, number, _NEUTRAL, number | _NEUTRAL]
-        optional = choices[self._attempt :] if settings else [{}]
-        for attempt, left_out in enumerate(optional, start=self._attempt):
-            sent = dict(settings.items() - left_out.items())
+        attempts = list(enumerate(choices))[self._attempt :]
+        for attempt, left_out in attempts if settings else attempts[:1]:
+            sent = {k: value for k, value in settings.items() if left_out.get(k) != value}
             self._limit.wait()
             try:
                 answer = self._client.completions.create(
