@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from ledom.core.errors import CheckpointError
 from ledom.core.reading import read_json_object
 from ledom.model import folder as module
-from ledom.model.checkpoint import read_checkpoint_info
-from ledom.model.folder import count_parameters, file_digest, read_config, weight_files
+from ledom.model.checkpoint import load_checkpoint, read_checkpoint_info
+from ledom.model.folder import file_digest, read_config, refuse_quantized, weight_files
 from waiting import until
 
 
@@ -181,10 +181,10 @@ def test_integers_are_weights_only_with_a_quantization_config(model: Path) -> No
     name, tensor = next(item for item in weights.items() if item[0].endswith("weight"))
     save_file(weights | {name: tensor.to(torch.int8)}, model / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"{name}' is stored as I8, like quantized weights"):
-        count_parameters(model)
+        load_checkpoint(model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
-    assert count_parameters(model) == sum(weight.numel() for weight in weights.values())
+    refuse_quantized(model)
 
 
 @pytest.mark.parametrize("index", ["{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])

@@ -41,7 +41,14 @@ from ledom.core.files import write_folder, write_json
 from ledom.core.reading import read_json_object
 from ledom.model import attention
 from ledom.model.architectures import check_unused, check_vocabulary, longest_text
-from ledom.model.folder import count_parameters, end_ids, hash_files, loaded_files, read_config
+from ledom.model.folder import (
+    count_parameters,
+    end_ids,
+    hash_files,
+    loaded_files,
+    read_config,
+    refuse_quantized,
+)
 from ledom.model.foreign import nanochat as nanochat  # registers its model with transformers
 from ledom.model.presets import ModelConfig
 from ledom.text.pair_format import PairFormat
@@ -231,9 +238,8 @@ def _check_size(folder: Path, config: PretrainedConfig) -> None:
     deliberately low: the embedding, or one square matrix per layer.
     """
     config = config.get_text_config()
-    layers, width = (
-        getattr(config, key, None) or 1 for key in ("num_hidden_layers", "hidden_size")
-    )
+    shape = ("num_hidden_layers", "hidden_size")
+    layers, width = (getattr(config, key, None) or 1 for key in shape)
     least = max(layers * width * width, config.vocab_size * width)
     stored = count_parameters(folder)  # also refuses a damaged file, by its name
     if least > _SHARED * stored:
@@ -288,6 +294,7 @@ def load_checkpoint(
     config = load_config(folder)  # only once, because it takes as long as loading a small model
     info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token, config)
     _check_size(folder, config)
+    refuse_quantized(folder)
     with readable(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,

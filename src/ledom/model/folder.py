@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ledom.core.errors import CheckpointError, InputError, OutputError
 from ledom.core.files import cache_folder, file_hash, real_path, write_json
@@ -40,6 +41,7 @@ __all__ = [
     "read_config",
     "read_index",
     "refuse_adapter",
+    "refuse_quantized",
     "snapshot",
     "weight_files",
 ]
@@ -217,33 +219,46 @@ def end_ids(folder: Path, config: JsonObject) -> list[int]:
 def count_parameters(folder: Path) -> int:
     """The number of parameters in a model folder, computed from the tensors' shapes.
 
-    Raises `CheckpointError` for a damaged file, and for quantized weights without their settings,
-    which transformers would take for plain numbers.
+    Raises `CheckpointError` for a damaged file.
 
     >>> from ledom.lm import embedded_folder
     >>> count_parameters(embedded_folder("reverse"))
     2755008
     """
+    return sum(math.prod(view.get_shape()) for _, _, view in _tensors(folder))
+
+
+def refuse_quantized(folder: Path) -> None:
+    """Raise `CheckpointError` for quantized weights without their settings in config.json.
+
+    transformers would take them for plain numbers; vLLM may find the settings in other files.
+
+    >>> from ledom.lm import embedded_folder
+    >>> refuse_quantized(embedded_folder("reverse"))
+    """
+    if "quantization_config" in read_config(folder):
+        return
+    for file, name, view in _tensors(folder):
+        if name.endswith("weight") and view.get_dtype()[0] in "IU":
+            raise CheckpointError(
+                f"{file}: {name!r} is stored as {view.get_dtype()}, like quantized weights, but "
+                "config.json has no quantization_config; give plain ones"
+            )
+
+
+def _tensors(folder: Path) -> Iterator[tuple[Path, str, Any]]:
+    """The file, the name and an unread slice of each tensor in a model folder."""
     from safetensors import SafetensorError, safe_open
 
-    total, config = 0, read_config(folder)
-    for file in weight_files(folder, config):
+    for file in weight_files(folder, read_config(folder)):
         if file.name.endswith(".index.json"):
             continue
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                    view = tensors.get_slice(name)
-                    total += math.prod(view.get_shape())
-                    is_whole = view.get_dtype()[0] in "IU" and name.endswith("weight")
-                    if is_whole and "quantization_config" not in config:
-                        raise CheckpointError(
-                            f"{file}: {name!r} is stored as {view.get_dtype()}, like quantized "
-                            "weights, but config.json has no quantization_config; give plain ones"
-                        )
+                    yield file, name, tensors.get_slice(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: damaged ({error}); save the model again") from None
-    return total
 
 
 def hash_files(files: Sequence[Path]) -> str:

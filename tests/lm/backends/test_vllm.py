@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shutil import copytree
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import ledom
 from ledom.core.errors import CheckpointError, InputError
@@ -38,6 +41,17 @@ def test_the_engine_gets_the_right_arguments(checkpoints: dict[str, Path]) -> No
 def test_int8_is_refused(checkpoints: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="forward: int8 is for ledom's own backend on a CPU"):
         ledom.load(f"vllm:{checkpoints['forward']}", dtype="int8")
+
+
+def test_vllm_may_find_the_settings_of_quantized_weights_in_other_files(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """AutoGPTQ writes them to quantize_config.json, which transformers does not read."""
+    folder = copytree(checkpoints["forward"], tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("weight"))
+    save_file(weights | {name: weights[name].to(torch.int32)}, folder / "model.safetensors")
+    assert ledom.load(f"vllm:{folder}").num_parameters == sum(w.numel() for w in weights.values())
 
 
 def test_a_length_must_be_a_number(checkpoints: dict[str, Path]) -> None:
