@@ -21,7 +21,6 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 OUT = {name: p for name, command in COMMANDS.items() for p in command.params if p.name == "out"}
 WRITES_FILE = {"tune", "gallery"}
 HUGE = str(10**20)
-_REPLACED = ("train", "problems", "removed", "ranking")
 IGNORED = [
     ("rerank --candidates C --samples 4", "--samples would have no effect: the candidates come"),
     ("rerank --candidates C --early-stop", "--early-stop would have no effect"),
@@ -167,23 +166,23 @@ def test_a_folder_that_cannot_be_written_is_refused_first(
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "name"),
     [
-        "augment train.jsonl",
-        "synthesize problems.jsonl",
-        "synthesize seeds.jsonl --known removed.jsonl",
-        "rank ranking.jsonl passages.jsonl",
-        "rank queries.jsonl ranking.jsonl",
-        "invert ranking.jsonl",
-        "rerank --problems problems.jsonl --num-problems 2",
-        "search --problems problems.jsonl --num-problems 2",
+        ("augment train.jsonl", "train.jsonl"),
+        ("synthesize problems.jsonl", "problems.jsonl"),
+        ("synthesize seeds.jsonl --known removed.jsonl", "removed.jsonl"),
+        ("rank ranking.jsonl passages.jsonl", "ranking.jsonl"),
+        ("rank queries.jsonl ranking.jsonl", "ranking.jsonl"),
+        ("invert ranking.jsonl", "ranking.jsonl"),
+        ("rerank --problems problems.jsonl --num-problems 2", "problems.jsonl"),
+        ("rerank --candidates candidates.given.jsonl --num-problems 2", "candidates.given.jsonl"),
+        ("search --problems problems.jsonl --num-problems 2", "problems.jsonl"),
     ],
 )
 def test_a_file_that_is_read_is_not_replaced(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    name = next(f"{name}.jsonl" for name in _REPLACED if f"{name}.jsonl" in command)
     Path(name).write_text("mine")
     check_refused(run(*command.split(), "--out", tmp_path), f"would replace {name}; give another")
     assert [*tmp_path.iterdir()] == [tmp_path / name]

@@ -156,7 +156,7 @@ def rerank(
         *_unused_with(context, temperature, candidates, folds, early_stop),
         *options.unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
-    _refuse_a_part(out, problems, num_problems)
+    _refuse_to_shorten(out, num_problems, problems, candidates)
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, options.command_line()
     job.external_scores = options.named_score_fields(score_field)
@@ -171,10 +171,12 @@ def rerank(
     _run(job)
 
 
-def _refuse_a_part(out: Path, problems: str, count: int | None) -> None:
-    """Raise `InputError` if the first problems of a file would replace the whole file."""
-    if count is not None:
-        options.refuse_replaced(out, ["problems.jsonl"], problems)
+def _refuse_to_shorten(out: Path, num_problems: int | None, *files: str | Path | None) -> None:
+    """Raise `InputError` if the part of a file for the first problems would replace the file."""
+    from ledom.rerank.candidates import GIVEN
+
+    if num_problems is not None:
+        options.refuse_replaced(out, ["problems.jsonl", GIVEN], *(file for file in files if file))
 
 
 def _unused_with(
@@ -308,7 +310,7 @@ def search(
     from ledom.rerank.step_search import SearchConfig
 
     options.refuse_unused(context, *options.unused_by_models(forward, reverse))
-    _refuse_a_part(out, problems, num_problems)
+    _refuse_to_shorten(out, num_problems, problems)
     sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
     config = SearchConfig(width, expansions, lam, step_end, max_steps, sampling)
     chosen = choose_problems(context, problems, num_problems, temperature > 0, split, seed)
