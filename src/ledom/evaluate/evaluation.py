@@ -118,13 +118,13 @@ def _evaluate_tasks(job: Job, track: Track) -> tuple[list[TaskResult], list[str]
                 if is_unreachable(error):
                     stack.enter_context(offline())
                 failures.append((source.name, error))
-    if failures and not ready:
-        raise HubError(
-            f"none of {len(failures)} tasks could be loaded; the first: {failures[0][1]}"
-        )
-    results = []
-    while ready:  # a task that was run is no longer kept in memory
-        results.append(_evaluate_task(ready.pop(0), job))
+        if failures and not ready:
+            raise HubError(
+                f"none of {len(failures)} tasks could be loaded; the first: {failures[0][1]}"
+            )
+        results = []
+        while ready:  # a task that was run is no longer kept in memory
+            results.append(_evaluate_task(ready.pop(0), job))
     return results, [f"{name} is left out: {error}" for name, error in failures]
 
 
