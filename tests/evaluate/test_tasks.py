@@ -229,7 +229,7 @@ def test_a_task_that_cannot_run_here_says_why(tmp_path: Path) -> None:
     (tmp_path / "pictures.py").write_text("def of(doc):\n    return []\n")
     for added, says in (
         ("doc_to_text: !function own.text", "No module named 'absent_package'.*; install what the"),
-        ("doc_to_text: question\ndoc_to_image: !function pictures.of", "a model reads only text"),
+        ("doc_to_text: question\ndoc_to_image: !function pictures.of", "only text; leave it out"),
     ):
         (tmp_path / "mine.yaml").write_text(f"{rest}{added}\n")
         with pytest.raises(InputError, match=says):

@@ -375,7 +375,9 @@ def _from_harness(name: str, options: Options, direction: Direction) -> Sequence
         )
     tasks = _reach(name, partial(build_tasks, name, options.num_fewshot, folder), remedy)
     if any(getattr(task, "MULTIMODAL", False) for task in tasks):
-        raise InputError(f"task {name!r} shows images or plays sounds, but a model reads only text")
+        raise InputError(
+            f"task {name!r} has images or sounds, but models read only text; leave it out"
+        )
     if any(getattr(task, "UNSAFE_CODE", False) for task in tasks):
         _check_code(name, options)
     return list(tasks)

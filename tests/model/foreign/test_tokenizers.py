@@ -281,6 +281,16 @@ def test_patterns_mean_what_they_mean_to_tiktoken(
     assert ids(backend, text) == expected
 
 
+def test_a_pattern_that_repeats_a_group_possessively_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    made = encoding(monkeypatch, pat_str="(ab){2}+|.", mergeable_ranks=ranks, special_tokens={})
+    (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(made))
+    with pytest.raises(CheckpointError, match=r"repeats a group with \{2\}\+, .*; give a"):
+        read_tiktoken_pickle(tmp_path / "tokenizer.pkl")
+
+
 def test_a_pickle_of_only_a_name_is_refused(tmp_path: Path) -> None:
     """So tiktoken pickles the encodings that it knows."""
     file = tmp_path / "tokenizer.pkl"

@@ -24,7 +24,7 @@ __all__ = ["read_tiktoken_pickle"]
 _ATOM = re.compile(
     r"(\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|[^\\])(\{\d+(?:,\d*)?\}\+)?", re.DOTALL
 )
-"""A part of a pattern, and a possessive count of it."""
+"""A part of a pattern, and its possessive repetition."""
 
 
 class _Encoding:
@@ -102,7 +102,7 @@ def _build(pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> Ru
 def _in_oniguruma(pattern: str) -> str:
     """A pattern of tiktoken in the syntax of `tokenizers`' engine, Oniguruma.
 
-    There, a plus after {1,3} is another repetition, and ^ and $ are the ends of a line.
+    There, a plus after {1,3} is another repetition, and ^ and $ match at the ends of each line.
 
     >>> _in_oniguruma(r"\\p{N}{1,3}+|\\s++$")
     '(?>\\\\p{N}{1,3})|\\\\s++\\\\z'
@@ -113,7 +113,10 @@ def _in_oniguruma(pattern: str) -> str:
         if count is None:
             return {"^": r"\A", "$": r"\z"}.get(atom, atom)
         if atom == ")":
-            raise CheckpointError(f"the pattern has a group before {count}, which is not read")
+            raise CheckpointError(
+                f"the pattern repeats a group with {count}, which ledom does not read; give a "
+                "tokenizer.json with --tokenizer"
+            )
         return f"(?>{atom}{count.removesuffix('+')})"
 
     return _ATOM.sub(written, pattern)
