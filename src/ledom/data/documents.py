@@ -62,7 +62,7 @@ class Documents(Protocol):
         """Identifies the documents, so that a resumed run notices changes."""
 
     def check(self) -> None:
-        """Find what is wrong with whole files, such as a missing column, before any work."""
+        """Raise `InputError` for faults of whole files, such as a missing column."""
 
     def read(self, part: int = 0, num_parts: int = 1) -> Iterator[Given]:
         """The documents of one part: each text, with its source if the key `source` names one."""

@@ -317,7 +317,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     ) -> list[list[Written]]:
         """`count` samples for each context, numbered from `first`, with the harness's settings."""
         writer = self._writer(contexts)
-        sampling, until, room = self.writing(settings, writer)
+        sampling, until, room = self.generation_settings(settings, writer)
         fitted = [self.lm.shortened_prompt(context, room) for context in contexts]
         prompts, greedy = [text for text, _ in fitted], sampling.temperature == 0
         numbers = (1, 0) if greedy else (count, first)
@@ -327,7 +327,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
             texts[place] = own * count if greedy else own
         return texts
 
-    def writing(
+    def generation_settings(
         self, settings: JsonObject, writer: LanguageModel
     ) -> tuple[Sampling, list[str], int]:
         """The sampling and the stop strings of the harness's settings, and the most tokens that a

@@ -78,8 +78,8 @@ class KeptLM(LedomLM):
         """The log-likelihood requests with their parts; empty before the first requests."""
 
     def check(self, tasks: Sequence[Any], limit: int | None, chat: bool) -> None:
-        """Raise the errors of requests that cannot be answered, and of saved answers that are
-        unusable, before any work."""
+        """Raise `InputError` for requests that the model cannot answer, and for saved answers that
+        were made with other settings."""
         asked: dict[str, list[Any]] = {}
         for instance in build_requests(self, tasks, limit, chat):
             asked.setdefault(instance.request_type, []).append(instance)
@@ -95,7 +95,7 @@ class KeptLM(LedomLM):
         if instances := asked.get("generate_until"):
             draws = [*numbered(instances)]
             for draw in draws:
-                self.writing(draw.settings, self._writer([draw.context]))
+                self.generation_settings(draw.settings, self._writer([draw.context]))
             self._stage("generate_until", (draw.identity for draw in draws))
 
     def parts(self, requests: Sequence[Any], asked: Sequence[Request]) -> list[Parts]:

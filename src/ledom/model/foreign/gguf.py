@@ -68,7 +68,7 @@ def read_gguf(file: Path, other_tokenizer: bool = False) -> GGUF:
     _complete(file, model, info["missing_keys"], reader)
     backend = tokenizer.backend_tokenizer
     if not other_tokenizer:
-        with readable(file):  # its lists may not belong together
+        with readable(file):  # its lists may differ in length
             backend = own_tokenizer(file, backend, reader.fields)
     config = model.config.to_dict()
     config.pop("quantization_config", None)  # the weights are plain numbers now
@@ -90,7 +90,7 @@ _NOT_READ = {
     "logit_scale": 1,
     "ssm.dt_b_c_rms": False,
 }
-"""Settings that change results and that no config takes, with the values that change nothing."""
+"""Settings that change results and are in no config, with the values that change nothing."""
 _LARGEST_GEMMAS = {("gemma2", 46), ("gemma3", 62)}  # architecture, layers: the 27B models
 
 
@@ -144,6 +144,7 @@ def _set_layers(file: Path, kind: str, found: JsonObject, config: Any) -> None:
     for name, value in values.items():
         if value is not None and hasattr(config, name):
             setattr(config, name, value)
+    # To llama.cpp, Mistral is a Llama; its config in transformers has a window by default.
     window = found.get("attention.sliding_window", 0 if kind == "llama" else None)
     if (
         window is not None

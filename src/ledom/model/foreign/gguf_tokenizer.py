@@ -21,11 +21,11 @@ __all__ = ["own_tokenizer"]
 
 _DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 _LIKE_GPT2 = {"gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion"}
-_LLAMA3 = {
+_LIKE_LLAMA3 = {
     *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
     *("jina-v5-nano", "tekken"),
 }
-"""Names of splits with which llama.cpp takes whole words before it merges, and adds BOS."""
+"""Names of splits for which llama.cpp looks up whole words before it merges, and adds BOS."""
 _NFC = {"qwen2", "qwen35"}
 """Names of splits whose tokenizers compose characters first; llama.cpp does not."""
 
@@ -33,7 +33,7 @@ _NFC = {"qwen2", "qwen35"}
 def own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustTokenizer:
     """The tokenizer that a file's fields describe, given transformers' version of it.
 
-    Raises `CheckpointError` if the file does not say how a text is split, or in an unknown way.
+    Raises `CheckpointError` if the file names no way to split a text, or an unknown one.
     """
     prefix = "tokenizer.ggml."
     found = {
@@ -82,20 +82,20 @@ def _set_byte_level(
             f"{file}: this version of transformers may split a text differently than the model; "
             "upgrade transformers, or name the model's tokenizer.json with --tokenizer"
         ) from None
-    way = found.get("pre", "gpt-2" if architecture == "gpt2" else None)
-    if way in _DIGITS_APART:
+    split = found.get("pre", "gpt-2" if architecture == "gpt2" else None)
+    if split in _DIGITS_APART:
         own.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
         )
-    elif way not in {*_LIKE_GPT2, *GGUF_PRE_TOKENIZER_SPLITS}:
-        how = f"splits a text as {way!r}, which transformers does not know"
+    elif split not in {*_LIKE_GPT2, *GGUF_PRE_TOKENIZER_SPLITS}:
+        how = f"splits a text as {split!r}, which transformers does not know"
         raise CheckpointError(
-            f"{file}: its tokenizer {how if way else 'does not say how it splits a text'}; name "
+            f"{file}: its tokenizer {how if split else 'does not say how it splits a text'}; name "
             "the model's tokenizer.json with --tokenizer"
         )
-    if way in _NFC:
+    if split in _NFC:
         own.normalizer = normalizers.NFC()
-    if way in _LLAMA3:
+    if split in _LIKE_LLAMA3:
         own.model.ignore_merges = True
         bos = found.get("bos_token_id")
         if bos is not None and "add_bos_token" not in found:

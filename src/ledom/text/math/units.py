@@ -281,9 +281,9 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
             power = 1
         elif word in _STOP_WORDS:
             has_ended = bool(others)  # "5 bags of"
+        elif _changes_value(word, following=[*pieces, ""][place + 1]):
+            raise NotUnderstood(word)
         else:
-            if _changes_value(word, following=" ".join(pieces[place + 1 : place + 2])):
-                raise NotUnderstood(word)
             plain = word if len(word) < 4 else word.removesuffix("s")
             others.add(plain)
             head = head if has_ended else plain
