@@ -176,15 +176,43 @@ def test_anything_but_a_regular_file_is_refused(model: Path, name: str, kind: st
         fingerprint(model)
 
 
-def test_integers_are_weights_only_with_a_quantization_config(model: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (torch.int8, "I8"),
+        (torch.bool, "BOOL"),
+        (torch.float8_e4m3fn, "F8_E4M3"),
+        (torch.complex64, "C64"),
+    ],
+)
+def test_only_plain_floats_are_weights_without_a_quantization_config(
+    model: Path, dtype: torch.dtype, name: str
+) -> None:
     weights = load_file(model / "model.safetensors")
-    name, tensor = next(item for item in weights.items() if item[0].endswith("weight"))
-    save_file(weights | {name: tensor.to(torch.int8)}, model / "model.safetensors")
-    with pytest.raises(CheckpointError, match=f"{name}' is stored as I8, like quantized weights"):
+    key, tensor = next(item for item in weights.items() if item[0].endswith("weight"))
+    save_file(weights | {key: tensor.to(dtype)}, model / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{key}' is stored as {name}, like quantized"):
         load_checkpoint(model)
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
+    quantized = config | {"quantization_config": {"quant_method": "fp8"}}
+    (model / "config.json").write_text(json.dumps(quantized))
     refuse_quantized(model)
+
+
+def test_a_mask_of_whole_numbers_is_no_weight(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    mask = {"model.layers.0.attn.bias": torch.ones(2, 2, dtype=torch.bool)}  # as old GPT-2s have
+    save_file(weights | mask, model / "model.safetensors")
+    refuse_quantized(model)
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "weights.safetensors"])
+def test_weights_without_their_index_are_to_be_imported(model: Path, name: str) -> None:
+    (model / "model.safetensors").rename(model / name)
+    with pytest.raises(CheckpointError, match=f"no weights here; .* run: ledom import {model}"):
+        weight_files(model, {})
+    with pytest.raises(CheckpointError, match="expected other.safetensors$"):  # import needs it too
+        weight_files(model, {"transformers_weights": "other.safetensors"})
 
 
 @pytest.mark.parametrize("index", ["{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])

@@ -70,6 +70,7 @@ _RANGES = (  # no model was trained outside these limits, so every score would b
     (re.compile(r"rope_theta$|rotary_emb_base$|rope_local_base_freq$"), 1, 1e15),
     (re.compile(r"^logits?_scal(e|ing)$|^final_logit_softcapping$|_multiplier$"), 1e-6, 1e6),
 )
+_PLAIN = ("F64", "F32", "F16", "BF16")  # safetensors' names of dtypes that hold weights as they are
 _CACHED_BYTES = 2**20  # digests of smaller files are not worth caching
 _SETTLED_SECONDS = 2.0  # a file changed twice within this time may have the same timestamps
 
@@ -157,10 +158,10 @@ def weight_files(folder: Path, config: JsonObject) -> list[Path]:
     names = _WEIGHTS if named is None else (str(named),)
     found = next((folder / name for name in names if (folder / name).exists()), None)
     if found is None:
-        remedy = what_to_run(str(folder))
+        remedy = what_to_run(str(folder)) if named is None else None
         raise CheckpointError(
             f"{folder}: no weights here; expected {' or '.join(names)}"
-            + (f"; to import other formats, run: {remedy}" if remedy else "")
+            + (f"; to read other files, run: {remedy}" if remedy else "")
         )
     if not found.name.endswith(".index.json"):
         return [_regular(found)]
@@ -236,13 +237,15 @@ def refuse_quantized(folder: Path) -> None:
     >>> from ledom.lm import embedded_folder
     >>> refuse_quantized(embedded_folder("reverse"))
     """
-    if "quantization_config" in read_config(folder):
+    if read_config(folder).get("quantization_config"):
         return
     for file, name, view in _tensors(folder):
-        if name.endswith("weight") and view.get_dtype()[0] in "IU":
+        dtype = view.get_dtype()  # whole numbers may be buffers, such as masks
+        is_weight = dtype[0] in "CF" or name.endswith(("weight", "_proj"))
+        if is_weight and dtype not in _PLAIN:
             raise CheckpointError(
-                f"{file}: {name!r} is stored as {view.get_dtype()}, like quantized weights, but "
-                "config.json has no quantization_config; give plain ones"
+                f"{file}: {name!r} is stored as {dtype}, like quantized weights, but config.json "
+                f"has no quantization_config; give {', '.join(_PLAIN)}"
             )
 
 

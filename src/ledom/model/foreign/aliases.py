@@ -55,7 +55,7 @@ def what_to_run(model: str) -> str | None:
     folder: str | None = None
     if model in ALIASES:
         folder = model
-    elif path.suffix == ".gguf" or (os.path.isdir(path) and not any(path.glob("*.safetensors"))):
+    elif path.suffix == ".gguf" or os.path.isdir(path):
         folder = f"{path.stem}-imported"
     elif is_hub_name(model) and not os.path.exists(path.parent):
         folder = path.name
