@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 import ledom
 from architectures import tiny
@@ -88,6 +90,22 @@ def test_without_ledom_the_numbers_are_the_same(tmp_path, checkpoints, tokenizer
         )
         ours = lm.logprobs([ledom.TokenSpan(ids, 1, len(ids) - 1)])[0]
         assert json.loads(line) == pytest.approx(ours.tolist(), abs=1e-5)
+
+
+def test_the_card_reads_the_tokenizer_as_ledom_does(tmp_path, checkpoints, monkeypatch):
+    """transformers' AutoTokenizer applies Qwen2's rules to any tokenizer of a qwen2 model."""
+    folder = Path(shutil.copytree(checkpoints["reverse"], tmp_path / "qwen"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+    program = snippet(export_model(find_run(folder), tmp_path / "card") / "README.md")
+    lines = [line for line in program.splitlines() if line.startswith(("from ", "tokenizer ="))]
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(lines), names)
+    apart = "cafe\u0301 12345"  # e and its accent, which Qwen2 composes
+    ids = Tokenizer.load(folder).encode(apart).ids
+    assert names["tokenizer"](apart, add_special_tokens=False).input_ids == ids
+    assert AutoTokenizer.from_pretrained(folder)(apart).input_ids != ids
 
 
 @pytest.fixture(scope="module")
