@@ -240,11 +240,26 @@ def test_folders_that_are_not_models_are_refused(tmp_path, checkpoints):
     folder = tmp_path / "bare"
     shutil.copytree(checkpoints["forward"], folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="no safetensors here"):
+    with pytest.raises(CheckpointError, match="no weights here"):
         export_model(find_run(folder), tmp_path / "out")
     (folder / "model.safetensors").symlink_to("/dev/zero")  # which never ends
-    with pytest.raises(InputError, match=r"model\.safetensors: this is a pipe or a device"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: this is a pipe or a device"):
         export_model(find_run(folder), tmp_path / "out")
+
+
+def test_only_the_models_own_weights_are_exported(tmp_path, checkpoints):
+    """vLLM would also read another file of the same kind, whose weights may be older."""
+    folder = Path(shutil.copytree(checkpoints["forward"], tmp_path / "model"))
+    shutil.copy(folder / "model.safetensors", folder / "old.safetensors")
+    whole = export_model(find_run(folder), tmp_path / "out")
+    assert [file.name for file in whole.glob("*.safetensors")] == ["model.safetensors"]
+    model = load_checkpoint(folder).model
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    parts = export_model(find_run(folder), tmp_path / "parts")
+    assert not (parts / "old.safetensors").exists()
+    ours, theirs = (load_checkpoint(f).model.state_dict() for f in (whole, parts))
+    assert all(torch.equal(theirs[name], weight) for name, weight in ours.items())
 
 
 def test_the_data_card_is_complete(tmp_path, run_folder):

@@ -28,7 +28,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError
 from ledom.core.files import write_atomically, write_folder, write_json
 from ledom.core.hub import render_card
-from ledom.core.reading import JsonObject, as_type, check_regular, exists
+from ledom.core.reading import JsonObject, as_type, exists
 from ledom.core.strict_yaml import read_yaml
 from ledom.data.store import Manifest, read_manifests
 from ledom.model.architectures import NO_LIMIT
@@ -39,7 +39,7 @@ from ledom.model.checkpoint import (
     load_config,
     read_checkpoint_info,
 )
-from ledom.model.folder import count_parameters, read_config
+from ledom.model.folder import count_parameters, read_config, weight_files
 from ledom.train.metrics import Row, read_metrics, thinned
 
 __all__ = ["Run", "export_model", "find_run", "write_dataset_card"]
@@ -130,18 +130,15 @@ def export_model(
     """Write the release folder of a run's model atomically; returns its path.
 
     `name` is the name by which the card loads the model (by default the folder's). Raises
-    `CheckpointError` for a model folder without safetensors, `DirectionError` if the direction is
+    `CheckpointError` for a model folder without its weights, `DirectionError` if the direction is
     unknown or differs from the given one, and `OutputError` if `out` exists or cannot be written.
     """
-    weights = sorted(run.model.glob("*.safetensors*"))
-    if not weights:
-        raise CheckpointError(f"{run.model}: no safetensors here; save the model again with them")
-    for file in weights:
-        check_regular(file)
+    config = read_config(run.model)
+    weights = weight_files(run.model, config)  # vLLM would also read any other safetensors
     if out.exists():
         raise OutputError(f"{out}: exists already; give another folder, or remove this one")
     info = read_checkpoint_info(run.model, direction)
-    config, tokenizer = read_config(run.model), info.tokenizer
+    tokenizer = info.tokenizer
     config[DIRECTION_KEY] = str(info.direction)
     config[BOS_KEY] = [tokenizer.backend.id_to_token(i) for i in info.bos_ids]
     with write_folder(out) as folder:
