@@ -183,6 +183,23 @@ def test_text_that_cannot_be_encoded_is_escaped() -> None:
     assert (done.returncode, done.stdout) == (0, b"\\xe9\\xb1\n"), done.stderr
 
 
+def test_an_unknown_window_system_does_not_prevent_figures() -> None:
+    """matplotlib reads the variable when it is imported, which is after the longest work."""
+    code = (
+        "from ledom.cli import run; run.prepare_process();"
+        "from ledom.report.figures import draw_svg; print(draw_svg('a', (2, 1), print)[:4])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"MPLBACKEND": "nonsense"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "<svg" in done.stdout
+
+
 def test_an_ignored_ctrl_c_stays_ignored() -> None:
     """This is what nohup and background shells expect, and what Python does."""
     code = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from typing import Any
 
 import matplotlib
 import pytest
@@ -107,6 +108,13 @@ def test_figures_are_deterministic_and_leave_matplotlib_settings_alone(figures: 
     before = dict(matplotlib.rcParams)
     assert _draw_all() == figures
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.slow
+def test_the_users_settings_of_matplotlib_change_no_figure(figures: list[str]) -> None:
+    own: dict[str, Any] = {"lines.linewidth": 7, "figure.dpi": 30, "axes.facecolor": "red"}
+    with matplotlib.rc_context(own):
+        assert _draw_all() == figures
 
 
 def test_names_stay_text_and_are_not_parsed_as_math() -> None:

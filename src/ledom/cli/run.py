@@ -40,6 +40,9 @@ class _PipeClosed(Exception):  # noqa: N818 (not an error)
 def prepare_process() -> None:
     """Make the standard streams safe, and silence library warnings. `main` calls it once.
 
+    `MPLBACKEND` is ignored: no window is opened, and matplotlib cannot be imported if the variable
+    names none of its backends.
+
     A closed stream becomes the null device; otherwise a file opened later could get the stream's
     number and receive its output. Characters that cannot be encoded are escaped. Failed writes to
     standard error are ignored; if standard output fails, the command ends with one line.
@@ -52,6 +55,7 @@ def prepare_process() -> None:
         sys.stdin = None
     sys.stdout = _stream(sys.stdout, _Output(1, "w", closefd=False))
     sys.stderr = _stream(sys.stderr, _Messages(2, "w", closefd=False))
+    os.environ.pop("MPLBACKEND", None)
     if not sys.warnoptions and not _is_debugging():
         warnings.simplefilter("ignore")
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # on unwritable folders

@@ -123,7 +123,9 @@ def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None])
     out = io.StringIO()
     style: Any = {**_STYLE, "svg.hashsalt": name}
     # matplotlib lacks glyphs that the reader's browser has, and needs them only to measure text
-    with matplotlib.rc_context(style), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # the user's own settings (matplotlibrc) are for other figures
+        matplotlib.rcParams.update(style)
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
