@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Run, check_refused
+from ledom.core.records import Candidate, Document, Problem, write_records
 from ledom.data.store import write_store
 from ledom.text.tokenizer import Tokenizer
 from made import SMALL_MODEL
@@ -57,6 +58,46 @@ def test_a_missing_package_is_reported_before_any_work(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (["model={preset: tiny, num_hidden_layers: 9}"], ("key model.", "has another shape")),
+        (["objective.target=1", "data.train={documents}"], ("which holds documents",)),
+        (
+            ["objective={contrastive: 1, negatives: {right}}", "data.train={problems}"],
+            ("right.jsonl: none of the problems has a wrong solution",),
+        ),
+        ([], ("r/reverse/checkpoints: this is a file",)),
+    ],
+)
+def test_what_would_fail_late_is_refused_before_any_work(
+    run: Run,
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    settings: list[str],
+    parts: tuple[str, ...],
+) -> None:
+    """The last one would fail only when the forward model is trained."""
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("documents", "problems", "right")}
+    write_records(files["documents"], [Document(id=i, text="so") for i in "ab"])
+    solved = [Problem(id=i, question="3?", answer="3", solution="#### 3") for i in "ab"]
+    write_records(files["problems"], solved)
+    write_records(files["right"], [Candidate(problem_id="b", index=0, text="#### 3")])
+    for name, file in files.items():
+        settings = [setting.replace(f"{{{name}}}", str(file)) for setting in settings]
+    if not settings:
+        (tmp_path / "r" / "reverse").mkdir(parents=True)
+        (tmp_path / "r" / "reverse" / "checkpoints").touch()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: r\ninit_from: {checkpoints['forward']}\n"
+        "optim: {steps: 2, warmup_steps: 0}\ntrain: {batch_size: 2, seq_len: 64}\n"
+        "data: {num_documents: 60, num_valid: 1}\n"
+    )
+    check_refused(run("train", recipe, *settings, "--out", tmp_path), *parts)
+    assert not (tmp_path / "r" / "data").exists()
+
+
 @pytest.mark.slow
 def test_a_refused_run_keeps_its_recipe(run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
@@ -100,6 +141,10 @@ def test_export_writes_a_model_and_a_data_card(
     assert f"released: {out}; its card: {out / 'README.md'}" in text
     check_refused(run("export", checkpoints["reverse"], "--out", out), "exists already")
     check_refused(run("export", tmp_path), "no finished model here", "runs/NAME/reverse")
+    early = tmp_path / "refused before any work"
+    refused = run("export", checkpoints["reverse"], "--out", early, "--push", "mine")
+    check_refused(refused, "'mine' is not of the form USER/NAME")
+    assert not early.exists()
     tokenizer = Tokenizer.load(checkpoints["reverse"])
     write_store(tmp_path / "data" / "train", ["one text"], tokenizer, source="texts")
     code, text = run("export", tmp_path / "data")

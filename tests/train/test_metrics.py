@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ledom.core.errors import InputError
+from ledom.core.errors import InputError, TrainingError
 from ledom.train import metrics
 from ledom.train.metrics import open_metrics, read_metrics
 
@@ -154,6 +154,18 @@ def begun(monkeypatch):
     for name in ("wandb", "trackio"):
         monkeypatch.setitem(sys.modules, name, module)
     return calls
+
+
+def test_a_tracker_that_cannot_start_gives_one_line(tmp_path, monkeypatch):
+    def init(**arguments):
+        raise RuntimeError("api_key not configured\n(no-tty)")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    message = (
+        r"^key train.trackers: wandb cannot start \(api_key not configured \(no-tty\)\); log in"
+    )
+    with pytest.raises(TrainingError, match=message), open_metrics(tmp_path, 0, ["wandb"]):
+        pass
 
 
 def test_a_resumed_run_continues_its_run_in_wandb_and_a_new_one_does_not(tmp_path, begun):

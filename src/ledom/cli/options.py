@@ -174,7 +174,7 @@ Threads = Annotated[
 
 def out_folder(help: str) -> Any:
     """An option for a folder to write; a file in its place, or above it, is refused."""
-    return path_option(help=help, callback=_check_folder)
+    return path_option(help=help, callback=check_folder)
 
 
 def out_file(help: str) -> Any:
@@ -182,7 +182,13 @@ def out_file(help: str) -> Any:
     return path_option(help=help, callback=_check_file)
 
 
-def _check_folder(path: Path | None) -> Path | None:
+def check_folder(path: Path | None) -> Path | None:
+    """Raise `InputError` or `OutputError` if a folder cannot be written; it need not exist.
+
+    >>> check_folder(Path("/dev/null/out"))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: /dev/null: this is a file, but --out needs a folder; give another
+    """
     above: list[Path] = [] if path is None else [path, *path.parents]
     for place in above:
         if exists(place) and not place.is_dir():
@@ -197,7 +203,7 @@ def _check_file(path: Path | None) -> Path | None:
     if path is not None:
         if path.is_dir():
             raise InputError("this is a folder, but --out needs a file; add a name", path=path)
-        _check_folder(path.parent)
+        check_folder(path.parent)
     return path
 
 

@@ -53,6 +53,7 @@ def train(
         check_inputs,
         check_lengths,
         check_packages,
+        check_pairs,
         check_shareable,
         check_tokenizers,
         has_begun,
@@ -63,13 +64,16 @@ def train(
         raise InputError(f"direction is {direction!r}; give forward, reverse or both")
     directions = list(Direction) if direction == "both" else [Direction(direction)]
     check_shareable(plan, processes.size())
+    folder = out / plan.name
+    # Fail early: preparing the data may take long, and the first direction longer.
     for way in directions:
+        options.check_folder(folder / str(way) / "checkpoints")
         check_lengths(plan, way)
     check_tokenizers(plan, directions)
-    check_packages(plan)  # fail early: preparing the data may take long
+    check_packages(plan)
+    check_pairs(plan)
     device = device or default_device()
     torch_device(device)
-    folder = out / plan.name
     data = _prepare(plan.data_of(directions[0]), folder / "data")
     with connect(device) as world:
         if world.is_first:
@@ -182,10 +186,13 @@ def export(
 
     Example: ledom export runs/tiny/reverse --out tiny-reverse --push me/tiny-reverse
     """
+    from ledom.core.hub import check_name
     from ledom.core.hub import push as upload
     from ledom.data.store import read_manifests
     from ledom.train.export import export_model, find_run, write_dataset_card
 
+    if push is not None:
+        check_name(push)
     is_data = bool(read_manifests(source))
     options.refuse_unused(
         context,

@@ -15,7 +15,7 @@ from ledom.core.errors import InputError, OutputError, in_one_line
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["is_unreachable", "offline", "push", "render_card"]
+__all__ = ["check_name", "is_unreachable", "offline", "push", "render_card"]
 
 
 def render_card(template: Path, **values: Any) -> str:
@@ -49,21 +49,27 @@ def _compiled(template: str) -> jinja2.Template:
     return environment.from_string(template)
 
 
+def check_name(repo: str) -> None:
+    """Raise `InputError` for a name that the hub does not accept.
+
+    >>> check_name("just-a-name")
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: the hub's name 'just-a-name' is not of the form USER/NAME
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise InputError(f"the hub's name {repo!r} is not of the form USER/NAME")
+
+
 def push(
     folder: Path, repo: str, private: bool = False, kind: Literal["model", "dataset"] = "model"
 ) -> str:
     """Upload a folder to the hub as `USER/NAME`, created if necessary; returns the URL.
 
     Raises `InputError` for a name that is not of this form, `OutputError` if the upload fails.
-
-    >>> push(Path("out"), "just-a-name")
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: the hub's name 'just-a-name' is not of the form USER/NAME
     """
     from huggingface_hub import HfApi
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise InputError(f"the hub's name {repo!r} is not of the form USER/NAME")
+    check_name(repo)
     api = HfApi()
     try:
         address = api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)

@@ -141,14 +141,14 @@ def export_model(
     tokenizer = info.tokenizer
     config[DIRECTION_KEY] = str(info.direction)
     config[BOS_KEY] = [tokenizer.backend.id_to_token(i) for i in info.bos_ids]
+    card = _model_card(run, config, info, name or out.name, license)
     with write_folder(out) as folder:
-        for file in weights:
-            shutil.copyfile(file, folder / file.name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         tokenizer.save(folder)
         write_json(folder / "config.json", config, sort_keys=True)
         write_json(folder / "generation_config.json", _generation_config(info))
-        card = _model_card(run, config, info, name or out.name, license)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        for file in weights:  # last: copying them may take minutes
+            shutil.copyfile(file, folder / file.name)
     return out
 
 

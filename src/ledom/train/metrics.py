@@ -28,7 +28,7 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError, needs_extra
+from ledom.core.errors import InputError, TrainingError, in_one_line, needs_extra
 from ledom.core.files import write_atomically, write_json, writing
 from ledom.core.reading import JsonObject, as_type, first_problem, read_json, read_jsonl
 from ledom.data.packing import PackedBatch, Windows
@@ -80,8 +80,8 @@ def open_metrics(
     """Open a run's metrics.jsonl; yields a function that writes rows, each with its `step`.
 
     Rows after `step`, at which the run resumes, are dropped first. Trackers show `settings` as the
-    run's configuration. Raises `OutputError` if the file cannot be written, and `MissingExtraError`
-    if a tracker is not installed.
+    run's configuration. Raises `OutputError` if the file cannot be written, `MissingExtraError` if
+    a tracker is not installed, and `TrainingError` if it cannot start.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +186,13 @@ def _hosted(
     """
     module = load_tracker(name)
     run, resume = "-".join(folder.absolute().parts[-2:]), "allow" if step else "never"
-    module.init(project="ledom", name=run, config=settings, resume=resume, **identity)
+    try:
+        module.init(project="ledom", name=run, config=settings, resume=resume, **identity)
+    except Exception as error:  # trackers have their own types of login and network errors
+        raise TrainingError(
+            f"key train.trackers: {name} cannot start ({in_one_line(error)}); log in to it, or "
+            "train without it (train.trackers=[])"
+        ) from error
     try:
         yield lambda row: module.log(row, step=int(row["step"]))
     finally:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, OutputError, RecipeError, in_one_line
+from ledom.core.errors import CheckpointError, InputError, OutputError, RecipeError, in_one_line
 from ledom.core.files import lock_folder, write_json
 from ledom.core.reading import read_json
 from ledom.core.records import Problem
@@ -45,6 +45,7 @@ __all__ = [
     "check_inputs",
     "check_lengths",
     "check_packages",
+    "check_pairs",
     "check_shareable",
     "check_tokenizers",
     "choose_packing",
@@ -57,7 +58,8 @@ __all__ = [
 
 
 def check_lengths(recipe: Recipe, direction: Direction) -> None:
-    """Raise `RecipeError` if windows are longer than the model's context.
+    """Raise `RecipeError` if windows are longer than the model's context, or if the recipe gives a
+    shape other than that of `init_from`.
 
     This is quick and needs no data: call it before any work.
     """
@@ -65,7 +67,9 @@ def check_lengths(recipe: Recipe, direction: Direction) -> None:
     if recipe.model is not None:
         contexts.append(recipe.model.max_position_embeddings)
     if recipe.init_from is not None:
-        contexts.append(longest_text(load_config(Path(recipe.init_folder(direction)))))
+        config = load_config(Path(recipe.init_folder(direction)))
+        _check_shape(recipe, config)
+        contexts.append(longest_text(config))
     if recipe.train.seq_len > min(contexts):
         raise RecipeError(
             f"key train.seq_len is {recipe.train.seq_len}: the model's context is {min(contexts)} "
@@ -85,7 +89,7 @@ def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> P
     """A model with random weights, or with those of `init_from`; the same in every process.
 
     `init_from` may have the other direction, and may be of any architecture. Raises `RecipeError`
-    if it does not have the recipe's shape or tokenizer.
+    if it does not have the data's tokenizer.
     """
     if recipe.init_from is None:
         assert recipe.model is not None  # checked by the recipe
@@ -93,7 +97,6 @@ def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> P
     folder, eos_token = recipe.init_folder(direction), recipe.data.eos_token
     start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
     _check_tokenizer(start.tokenizer, data.tokenizer, folder)
-    _check_shape(recipe, start.model)
     # transformers gives no gradient to the padding token, which is often EOS. But every document
     # begins with EOS, so the model would not learn how documents begin.
     embedding: Any = start.model.get_input_embeddings()
@@ -122,16 +125,16 @@ def _check_tokenizer(tokenizer: Tokenizer, of_data: Tokenizer, folder: str) -> N
         )
 
 
-def _check_shape(recipe: Recipe, model: PreTrainedModel) -> None:
+def _check_shape(recipe: Recipe, config: PretrainedConfig) -> None:
     """Raise `RecipeError` if the recipe gives a shape other than that of `init_from`.
 
     The model itself is trained, not a new Llama with its weights, since many architectures share
     weight names but compute differently.
     """
     asked = {} if recipe.model is None else recipe.model.model_dump(exclude={"initializer_range"})
-    config = model.config.get_text_config()
+    shape = config.get_text_config()
     for key, value in asked.items():
-        found = getattr(config, key, None)
+        found = getattr(shape, key, None)
         if found != value:
             raise RecipeError(
                 f"key model.{key} is {value}: {recipe.init_from} has another shape, {found} there; "
@@ -242,16 +245,8 @@ def training_batches(
             for source in data.sources
         ]
         return Batches(sources, recipe.train.batch_size, recipe.seed)
-    problems = [record for record in read_split(recipe.data)[0] if isinstance(record, Problem)]
-    if not problems:
-        raise RecipeError(
-            f"key data.train is {recipe.data.train!r}, which holds documents; objective.target and "
-            "objective.contrastive need problems with solutions"
-        )
-    wrong = recipe.objective.negatives
     return PairBatches(
-        problems,
-        read_wrong_solutions(wrong, problems) if wrong is not None else {},
+        *_read_pairs(recipe),
         recipe.objective,
         direction,
         data.tokenizer,
@@ -260,6 +255,31 @@ def training_batches(
         recipe.train.seq_len,
         recipe.seed,
     )
+
+
+def check_pairs(recipe: Recipe) -> None:
+    """Raise the errors of an objective's files of pairs, such as that no solution is wrong.
+
+    This needs no prepared data: call it before any work.
+    """
+    if recipe.objective.needs_pairs:
+        _read_pairs(recipe)
+
+
+def _read_pairs(recipe: Recipe) -> tuple[list[Problem], dict[str, list[str]]]:
+    """The problems to train on, and their wrong solutions by problem id."""
+    problems = [record for record in read_split(recipe.data)[0] if isinstance(record, Problem)]
+    if not problems:
+        raise RecipeError(
+            f"key data.train is {recipe.data.train!r}, which holds documents; objective.target and "
+            "objective.contrastive need problems with solutions"
+        )
+    wrong, file = {}, recipe.objective.negatives
+    if recipe.objective.contrastive and file is not None:
+        wrong = read_wrong_solutions(file, problems)
+        if not wrong:
+            raise InputError("none of the problems has a wrong solution", path=file)
+    return problems, wrong
 
 
 def has_begun(folder: Path) -> bool:
