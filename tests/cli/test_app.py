@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from command_line import Run
+from command_line import Run, check_refused
+from waiting import SECONDS
 
 
 @pytest.mark.slow
@@ -13,3 +18,17 @@ def test_no_arguments_show_the_commands(run: Run) -> None:
     assert code == 0
     assert "rerank" in text
     assert "error" not in text
+
+
+@pytest.mark.slow
+def test_python_without_docstrings_is_refused_before_any_work() -> None:
+    """transformers cannot be imported then; training would fail only once the data is prepared."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ledom", "train", "tiny"],
+        env=os.environ | {"PYTHONOPTIMIZE": "2"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    check_refused((done.returncode, done.stderr), "PYTHONOPTIMIZE=2", "use -O or no option")
+    assert len(done.stderr.splitlines()) == 1

@@ -67,6 +67,11 @@ def ledom(
     ] = False,
 ) -> None:
     """Reverse language models: train them, generate with them, use them as a reward."""
+    if sys.flags.optimize > 1:
+        raise InputError(
+            "python -OO (PYTHONOPTIMIZE=2) removes the docstrings that transformers reads; use -O "
+            "or no option"
+        )
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
     name = context.invoked_subcommand
