@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +33,13 @@ def test_python_without_docstrings_is_refused_before_any_work() -> None:
     )
     check_refused((done.returncode, done.stderr), "PYTHONOPTIMIZE=2", "use -O or no option")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_removed_working_directory_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    check_refused(run("plan", "tiny"), "the working directory was removed; change to another")

@@ -98,6 +98,16 @@ def test_what_would_fail_late_is_refused_before_any_work(
     assert not (tmp_path / "r" / "data").exists()
 
 
+def test_a_folder_that_is_not_utf8_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "od\udcffd"
+    out.mkdir()
+    check_refused(run("train", "tiny", "--out", out), "file name is not UTF-8", "convert it first")
+    assert not [*out.iterdir()]
+    (out / "tokenizer.json").write_text("{}")
+    with pytest.raises(UnicodeEncodeError):
+        Tokenizer.load(out)
+
+
 @pytest.mark.slow
 def test_a_refused_run_keeps_its_recipe(run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"

@@ -72,6 +72,10 @@ def ledom(
             "python -OO (PYTHONOPTIMIZE=2) removes the docstrings that transformers reads; use -O "
             "or no option"
         )
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # numerical libraries of torch would end the process
+        raise InputError("the working directory was removed; change to another") from None
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
     name = context.invoked_subcommand

@@ -66,6 +66,7 @@ def train(
     check_shareable(plan, processes.size())
     folder = out / plan.name
     # Fail early: preparing the data may take long, and the first direction longer.
+    str(folder).encode()  # tokenizers and safetensors need a name in UTF-8
     for way in directions:
         options.check_folder(folder / str(way) / "checkpoints")
         check_lengths(plan, way)

@@ -105,6 +105,8 @@ class Tokenizer:
             raise CheckpointError(f"{error}; a checkpoint needs its tokenizer.json") from None
         try:
             backend = RustTokenizer.from_file(str(file))
+        except UnicodeEncodeError:  # the file's name, not the file, is at fault
+            raise
         except Exception as error:  # the binding raises bare Exception
             raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from None
         loaded = cls(backend, eos_token or recorded_eos(file.parent, backend) or EOS_TOKEN)
