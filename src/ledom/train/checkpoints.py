@@ -288,7 +288,10 @@ def _reason(error: BaseException, folder: Path) -> str:
     error = _cause(error)
     if "inline_container" in str(error):  # torch's writer hides the system's reason
         free = shutil.disk_usage(folder).free / 1e6
-        return f"a file was cut short, with {free:.1f} MB free on the disk; free some space"
+        return (
+            f"a file was cut short, with {free:.1f} MB free on the disk; free some space, or raise "
+            "the quota or the limit on file sizes (ulimit -f)"
+        )
     return str(error)
 
 
