@@ -201,9 +201,12 @@ def test_only_plain_floats_are_weights_without_a_quantization_config(
 
 def test_a_mask_of_whole_numbers_is_no_weight(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
-    mask = {"model.layers.0.attn.bias": torch.ones(2, 2, dtype=torch.bool)}  # as old GPT-2s have
-    save_file(weights | mask, model / "model.safetensors")
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    save_file(weights | {"h.0.attn.bias": mask}, model / "model.safetensors")  # as old GPT-2s have
     refuse_quantized(model)
+    save_file(weights | {"h.0.attn.weight": mask}, model / "model.safetensors")
+    with pytest.raises(CheckpointError, match="'h.0.attn.weight' is stored as BOOL"):
+        refuse_quantized(model)
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "weights.safetensors"])

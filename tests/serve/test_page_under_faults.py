@@ -84,5 +84,7 @@ def test_a_page_that_cannot_load_says_so(
     page = browser.new_page()
     page.route(f"**{path}", lambda route: route.abort())
     page.goto(f"{server.url}/{view}")
-    page.get_by_text(message).wait_for()
+    shown = page.get_by_text(message)
+    shown.wait_for()
+    assert shown.count() == 1
     page.close()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from imported import assert_logits_are_kept
 from ledom.core.errors import CheckpointError
 from ledom.model.foreign.importer import ImportOptions, import_model
 
@@ -106,11 +107,7 @@ def test_settings_are_kept(
 ) -> None:
     """The logits equal those of the original model."""
     model = write(tmp_path / "x.gguf", kind, keys, **config)
-    options = ImportOptions("forward", check=False)
-    made = import_model(str(tmp_path / "x.gguf"), tmp_path / "out", options)
-    ours = AutoModelForCausalLM.from_pretrained(made.folder, dtype=torch.float32).eval()
-    ids = torch.arange(3, 103)[None]
-    torch.testing.assert_close(ours(ids).logits, model(ids).logits, atol=1e-3, rtol=0)
+    assert_logits_are_kept(tmp_path / "x.gguf", model, num_tokens=100)
 
 
 @pytest.mark.slow

@@ -34,6 +34,10 @@ def post(server: Server, path: str, **body: Any) -> Any:
     return answer.json()
 
 
+def tokens(server: Server, text: str) -> list[int]:
+    return list(post(server, "/tokenize", prompt=text)["tokens"])
+
+
 def plain(folder: Path, ids: list[int]) -> list[float]:
     """log P of each id but the first, in model order, from plain transformers."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -51,7 +55,7 @@ def echo(server: Server, model: str, prompt: Any, **more: Any) -> Any:
 def test_a_forward_prompts_ids_are_scored_unchanged(
     server: Server, checkpoints: dict[str, Path]
 ) -> None:
-    ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
+    ids = tokens(server, TEXT)
     (choice,) = echo(server, "forward", ids)
     values = choice["logprobs"]["token_logprobs"]
     assert values[0] is None
@@ -66,8 +70,8 @@ def test_a_forward_prompts_ids_are_scored_unchanged(
 def test_a_text_is_read_after_the_models_first_token(
     server: Server, checkpoints: dict[str, Path]
 ) -> None:
-    ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
-    (eos,) = post(server, "/tokenize", prompt="<|end|>")["tokens"]
+    ids = tokens(server, TEXT)
+    (eos,) = tokens(server, "<|end|>")
     (choice,) = echo(server, "forward", TEXT, max_tokens=0)
     expected = plain(checkpoints["forward"], [eos, *ids])
     assert choice["logprobs"]["token_logprobs"] == pytest.approx(expected, abs=1e-4)
@@ -78,8 +82,8 @@ def test_a_text_is_read_after_the_models_first_token(
 def test_reverse_values_of_a_continuation_are_its_log_probability_after_the_context(
     server: Server, checkpoints: dict[str, Path]
 ) -> None:
-    ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
-    (eos,) = post(server, "/tokenize", prompt="<|end|>")["tokens"]
+    ids = tokens(server, TEXT)
+    (eos,) = tokens(server, "<|end|>")
     joint = {n: sum(plain(checkpoints["reverse"], [eos, *ids[:n][::-1]])) for n in (3, 8, len(ids))}
     (choice,) = echo(server, "reverse", ids)
     values = choice["logprobs"]["token_logprobs"]
@@ -220,9 +224,9 @@ def test_unsupported_requests_are_refused(server: Server) -> None:
 def test_tokenizers_are_served(server: Server) -> None:
     info = httpx.get(f"{server.url}/tokenizer_info", timeout=SECONDS).json()
     assert info["eos_token"] == "<|end|>"
-    ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
+    ids = tokens(server, TEXT)
     assert post(server, "/detokenize", tokens=ids)["prompt"] == TEXT
-    (eos,) = post(server, "/tokenize", prompt="<|end|>")["tokens"]
+    (eos,) = tokens(server, "<|end|>")
     spelled = post(server, "/tokenize", prompt="a <|end|>")["tokens"]
     assert eos not in spelled
     names = [row["id"] for row in httpx.get(f"{server.url}/v1/models").json()["data"]]
