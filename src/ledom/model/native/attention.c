@@ -46,15 +46,14 @@ INLINE void add_scores(const int rows, const float *q, const float *keys, i64 st
     }
 }
 
-/* total[rows][width] = total * decay[rows] + weights[rows][SCORES] times values[count][width], for
-   the first `vectors` * LANES columns. */
+/* total[rows][width] += weights[rows][SCORES] times values[count][width], for the first
+   `vectors` * LANES columns. */
 INLINE void add_columns(const int rows, const int vectors, const float *weights,
-                        const float *values, i64 stride, i64 count, const float *decay,
-                        float *total, i64 width) {
+                        const float *values, i64 stride, i64 count, float *total, i64 width) {
     vec sum[ROWS][WIDE];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
-            sum[i][j] = load(total + i * width + j * LANES) * decay[i];
+            sum[i][j] = load(total + i * width + j * LANES);
     add_products(rows, vectors, weights, SCORES, 1, values, stride, count, sum);
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++) store(total + i * width + j * LANES, sum[i][j]);
@@ -69,33 +68,34 @@ INLINE vec part(const float *x, size_t bytes) {
 
 /* `add_columns` for all columns. */
 INLINE void add_values(const int rows, const float *weights, const float *values, i64 stride,
-                       i64 count, const float *decay, float *total, i64 width) {
+                       i64 count, float *total, i64 width) {
     i64 d = 0;
 #if WIDE > 2
     for (; d + 4 * LANES <= width; d += 4 * LANES)
-        add_columns(rows, 4, weights, values + d, stride, count, decay, total + d, width);
+        add_columns(rows, 4, weights, values + d, stride, count, total + d, width);
 #endif
     for (; d + 2 * LANES <= width; d += 2 * LANES)
-        add_columns(rows, 2, weights, values + d, stride, count, decay, total + d, width);
+        add_columns(rows, 2, weights, values + d, stride, count, total + d, width);
     for (; d + LANES <= width; d += LANES)
-        add_columns(rows, 1, weights, values + d, stride, count, decay, total + d, width);
+        add_columns(rows, 1, weights, values + d, stride, count, total + d, width);
     if (d == width) return;
-    /* The last columns do not fill a vector. They are computed as one all the same: number by number,
-       the compiler would round some products but not others, depending on `count`. */
+    /* The last columns do not fill a vector, but are computed as one all the same. */
     vec sum[ROWS];
     size_t bytes = sizeof(float) * (width - d);
-    UNROLL for (int i = 0; i < rows; i++) sum[i] = part(total + i * width + d, bytes) * decay[i];
+    UNROLL for (int i = 0; i < rows; i++) sum[i] = part(total + i * width + d, bytes);
     for (i64 key = 0; key < count; key++) {
         vec column = part(values + key * stride + d, bytes);
-        UNROLL for (int i = 0; i < rows; i++) sum[i] += weights[i * SCORES + key] * column;
+        UNROLL for (int i = 0; i < rows; i++)
+            sum[i] = add_product(sum[i], weights[i * SCORES + key], column);
     }
     for (int i = 0; i < rows; i++) memcpy(total + i * width + d, &sum[i], bytes);
 }
 
 /* Turns a row's first `seen` scores into weights, in place, and overwrites the rest of the last
    vector. Updates the row's highest score and the sum of its weights; returns the factor by which
-   earlier weights shrink because of a new highest score. */
-INLINE float weigh(float *scores, i64 seen, float *highest, float *sum) {
+   earlier weights shrink because of a new highest score. All callers use one copy of the code, since
+   the compiler may choose another order for the sum in each. */
+static __attribute__((noinline)) float weigh(float *scores, i64 seen, float *highest, float *sum) {
     i64 whole = (seen + LANES - 1) / LANES * LANES;
     for (i64 i = seen; i < whole; i++) scores[i] = -INFINITY;
     float most = *highest, added = 0;
@@ -120,23 +120,23 @@ INLINE float weigh(float *scores, i64 seen, float *highest, float *sum) {
    by one, so it makes no difference how the keys are divided into spans. */
 INLINE void add_piece(const int rows, const float *q, const span *spans, i64 begin, i64 first,
                       const i64 *seen, i64 width, float *highest, float *sum, float *total) {
-    const float one[ROWS] = {1, 1, 1, 1, 1, 1};
     i64 last = seen[rows - 1], end = last - first < PIECE ? last : first + PIECE, start = begin;
-    float scores[ROWS * SCORES], decay[ROWS];
+    float scores[ROWS * SCORES];
     for (const span *at = spans; start < end; start += at->count, at++) {
         i64 a = start < first ? first : start, b = start + at->count < end ? start + at->count : end;
         add_scores(rows, q, at->keys + a - start, at->key_stride, b - a, width, scores + a - first);
     }
     for (int i = 0; i < rows; i++) {
         i64 own = seen[i] < end ? seen[i] - first : end - first;
-        decay[i] = own > 0 ? weigh(scores + i * SCORES, own, highest + i, sum + i) : 1;
+        float decay = own > 0 ? weigh(scores + i * SCORES, own, highest + i, sum + i) : 1;
+        for (i64 d = 0; d < width; d++) total[i * width + d] *= decay;
         for (i64 key = own > 0 ? own : 0; key < end - first; key++) scores[i * SCORES + key] = 0;
     }
     start = begin;
     for (const span *at = spans; start < end; start += at->count, at++) {
         i64 a = start < first ? first : start, b = start + at->count < end ? start + at->count : end;
         add_values(rows, scores + a - first, at->values + (a - start) * at->value_stride,
-                   at->value_stride, b - a, a == first ? decay : one, total, width);
+                   at->value_stride, b - a, total, width);
     }
 }
 

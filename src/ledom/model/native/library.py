@@ -38,7 +38,10 @@ __all__ = ["library_for", "workspace"]
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 _MARCH = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
-_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = (
+    *("-std=gnu11", "-O3", "-fPIC", "-fopenmp"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+)
 _OPENMP = re.compile(r"/lib(g|i)?omp[^/]*\.so[^/]*$")  # libiomp and libomp have GNU's functions too
 _FAILURES = OSError, ValueError
 """Errors of file access; `ctypes` raises the second if a path in a message is not UTF-8."""

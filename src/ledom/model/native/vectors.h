@@ -4,6 +4,11 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -24,6 +29,31 @@ typedef uint64_t u64;
 
 #define UNROLL _Pragma("GCC unroll 8")
 #define INLINE static inline __attribute__((always_inline))
+
+/* x * y + sum, rounded once where the processor can. The compiler itself must not fuse products with
+   sums (-ffp-contract=off): whether it does depends on the code around them, so a text's scores would
+   depend on its batch. */
+#if defined(__AVX512F__)
+INLINE vec add_product(vec sum, float x, vec y) {
+    return (vec)_mm512_fmadd_ps(_mm512_set1_ps(x), (__m512)y, (__m512)sum);
+}
+#elif defined(__FMA__)
+INLINE vec add_product(vec sum, float x, vec y) {
+    return (vec)_mm256_fmadd_ps(_mm256_set1_ps(x), (__m256)y, (__m256)sum);
+}
+#elif defined(__aarch64__)
+INLINE vec add_product(vec sum, float x, vec y) {
+    return (vec)vfmaq_n_f32((float32x4_t)sum, (float32x4_t)y, x);
+}
+#else
+INLINE vec add_product(vec sum, float x, vec y) { return sum + x * y; }
+#endif
+
+#if defined(__FMA__) || defined(__aarch64__)
+#define FUSED(x, y, sum) __builtin_fmaf(x, y, sum)
+#else
+#define FUSED(x, y, sum) ((x) * (y) + (sum))
+#endif
 
 INLINE vec load(const float *x) { return *(const vec *)x; }
 INLINE void store(float *x, vec value) { *(vec *)x = value; }
@@ -49,7 +79,7 @@ INLINE void add_products(const int rows, const int vectors, const float *x, i64 
         UNROLL for (int j = 0; j < vectors; j++) column[j] = load(y + d * y_stride + j * LANES);
         UNROLL for (int i = 0; i < rows; i++)
             UNROLL for (int j = 0; j < vectors; j++)
-                sum[i][j] += x[i * row_stride + d * step] * column[j];
+                sum[i][j] = add_product(sum[i][j], x[i * row_stride + d * step], column[j]);
     }
 }
 
@@ -58,15 +88,15 @@ INLINE void add_products(const int rows, const int vectors, const float *x, i64 
 INLINE float exp_clamped(float x) {
     x = x < -60.0f ? -60.0f : x;
     const float rounding = 12582912.0f; /* 1.5 * 2^23: a sum this large has no fraction */
-    float shifted = x * 1.44269504f + rounding;
+    float shifted = FUSED(x, 1.44269504f, rounding);
     float n = shifted - rounding;
-    float r = x - n * 0.693145752f - n * 1.42860677e-6f;
+    float r = FUSED(n, -1.42860677e-6f, FUSED(n, -0.693145752f, x));
     float p = 0.00829027183f;
-    p = p * r + 0.0418981598f;
-    p = p * r + 0.166676381f;
-    p = p * r + 0.499991478f;
-    p = p * r + 0.999999706f;
-    p = p * r + 1.0f;
+    p = FUSED(p, r, 0.0418981598f);
+    p = FUSED(p, r, 0.166676381f);
+    p = FUSED(p, r, 0.499991478f);
+    p = FUSED(p, r, 0.999999706f);
+    p = FUSED(p, r, 1.0f);
     uint32_t bits; /* of 1.5 * 2^23 + n, whose last ones are those of n */
     memcpy(&bits, &shifted, sizeof bits);
     bits = (bits + 127) << 23;
