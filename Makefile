@@ -1,5 +1,5 @@
 # make demo: the main job on the embedded models. make test: everything that CI checks.
-# Both create their own environment in .venv and need only Python 3.11 or newer and pip.
+# Both create their own environment in .venv. README.md says what must be installed before.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,6 +48,10 @@ layers: $(VENV)/.installed-dev
 
 env: $(VENV)/.installed-dev
 
+# pycosat, a dependency of reasoning-gym, has no wheels.
+NOT_BUILT = If pip could not build pycosat, install a C compiler and Python's headers \
+	(Debian: apt install gcc python3-dev), then run make again.
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ledom needs Python 3.11 or newer; run: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -56,7 +60,7 @@ $(BIN)/python:
 # What every test process imports is compiled here, once, rather than by all of them at the same time.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing ledom and what it needs into $(VENV): about a minute, once."
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e .
+	@$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e . || { echo "$(NOT_BUILT)"; exit 1; }
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

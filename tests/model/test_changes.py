@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -118,6 +119,8 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
         ("llama", "model.layers.0.self_attn", "num_key_value_groups", lambda _: 1),
         ("llama", "model.layers.1.mlp", "act_fn", lambda _: torch.nn.GELU("tanh")),
         ("gemma", "model.embed_tokens", "embed_scale", lambda old: 2 * old),
+        ("gemma", "model.layers.1.mlp.act_fn", "act", lambda old: partial(old.func)),
+        ("gemma", "model.layers.1.mlp.act_fn", "act", lambda old: partial(gelu)),
         ("gpt2", "transformer.h.0.attn", "scaling", lambda old: 2 * old),
         ("bloom", "transformer.h.0.mlp", "gelu_impl", lambda _: torch.nn.GELU()),
         ("xglm", "model.layers.0", "activation_fn", lambda _: gelu),

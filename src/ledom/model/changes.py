@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import isroutine
 from io import BytesIO
 from threading import Lock
@@ -181,9 +182,9 @@ def follows_length(module: nn.Module) -> bool:
 def _settings(module: nn.Module) -> dict[str, Any]:
     """The plain attributes of a module, such as an adapter's scale, and its functions."""
     found = {
-        name: _function(value) if isroutine(value) else value
+        name: value if _is_plain(value) else _function(value)
         for name, value in vars(module).items()
-        if _is_plain(value) or isroutine(value)
+        if _is_plain(value) or isroutine(value) or isinstance(value, partial)
     }
     if type(module).__module__.startswith(_LIBRARIES):
         found = {name: value for name, value in found.items() if not name.startswith("_")}
@@ -192,7 +193,9 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 def _function(function: Any) -> str:
     """A function's name; only those of known libraries are recognized in other processes."""
-    name = f"{function.__module__}.{function.__qualname__}"
+    if isinstance(function, partial) and _is_plain([*function.args, function.keywords]):
+        return f"{_function(function.func)} {function.args} {function.keywords}"
+    name = f"{function.__module__}.{getattr(function, '__qualname__', None)}"
     return name if name.startswith(_LIBRARIES) else f"{_PROCESS} {id(function)}"
 
 
