@@ -277,9 +277,9 @@ def _relative_to_models(
     """Subtract from features [P, N] the mean of each problem, then the mean of each writer.
 
     It does so only if there are several writers with enough candidates each, and also returns
-    whether there are.
+    whether there are. Only the cells of `mask` [P, N] count and change; the others get 0.
     """
-    counts = np.bincount(writers[mask])
+    counts = np.bincount(writers[mask], minlength=writers.max(initial=-1) + 1)
     if len(counts) < 2 or counts.min() < _MIN_PER_MODEL:
         return features, False
     sizes = np.maximum(mask.sum(axis=1, keepdims=True), 1)
@@ -287,8 +287,8 @@ def _relative_to_models(
     for name, values in features.items():
         means = (values * mask).sum(axis=1, keepdims=True) / sizes
         centered = np.where(mask, values - means, 0.0)
-        for writer in np.unique(writers[mask]):
-            its = writers == writer
+        for writer in range(len(counts)):
+            its = mask & (writers == writer)
             centered[its] -= centered[its].mean()
         relative[name] = centered
     return relative, True
