@@ -177,6 +177,17 @@ def test_accuracy_by_number_averages_over_subsets_of_the_larger_pools() -> None:
     np.testing.assert_allclose(values, 0.25, atol=0.1)
 
 
+def test_a_random_candidate_is_one_that_is_drawn_whatever_the_votes() -> None:
+    """Of 4 planned, 3 are drawn; the fourth only if they disagree, which changes the mean."""
+    planned = replace(unequal("111", "1122", "2212", "222"), num_planned=4)
+    found = measure(planned, TunedWeights({}, 0, 0, frozenset()))
+    first = (1 + 2 / 3 + 1 / 3 + 0) / 4
+    assert by_name(found)["random"].accuracy.mean == pytest.approx(first)
+    assert found.accuracy_by_n is not None
+    assert found.accuracy_by_n.n == [1, 2, 3]
+    assert found.accuracy_by_n.strategies["random"][-1] == pytest.approx(first)
+
+
 @pytest.mark.parametrize("texts", ["12222", "21222", "2221222"])
 def test_more_candidates_never_lower_the_bound(texts: str) -> None:
     found = measure(unequal(texts), TunedWeights({}, 0, 0, frozenset()))

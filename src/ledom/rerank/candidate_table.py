@@ -132,6 +132,17 @@ class CandidateTable:
         written = self.mask & ~self.blank
         return np.where(written.any(axis=1, keepdims=True), written, self.mask)
 
+    @property
+    def always_drawn(self) -> BoolArray:
+        """[P, N]: the candidates that were drawn whatever their answers were.
+
+        These are all of them. With early stopping, they are the first round's: one more than half
+        of the planned ones. Later ones were drawn only if the first disagreed, so a random one of
+        all would be right too often where most are right.
+        """
+        first = self.num_planned // 2 + 1 if self.num_planned else self.mask.shape[1]
+        return np.asarray(self.mask & (np.arange(self.mask.shape[1]) < first))
+
     def select(self, rows: NDArray[np.int64]) -> CandidateTable:
         """The table of the problems in these `rows`.
 

@@ -130,7 +130,8 @@ class Costs:
             return self.greedy
         totals = self.written.sum(axis=1)
         if isinstance(strategy, Random):
-            return float((totals / self.table.mask.sum(axis=1)).mean())
+            drawn = self.table.always_drawn
+            return float(((self.written * drawn).sum(axis=1) / drawn.sum(axis=1)).mean())
         if isinstance(strategy, EarlyVote):
             drawn = np.arange(self.written.shape[1]) < needed_candidates(self.table)[:, None]
             return float((self.written * drawn).sum(axis=1).mean())

@@ -7,6 +7,8 @@ also finds the problems that best show what the reverse model changes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -145,6 +147,7 @@ def _needed(table: CandidateTable) -> results.Needed:
 def _by_number(
     table: CandidateTable, weights: TunedWeights, rights: dict[str, FloatArray]
 ) -> results.AccuracyByN | None:
+    table = replace(table, mask=table.always_drawn)
     counts = table.mask.sum(axis=1)
     smallest = int(counts.min())
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]

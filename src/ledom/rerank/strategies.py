@@ -140,13 +140,14 @@ class Greedy(Strategy):
 
 
 class Random(Strategy):
-    """A candidate at random."""
+    """A candidate at random, of those that are always drawn."""
 
     kind = "baseline"
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """See `Strategy.accuracy`: the share of candidates that are right."""
-        return np.asarray((table.correct & table.mask).sum(axis=1) / table.mask.sum(axis=1))
+        drawn = table.always_drawn
+        return np.asarray((table.correct & drawn).sum(axis=1) / drawn.sum(axis=1))
 
 
 class Pick(Strategy):
