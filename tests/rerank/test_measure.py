@@ -125,6 +125,16 @@ def test_reliability_counts_every_problem(report: Measurement) -> None:
     assert all(row.low <= row.accuracy <= row.high for row in bins)
 
 
+def test_reliability_does_not_depend_on_the_order_of_the_problems() -> None:
+    """Sixteen problems are sure (2 of 2 votes), four are not; bins are of about two or three."""
+    pools = ["11"] * 8 + ["22"] * 8 + ["12"] * 4
+    expected = [(0.5, 0.5, 4), (1.0, 0.5, 16)]
+    for order in (pools, pools[::-1], pools[::3] + pools[1::3] + pools[2::3]):
+        found = measure(unequal(*order), TunedWeights({}, 0, 0, frozenset()))
+        bins = [(bin.mean_score, bin.accuracy, bin.count) for bin in found.reliability.bins]
+        assert bins == expected
+
+
 def test_groups_are_measured_separately(report: Measurement) -> None:
     rows = {row.group: row for row in report.by_group}
     assert rows["a"].num_problems == rows["b"].num_problems == NUM_PROBLEMS // 2

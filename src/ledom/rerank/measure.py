@@ -191,11 +191,15 @@ def _reliability(table: CandidateTable, weights: TunedWeights) -> results.Reliab
     """Accuracy by the winning answer's share of the vote that chooses the answers."""
     name = preferred_strategy(table, weights)
     strategy, own = strategies(table.external_scores)[name], weights.of(name)
-    confidence = strategy.shares(table, own).max(axis=1)
+    confidence = strategy.shares(table, own).max(axis=1).round(9)  # equal up to rounding
     right = strategy.accuracy(table, own)
-    order = np.argsort(confidence)
+    order = np.argsort(confidence, kind="stable")
+    in_order = confidence[order]
+    starts = (len(order) * np.arange(1, _BINS)) // _BINS
+    # Equal confidences share a bin, so that the order of the problems does not matter.
+    edges = np.unique(np.searchsorted(in_order, in_order[starts]))
     bins = []
-    for rows in np.array_split(order, min(_BINS, len(order))):
+    for rows in np.split(order, edges[edges > 0]):
         interval = share_interval(right[rows], num_resamples=2000)
         bins.append(
             results.Bin(
