@@ -163,9 +163,9 @@ def test_equal_shares_allow_for_values_that_were_not_seen() -> None:
 
 
 def test_other_shares_are_resampled() -> None:
-    values = np.repeat([1.0, 0.0], [3, 7])
+    values = np.repeat([1.0, 0.0], [15, 35])
     assert share_interval(values, 500) == bootstrap_interval(values, 500)
-    base = np.repeat([0.0, 1.0], [5, 5])
+    base = np.repeat([0.0, 1.0], [25, 25])
     assert paired_share_interval(values, base) == paired_interval(values, base)
 
 
@@ -176,6 +176,43 @@ def test_shares_that_differ_only_by_rounding_are_equal() -> None:
     found = paired_share_interval(values, base)
     assert found.low == pytest.approx(2 / 3 - 0.11570 * (2 / 3 + 1), abs=1e-5)
     assert found.high == pytest.approx(2 / 3 + 0.11570 / 3, abs=1e-5)
+
+
+def test_one_right_of_a_hundred_allows_for_more_that_were_not_seen() -> None:
+    """Resampling gives 0 to 3%; 3.62% more may be right: 0.01 + 0.0362 * 0.99."""
+    found = share_interval(np.eye(1, 100)[0])
+    assert (found.mean, found.low) == (0.01, 0.0)
+    assert found.high == pytest.approx(0.01 + 0.036217 * 0.99, abs=1e-5)
+
+
+@pytest.mark.parametrize(("num", "shown"), [(2, "open"), (4, "open"), (9, "better")])
+def test_a_few_almost_equal_differences_show_nothing(num: int, shown: str) -> None:
+    """Their mean is 0.55; with nine, at most 33.6% may be -1: 0.55 - 0.336 * 1.55 = 0.03."""
+    differences = np.linspace(0.5, 0.6, num)
+    assert verdict(paired_share_interval(differences, np.zeros(num))) == shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num", [2, 5, 10, 30])
+def test_an_interval_of_few_shares_covers_the_mean(num: int) -> None:
+    """Of a skewed and of a symmetric distribution; resampling alone covers 46% to 93%."""
+    rng = np.random.default_rng(1)
+    for a, b in ((1, 6), (2, 2)):
+        drawn = [share_interval(rng.beta(a, b, num), 500) for _ in range(300)]
+        assert np.mean([i.low <= a / (a + b) <= i.high for i in drawn]) > 0.92
+
+
+@pytest.mark.slow
+def test_an_interval_of_few_groups_covers_the_mean() -> None:
+    """Both sides get the same expected share; answers within a group of four agree."""
+    rng, covered = np.random.default_rng(1), []
+    groups = [i // 4 for i in range(40)]
+    for _ in range(300):
+        odds = rng.normal(size=10).repeat(4)
+        sides = (rng.random(40) < 1 / (1 + np.exp(sign * odds)) for sign in (1, -1))
+        found = paired_share_interval(*(side.astype(float) for side in sides), groups)
+        covered.append(found.low <= 0 <= found.high)
+    assert np.mean(covered) > 0.92
 
 
 def test_equal_differences_allow_for_others_that_were_not_seen() -> None:

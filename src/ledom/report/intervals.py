@@ -4,9 +4,9 @@ Problems are resampled, never candidates: the candidates of one problem are not 
 other. Arrays have one entry per problem. Where problems share a source, such as questions about one
 document, `groups` names it, and whole groups are resampled.
 
-Resampling values that are all equal gives an interval of zero width, as if no other value were
-possible. The range of shares is known, so `share_interval` and `paired_share_interval` give such
-values an interval whose width depends on how many there are.
+Resampling knows only the values seen: equal ones give an interval of zero width, and a few almost
+equal ones a very narrow one, as if no others were possible. The range of shares is known, so
+`share_interval` and `paired_share_interval` also allow for values that the sample does not have.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CHUNK_SIZE = 2**15
 """Values drawn at a time (256 KiB), so that memory does not grow with problems x resamples."""
 _LEVEL = 0.95
 _ROUNDING = 1e-9
-"""How far rounding may move a computed share: out of its range, or away from an equal one."""
+"""How far rounding may move a computed share out of its range."""
 _MOST_KEPT = 2**24
 """Up to this many draws (32 MiB) are kept in memory, for the hundreds of intervals of a report."""
 
@@ -97,10 +97,12 @@ def share_interval(
 ) -> Interval:
     """The mean of `values` [num_problems], each from 0 to 1, with its interval.
 
-    This is `bootstrap_interval`, unless all values are equal. Then the bounds assume that a share u
-    of all problems has the value 0 (or 1) instead, where (1 - u)^num_problems = 0.025.
+    This is `bootstrap_interval`, but never narrower than a bound that allows for values not seen: a
+    share u of all problems may have the value 0 (or 1) instead, where (1 - u)^num_problems = 0.025.
     For values that are all 0, or all 1, this is the exact interval of Clopper and Pearson (1934).
-    With `groups`, this holds for the groups and their means.
+    The bound matters for equal values, for shares near 0 or 1, and for few problems, where
+    resampling alone gives intervals that are too narrow.
+    With `groups`, the number of groups counts.
 
     Raises `InputError` as `bootstrap_interval` does, and for a value out of range.
 
@@ -116,7 +118,7 @@ def paired_share_interval(
     baseline: FloatArray,
     groups: Sequence[Hashable] | None = None,
 ) -> Interval:
-    """`paired_interval` for shares; `groups` and equal differences are as in `share_interval`.
+    """`paired_interval` for shares; `groups` and values not seen are as in `share_interval`.
 
     The difference on an unseen problem may be anything from -1 to 1.
 
@@ -136,14 +138,11 @@ def _interval_within(
 ) -> Interval:
     """The interval of values that lie between `least` and 1."""
     found = bootstrap_interval(values, num_resamples, groups)
-    if groups is not None:
-        sums, sizes = _sums(values, groups)
-        values = sums / sizes
-    if np.ptp(values) > _ROUNDING:
-        return found
-    value = float(values[0])
-    unseen = 1 - ((1 - _LEVEL) / 2) ** (1 / len(values))
-    return Interval(value, value - unseen * (value - least), value + unseen * (1 - value))
+    count = len(values) if groups is None else len({*groups})
+    unseen = 1 - ((1 - _LEVEL) / 2) ** (1 / count)
+    low = min(found.low, found.mean - unseen * (found.mean - least))
+    high = max(found.high, found.mean + unseen * (1 - found.mean))
+    return Interval(found.mean, low, high)
 
 
 def pairwise_auc(scores: Sequence[FloatArray], correct: Sequence[BoolArray]) -> FloatArray:
