@@ -29,6 +29,7 @@ __all__ = [
     "LONGEST_TEXT",
     "MISSING",
     "accuracy",
+    "bounds",
     "byte_count",
     "clean",
     "count",
@@ -48,7 +49,7 @@ LONGEST_TEXT = 4000  # characters of any text that a rendering shows
 MISSING = "\N{EN DASH}"
 """Stands for an unknown number."""
 
-_ROUNDING = 1e-9  # by which a sum of shares may lie outside 0 to 1
+_ROUNDING = 1e-9  # by which a sum of shares may be wrong
 _BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Bidirectional classes of the characters that reorder the text after them."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -117,17 +118,34 @@ def interval(found: Interval, digits: int = 3, sign: str = "-") -> str:
     >>> interval(Interval(0.642, 0.631, 0.653))
     '0.642 [0.631, 0.653]'
     """
-    mean, low, high = (number(v, digits, sign) for v in (found.mean, found.low, found.high))
+    mean, low, high = number(found.mean, digits, sign), *bounds(found, digits, sign)
     return mean if MISSING in (low, high) else f"{mean} [{low}, {high}]"
+
+
+def bounds(found: Interval, digits: int, sign: str = "-") -> tuple[str, str]:
+    """The bounds of an interval; one that is not 0 gets the decimals that show its sign.
+
+    >>> bounds(Interval(3.7, 0.04, 7.3), 1)
+    ('0.04', '7.3')
+    """
+    shown = []
+    for value in (found.low, found.high):
+        places = digits
+        if math.isfinite(value) and abs(value) > _ROUNDING and round(value, digits) == 0:
+            places = -math.floor(math.log10(abs(value)))
+        shown.append(number(value, places, sign))
+    return shown[0], shown[1]
 
 
 def verdict(found: Interval) -> str:
     """`better` or `worse` if the interval of a difference excludes zero, else `open`.
 
+    Rounding may move a bound that is zero: the sum of 0.1, 0.2 and -0.3 is not exactly 0.
+
     >>> verdict(Interval(0.1, 0.0, 0.2))
     'open'
     """
-    return "better" if found.low > 0 else "worse" if found.high < 0 else "open"
+    return "better" if found.low > _ROUNDING else "worse" if found.high < -_ROUNDING else "open"
 
 
 def count(value: float | None) -> str:

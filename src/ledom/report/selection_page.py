@@ -17,6 +17,7 @@ from typing import Any
 from ledom.report import figures
 from ledom.report.formatting import (
     accuracy,
+    bounds,
     clean,
     count,
     interval,
@@ -211,10 +212,11 @@ def _compared(against: Interval, opponent: str) -> str:
     """`8.3 points more than the greedy answer (95% interval 1.0 to 15.6)`."""
     more, sign = ("more", 1) if against.mean >= 0 else ("fewer", -1)
     low, high = sorted((100 * sign * against.low, 100 * sign * against.high))
+    shown = bounds(Interval(100 * sign * against.mean, low, high), 1)
     chance = "; it includes 0, so this may be chance" if verdict(against) == "open" else ""
     return (
         f"{number(100 * abs(against.mean), 1)} points {more} than {opponent} "
-        f"(95% interval {number(low, 1)} to {number(high, 1)}{chance})"
+        f"(95% interval {shown[0]} to {shown[1]}{chance})"
     )
 
 
