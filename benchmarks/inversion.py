@@ -72,16 +72,16 @@ def trained_inverter(found: Sequence[Problem], steps: int, out: Path) -> Path:
     return train(recipe, Direction.REVERSE, data, out / "inverter")
 
 
-def by_count(out: Path) -> list[tuple[str, str]]:
-    """The finished proposals in a folder as (output, prompt), the most frequent first."""
+def by_count(out: Path) -> list[tuple[str, str, float]]:
+    """The finished proposals in a folder as (output, prompt, -place), the most frequent first."""
     drawn: dict[str, Counter[str]] = {}
     for one in read_records(out / "proposals.jsonl", Proposal):
         if one.finish_reason == "stop":
             drawn.setdefault(one.item_id, Counter())[one.text] += 1
     return [
-        (output_id, prompt.strip())
+        (output_id, prompt.strip(), -place)
         for output_id, counts in drawn.items()
-        for prompt, _ in counts.most_common()
+        for place, (prompt, _) in enumerate(counts.most_common())
     ]
 
 
@@ -100,7 +100,7 @@ def measure(
         ranking = invert(outputs, reverse, forward, SAMPLING, samples, path, no_progress, prior)
         order = "log P(prompt, output)" if prior else "log P(output | prompt)"
         found[f"{name}, {order}"] = reciprocal_ranks(
-            right, [(one.output_id, one.prompt.strip()) for one in ranking]
+            right, [(one.output_id, one.prompt.strip(), one.score) for one in ranking]
         )
     return found | {f"{name}, drawn": reciprocal_ranks(right, by_count(path))}
 

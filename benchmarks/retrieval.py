@@ -35,7 +35,7 @@ from ledom.core.records import Document, Problem, read_records
 from ledom.core.stage import no_progress
 from ledom.data.augment import renumber
 from ledom.data.problems import generate_problems
-from ledom.evaluate.results import reciprocal_ranks
+from ledom.evaluate.results import reciprocal_ranks, right_firsts
 from ledom.evaluate.retrieval import (
     Query,
     Ranked,
@@ -121,13 +121,12 @@ def main() -> None:
         print_head("ranked by", "MRR", "minus BM25", "own solution first, %")
         bm25: NDArray[np.float64] | None = None
         for name, ranking in rankings(queries, passages):
-            values = reciprocal_ranks(
-                {one.id: one.relevant or [] for one in queries},
-                [(one.query_id, one.passage_id) for one in ranking],
-            )
+            right = {one.id: one.relevant or [] for one in queries}
+            ordered = [(one.query_id, one.passage_id, one.score) for one in ranking]
+            values = reciprocal_ranks(right, ordered)
             bm25 = values if bm25 is None else bm25
             gain = interval(paired_share_interval(values, bm25), sign="+")
-            first = percent(float((values == 1).mean()))
+            first = percent(float(right_firsts(right, ordered).mean()))
             print_row(name, interval(share_interval(values)), gain, first)
 
 

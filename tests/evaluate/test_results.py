@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, permutations
+
+import numpy as np
 import pytest
 
 from ledom.core.direction import Direction
-from ledom.evaluate.results import ENTROPY, Measured, Row, compare, reciprocal_ranks
+from ledom.evaluate.results import (
+    ENTROPY,
+    Measured,
+    Row,
+    compare,
+    reciprocal_ranks,
+    right_firsts,
+)
 
 
 def row(metric: str, *values: float) -> Row:
@@ -57,6 +67,21 @@ def test_percentages_named_like_a_share_are_not_shares() -> None:
 def test_the_reciprocal_rank_uses_the_best_right_item() -> None:
     """Two right items at ranks 3 and 2 give 1/2; none ranked gives 0; a list without a right item
     is not counted."""
-    ranking = [("q", "a"), ("q", "b"), ("other", "x"), ("q", "c"), ("unlabeled", "x")]
+    order = [("q", "a"), ("q", "b"), ("other", "x"), ("q", "c"), ("unlabeled", "x")]
+    ranking = [(name, item, -float(place)) for place, (name, item) in enumerate(order)]
     right = {"q": ["c", "b"], "other": ["a"]}
     assert reciprocal_ranks(right, ranking).tolist() == [0.5, 0.0]
+    assert right_firsts(right, ranking).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("values", ["11", "211", "2211111", "1111", "332211", "321"])
+@pytest.mark.parametrize("items", ["a", "ab", "bd", "g"])
+def test_equal_scores_have_no_order(values: str, items: str) -> None:
+    """The numbers are the means over all orders of the list that its scores allow."""
+    scored = list(zip("abcdefg", map(float, values), strict=False))
+    orders = [o for o in permutations(scored) if all(x[1] >= y[1] for x, y in pairwise(o))]
+    places = [[i for i, (item, _) in enumerate(o, start=1) if item in items] for o in orders]
+    ranking = [("q", item, value) for item, value in scored]
+    found = reciprocal_ranks({"q": items}, ranking), right_firsts({"q": items}, ranking)
+    expected = np.mean([[1 / own[0], own[0] == 1] if own else [0, 0] for own in places], axis=0)
+    assert [float(one[0]) for one in found] == pytest.approx(expected.tolist())

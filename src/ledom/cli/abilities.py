@@ -131,7 +131,7 @@ def rank(
     relevant = {one.id: one.relevant for one in queries if one.relevant}
     _summarize(
         relevant,
-        [(one.query_id, one.passage_id) for one in ranking],
+        [(one.query_id, one.passage_id, one.score) for one in ranking],
         "queries have relevant passages",
         {"num_queries": len(queries), "num_passages": len(found), "num_truncated": len(cut)},
         out and out / "retrieval.json",
@@ -149,17 +149,17 @@ def _is_file(argument: str, name: str, out: Path | None) -> bool:
 
 def _summarize(
     right: dict[str, list[str]],
-    ranking: list[tuple[str, str]],
+    ranking: list[tuple[str, str, float]],
     known: str,
     counts: dict[str, int],
     path: Path | None,
 ) -> None:
     """Print and save the mean reciprocal rank and how often the right result is first.
 
-    `right` has the right results of each item for which they are known. Items with the same ones
-    are resampled together. The file gets `counts`, too.
+    `right` and `ranking` are those of `reciprocal_ranks`. Items with the same right results are
+    resampled together. The file gets `counts`, too.
     """
-    from ledom.evaluate.results import reciprocal_ranks
+    from ledom.evaluate.results import reciprocal_ranks, right_firsts
     from ledom.report.intervals import share_interval
 
     values = reciprocal_ranks(right, ranking)
@@ -167,7 +167,7 @@ def _summarize(
     mean = first = None
     if len(values):
         mean = share_interval(values, groups=groups)
-        first = share_interval((values == 1).astype(float), groups=groups)
+        first = share_interval(right_firsts(right, ranking), groups=groups)
         share = f"{len(values):,} of {next(iter(counts.values())):,}"
         typer.echo(f"MRR {interval(mean)}, right first {accuracy(first)}%; {share} {known}")
     if path is not None:
@@ -324,7 +324,7 @@ def invert(
         note(_NO_PROMPT.format(lacking, len(fitting), max_tokens))
     warn(unfamiliar_texts(proposer, [one.text for one in outputs[:_JUDGED]]))
     known = {one.id: [one.prompt.strip()] for one in outputs if one.prompt is not None}
-    ranking = [(one.output_id, one.prompt.strip()) for one in found]
+    ranking = [(one.output_id, one.prompt.strip(), one.score) for one in found]
     counts = {"num_outputs": len(outputs), "num_without_prompt": left_out + lacking}
     path = out and out / "inversion.json"
     _summarize(known, ranking, "outputs have a known prompt", counts, path)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from math import comb
 from typing import Literal
 
 import numpy as np
@@ -30,6 +32,7 @@ __all__ = [
     "TaskResult",
     "compare",
     "reciprocal_ranks",
+    "right_firsts",
 ]
 
 MAIN_METRICS = ("acc", "exact_match")
@@ -105,24 +108,56 @@ class Evaluation:
 
 
 def reciprocal_ranks(
-    right: Mapping[str, Collection[str]], ranking: Iterable[tuple[str, str]]
+    right: Mapping[str, Collection[str]], ranking: Iterable[tuple[str, str, float]]
 ) -> NDArray[np.float64]:
     """1 / (rank of the best right item) for each list; 0 if none is ranked. Their mean is MRR.
 
-    `right` has the right items by list; `ranking` has (list, item), the best item of a list first.
+    `right` has the right items by list; `ranking` has (list, item, score), the best item of a list
+    first. Items of equal score have no order: the mean over all of their orders counts.
 
-    >>> reciprocal_ranks({"q": ["c", "b"]}, [("q", "a"), ("q", "b"), ("q", "c")])
+    >>> ranking = [("q", "a", -1.0), ("q", "b", -2.0), ("q", "c", -2.0)]
+    >>> reciprocal_ranks({"q": ["c"]}, ranking)  # (1/2 + 1/3) / 2
+    array([0.41666667])
+    """
+    every = _chances_of_ranks(right, ranking)
+    return np.array([sum(chance / rank for rank, chance in own.items()) for own in every], float)
+
+
+def right_firsts(
+    right: Mapping[str, Collection[str]], ranking: Iterable[tuple[str, str, float]]
+) -> NDArray[np.float64]:
+    """The chance that a right item is first, for each list; see `reciprocal_ranks`.
+
+    >>> right_firsts({"q": ["b"]}, [("q", "a", -1.0), ("q", "b", -1.0)])
     array([0.5])
     """
-    ranked: dict[str, list[str]] = {name: [] for name in right}
-    for name, item in ranking:
+    return np.array([own.get(1, 0.0) for own in _chances_of_ranks(right, ranking)], float)
+
+
+def _chances_of_ranks(
+    right: Mapping[str, Collection[str]], ranking: Iterable[tuple[str, str, float]]
+) -> list[dict[int, float]]:
+    """The chance of each rank of the best right item, for each list."""
+    ranked: dict[str, list[tuple[bool, float]]] = {name: [] for name in right}
+    for name, item, score in ranking:
         if name in ranked:
-            ranked[name].append(item)
-    firsts = [
-        next((rank for rank, item in enumerate(ranked[name], start=1) if item in items), np.inf)
-        for name, items in right.items()
-    ]
-    return 1 / np.array(firsts, np.float64)
+            ranked[name].append((item in right[name], score))
+    return [_chances(own) for own in ranked.values()]
+
+
+def _chances(ranked: Sequence[tuple[bool, float]]) -> dict[int, float]:
+    """The chance of each rank of the best right item, from (is right, score), best first."""
+    first = 1
+    for _, tied in groupby(ranked, key=lambda one: one[1]):
+        hits = [is_right for is_right, _ in tied]
+        size, count = len(hits), sum(hits)
+        if count:
+            return {
+                first + before: comb(size - 1 - before, count - 1) / comb(size, count)
+                for before in range(size - count + 1)
+            }
+        first += size
+    return {}
 
 
 def compare(
