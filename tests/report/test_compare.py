@@ -19,15 +19,15 @@ def compare_runs(folders):
 
 
 def row_of(step, loss=5.0, valid=None, tokens=100, **more):
-    """A metrics row; `valid` gives the losses of three windows of 10, 10 and 20 tokens."""
+    """A metrics row; `valid` gives the losses of windows of 10, 10 and 20 tokens, four of each."""
     row = {"step": step, "loss": loss, "tokens": tokens, "tokens_per_second": 10.0 * step, **more}
     if valid is not None:
         row |= {
             "valid_loss": (valid[0] + valid[1] + 2 * valid[2]) / 4,
-            "valid_tokens": 40,
+            "valid_tokens": 160,
             "valid_data": "aa",
-            "valid_loss_by_window": valid,
-            "valid_tokens_by_window": [10, 10, 20],
+            "valid_loss_by_window": valid * 4,
+            "valid_tokens_by_window": [10, 10, 20] * 4,
         } | {key: value for key, value in more.items() if key.startswith("valid")}
     return row
 
@@ -52,6 +52,7 @@ def twins(folder, forward, reverse):
     )
 
 
+WAYS = ("forward", "reverse")
 FORWARD = [[4.0, 4.0, 4.0], [3.0, 3.0, 3.0]]
 REVERSE = [[4.0, 4.4, 4.0], [3.1, 3.2, 3.3]]
 
@@ -63,7 +64,7 @@ def test_the_gap_is_the_mean_difference_over_tokens(tmp_path):
     # (0 * 10 + 0.4 * 10 + 0 * 20) / 40, and (0.1 * 10 + 0.2 * 10 + 0.3 * 20) / 40
     assert [gap["mean"] for gap in run["gap"]] == pytest.approx([0.1, 0.225])
     final = run["final_gap"]
-    assert (final["step"], final["num_tokens"], final["num_windows"]) == (4, 40, 3)
+    assert (final["step"], final["num_tokens"], final["num_windows"]) == (4, 160, 12)
     assert final["mean"] == pytest.approx(0.225)
     assert final["relative"] == pytest.approx(0.225 / 3)
     assert 0.05 < final["low"] < 0.225 < final["high"] < 0.4
@@ -88,6 +89,14 @@ def test_the_interval_is_that_of_resampling_windows():
     low, high = np.quantile(sums / tokens[drawn].sum(axis=1), [0.025, 0.975])
     assert gap.mean == pytest.approx(np.average(reverse - forward, weights=tokens))
     assert (gap.low, gap.high) == pytest.approx((low, high), abs=0.0008)  # the width is 0.02
+
+
+@pytest.mark.parametrize("num", [1, 2, 9])
+def test_a_few_windows_have_no_interval(num):
+    """All windows of two agree on a sign by chance half of the time."""
+    forward, reverse = ({"step": 1, "valid_loss_by_window": [x] * num} for x in (3.0, 3.5))
+    tokens = {"valid_tokens_by_window": [10] * num}
+    assert gap_of(forward | tokens, reverse | tokens) is None
 
 
 def test_equal_twins_show_no_difference(tmp_path):
@@ -120,6 +129,10 @@ def test_pairs_that_differ_only_in_their_seed_form_one_group(tmp_path):
     assert group["mean"] == pytest.approx(0.275)
     assert (group["lowest"], group["highest"]) == pytest.approx((0.225, 0.325))
     assert group["deviation"] == pytest.approx(0.1 / 2**0.5)
+    copy = write_run(tmp_path / "copy", **{way: [row_of(4, valid=[3] * 3)] for way in WAYS})
+    (copy / "recipe.yaml").write_text("name: copy\nseed: 1\nmodel: {hidden_size: 8}\n")
+    (same,) = compare_runs([*folders, copy])["seeds"]
+    assert same == group  # the same seed again is no other pair
     (folders[0] / "recipe.yaml").unlink()  # still running: not known to be equal
     assert compare_runs(folders)["seeds"] == []
 
@@ -282,7 +295,7 @@ def test_runs_with_different_tokens_are_refused(tmp_path):
     ours = twins(tmp_path / "ours", FORWARD, REVERSE)
     rows = [row_of(1, valid=[3.0] * 3, valid_data="bb", valid_tokens=41)]
     theirs = write_run(tmp_path / "theirs", reverse=rows)
-    message = r"ours, forward and theirs, reverse were validated on different tokens \(40 and 41"
+    message = r"ours, forward and theirs, reverse were validated on different tokens \(160 and 41"
     with pytest.raises(InputError, match=message):
         compare_runs([ours, theirs])
 

@@ -117,7 +117,7 @@ def _texts(svg: str) -> list[str]:
         (-0.3, -0.1, f"{SHOWN} lower; the interval excludes 0"),
         (-0.1, 0.1, "nothing shown: the interval includes 0"),
         (0.0, 0.1, "nothing shown: the interval includes 0"),
-        (None, None, "no interval: these metrics have no losses by window"),
+        (None, None, "no interval: these metrics have the losses of fewer than ten windows"),
     ],
 )
 def test_what_the_interval_says(

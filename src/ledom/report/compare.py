@@ -38,6 +38,7 @@ _FORWARD, _REVERSE = str(Direction.FORWARD), str(Direction.REVERSE)
 _TRAINING_POINTS = 200  # per curve of training losses; each is a mean over neighboring steps
 _RESAMPLES = 10_000
 _RESAMPLES_BEFORE_LAST = 2000
+_FEWEST_WINDOWS = 10  # of two windows, both agree on a sign by chance half of the time
 _WITHOUT_EFFECT = (  # settings that do not change the loss, or that say where the inputs were
     *("name", "train.trackers", "init_from", "data.train", "data.valid", "data.tokenizer"),
 )
@@ -221,18 +222,19 @@ def gap_of(forward: Row, reverse: Row, num_resamples: int = _RESAMPLES) -> resul
 
     Windows differ in length, so the mean over tokens is a ratio of two sums over windows; its
     linearization is resampled (Cochran, Sampling Techniques, 1977, chapter 6). None if the rows
-    hold losses of fewer than two windows. Raises `InputError` if their windows differ in number.
+    hold losses of fewer than ten windows, too few to resample. Raises `InputError` if their windows
+    differ in number.
     """
     losses, weights = (
         [np.array(row.get(f"valid_{what}_by_window", []), float) for row in (forward, reverse)]
         for what in ("loss", "tokens")
     )
-    if len(losses[0]) < 2:
-        return None
     if len({len(values) for values in (*losses, *weights)}) > 1:
         raise InputError(
             f"step {forward['step']}: the two directions have different numbers of windows"
         )
+    if len(losses[0]) < _FEWEST_WINDOWS:
+        return None
     sides = [_linearized(*side) for side in zip(losses, weights, strict=True)]
     return paired_interval(sides[1], sides[0], num_resamples)
 
@@ -245,18 +247,19 @@ def _linearized(losses: FloatArray, tokens: FloatArray) -> FloatArray:
 
 
 def _seeds(runs: Sequence[results.RunComparison]) -> Iterator[results.SeedGroup]:
-    """The groups of pairs whose recipes differ only in name and seed."""
-    alike: dict[str, list[tuple[str, results.FinalGap]]] = {}
+    """The groups of pairs whose recipes differ only in name and seed; of one seed, the first."""
+    alike: dict[str, dict[str, tuple[str, results.FinalGap]]] = {}
     for run in runs:
         if run.final_gap and run.settings and not run.differing:
             settings = {k: v for k, v in run.settings.items() if k not in ("name", "seed")}
             key = json.dumps([run.final_gap.step, settings], sort_keys=True)
-            alike.setdefault(key, []).append((run.name, run.final_gap))
+            seed = json.dumps(run.settings.get("seed"))
+            alike.setdefault(key, {}).setdefault(seed, (run.name, run.final_gap))
     for group in alike.values():
         if len(group) > 1:
-            gaps = [gap.mean for _, gap in group]
+            gaps = [gap.mean for _, gap in group.values()]
             yield results.SeedGroup(
-                runs=[name for name, _ in group],
+                runs=[name for name, _ in group.values()],
                 mean=fmean(gaps),
                 deviation=stdev(gaps),
                 lowest=min(gaps),

@@ -34,7 +34,7 @@ _VERDICTS = {  # by `verdict`, which calls a gap above 0 better
     "better": "shown for this pair: the reverse model's loss is higher; the interval excludes 0",
     "worse": "shown for this pair: the reverse model's loss is lower; the interval excludes 0",
     "open": "nothing shown: the interval includes 0",
-    "unknown": "no interval: these metrics have no losses by window",
+    "unknown": "no interval: these metrics have the losses of fewer than ten windows",
 }
 
 _CAUTION = (

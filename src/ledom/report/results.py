@@ -290,7 +290,7 @@ class DirectionResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """Reverse minus forward validation loss; without bounds if losses by window are unknown."""
+    """Reverse minus forward validation loss; without bounds for unknown or few windows."""
 
     step: int
     tokens: int
