@@ -71,7 +71,7 @@ def test_the_sentence_says_if_there_is_no_gain(difference: Interval, end: str) -
 
 def test_labels_are_counted() -> None:
     partly = summarize(_report(Interval(0.07, 0.04, 0.1), num_labeled=120))
-    assert "67.0% of the 120 of 400 labeled problems" in partly.sentence
+    assert "67.0% of the 120 labeled problems of 400" in partly.sentence
     assert "A sample of 120 problems" in partly.sample
     none = summarize(_made(num_problems=6, num_labeled=0))
     assert none.sentence.startswith("None of the 6 problems has a right answer")
@@ -114,7 +114,8 @@ def test_the_term_that_carries_the_signal_is_named() -> None:
     assert "log P(y|x), the answer under the forward model, carries most" in signal(
         Interval(0.5, 0.45, 0.55)
     )
-    assert signal(None).startswith("Of the single terms, log P(y|x)")
+    only = "The only single term, log P(y|x), the answer under the forward model, puts a right"
+    assert signal(None).startswith(only)  # no other can carry less
     assert summarize(_made()).signal == ""
 
 

@@ -260,6 +260,7 @@ def test_each_fold_uses_its_own_weights(table: CandidateTable) -> None:
     for odd, expected in ((-1.0, 0.5), (1.0, 1.0)):
         report = measure(table, in_folds(1.0, odd))
         assert by_name(report)["reverse_reward"].accuracy.mean == pytest.approx(expected)
+        assert str(report.settings["tuned on"]).endswith("uses the weights of the other folds")
 
 
 def test_only_labeled_problems_are_measured(table: CandidateTable) -> None:

@@ -200,7 +200,7 @@ def _sentence(
         return ""
     of = "1 problem" if total == 1 else f"the {total} problems"
     if labeled != total:
-        of = f"the {labeled} of {total} labeled problems"
+        of = f"the {labeled} labeled problem{'' if labeled == 1 else 's'} of {total}"
     right = percent(chosen.accuracy.mean)
     sentence = f"{_upper(_plain(chosen))} is right on {right}% of {of}"
     if opponent is None:
@@ -244,12 +244,17 @@ def _signal(auc: Sequence[AucResult]) -> str:
         return ""
     terms.sort(key=lambda term: -term[1].mean)
     (best, first), rest = terms[0], terms[1:]
-    others = "; ".join(f"{_TERMS[name].split(',')[0]}: {interval(b, 2)}" for name, b in rest)
-    measured = f"{interval(first, 2)}{f' ({others})' if others else ''}"
-    if first.low <= 0.5:
+    others = "; ".join(f"{_TERMS[name].split(',')[0]}: {interval(b)}" for name, b in rest)
+    measured = f"{interval(first)}{f' ({others})' if others else ''}"
+    if first.low <= 0.5 + 1e-9:  # up to rounding
         return (
             "No single term is shown to tell right answers from wrong ones. The best, "
             f"{_TERMS[best]}, has a pairwise AUC of {measured}; 0.5 is chance."
+        )
+    if not rest:
+        return (
+            f"The only single term, {_TERMS[best]}, puts a right answer above a wrong one with a "
+            f"pairwise AUC of {measured}; 0.5 is chance."
         )
     ahead = all(b.high < first.low for _, b in rest)
     carries = "carries most of the signal" if ahead else "does best, but not clearly"

@@ -256,6 +256,13 @@ class CrossFitted(TunedWeights):
                 found.setdefault(feature, np.zeros((num_problems, 1)))[rows] = value
         return found or None
 
+    @property
+    def settings(self) -> dict[str, str | float]:
+        """See `TunedWeights`; the weights of all problems are shown, but do not choose."""
+        found = super().settings
+        about = "these problems; each choice uses the weights of the other folds"
+        return found | {"tuned on": about} if found else {}
+
     def select(self, rows: NDArray[np.int64]) -> CrossFitted:
         folds = [(np.flatnonzero(np.isin(rows, own)), fold) for own, fold in self.folds]
         return replace(self, folds=folds)
