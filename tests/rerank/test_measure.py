@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -135,6 +135,23 @@ def test_reliability_does_not_depend_on_the_order_of_the_problems() -> None:
         assert bins == expected
 
 
+def test_copies_of_a_question_do_not_narrow_an_interval() -> None:
+    """Every problem four times, under other ids, has the intervals of one copy."""
+    pools = ["112", "222", "121", "211", "122"]
+    once, four = unequal(*pools), unequal(*pools * 4)
+    once = replace(once, questions=[f"question {i}" for i in range(5)])
+    four = replace(four, questions=[f"question  {i % 5}" for i in range(20)])
+    reports = [measure(table, TunedWeights({}, 0, 0, frozenset())) for table in (once, four)]
+    for name in ("random", "majority", "majority_stopped"):
+        one, other = (by_name(report)[name] for report in reports)
+        for first, second in zip(
+            [one.accuracy, *one.versus.values()],
+            [other.accuracy, *other.versus.values()],
+            strict=True,
+        ):
+            assert asdict(first) == pytest.approx(asdict(second))
+
+
 def test_groups_are_measured_separately(report: Measurement) -> None:
     rows = {row.group: row for row in report.by_group}
     assert rows["a"].num_problems == rows["b"].num_problems == NUM_PROBLEMS // 2
@@ -160,7 +177,7 @@ def test_a_stopped_vote_reports_what_it_needed(report: Measurement, table: Candi
 
 def unequal(*pools: str) -> CandidateTable:
     """Pools with these answers; 1 is right."""
-    problems = [Problem(id=str(row), question="?", answer="1") for row in range(len(pools))]
+    problems = [Problem(id=str(row), question=f"{row}?", answer="1") for row in range(len(pools))]
     drawn = [
         Candidate(problem_id=problem.id, index=i, text=f"#### {answer}")
         for problem, pool in zip(problems, pools, strict=True)

@@ -60,6 +60,15 @@ def test_without_readable_answers_a_text_is_chosen(tokenizer: Tokenizer, tmp_pat
     assert "answer" not in rows[0]  # like every key that is None
 
 
+def test_problems_with_the_same_question_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lm = FakeLanguageModel(tokenizer, "reverse")
+    problems = [Problem(id=i, question=f"1 + {i[0]}?", answer="2") for i in ("1", "1b", "2")]
+    drawn = [Candidate(problem_id=p.id, index=0, text="#### 2") for p in problems]
+    rerank(Job(problems, tmp_path, None, lm, default_weights(), drawn), no_progress)
+    counted = "some problems have the same question: intervals are over 2 questions, not 3 problems"
+    assert counted in notes(tmp_path)
+
+
 def test_empty_texts_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
     select(tokenizer, tmp_path, ["", " \n", "so\n#### 2"], ["#### 3", "#### 2", ""])
     found = notes(tmp_path)

@@ -161,8 +161,14 @@ def pairwise_auc(scores: Sequence[FloatArray], correct: Sequence[BoolArray]) -> 
     return np.array([_auc(number, *problem) for number, problem in enumerate(problems)])
 
 
-def auc_interval(scores: Sequence[FloatArray], correct: Sequence[BoolArray]) -> Interval:
+def auc_interval(
+    scores: Sequence[FloatArray],
+    correct: Sequence[BoolArray],
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
     """The mean `pairwise_auc` over the problems that have right and wrong candidates.
+
+    `groups` [num_problems] is as in `bootstrap_interval`.
 
     Raises `InputError` as `pairwise_auc` does, and if no problem has both kinds.
 
@@ -171,13 +177,13 @@ def auc_interval(scores: Sequence[FloatArray], correct: Sequence[BoolArray]) -> 
     0.5
     """
     auc = pairwise_auc(scores, correct)
-    auc = auc[~np.isnan(auc)]
-    if len(auc) == 0:
+    known = np.flatnonzero(~np.isnan(auc)).tolist()
+    if len(known) == 0:
         raise InputError(
             f"none of the {len(scores)} problems has both right and wrong candidates; "
             "the AUC needs at least one that does"
         )
-    return share_interval(auc)
+    return share_interval(auc[known], groups=None if groups is None else [groups[i] for i in known])
 
 
 def _checked(values: FloatArray, name: str) -> FloatArray:

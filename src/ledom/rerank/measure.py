@@ -22,7 +22,7 @@ from ledom.report.intervals import (
 from ledom.rerank.candidate_table import EXTERNAL_LABELS, FEATURES, CandidateTable, FloatArray
 from ledom.rerank.cost import Costs
 from ledom.rerank.strategies import STRATEGIES, EarlyVote, Pick, needed_candidates, strategies
-from ledom.rerank.weights import LAMBDAS, TunedWeights, preferred_strategy
+from ledom.rerank.weights import LAMBDAS, TunedWeights, preferred_strategy, question_hash
 
 __all__ = ["changes", "measure"]
 
@@ -67,6 +67,8 @@ def measure(
 ) -> results.Measurement:
     """The measured part of a report: on the labeled problems, but `costs` are means over all.
 
+    Problems with the same question are not independent: intervals resample them together.
+
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
     >>> problems = [Problem(id="p", question="2 + 2?", answer="4")]
@@ -80,6 +82,7 @@ def measure(
     if not len(rows):
         return results.Measurement(num_labeled=0)
     table, weights = table.select(rows), weights.select(rows)
+    groups = [question_hash(question) for question in table.questions]
     able = weights.usable_with(table.features, table.external_scores)
     rights = {name: one.accuracy(table, weights.of(name)) for name, one in able.items()}
     # A strategy that cannot choose for every problem is left out (greedy may lack candidates).
@@ -87,20 +90,20 @@ def measure(
     return results.Measurement(
         num_labeled=len(table.problem_ids),
         settings=weights.settings if "reverse_reward" in rights else {},
-        strategies=[_result(name, rights, table, weights, costs) for name in rights],
+        strategies=[_result(name, rights, table, weights, costs, groups) for name in rights],
         headline=[
             results.Difference(
                 claim=claim,
-                difference=paired_share_interval(rights[a], rights[b]),
+                difference=paired_share_interval(rights[a], rights[b], groups),
                 main=(claim, a, b) in _MAIN_CLAIMS,
             )
             for claim, a, b in _CLAIMS
             if a in rights and b in rights
         ],
         accuracy_by_n=_by_number(table, weights, rights),
-        accuracy_by_lambda=_by_lambda(table, weights),
-        reliability=_reliability(table, weights),
-        auc=_aucs(table, weights),
+        accuracy_by_lambda=_by_lambda(table, weights, groups),
+        reliability=_reliability(table, weights, groups),
+        auc=_aucs(table, weights, groups),
         by_group=_by_group(table, rights),
     )
 
@@ -111,6 +114,7 @@ def _result(
     table: CandidateTable,
     weights: TunedWeights,
     costs: Costs | None,
+    groups: list[str],
 ) -> results.StrategyResult:
     strategy, own = strategies(table.external_scores)[name], weights.weights.get(name, {})
     terms = [f"{value:+.3g} {term}" for term, value in own.items() if value]
@@ -121,26 +125,26 @@ def _result(
         kind=strategy.kind,
         description=strategy.description,
         formula=" ".join(terms).lstrip("+"),
-        accuracy=share_interval(rights[name]),
+        accuracy=share_interval(rights[name], groups=groups),
         versus={
-            other: paired_share_interval(rights[name], rights[other])
+            other: paired_share_interval(rights[name], rights[other], groups)
             for other in opponents
             if strategy.kind != "bound"
         },
-        needed=_needed(table) if isinstance(strategy, EarlyVote) else None,
+        needed=_needed(table, groups) if isinstance(strategy, EarlyVote) else None,
         cost=costs.of(strategy) if costs else None,
     )
 
 
-def _needed(table: CandidateTable) -> results.Needed:
+def _needed(table: CandidateTable, groups: list[str]) -> results.Needed:
     """How many candidates decide a problem's vote, and what share of the candidates this saves."""
     needed = needed_candidates(table).astype(float)
     planned = np.maximum(table.mask.sum(axis=1), max(table.num_planned, 1))
     mean = float(planned.mean())
     return results.Needed(
-        candidates=bootstrap_interval(needed),
+        candidates=bootstrap_interval(needed, groups=groups),
         of=int(mean) if mean.is_integer() else round(mean, 1),
-        saved=share_interval(1 - needed / planned),
+        saved=share_interval(1 - needed / planned, groups=groups),
     )
 
 
@@ -166,17 +170,18 @@ def _by_number(
     return results.AccuracyByN(n=numbers, strategies=curves)
 
 
-def _by_lambda(table: CandidateTable, weights: TunedWeights) -> results.AccuracyByLambda | None:
+def _by_lambda(
+    table: CandidateTable, weights: TunedWeights, groups: list[str]
+) -> results.AccuracyByLambda | None:
     strategy = STRATEGIES["reverse_reward"]
     in_use = weights.interpolation
     if in_use is None or not strategy.available(table):
         return None
     chosen, mean = in_use
+    rows = [strategy.interpolation(float(lam), mean) for lam in LAMBDAS]
     intervals = [
-        share_interval(
-            strategy.accuracy(table, strategy.interpolation(float(lam), mean)), num_resamples=2000
-        )
-        for lam in LAMBDAS
+        share_interval(strategy.accuracy(table, row), num_resamples=2000, groups=groups)
+        for row in rows
     ]
     return results.AccuracyByLambda(
         lambda_=[round(float(lam), 4) for lam in LAMBDAS],
@@ -187,7 +192,9 @@ def _by_lambda(table: CandidateTable, weights: TunedWeights) -> results.Accuracy
     )
 
 
-def _reliability(table: CandidateTable, weights: TunedWeights) -> results.Reliability:
+def _reliability(
+    table: CandidateTable, weights: TunedWeights, groups: list[str]
+) -> results.Reliability:
     """Accuracy by the winning answer's share of the vote that chooses the answers."""
     name = preferred_strategy(table, weights)
     strategy, own = strategies(table.external_scores)[name], weights.of(name)
@@ -200,7 +207,8 @@ def _reliability(table: CandidateTable, weights: TunedWeights) -> results.Reliab
     edges = np.unique(np.searchsorted(in_order, in_order[starts]))
     bins = []
     for rows in np.split(order, edges[edges > 0]):
-        interval = share_interval(right[rows], num_resamples=2000)
+        own_groups = [groups[row] for row in rows]
+        interval = share_interval(right[rows], num_resamples=2000, groups=own_groups)
         bins.append(
             results.Bin(
                 mean_score=float(confidence[rows].mean()),
@@ -213,7 +221,9 @@ def _reliability(table: CandidateTable, weights: TunedWeights) -> results.Reliab
     return results.Reliability(score="the winning answer's share of votes", bins=bins)
 
 
-def _aucs(table: CandidateTable, weights: TunedWeights) -> list[results.AucResult]:
+def _aucs(
+    table: CandidateTable, weights: TunedWeights, groups: list[str]
+) -> list[results.AucResult]:
     """Pairwise AUC, on eligible candidates, of every feature and every pick with tuned weights."""
     correct = [table.correct[i, here] for i, here in enumerate(table.eligible)]
     if not any(c.any() and not c.all() for c in correct):
@@ -221,7 +231,7 @@ def _aucs(table: CandidateTable, weights: TunedWeights) -> list[results.AucResul
 
     def row(name: str, values: FloatArray, term: str | None = None) -> results.AucResult:
         scores = [values[i, here] for i, here in enumerate(table.eligible)]
-        return results.AucResult(score=name, auc=auc_interval(scores, correct), term=term)
+        return results.AucResult(score=name, auc=auc_interval(scores, correct, groups), term=term)
 
     rows = [
         row(description, table.features[name], name)

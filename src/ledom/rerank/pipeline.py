@@ -350,11 +350,14 @@ def _notes(
     broken_off = [c for c in candidates if c.finish_reason == "unsure"]
     truncated = sum(bool(score.extra.get("truncated")) for score in scores)
     cut = sum(candidate.finish_reason == "length" for candidate in candidates)
+    measured = [question_hash(problem.question) for problem in compress(job.problems, labeled)]
     relative = "taken relative to" if table.by_model else "not relative (one wrote too few) to"
     notes = {
         f"{labeled.sum()} of {len(labeled)} problems are labeled; only these are measured": (
             labeled.any() and not labeled.all()
         ),
+        f"some problems have the same question: intervals are over {len({*measured}):,} questions, "
+        f"not {len(measured):,} problems": len({*measured}) < len(measured),
         **dict.fromkeys(job.notes, True),
         f"answers are chosen by cross-fitting: the weights for each of {job.folds} folds of the "
         "problems were fitted on the others": job.folds,
