@@ -29,7 +29,7 @@ from ledom.rerank.candidate_table import is_blank
 from ledom.rerank.strategies import STRATEGIES
 from ledom.rerank.weights import choose_weights
 from ledom.serve.batching import Batcher
-from ledom.serve.chat_text import has_channels
+from ledom.serve.chat_text import has_thought_marks
 from ledom.serve.judge import MASK_COPIES, Judge, Judgement, Pair
 from ledom.text.copies import copied_passages
 
@@ -254,7 +254,7 @@ class ReverseRewardManager:
             length = item.batch["attention_mask"][-responses.shape[-1] :].sum()
         written = responses[: int(length)]
         response = self.tokenizer.decode(written, skip_special_tokens=False)
-        if not has_channels(response):  # whose only marks are special tokens
+        if not has_thought_marks(response):
             response = self.tokenizer.decode(written, skip_special_tokens=True)
         if "raw_prompt" not in item.non_tensor_batch:
             raise InputError("verl's batch has no raw_prompt; set data.return_raw_chat=True")

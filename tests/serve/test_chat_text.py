@@ -7,7 +7,16 @@ import time
 import pytest
 
 from ledom.core.errors import InputError
-from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
+from ledom.rerank.candidate_table import is_blank
+from ledom.serve.chat_text import (
+    answer_of,
+    has_thought_marks,
+    is_open_thought,
+    question_of,
+    response_in,
+    split_dialog,
+)
+from ledom.text.answers import split_thought
 from waiting import SECONDS
 
 TEMPLATES = {
@@ -75,6 +84,25 @@ TEMPLATES = {
         "]~!b[]~b]system\nBe kind.[e~[\n]~b]user\nHow many?[e~[\n]~b]ai\n",
         "It is 7.[e~[\n",
     ),
+    "muse": (
+        "<|start|>system<|message|>Be kind.<|eot|><|start|>user<|message|>How many?<|eot|>"
+        "<|start|>assistant",
+        " to=self<|message|>3 + 4<|eom|><|start|>assistant to=user<|message|>It is 7.<|eot|>",
+    ),
+    "command with a response token": (
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>How many?<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>",
+        "It is 7.<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    ),
+    "command with a thought": (
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>How many?<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+        "<|START_THINKING|>3 + 4<|END_THINKING|><|START_RESPONSE|>It is 7.<|END_RESPONSE|>",
+    ),
+    "glm without a thought": (
+        "[gMASK]<sop><|user|>\nHow many?/nothink<|assistant|>\n<think></think>",
+        "\nIt is 7.<|user|>",
+    ),
     "exaone": ("[|user|]How many?\n[|assistant|]", "It is 7.[|endofturn|]"),
     "plain": ("How many?", "\n\nIt is 7.<|endoftext|>"),
 }
@@ -87,12 +115,36 @@ def test_markup_is_removed(name: str) -> None:
     assert answer_of(response) == "It is 7."
     assert answer_of(response_in(prompt + response, prompt)) == "It is 7."
     if name != "plain":
-        assert split_dialog(prompt + response, "\n\n") == ("How many?", "It is 7.")
+        question, answer = split_dialog(prompt + response, "\n\n")
+        assert (question, split_thought(answer)[1].strip()) == ("How many?", "It is 7.")
 
 
-@pytest.mark.parametrize("thought", ["<|channel|>analysis<|message|>", "<|channel>thought\n"])
-def test_a_thought_that_was_cut_off_is_no_answer(thought: str) -> None:
-    assert answer_of(f"{thought}3 + 4") == ""
+THOUGHTS = [
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("<|channel>thought\n", "<channel|>"),
+    (" to=self<|message|>", "<|eom|><|start|>assistant to=user<|message|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+    ("<think>", "</think>"),
+]
+
+
+@pytest.mark.parametrize(("start", "end"), THOUGHTS)
+def test_a_thought_is_no_answer(start: str, end: str) -> None:
+    assert is_blank(answer_of(f"{start}3 + 4"))  # cut off
+    answer = answer_of(f"{start}3 + 4{end}It is 7.</s>")
+    assert split_thought(answer)[1].strip() == "It is 7."
+    if start != "<think>":  # an ordinary token
+        assert has_thought_marks(f"{start}3 + 4")
+        assert has_thought_marks(f"3 + 4{end}It is 7.</s>")
+
+
+@pytest.mark.parametrize("start", [start for start, _ in THOUGHTS[3:]])
+def test_a_prompt_may_start_the_thought(start: str) -> None:
+    assert is_open_thought(f"<|im_start|>assistant\n{start}\n")
+    assert not is_open_thought(f"How many?{start}3 + 4")
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "plain"])

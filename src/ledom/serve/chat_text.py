@@ -17,7 +17,8 @@ __all__ = [
     "Messages",
     "answer_of",
     "content_of",
-    "has_channels",
+    "has_thought_marks",
+    "is_open_thought",
     "question_of",
     "response_in",
     "split_dialog",
@@ -30,7 +31,7 @@ _TURN = re.compile(
     r"|<\|(?:start_header_id|header_start|start_of_role)\|>(\w+)"  # Llama 3 and 4, Granite
     r"<\|(?:end_header_id|header_end|end_of_role)\|>"
     r"|<(?:start_of_turn|\|turn)>(\w+)"  # Gemma; Gemma 4
-    r"|<\|start\|>(\w+)(?:<\|channel\|>\w+)?<\|message\|>"  # gpt-oss
+    r"|<\|start\|>(\w+)(?: to=\w+)?(?:<\|channel\|>\w+)?<\|message\|>"  # gpt-oss, Muse
     r"|<\|im_(system|user|assistant)\|>\w*<\|im_middle\|>"  # Kimi
     r"|<\|(SYSTEM|USER|CHATBOT)_TOKEN\|>"  # Command
     r"|<\|(system|user|assistant)\|>"  # Phi-3, Zephyr, GLM
@@ -41,10 +42,19 @@ _TURN = re.compile(
     r"|\]~b\](\w+)"  # MiniMax
 )
 _ROLES = {"[inst]": "user"} | dict.fromkeys(("model", "chatbot", "ai", "[/inst]"), "assistant")
-_SYSTEM = re.compile(r"\s*<<SYS>>.*?<</SYS>>", re.DOTALL)  # in the user's turn of Llama 2
-_FINAL = re.compile(  # gpt-oss and Gemma 4 think in other channels
-    r"<\|channel\|>final\b(?:[^<]|<\|constrain\|>)*<\|message\|>|<channel\|>"
+_NO_QUESTION = re.compile(  # in the user's turn: of Llama 2, of GLM
+    r"\s*<<SYS>>.*?<</SYS>>|/nothink\s*\Z", re.DOTALL
 )
+_FINAL = re.compile(  # gpt-oss, Gemma 4, Muse and Command think in other channels
+    r"<\|channel\|>final\b(?:[^<]|<\|constrain\|>)*<\|message\|>|<channel\|>"
+    r"|\bto=user<\|message\|>|<\|START_RESPONSE\|>"
+)
+_THOUGHT_TAGS = {  # Muse, Command, Mistral, Seed-OSS and Kimi, in place of <think> and </think>
+    "<think>": re.compile(
+        r"\A\s*to=\w+<\|message\|>|<\|START_THINKING\|>|\[THINK\]|<seed:think>|◁think▷"
+    ),
+    "</think>": re.compile(r"<\|END_THINKING\|>|\[/THINK\]|</seed:think>|◁/think▷"),
+}
 _SPECIAL = re.compile(
     r"<[|｜][^<>\s|｜]{3,40}[|｜]>"  # at least 3: <|x|> is a mean in physics
     r"|\[\|(?:system|user|assistant|endofturn)\|\]"
@@ -89,16 +99,34 @@ def answer_of(response: str | Messages) -> str:
     if not isinstance(response, str):
         said = [content_of(m) for m in response if m.get("role") in ("assistant", None)]
         return said[-1].strip() if said else ""
-    return _plain(_FINAL.split(response)[-1])
+    return _plain(_with_tags(_FINAL.split(response)[-1]))
 
 
-def has_channels(response: str) -> bool:
-    """Whether a response has the tokens of channels, by which `answer_of` leaves out a thought.
+def has_thought_marks(response: str) -> bool:
+    """Whether a response has special tokens by which `answer_of` tells a thought from an answer.
 
-    >>> has_channels("<|channel|>analysis<|message|>3 + 4"), has_channels("7<|im_end|>")
+    >>> [has_thought_marks(text) for text in ("<|channel|>final<|message|>7", "[THINK]3 + 4", "7")]
+    [True, True, False]
+    """
+    channels = "<|channel|>", "<|channel>"
+    is_marked = any(mark in response for mark in channels) or _FINAL.search(response) is not None
+    return is_marked or _with_tags(response) != response
+
+
+def is_open_thought(prompt: str) -> bool:
+    """Whether a prompt ends with the start of a thought, which its response continues.
+
+    >>> is_open_thought("2 + 2?<|im_end|>\\n<think>\\n"), is_open_thought("2 + 2?<think></think>")
     (True, False)
     """
-    return any(mark in response for mark in ("<|channel|>", "<|channel>", "<channel|>"))
+    return _with_tags(prompt.rstrip()[-40:]).endswith("<think>")
+
+
+def _with_tags(text: str) -> str:
+    """A text with `<think>` and `</think>` around its thought, whatever the model's own marks."""
+    for tag, mark in _THOUGHT_TAGS.items():
+        text = mark.sub(tag, text)
+    return text
 
 
 def response_in(query: str, prompt: str) -> str:
@@ -170,7 +198,7 @@ def _turns(text: str) -> list[tuple[str, str]]:
     turns = []
     for mark, end in zip(marks, ends, strict=False):
         role = mark[mark.lastindex or 0].lower()
-        said = _SYSTEM.sub("", text[mark.end() : end], count=1)
+        said = _NO_QUESTION.sub("", text[mark.end() : end], count=1)
         turns.append((_ROLES.get(role, role), answer_of(said)))
     return turns
 

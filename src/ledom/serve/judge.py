@@ -19,7 +19,7 @@ from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import Pick, Vote
 from ledom.rerank.weights import TunedWeights, default_weights
 from ledom.serve.batching import Batcher, Steps, finish
-from ledom.serve.chat_text import Messages, answer_of, question_of
+from ledom.serve.chat_text import Messages, answer_of, is_open_thought, question_of
 
 __all__ = ["LONGEST_TOKEN", "MASK_COPIES", "Judge", "Judgement", "Pair", "best_first"]
 
@@ -224,7 +224,7 @@ class Judge:
         """
         try:
             pair = Pair(question_of(prompt), answer_of(response))
-            if isinstance(prompt, str) and prompt.rstrip().endswith("<think>"):
+            if isinstance(prompt, str) and is_open_thought(prompt):
                 whole = f"<think>{pair.answer}"
                 pair = replace(pair, answer=whole) if is_blank(whole) else pair
             self.check([pair])
