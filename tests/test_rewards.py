@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import json
 import pickle
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +23,7 @@ from ledom import rewards
 from ledom.core.errors import InputError
 from ledom.rewards import ReverseRewardManager, compute_score, copied_share, trl_reward
 from ledom.serve.judge import Judge, Pair
-from waiting import until
+from waiting import SECONDS, until
 
 QUESTION, ANSWERS = "Ava has 3 pens.", ["it is 12", "3 + 4 = 7", ""]
 
@@ -76,6 +79,26 @@ def test_trl_gets_rewards(
     assert log.metrics == {"copied_share": 0.0, "empty_share": 1 / 3, "truncated_share": 0.0}
     again, _ = call(pickle.loads(pickle.dumps(reward)), [QUESTION] * 3, ANSWERS)
     assert again == found
+
+
+@pytest.mark.slow
+def test_a_worker_forked_from_a_trainer_gets_rewards(
+    models: dict[str, str], expected: list[float]
+) -> None:
+    """AReaL calls rewards in such workers. torch's threads do not survive the fork."""
+    program = f"""
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+import torch
+from ledom.rewards import trl_reward
+torch.ones(800, 800) @ torch.ones(800, 800)
+with ProcessPoolExecutor(1, get_context("fork")) as pool:
+    given = dict(prompts=[{QUESTION!r}] * 3, completions={ANSWERS!r})
+    print(pool.submit(trl_reward(**{models!r}), **given).result())
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert json.loads(found.stdout) == pytest.approx(expected), found.stderr
 
 
 @pytest.mark.slow

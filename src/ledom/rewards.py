@@ -6,8 +6,9 @@
     verl: reward.custom_reward_function.path=pkg://ledom.rewards
           reward.custom_reward_function.name=compute_score
 
-Models are loaded on first use, once per process, so everything here can be pickled. `ledom serve`
-gives the same rewards over HTTP.
+Models are loaded on first use, once per process, so everything here can be pickled. Processes that
+are forked after the import of this module can compute rewards too. `ledom serve` gives the same
+rewards over HTTP.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from pydantic import Field
 
 from ledom.core.errors import InputError
+from ledom.core.processes import survive_forks
 from ledom.core.reading import Config, JsonObject
 from ledom.lm import EMBEDDED, load
 from ledom.rerank.candidate_table import is_blank
@@ -35,6 +37,7 @@ from ledom.text.copies import copied_passages
 
 __all__ = ["ReverseRewardManager", "compute_score", "copied_share", "trl_reward"]
 
+survive_forks()  # now, as some trainers use torch, then fork workers that load the models
 _BATCH_SECONDS = 0.25  # target time of a batch
 _WAITING = 1 << 20  # most calls that may wait
 _SETTINGS = "settings of the reward"

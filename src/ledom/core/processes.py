@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain, count
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,6 +36,7 @@ __all__ = [
     "set_threads",
     "share",
     "size",
+    "survive_forks",
     "torch_threads",
     "wait",
 ]
@@ -269,6 +270,22 @@ def torch_threads() -> int:
 
     with _lock:
         return _threads_outside[0] if _threads_outside else torch.get_num_threads()
+
+
+@cache
+def survive_forks() -> None:
+    """Make later forks of this process use one thread in torch.
+
+    OpenMP's other threads do not survive a fork, and torch would wait for them forever.
+
+    >>> survive_forks()
+    """
+    os.register_at_fork(after_in_child=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    if "torch" in sys.modules:  # otherwise it has no threads yet
+        sys.modules["torch"].set_num_threads(1)
 
 
 _lock = Lock()

@@ -15,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from threading import RLock
@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import digest
-from ledom.core.processes import merged
+from ledom.core.processes import merged, survive_forks
 from ledom.core.reading import check_counts
 from ledom.core.stage import even_groups
 from ledom.lm.confidence import confidence_of
@@ -88,7 +88,8 @@ class HFLanguageModel(LanguageModel):
         rows: PositiveInt = 128,
     ) -> None:
         check_counts(1, rows=rows, tokens_per_batch=tokens_per_batch)
-        _survive_forks()
+        survive_forks()
+        _fork_between_loads()
         place = torch_device(device or default_device())
         if place.type == "cpu":
             configure_memory()
@@ -381,12 +382,10 @@ class HFLanguageModel(LanguageModel):
 
 
 @cache
-def _survive_forks() -> None:
-    """Make forks of this process use one thread: OpenMP's other threads do not survive a fork, and
-    torch would wait for them forever. A fork also waits until no other thread loads a model."""
+def _fork_between_loads() -> None:
+    """Make later forks of this process wait until no other thread loads a model."""
     done = _LOADING.release
     os.register_at_fork(before=_LOADING.acquire, after_in_parent=done, after_in_child=done)
-    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def _logprobs_and_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
