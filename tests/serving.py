@@ -91,7 +91,10 @@ def gateway(
     key: str = "key",
     limits: Limits | None = None,
 ) -> Iterator[TestClient]:
-    """A client of a gateway with the upstream `handler`; without one, the forward model answers."""
+    """A client of a gateway with the upstream `handler`; without one, the forward model answers.
+
+    By default, a request may take as long as a test waits: a machine may stop this process.
+    """
     upstream = None
     if handler is not None:
         upstream = Upstream("http://up/v1", "big", key, seconds, 1.0, 2.0)
@@ -100,7 +103,7 @@ def gateway(
             timeout=None,
             transport=httpx.MockTransport(handler),
         )
-    settings = Settings(limits=limits or Limits())
+    settings = Settings(limits=limits or Limits(seconds=SECONDS, read_seconds=SECONDS))
     app = make_app(Service(Judge(*models, weights=weights), settings, upstream))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client

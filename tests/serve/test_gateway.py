@@ -66,8 +66,9 @@ def test_with_every_strategy_it_chooses_as_rerank_does(models: Models, tmp_path:
         for slug, selections in expected.items():
             for problem, selection in zip(problems, selections, strict=True):
                 messages = [{"role": "user", "content": problem.question}]
-                answer = chat(client, model=f"ledom/{slug},n=6", messages=messages).json()
-                details = answer["ledom"]
+                found = chat(client, model=f"ledom/{slug},n=6", messages=messages)
+                assert found.status_code == 200, found.text
+                answer, details = found.json(), found.json()["ledom"]
                 assert details["strategy"] == selection.strategy
                 assert details["chosen"] == selection.index, slug
                 assert details["confidence"] == pytest.approx(selection.confidence, abs=2e-4)
