@@ -44,7 +44,7 @@ def test_the_page_loads_nothing_from_other_servers(server: Server) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
     texts = [page.text]
     for name in ("api.css", "api.js"):
-        assert f"/page/{name}" in page.text
+        assert f'"page/{name}"' in page.text
         file = httpx.get(f"{server.url}/page/{name}", timeout=SECONDS)
         assert file.status_code == 200
         texts.append(file.text)

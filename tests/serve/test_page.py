@@ -72,12 +72,19 @@ def test_the_page_is_small_and_has_no_outside_address() -> None:
         assert "insertAdjacentHTML" not in text
 
 
+def test_addresses_are_relative() -> None:
+    """A reverse proxy may put a prefix before the page's path."""
+    for file in CODE:
+        absolute = re.search(r'(href|src)="/|href: [`"]/|fetch\((?!address)', file.read_text())
+        assert not absolute, f"{file.name}: {absolute}"
+
+
 def test_nothing_is_inline() -> None:
     page = (PAGE / "index.html").read_text()
     assert "<style" not in page
     assert not re.search(r"\s(style|on[a-z]+)=", page)
     assert re.findall(r"<script(.*?)>(.*?)</script>", page) == [
-        (' type="module" src="/page/app.js"', "")
+        (' type="module" src="page/app.js"', "")
     ]
 
 

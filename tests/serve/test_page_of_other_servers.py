@@ -35,3 +35,24 @@ def test_a_browser_asks_for_the_token_as_a_password(browser: Any, pair: Models) 
                 page.wait_for_selector("body[data-ready]")
                 assert not page.locator("#notice").is_visible()
             context.close()
+
+
+def test_a_reverse_proxy_may_put_a_prefix_before_all_paths(browser: Any, pair: Models) -> None:
+    asked = []
+
+    def forward(route: Any) -> None:
+        asked.append(url := route.request.url)
+        route.fulfill(response=route.fetch(url=url.replace("/prefix", "")))
+
+    with running(Judge(*pair), Limits()) as server:
+        page = browser.new_page()
+        page.route("**/*", forward)
+        page.goto(f"{server.url}/prefix/#judge")
+        page.wait_for_selector("body[data-ready]")
+        with page.expect_response("**/prefix/ledom/score") as judged:
+            page.locator("#judge-run").click()
+        assert judged.value.ok
+        page.locator("nav").get_by_text("API").click()
+        page.get_by_text("/ledom/score").first.wait_for()
+        page.close()
+    assert all(url.startswith(f"{server.url}/prefix/") for url in asked)

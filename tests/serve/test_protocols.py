@@ -52,6 +52,12 @@ def test_openrlhf_lists_of_different_lengths_are_refused(client: TestClient) -> 
     assert "1 queries for 0 prompts" in answer.json()["error"]["message"]
 
 
+def test_a_path_may_end_with_a_slash(client: TestClient, own: list[dict[str, Any]]) -> None:
+    body = {"prompt": QUESTION, "response": ANSWERS[0]}
+    answer = client.post("/reward/", json=body, follow_redirects=False)
+    assert answer.json() == pytest.approx(own[0]["reward"])
+
+
 def test_slime_gets_the_same_numbers(client: TestClient, own: list[dict[str, Any]]) -> None:
     for prompt in (QUESTION, [{"role": "user", "content": QUESTION}]):
         body = {"prompt": prompt, "response": ANSWERS[1], "label": None}

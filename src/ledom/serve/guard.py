@@ -49,6 +49,8 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
+            if scope["method"] == "POST":  # which many clients do not send again after a redirect
+                scope = {**scope, "path": scope["path"].rstrip("/")}
             if scope["method"] == "HEAD":  # uvicorn sends no body, by its own scope
                 scope = {**scope, "method": "GET"}
             exchange = _Exchange(send)

@@ -1,6 +1,6 @@
 // Lists the routes of openapi.json, each with an example that can be edited and sent.
 
-import { $, api, el } from "./lib.js";
+import { $, address, api, el } from "./lib.js";
 
 // An example body, built from the examples of a schema's fields.
 function example(schema, description) {
@@ -16,7 +16,7 @@ async function send(method, path, body, output) {
   if (body !== undefined) headers["Content-Type"] = "application/json";
   output.textContent = "...";
   try {
-    const answer = await fetch(path, { method, headers, body });
+    const answer = await fetch(address(path), { method, headers, body });
     const text = await answer.text();
     const isJson = (answer.headers.get("content-type") ?? "").includes("json");
     const shown = isJson ? JSON.stringify(JSON.parse(text), null, 2) : text;

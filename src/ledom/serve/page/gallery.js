@@ -1,5 +1,5 @@
 // The view "Gallery": the recorded examples, and the server's reports.
-import { $, api, between, el } from "./lib.js";
+import { $, address, api, between, el } from "./lib.js";
 
 /** The question that the model wrote: the text before the solution. */
 const writtenQuestion = ({ tokens }, template) => tokens.map((token) => token.text).join("").split(between(template))[0];
@@ -17,7 +17,7 @@ export async function setUpGallery(recorded, write, judge) {
   try {
     const { reports } = await api("/ledom/reports");
     $("reports").append(...reports.map(({ name, written }) => el("li", {},
-      el("a", { href: `/ledom/reports/${name.split("/").map(encodeURIComponent).join("/")}` }, name),
+      el("a", { href: address(`/ledom/reports/${name.split("/").map(encodeURIComponent).join("/")}`) }, name),
       el("span", { class: "muted" }, ` ${new Date(1000 * written).toLocaleDateString()}`))));
     $("no-reports").hidden = reports.length > 0;
   } catch {

@@ -14,11 +14,14 @@ export function el(tag, attributes = {}, ...children) {
   return made;
 }
 
+/** A path of the server as an address. It is relative, since a reverse proxy may put a prefix before it. */
+export const address = (path) => `.${path}`;
+
 /** Request `path` (POST if there is a body); throws an Error with the server's message. */
 export async function api(path, body, signal) {
   let answer;
   try {
-    answer = await fetch(path, body === undefined ? { signal } : {
+    answer = await fetch(address(path), body === undefined ? { signal } : {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
     });
   } catch (error) {
