@@ -24,7 +24,7 @@ from ledom.serve.gateway import Options
 from ledom.serve.judge import MASK_COPIES, Judge
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
-from serving import ANSWERS, QUESTIONS, Models, chat, gateway, honest, running
+from serving import ANSWERS, QUESTIONS, Models, chat, choices, gateway, honest, running
 from waiting import SECONDS
 
 
@@ -272,6 +272,31 @@ def test_a_stream_has_everything_in_the_chosen_message(models: Models) -> None:
     assert called["delta"] == {"tool_calls": [{"index": 0, **calls[0]}]}
     assert called["logprobs"] == logprobs
     assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize(("first", "second", "texts", "chosen"), [(1, 2, 2, 1), (1, 1, 3, None)])
+def test_a_tool_call_is_returned_if_most_candidates_call_a_tool(
+    models: Models, first: int, second: int, texts: int, chosen: int | None
+) -> None:
+    def call(argument: int) -> dict[str, Any]:
+        function = {"name": "add", "arguments": json.dumps({"a": argument})}
+        calls = [{"id": f"call{argument}", "type": "function", "function": function}]
+        message = {"role": "assistant", "content": None, "tool_calls": calls}
+        return {"message": message, "finish_reason": "tool_calls"}
+
+    drawn = [call(3)] * first + [call(4)] * second + choices(texts)
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"choices": drawn})
+
+    with gateway(models, upstream) as client:
+        answer = chat(client, model=f"ledom/auto,n={len(drawn)}").json()
+    if chosen is None:
+        assert answer["choices"][0]["message"]["content"] in ANSWERS
+    else:
+        assert answer["choices"][0] == {**drawn[chosen], "index": 0}
+        assert answer["ledom"]["strategy"] is None
+        assert answer["ledom"]["confidence"] == pytest.approx(second / len(drawn))
 
 
 @pytest.mark.slow

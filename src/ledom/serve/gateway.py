@@ -6,6 +6,7 @@ Options come in the model's name, `ledom/STRATEGY,key=value`, or in the body's k
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections import Counter
@@ -110,17 +111,21 @@ async def choose(
     await service.check_pairs([Pair(question, "")])
     service.check_room(options.n)
     drawn = await _draw(service, question, options, path, body)
+    drawn_seconds = time.perf_counter() - start
     candidates = [
         Candidate(problem_id="question", index=place, text=text)
         for place, text in enumerate(drawn.texts)
         if text.strip()
     ]
-    if not candidates:
+    calls = {i: call for i, choice in enumerate(drawn.choices) if (call := _tool_call(choice))}
+    if len(calls) > len(candidates):
+        details = _most_frequent(calls, len(drawn.choices))
+    elif candidates:
+        judged = await service.judge_pairs([Pair(question, c.text) for c in candidates], drawn=True)
+        details = await asyncio.to_thread(_select, question, candidates, judged, strategy, weights)
+    else:
         source = "upstream" if service.upstream else "forward model"
         raise Refusal(502, f"the {source} sent no text to choose from")
-    drawn_seconds = time.perf_counter() - start
-    judged = await service.judge_pairs([Pair(question, c.text) for c in candidates], drawn=True)
-    details = await asyncio.to_thread(_select, question, candidates, judged, strategy, weights)
     details["seconds"] = {
         "drawing": drawn_seconds,
         "choosing": time.perf_counter() - start - drawn_seconds,
@@ -222,6 +227,34 @@ def _select(
             for candidate, judgement in zip(candidates, judged, strict=True)
         ],
         "scored_tokens": sum(judgement.num_tokens for judgement in judged),
+    }
+
+
+def _tool_call(choice: JsonObject) -> str | None:
+    """The functions and arguments that a choice without text calls, as JSON; None if it does not.
+
+    >>> _tool_call({"message": {"content": None, "tool_calls": [{"function": {"name": "add"}}]}})
+    '[{"name": "add"}]'
+    """
+    message = choice.get("message")
+    calls = message.get("tool_calls") if isinstance(message, dict) else None
+    if not isinstance(calls, list) or not calls or Drawn([choice], None).texts[0].strip():
+        return None
+    return json.dumps([call.get("function") if isinstance(call, dict) else None for call in calls])
+
+
+def _most_frequent(calls: Mapping[int, str], drawn: int) -> JsonObject:
+    """Choose the most frequent tool call of `drawn` candidates; returns `Chosen.details`."""
+    call, _ = Counter(calls.values()).most_common(1)[0]
+    return {
+        "strategy": None,
+        "weights": None,
+        "chosen": next(place for place, other in calls.items() if other == call),
+        "answer": None,
+        "confidence": sum(other == call for other in calls.values()) / drawn,
+        "answers": [],
+        "candidates": [],
+        "scored_tokens": 0,
     }
 
 
