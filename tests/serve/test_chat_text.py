@@ -188,6 +188,14 @@ def test_the_users_last_turn_is_the_question() -> None:
         question_of(messages[1:2])
 
 
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "plain"])
+def test_a_message_may_hold_a_rendered_prompt(name: str) -> None:
+    """NeMo RL's user messages hold the chat template's text."""
+    assert question_of([{"role": "user", "content": TEMPLATES[name][0]}]) == "How many?"
+    quoted = "What does <|im_start|>user mean?"
+    assert question_of([{"role": "user", "content": quoted}]) == quoted
+
+
 def test_a_plain_dialog_is_split_at_the_first_empty_line() -> None:
     assert split_dialog("How many?\n\n3\n\n4", "\n\n") == ("How many?", "3\n\n4")
     with pytest.raises(InputError, match="no chat markup"):

@@ -78,7 +78,8 @@ def question_of(prompt: str | Messages) -> str:
         said = [content_of(message) for message in prompt if message.get("role") == "user"]
         if not said:
             raise InputError("the prompt has no user message; send one")
-        return said[-1].strip()
+        question = said[-1].strip()
+        return question_of(question) if _is_rendered(question) else question
     said = [text for role, text in _turns(prompt) if role == "user"]
     question = said[-1] if said else _plain(prompt)
     mark = None if question else _SPECIAL.search(prompt)
@@ -144,8 +145,7 @@ def response_in(query: str, prompt: str) -> str:
     if query.startswith(prompt):
         return query[len(prompt) :]
     query, prompt = normalize("NFC", query), normalize("NFC", prompt)  # Qwen's tokenizer does this
-    opening = _OPENINGS.match(query)
-    query = query[opening.end() if opening else 0 :].lstrip("\ufffd")
+    query = query[_after_openings(query) :].lstrip("\ufffd")
     known = "".join(prompt.split())
     length = _overlap(known, "".join(query.split()))
     if length < min(_SHORTEST_OVERLAP, len(known)):
@@ -205,9 +205,21 @@ def _turns(text: str) -> list[tuple[str, str]]:
 
 def _plain(text: str) -> str:
     """A text without the special tokens at its start, up to the next special token."""
-    opening = _OPENINGS.match(text)
-    text = text[opening.end() if opening else 0 :].strip()
+    text = text[_after_openings(text) :].strip()
     return _SPECIAL.split(text, maxsplit=1)[0].strip()
+
+
+def _is_rendered(content: str) -> bool:
+    """Whether a message holds a chat template's text, as in NeMo RL: there is no word before it."""
+    start = _after_openings(content)
+    mark = _TURN.search(content, start)
+    return mark is not None and not any(map(str.isspace, content[start : mark.start()]))
+
+
+def _after_openings(text: str) -> int:
+    """Where a text begins after the special tokens at its start."""
+    opening = _OPENINGS.match(text)
+    return opening.end() if opening else 0
 
 
 def content_of(message: Mapping[str, object]) -> str:
