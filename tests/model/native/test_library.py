@@ -136,6 +136,18 @@ def test_an_unwritable_cache_does_no_harm(
         library._library.cache_clear()
 
 
+@pytest.mark.slow
+def test_a_full_cache_does_no_harm(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler reports a full disk like any other failure."""
+    compiler = fresh.parent / "cc"
+    full = f'case "$*" in *{fresh}/*) echo "No space left on device" >&2; exit 1;; esac'
+    compiler.write_text(f'#!/bin/sh\n{full}\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert library._library() is not None
+    assert list(fresh.iterdir()) == []
+
+
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.slow
 def test_it_works_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,9 @@
 
 They fuse operations for which torch makes several passes over memory. The C files in this folder
 are compiled by the system's C compiler, or the one named by the environment variable `CC`, into the
-user's cache folder; this takes two seconds. If that folder is not writable, each process compiles
-them again. Without a compiler, on other devices, in other precisions and for gradients, plain torch
-computes the same, up to rounding.
+user's cache folder; this takes two seconds. If that folder is full or not writable, each process
+compiles them again. Without a compiler, on other devices, in other precisions and for gradients,
+plain torch computes the same, up to rounding.
 
 The large buffers of a pass are kept for the next one (`workspace`), because allocating each again
 in `model.device.large_blocks_apart` would cost page faults.
@@ -94,7 +94,8 @@ def _loaded() -> ctypes.CDLL:
         file = folder / name
         with suppress(*_FAILURES):
             return ctypes.CDLL(str(file))
-        with suppress(*_FAILURES):  # the folder is not writable, or code in it may not run
+        # The folder is not writable or has no room, or code in it may not run.
+        with suppress(*_FAILURES, subprocess.CalledProcessError):
             folder.mkdir(parents=True, exist_ok=True)
             return _compiled(flags, openmp, file)
     return _compiled(flags, openmp, None)
