@@ -6,11 +6,13 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import click
 import pytest
 import typer.main
 
+import ledom.lm
 from command_line import Run, check_refused
 from ledom.cli.app import app
 from ledom.cli.options import command_line
@@ -220,3 +222,31 @@ def test_an_empty_path_is_not_the_current_folder(
     monkeypatch.chdir(tmp_path)
     check_refused(run(*given.split(), empty), said.replace("''", repr(empty)))
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("demo", "report.json"),
+        ("rerank --forward none --candidates problems.jsonl", "scores.reverse.jsonl"),
+        ("rerank", "report.html"),
+        ("search", "search.json"),
+        ("eval", "results.json"),
+        ("eval --suite reversal", "reversal.json"),
+        ("rank query problems.jsonl", "retrieval.json"),
+        ("invert output", "inversion.json"),
+        ("synthesize", "synthesis.json"),
+        ("generate --before 3 --after 4", "middles.jsonl"),
+        ("explain question solution", "report.html"),
+        ("compare runs", "compare.md"),
+        ("augment problems.jsonl", "valid.jsonl"),
+    ],
+)
+def test_a_folder_in_the_place_of_a_result_is_refused_before_any_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str
+) -> None:
+    monkeypatch.setattr(ledom.lm, "load", Mock(side_effect=AssertionError("a model is loaded")))
+    (tmp_path / "out" / name).mkdir(parents=True)
+    result = run(*command.split(), "--out", tmp_path / "out")
+    check_refused(result, f"out/{name}: cannot be written: not a regular file; remove it, or give")
+    assert [*(tmp_path / "out").iterdir()] == [tmp_path / "out" / name]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import huggingface_hub
 import pytest
+import torch
 
 from command_line import Run, check_refused
 from ledom.core.records import Candidate, Document, Problem, write_records
@@ -67,6 +71,8 @@ def test_a_missing_package_is_reported_before_any_work(
             ["objective={contrastive: 1, negatives: {right}}", "data.train={problems}"],
             ("right.jsonl: none of the problems has a wrong solution",),
         ),
+        (["init_from={cut}"], ("cut/model.safetensors: damaged",)),
+        (["parallel.compile=true"], ("key parallel.compile: torch.compile does not", "no gcc")),
         ([], ("r/reverse/checkpoints: this is a file",)),
     ],
 )
@@ -74,16 +80,22 @@ def test_what_would_fail_late_is_refused_before_any_work(
     run: Run,
     checkpoints: dict[str, Path],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     settings: list[str],
     parts: tuple[str, ...],
 ) -> None:
     """The last one would fail only when the forward model is trained."""
+    failing = Mock(side_effect=RuntimeError("no gcc Set TORCHDYNAMO_VERBOSE=1 for more"))
+    monkeypatch.setattr(torch, "compile", failing)
+    shutil.copytree(checkpoints["forward"], tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
     files = {name: tmp_path / f"{name}.jsonl" for name in ("documents", "problems", "right")}
     write_records(files["documents"], [Document(id=i, text="so") for i in "ab"])
     solved = [Problem(id=i, question="3?", answer="3", solution="#### 3") for i in "ab"]
     write_records(files["problems"], solved)
     write_records(files["right"], [Candidate(problem_id="b", index=0, text="#### 3")])
-    for name, file in files.items():
+    for name, file in {**files, "cut": tmp_path / "cut"}.items():
         settings = [setting.replace(f"{{{name}}}", str(file)) for setting in settings]
     if not settings:
         (tmp_path / "r" / "reverse").mkdir(parents=True)
@@ -106,6 +118,21 @@ def test_a_folder_that_is_not_utf8_is_refused_before_any_work(run: Run, tmp_path
     (out / "tokenizer.json").write_text("{}")
     with pytest.raises(UnicodeEncodeError):
         Tokenizer.load(out)
+
+
+def test_too_little_disk_space_is_noted_before_any_work(
+    run: Run, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Mock(free=1000))
+    (tmp_path / "r.yaml").write_text(
+        "name: r\ndata: {num_documents: 9}\noptim: {steps: 1, warmup_steps: 0}\n"
+    )
+    settings = (f"init_from={checkpoints['forward']}", "train.seq_len=64")
+    code, text = run("train", tmp_path / "r.yaml", *settings, "--out", tmp_path, "--device", "no")
+    assert code == 2
+    assert "/r: this run's checkpoints and models need at least" in text
+    assert "the disk has only 1 kB for them; free some, lower train.keep_checkpoints" in text
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.slow
@@ -143,7 +170,7 @@ def test_plan_prints_a_table_or_json(run: Run) -> None:
 
 
 def test_export_writes_a_model_and_a_data_card(
-    run: Run, checkpoints: dict[str, Path], tmp_path: Path
+    run: Run, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "released"
     code, text = run("export", checkpoints["reverse"], "--out", out)
@@ -154,6 +181,10 @@ def test_export_writes_a_model_and_a_data_card(
     early = tmp_path / "refused before any work"
     refused = run("export", checkpoints["reverse"], "--out", early, "--push", "mine")
     check_refused(refused, "'mine' is not of the form USER/NAME")
+    assert not early.exists()
+    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", Mock(side_effect=OSError("no token")))
+    refused = run("export", checkpoints["reverse"], "--out", early, "--push", "me/mine")
+    check_refused(refused, "me/mine: cannot be uploaded: no token; to log in: hf auth login")
     assert not early.exists()
     tokenizer = Tokenizer.load(checkpoints["reverse"])
     write_store(tmp_path / "data" / "train", ["one text"], tokenizer, source="texts")

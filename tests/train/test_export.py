@@ -321,7 +321,7 @@ def test_a_refusal_by_the_hub_is_reported(monkeypatch, tmp_path):
             raise OSError("401 Unauthorized\nmore")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Closed)
-    message = "me/mine: cannot be uploaded: 401 Unauthorized more; .* To log in: hf auth login"
+    message = "me/mine: cannot be uploaded: 401 Unauthorized more; .* to log in: hf auth login"
     with pytest.raises(OutputError, match=message):
         push(tmp_path, "me/mine")
 

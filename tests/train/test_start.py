@@ -20,24 +20,16 @@ from ledom.core.records import Document, write_records
 from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.data.store import write_store
 from ledom.lm import embedded_folder
-from ledom.model.attention import IMPLEMENTATION
 from ledom.model.checkpoint import save_checkpoint
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
-from ledom.train import start
 from ledom.train.distributed import ProcessGroup
 from ledom.train.loop import Progress, TrainingRun, train
 from ledom.train.metrics import read_metrics
+from ledom.train.model import check_tokenizers
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
-from ledom.train.start import (
-    check_inputs,
-    check_shareable,
-    check_tokenizers,
-    choose_packing,
-    choose_precision,
-    content_hash,
-)
+from ledom.train.start import check_inputs, check_shareable, content_hash
 from made import SMALL_MODEL
 
 BOTH = list(Direction)
@@ -200,51 +192,6 @@ def test_a_replaced_store_is_refused_before_a_step(
     assert not (tmp_path / "runs/r/reverse").exists()
 
 
-@pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.slow
-def test_auto_means_one_precision_for_the_whole_run(
-    fast: bool, tmp_path: Path, recipe: Recipe, data: PreparedData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a processor that would choose another one, the run does not silently continue."""
-    precisions = ["bfloat16", "float32"] if fast else ["float32", "bfloat16"]
-    monkeypatch.setattr(start, "fast_bfloat16", lambda device: fast)
-    recipe = with_precision("auto", recipe)
-    recipe = recipe.model_copy(update={"optim": OptimConfig(steps=1, warmup_steps=0)})
-    train(recipe, Direction.FORWARD, data, tmp_path / "auto")
-    named = with_precision(precisions[0], recipe)
-    train(named, Direction.FORWARD, data, tmp_path / "named")
-    first = [
-        json.loads((tmp_path / run / "metrics.jsonl").read_text()) for run in ("auto", "named")
-    ]
-    assert first[0]["loss"] == first[1]["loss"]
-    monkeypatch.setattr(start, "fast_bfloat16", lambda device: not fast)
-    there, now = precisions
-    change = rf"\(train.precision: '{there}' there, '{now}' now\); put them back"
-    with pytest.raises(CheckpointError, match=change):
-        train(recipe, Direction.FORWARD, data, tmp_path / "auto")
-    train(named, Direction.FORWARD, data, tmp_path / "auto")
-
-
-def with_precision(precision: Any, recipe: Recipe) -> Recipe:
-    settings = recipe.train.model_copy(update={"precision": precision})
-    return recipe.model_copy(update={"train": settings})
-
-
-def test_a_model_that_fails_in_bf16_trains_in_float32(
-    tokenizer: Tokenizer, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DBRX sums its experts' outputs in a different precision than they produce."""
-    monkeypatch.setattr(start, "fast_bfloat16", lambda device: True)
-    model = tiny("dbrx", tokenizer)
-    chosen = choose_precision(model, with_precision("auto", recipe), ALONE)
-    assert chosen.train.precision == "float32"
-    with pytest.raises(
-        RecipeError,
-        match=r"key train.precision: DbrxForCausalLM does not run in bfloat16 \(.*\); set",
-    ):
-        choose_precision(model, with_precision("bfloat16", recipe), ALONE)
-
-
 def started_from(
     folder: Path, kind: str, recipe: Recipe, data: PreparedData, **changes: Any
 ) -> Recipe:
@@ -257,35 +204,6 @@ def started_from(
 
 def losses_in(folder: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
-
-
-def test_windows_beyond_the_attention_span_need_a_single_process(
-    recipe: Recipe, tokenizer: Tokenizer
-) -> None:
-    """Up to the sliding window (here 64 tokens), rows are packed, on any number of processes."""
-    for window, processes, refusal in (
-        (64, 2, None),
-        (16, 1, None),
-        (16, 2, "of more than 16 tokens one at a time.* lower train.seq_len to 16"),
-    ):
-        model = tiny("mistral", tokenizer, sliding_window=window)
-        world = ProcessGroup(torch.device("cpu"), 0, processes)
-        if refusal is None:
-            choose_packing(model, recipe, tokenizer.eos_id, world)
-            packed = model.config._attn_implementation == IMPLEMENTATION
-            assert packed is (window == 64)
-        else:
-            with pytest.raises(RecipeError, match=refusal):
-                choose_packing(model, recipe, tokenizer.eos_id, world)
-
-
-def test_windows_shorter_than_the_texts_of_the_test_are_packed_too(
-    recipe: Recipe, tokenizer: Tokenizer
-) -> None:
-    model = tiny("llama", tokenizer)
-    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seq_len": 4})})
-    choose_packing(model, short, tokenizer.eos_id, ProcessGroup(torch.device("cpu"), 0, 2))
-    assert model.config._attn_implementation == IMPLEMENTATION
 
 
 @pytest.mark.slow

@@ -111,6 +111,7 @@ def rank(
 
     options.refuse_unused(context, *options.unused_by_models(model))
     from_file = _is_file(query, "query", out)
+    options.check_files(out, "scores.jsonl", "ranking.jsonl", "retrieval.json")
     options.refuse_replaced(out, ["ranking.jsonl"], passages, *([query] if from_file else []))
     found = retrieval.read_passages(passages)
     if from_file:
@@ -214,6 +215,8 @@ def synthesize(
         *options.unused_when_greedy(temperature, "samples", "answers"),
         *options.unused_by_models(forward, reverse),
     )
+    options.check_files(out, "proposals.jsonl", "answers.jsonl", "synthesis.json")
+    options.check_files(out, "problems.jsonl", "removed.jsonl")
     options.refuse_replaced(out, ["problems.jsonl", "removed.jsonl"], seeds, *(known or ()))
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     counts = (1, 1) if temperature == 0 else (samples, answers)
@@ -304,6 +307,7 @@ def invert(
         (from_file, "for a file of outputs no prompts are printed", ["top"]),
         *options.unused_by_models(forward, reverse),
     )
+    options.check_files(out, "proposals.jsonl", "scores.jsonl", "ranking.jsonl", "inversion.json")
     if from_file:
         options.refuse_replaced(out, ["ranking.jsonl"], output)
         outputs = read_records(output, inversion.Output, unique_ids())

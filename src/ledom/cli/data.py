@@ -196,7 +196,9 @@ def augment(
     from ledom.data.augment import augment as run
     from ledom.data.prepare import DataConfig, read_split
 
-    options.refuse_replaced(out, (f"{name}.jsonl" for name in _VARIED), problems)
+    files = [f"{name}.jsonl" for name in _VARIED]
+    options.check_files(out, *files)
+    options.refuse_replaced(out, files, problems)
     warn = logging.getLogger("ledom").warning
     given, held_out = read_split(DataConfig(train=str(problems)), warn)
     kept = [record for record in given if isinstance(record, Problem)]
@@ -205,6 +207,6 @@ def augment(
     shown = partial(track, name="problems", done=0, total=len(kept))
     varied, candidates = run(kept, variants, wrong, false_results, seed, shown)
     made: tuple[list[Record], ...] = [*varied], [*candidates], [*held_out]
-    for name, records in zip(_VARIED, made, strict=True):
-        write_records(out / f"{name}.jsonl", records)
-        log(f"{out / name}.jsonl: {len(records)} records")
+    for name, records in zip(files, made, strict=True):
+        write_records(out / name, records)
+        log(f"{out / name}: {len(records)} records")

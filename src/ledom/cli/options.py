@@ -303,6 +303,23 @@ def refuse_replaced(out: Path | None, names: Iterable[str], *read: str | Path) -
             raise InputError(f"--out {out} would replace {path}; give another folder")
 
 
+def check_files(out: Path | None, *names: str) -> None:
+    """Raise `OutputError` if a folder or a device has the name of a result.
+
+    `names` are the files that a command writes to the folder `out`, some of them only at its end.
+
+    >>> check_files(Path("/dev"), "null")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.OutputError: /dev/null: cannot be written: not a regular file; remove it, ...
+    """
+    paths = [] if out is None else [out / name for name in names]
+    for path in paths:
+        if exists(path) and not path.is_file():
+            raise OutputError(
+                f"{path}: cannot be written: not a regular file; remove it, or give another --out"
+            )
+
+
 @contextmanager
 def results_folder(out: Path | None) -> Iterator[Path]:
     """The user's folder for the results, or a temporary one that is removed at the end.

@@ -21,6 +21,12 @@ _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8
 """The demo's size gives each seed enough power for both claims (docs/log.md)."""
 _DEMO_SECONDS = 0.08  # per candidate on one core without AVX-512: sampled, scored by both models
+_SCORES = [f"scores.{name}.jsonl" for name in ("forward", "reverse", "contrast", "flip")]
+_RERANKED = (
+    *("problems.jsonl", "candidates.jsonl", "candidates.given.jsonl", *_SCORES),
+    *("selected.jsonl", "report.html", "report.md", "report.json"),
+)
+_SEARCHED = ("problems.jsonl", "searched.jsonl", "candidates.jsonl", "search.json")
 
 CandidateFile = Annotated[
     Path | None,
@@ -156,6 +162,7 @@ def rerank(
         *_unused_with(context, temperature, candidates, folds, early_stop),
         *options.unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
+    options.check_files(out, *_RERANKED)
     _refuse_to_shorten(out, num_problems, problems, candidates)
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, options.command_line()
@@ -310,6 +317,7 @@ def search(
     from ledom.rerank.step_search import SearchConfig
 
     options.refuse_unused(context, *options.unused_by_models(forward, reverse))
+    options.check_files(out, *_SEARCHED)
     _refuse_to_shorten(out, num_problems, problems)
     sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
     config = SearchConfig(width, expansions, lam, step_end, max_steps, sampling)

@@ -47,7 +47,9 @@ def train(
     """
     from ledom.cli.packaged import find_recipe
     from ledom.core.direction import Direction
-    from ledom.train.distributed import connect
+    from ledom.data.prepare import check_data
+    from ledom.train.distributed import check_compile, connect
+    from ledom.train.model import check_models, check_tokenizers
     from ledom.train.recipe import load_recipe, save_recipe
     from ledom.train.start import (
         check_inputs,
@@ -55,7 +57,6 @@ def train(
         check_packages,
         check_pairs,
         check_shareable,
-        check_tokenizers,
         has_begun,
     )
 
@@ -64,25 +65,45 @@ def train(
         raise InputError(f"direction is {direction!r}; give forward, reverse or both")
     directions = list(Direction) if direction == "both" else [Direction(direction)]
     check_shareable(plan, processes.size())
+    check_data(plan.data_of(directions[0]))
     folder = out / plan.name
     # Fail early: preparing the data may take long, and the first direction longer.
     str(folder).encode()  # tokenizers and safetensors need a name in UTF-8
     for way in directions:
         options.check_folder(folder / str(way) / "checkpoints")
+        options.check_folder(folder / str(way) / "model")
+        options.check_files(folder / str(way), "metrics.jsonl")
         check_lengths(plan, way)
     check_tokenizers(plan, directions)
     check_packages(plan)
     check_pairs(plan)
+    _check_space(plan, directions, folder)
     device = device or default_device()
     torch_device(device)
-    data = _prepare(plan.data_of(directions[0]), folder / "data")
     with connect(device) as world:
+        check_compile(plan.parallel, world.device)
+        check_models(plan, directions, world)
+        data = _prepare(plan.data_of(directions[0]), folder / "data")
         if world.is_first:
             check_inputs(plan, directions, folder)
             if not has_begun(folder):  # a run that has begun gets it when it is finished
                 save_recipe(plan, folder / "recipe.yaml")
         for way in directions:
             _train_one(plan, way, data, folder, world)
+
+
+def _check_space(plan: Recipe, directions: list[Direction], folder: Path) -> None:
+    """Log a note if the disk is too small. This is no error, since space may become free."""
+    from ledom.report.formatting import byte_count
+    from ledom.train.space import disk_space
+
+    needed, available = disk_space(plan, directions, folder)
+    if available < needed:
+        note(
+            f"{folder}: this run's checkpoints and models need at least {byte_count(needed)}, but "
+            f"the disk has only {byte_count(available)} for them; free some, lower "
+            "train.keep_checkpoints, or give another --out"
+        )
 
 
 def _prepare(config: DataConfig, folder: Path) -> PreparedData:
@@ -127,6 +148,7 @@ def compare(
     from ledom.report.compare import compare_runs
     from ledom.report.compare_page import claims, write_comparison
 
+    options.check_files(out, "compare.html", "compare.md", "compare.json")
     with Progress("comparing the runs"):
         report = compare_runs(runs)
     report = replace(report, ledom_version=ledom.__version__, command=options.command_line())
@@ -187,13 +209,13 @@ def export(
 
     Example: ledom export runs/tiny/reverse --out tiny-reverse --push me/tiny-reverse
     """
-    from ledom.core.hub import check_name
+    from ledom.core.hub import check_login
     from ledom.core.hub import push as upload
     from ledom.data.store import read_manifests
     from ledom.train.export import export_model, find_run, write_dataset_card
 
     if push is not None:
-        check_name(push)
+        check_login(push)
     is_data = bool(read_manifests(source))
     options.refuse_unused(
         context,

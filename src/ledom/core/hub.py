@@ -15,7 +15,7 @@ from ledom.core.errors import InputError, OutputError, in_one_line
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["check_name", "is_unreachable", "offline", "push", "render_card"]
+__all__ = ["check_login", "check_name", "is_unreachable", "offline", "push", "render_card"]
 
 
 def render_card(template: Path, **values: Any) -> str:
@@ -60,6 +60,31 @@ def check_name(repo: str) -> None:
         raise InputError(f"the hub's name {repo!r} is not of the form USER/NAME")
 
 
+def check_login(repo: str) -> None:
+    """Raise `OutputError` if nobody is logged in to the hub, or if the hub cannot be reached.
+
+    Raises `InputError` for a name that the hub does not accept. Call it before the work whose
+    result is uploaded.
+    """
+    from huggingface_hub import HfApi
+
+    check_name(repo)
+    with _uploading(repo):
+        HfApi().whoami()
+
+
+@contextmanager
+def _uploading(repo: str, remark: str = "") -> Iterator[None]:
+    """Within this block, an error of the hub's client becomes an `OutputError`."""
+    try:
+        yield
+    except Exception as error:  # hub clients have their own types of token and network errors
+        reason = in_one_line(error).rstrip(".")
+        raise OutputError(
+            f"{repo}: cannot be uploaded: {reason}{remark}; to log in: hf auth login"
+        ) from error
+
+
 def push(
     folder: Path, repo: str, private: bool = False, kind: Literal["model", "dataset"] = "model"
 ) -> str:
@@ -71,7 +96,7 @@ def push(
 
     check_name(repo)
     api = HfApi()
-    try:
+    with _uploading(repo, f"; {folder} itself is complete"):
         address = api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repo,
@@ -79,11 +104,6 @@ def push(
             repo_type=kind,
             commit_message=f"Upload by ledom {ledom.__version__}",
         )
-    except Exception as error:  # hub clients have their own types of token and network errors
-        raise OutputError(
-            f"{repo}: cannot be uploaded: {in_one_line(error)}; {folder} itself is complete. To "
-            "log in: hf auth login"
-        ) from error
     return str(address)
 
 

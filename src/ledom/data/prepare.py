@@ -33,6 +33,7 @@ __all__ = [
     "PreparedData",
     "Source",
     "SourceConfig",
+    "check_data",
     "prepare_data",
     "read_split",
     "shortfalls",
@@ -161,8 +162,8 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     ...     data.sources[0].store.manifest.num_documents, data.valid.manifest.num_documents
     (2, 1)
     """
+    check_data(config)
     if config.sources:
-        _check_sources(config)
         return PreparedData(folder, config)
     with lock_folder(folder, "prepares the data", wait=True):
         _prepare(config, folder)
@@ -201,8 +202,26 @@ def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
     return lines
 
 
+def check_data(config: DataConfig) -> None:
+    """Raise `RecipeError` if a key is missing or contradicts another; this reads no file.
+
+    >>> check_data(DataConfig())
+    Traceback (most recent call last):
+    ledom.core.errors.RecipeError: key data.num_documents is missing: the generator never ends
+    """
+    if config.sources:
+        _check_sources(config)
+        return
+    if config.train == GENERATOR and config.num_documents is None:
+        raise RecipeError("key data.num_documents is missing: the generator never ends")
+    if config.eos_token is not None and config.tokenizer is None:
+        raise RecipeError(
+            f"key data.eos_token is {config.eos_token!r} without data.tokenizer; a tokenizer "
+            "that is trained here has its own"
+        )
+
+
 def _check_sources(config: DataConfig) -> None:
-    """Raise `RecipeError` if a key is missing or contradicts `data.sources`."""
     if config.valid is None:
         raise RecipeError(
             "key data.valid is missing: with data.sources, name a token store of other documents"
@@ -223,21 +242,12 @@ def _prepare(config: DataConfig, folder: Path) -> None:
         check_settings(read_json(marker), settings, folder, remedy)
         return
     train, valid, origins = _sources(config)
-    tokenizer = named or _new_tokenizer(config, train)
+    # By default, a new tokenizer is trained on the first texts.
+    tokenizer = named or train_tokenizer(islice(train(), _TOKENIZER_SAMPLE), config.vocab_size)
     tokenizer.save(folder)
     write_store(folder / "train", train(), tokenizer, config.train)
     write_store(folder / "valid", valid(), tokenizer, config.valid or config.train, origins)
     write_json(marker, settings)  # last, because its existence means that the data is complete
-
-
-def _new_tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """A tokenizer trained on the first texts."""
-    if config.eos_token is not None:
-        raise RecipeError(
-            f"key data.eos_token is {config.eos_token!r} without data.tokenizer; a tokenizer "
-            "that is trained here has its own"
-        )
-    return train_tokenizer(islice(texts(), _TOKENIZER_SAMPLE), config.vocab_size)
 
 
 def _contents(config: DataConfig, tokenizer: Tokenizer | None) -> dict[str, str]:
@@ -259,9 +269,8 @@ def _sources(
     """Functions that return new iterators over the training and validation texts, and the sources
     of the validation texts for their store's manifest."""
     if config.train == GENERATOR:
-        if config.num_documents is None:
-            raise RecipeError("key data.num_documents is missing: the generator never ends")
         count = config.num_documents
+        assert count is not None  # see `check_data`
         return (
             lambda: _generated(count, config),
             lambda: _render(generate_problems("valid", config.num_valid, config.seed), config),

@@ -30,7 +30,7 @@ from torch.distributed.fsdp import (
 from transformers import PreTrainedModel
 
 from ledom.core import processes
-from ledom.core.errors import RecipeError, WorkerError
+from ledom.core.errors import RecipeError, WorkerError, in_one_line
 from ledom.core.reading import Config
 from ledom.model.architectures import decoder_layers
 from ledom.model.device import torch_device
@@ -40,6 +40,8 @@ __all__ = [
     "ParallelConfig",
     "ProcessGroup",
     "accumulate",
+    "check_compile",
+    "checkpoint_activations",
     "connect",
     "distribute",
     "losses_of",
@@ -142,8 +144,6 @@ def distribute(
     of processes.
     """
     layers = decoder_layers(model)
-    if config.activation_checkpointing:
-        _checkpoint_activations(model)
     if config.compile:
         for layer in layers:
             layer.compile()
@@ -152,7 +152,11 @@ def distribute(
     model.to(world.device)
 
 
-def _checkpoint_activations(model: PreTrainedModel) -> None:
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Make a model recompute its layers' activations in the backward pass.
+
+    Raises `RecipeError` if its architecture does not support this.
+    """
     with warnings.catch_warnings():  # newer versions of transformers rename this method
         warnings.simplefilter("ignore", FutureWarning)
         try:
@@ -161,6 +165,22 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
             kind = type(model).__name__
             raise RecipeError(
                 f"key parallel.activation_checkpointing: {kind} does not support it; leave it out"
+            ) from None
+
+
+def check_compile(config: ParallelConfig, device: torch.device) -> None:
+    """Raise `RecipeError` if the layers are to be compiled and this machine cannot compile.
+
+    torch would find this out in the first step, when the data has been prepared.
+    """
+    if config.compile:
+        try:
+            torch.compile(torch.cos)(torch.zeros(1, device=device))
+        except Exception as error:  # torch's own types, and those of compilers
+            reason = in_one_line(error).partition(" Set TORCH")[0]  # advice for torch's developers
+            raise RecipeError(
+                f"key parallel.compile: torch.compile does not work here ({reason}); install what "
+                "it needs, or leave the key out"
             ) from None
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "count_parameters",
     "make_plan",
     "memory",
+    "planned_shape",
 ]
 
 Precision = Literal["float32", "bfloat16"]
@@ -249,7 +250,7 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
         raise InputError("key lora: the plan is for training all weights; leave lora out")
     check_shareable(recipe, setup.gpus)  # a process per GPU
     directions = _startable(recipe)
-    shapes = [_shape(recipe, direction) for direction in directions]
+    shapes = [planned_shape(recipe, direction) for direction in directions]
     for direction in directions:
         check_lengths(recipe, direction)
     if shapes[1:] and shapes[0] != shapes[1]:
@@ -329,7 +330,7 @@ def _startable(recipe: Recipe) -> list[Direction]:
     return found or [Direction.FORWARD]
 
 
-def _shape(recipe: Recipe, direction: Direction) -> tuple[ModelConfig, int]:
+def planned_shape(recipe: Recipe, direction: Direction) -> tuple[ModelConfig, int]:
     """The model's shape and vocabulary size: those of `init_from`, else the recipe's."""
     if recipe.init_from is None:
         assert recipe.model is not None  # checked by the recipe

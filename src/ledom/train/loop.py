@@ -10,6 +10,7 @@ not resume exactly.
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import threading
@@ -45,18 +46,11 @@ from ledom.train.distributed import (
     share_out,
     whole_weights,
 )
-from ledom.train.lora import add_adapters
 from ledom.train.metrics import Row, ValidationStats, open_metrics
+from ledom.train.model import trainable_model
 from ledom.train.optim import build_optimizers, schedule
 from ledom.train.recipe import Recipe
-from ledom.train.start import (
-    check_lengths,
-    check_shareable,
-    choose_packing,
-    choose_precision,
-    initial_model,
-    training_batches,
-)
+from ledom.train.start import check_lengths, check_shareable, training_batches
 
 __all__ = ["Progress", "TrainingRun", "train"]
 
@@ -99,12 +93,12 @@ class TrainingRun:
         self.direction, self.data = direction, data
         self.folder, self.world = folder, world
         check_lengths(recipe, direction)
-        self.model = initial_model(recipe, direction, data)
         check_shareable(recipe, world.size)
-        choose_packing(self.model, recipe, data.tokenizer.eos_id, world)
-        self.recipe = recipe = choose_precision(self.model, recipe, world)
-        lora, seed = recipe.lora, recipe.seed
-        self.adapters = None if lora is None else add_adapters(self.model, lora, seed)
+        made = trainable_model(recipe, direction, data.tokenizer, world)
+        self.model, self.adapters = made.model, made.adapters
+        self.recipe = recipe = made.recipe
+        if made.notice and world.is_first:
+            logging.getLogger("ledom").warning(made.notice)
         dtype = getattr(torch, recipe.train.precision)
         if world.device.type == "cpu" and dtype == torch.float32:
             use_fast_products(self.model)

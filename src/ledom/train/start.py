@@ -1,6 +1,6 @@
-"""The start of a run: checks before any work, hashes of the inputs, the model and the batches.
+"""The start of a run: checks before any work, hashes of the inputs, and the batches.
 
-    recipe, prepared data -> initial_model, training_batches -> the loop
+    recipe, prepared data -> training_batches -> the loop
     runs/<name>/inputs.json     recipe key -> hash of the file, model folder or token store
 
 A resumed run must have the inputs that it began with, and twins must have the same ones. The hash
@@ -11,17 +11,13 @@ module does not know about steps or optimizers.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, InputError, OutputError, RecipeError, in_one_line
+from ledom.core.errors import CheckpointError, InputError, OutputError, RecipeError
 from ledom.core.files import lock_folder, write_json
 from ledom.core.reading import read_json
 from ledom.core.records import Problem
@@ -29,16 +25,11 @@ from ledom.data.packing import Batches, Windows
 from ledom.data.prepare import PreparedData, read_split
 from ledom.data.store import MANIFEST, TokenStore
 from ledom.model.architectures import longest_text
-from ledom.model.checkpoint import build_model, load_checkpoint, load_config
-from ledom.model.device import fast_bfloat16
-from ledom.model.exactness import packing_reach
+from ledom.model.checkpoint import load_config
 from ledom.model.folder import file_digest, hash_files, loaded_files
-from ledom.model.own_forward import OwnForward
-from ledom.text.tokenizer import Tokenizer
-from ledom.train.distributed import ProcessGroup
 from ledom.train.lora import load_peft
 from ledom.train.metrics import load_tracker
-from ledom.train.objective import PairBatches, read_wrong_solutions, token_losses
+from ledom.train.objective import PairBatches, read_wrong_solutions
 from ledom.train.recipe import Recipe, named_files
 
 __all__ = [
@@ -47,11 +38,7 @@ __all__ = [
     "check_packages",
     "check_pairs",
     "check_shareable",
-    "check_tokenizers",
-    "choose_packing",
-    "choose_precision",
     "has_begun",
-    "initial_model",
     "is_training",
     "training_batches",
 ]
@@ -85,46 +72,6 @@ def check_packages(recipe: Recipe) -> None:
         load_peft()
 
 
-def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
-    """A model with random weights, or with those of `init_from`; the same in every process.
-
-    `init_from` may have the other direction, and may be of any architecture. Raises `RecipeError`
-    if it does not have the data's tokenizer.
-    """
-    if recipe.init_from is None:
-        assert recipe.model is not None  # checked by the recipe
-        return build_model(recipe.model, data.tokenizer, recipe.seed)
-    folder, eos_token = recipe.init_folder(direction), recipe.data.eos_token
-    start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
-    _check_tokenizer(start.tokenizer, data.tokenizer, folder)
-    # transformers gives no gradient to the padding token, which is often EOS. But every document
-    # begins with EOS, so the model would not learn how documents begin.
-    embedding: Any = start.model.get_input_embeddings()
-    embedding.padding_idx = None
-    return start.model
-
-
-def check_tokenizers(recipe: Recipe, directions: Sequence[Direction]) -> None:
-    """Raise `RecipeError` if a model of `init_from` does not have the tokenizer of the data.
-
-    Both directions read the same data, so the second would be refused only when the first is done.
-    """
-    if recipe.init_from is not None:
-        data = recipe.data_of(directions[0])
-        assert data.tokenizer is not None  # by default that of `init_from`
-        of_data = Tokenizer.load(data.tokenizer, data.eos_token)
-        for folder in map(recipe.init_folder, directions):
-            _check_tokenizer(Tokenizer.load(folder, data.eos_token), of_data, folder)
-
-
-def _check_tokenizer(tokenizer: Tokenizer, of_data: Tokenizer, folder: str) -> None:
-    if tokenizer.fingerprint != of_data.fingerprint:
-        raise RecipeError(
-            f"key init_from: the tokenizer of {folder} is not the data's; set data.tokenizer to "
-            "its tokenizer.json or leave it out; models with other tokenizers need separate runs"
-        )
-
-
 def _check_shape(recipe: Recipe, config: PretrainedConfig) -> None:
     """Raise `RecipeError` if the recipe gives a shape other than that of `init_from`.
 
@@ -140,75 +87,6 @@ def _check_shape(recipe: Recipe, config: PretrainedConfig) -> None:
                 f"key model.{key} is {value}: {recipe.init_from} has another shape, {found} there; "
                 "leave model out (model=null), since init_from brings its own"
             )
-
-
-def choose_packing(
-    model: PreTrainedModel, recipe: Recipe, eos_id: int, world: ProcessGroup
-) -> None:
-    """Set the model up to read packed rows if that is exact for it, else one document at a time.
-
-    Raises `RecipeError` for settings that reading one at a time does not support.
-    """
-
-    def packed(ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
-        return -token_losses(model, ids, positions, boundaries, targets)
-
-    own, kind, longest = OwnForward(model), type(model).__name__, recipe.train.seq_len
-    reach = packing_reach(own, packed, eos_id, longest)
-    if reach >= longest:
-        return
-    own.use(None)
-    own.check_training(longest)
-    if recipe.data.mask_across_documents != recipe.data.reset_position_ids:
-        raise RecipeError(
-            f"key data.mask_across_documents: {kind} reads one document at a time, each from "
-            "position 0; give it the same value as data.reset_position_ids"
-        )
-    if world.size > 1:
-        shorter = f" of more than {reach} tokens" if reach else ""
-        remedy = f", or lower train.seq_len to {reach}" if reach else ""
-        raise RecipeError(
-            f"{kind} reads texts{shorter} one at a time, which works in one process only; start it "
-            f"without torchrun{remedy}"
-        )
-    if world.is_first:
-        logging.getLogger("ledom").warning(
-            "%s: packed rows are not exact for it%s, so it reads one document at a time (slower)",
-            kind,
-            f" above a train.seq_len of {reach}" if reach else "",
-        )
-
-
-def choose_precision(model: PreTrainedModel, recipe: Recipe, world: ProcessGroup) -> Recipe:
-    """The recipe with `auto` replaced: bfloat16 if every process is fast at it and the model runs
-    in it, else float32. Raises `RecipeError` if bfloat16 is named and the model does not run in it.
-
-    A run's checkpoints record the choice, so the run cannot resume in another precision.
-    """
-    asked = recipe.train.precision
-    fast = world.total(fast_bfloat16(world.device)) == [world.size]
-    chosen = ("bfloat16" if fast else "float32") if asked == "auto" else asked
-    if chosen == "bfloat16" and world.size == 1 and (reason := _autocast_error(model)):
-        refusal = f"{type(model).__name__} does not run in bfloat16 ({reason})"
-        if asked == "bfloat16":
-            raise RecipeError(f"key train.precision: {refusal}; set float32")
-        logging.getLogger("ledom").info("float32: %s", refusal)
-        chosen = "float32"
-    train = recipe.train.model_copy(update={"precision": chosen})
-    return recipe.model_copy(update={"train": train})
-
-
-@torch.no_grad()
-def _autocast_error(model: PreTrainedModel) -> str | None:
-    """Why a model fails on a short text with bf16 matmuls, as some do that mix precisions."""
-    ids = torch.arange(4, device=model.device)
-    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16)
-    try:
-        with torch.random.fork_rng(), autocast:  # dropout draws
-            token_losses(model, ids, ids, torch.tensor([0, len(ids)]), ids)
-    except Exception as error:
-        return in_one_line(error)
-    return None
 
 
 def check_shareable(recipe: Recipe, num_processes: int) -> None:
