@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,33 @@ def test_having_nothing_to_tune_is_reported() -> None:
     table.correct[:] = True
     with pytest.raises(InputError, match="both right and wrong"):
         tune(table)
+    unlabeled = replace(table, labeled=np.zeros(20, bool))
+    with pytest.raises(InputError, match="no.* known answer to fit on; add answers to the problem"):
+        tune(unlabeled)
+
+
+@pytest.mark.slow
+def test_one_problem_with_thousands_of_candidates_takes_no_square_of_memory() -> None:
+    """A byte for each pair of candidates of each problem would be 100 MB."""
+    few = with_few_terms(made_pools(100))
+    wide = {name: np.pad(values, ((0, 0), (0, 992))) for name, values in few.features.items()}
+    more = {
+        name: np.pad(getattr(few, name), ((0, 0), (0, 992)))
+        for name in ("answers", "correct", "mask", "blank")
+    }
+    for name, values in wide.items():  # only the first problem has more candidates
+        values[0] = np.tile(few.features[name][0], 125)
+    for name, values in more.items():
+        values[0] = np.tile(getattr(few, name)[0], 125)
+    many = replace(few, features=wide, **more)
+    tracemalloc.start()
+    try:
+        found = tune(many)
+        assert tracemalloc.get_traced_memory()[1] < 8e7
+    finally:
+        tracemalloc.stop()
+    # Each of these candidates is there 125 times, so their votes and pairs count the same.
+    assert found.weights == tune(few).weights
 
 
 @pytest.mark.slow

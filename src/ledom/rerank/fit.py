@@ -61,7 +61,12 @@ def tune(table: CandidateTable) -> TunedWeights:
     {'forward': 1.0}
     """
     table = table.select(np.flatnonzero(table.labeled))
-    if not _pairs(table).any():
+    if not table.labeled.any():
+        raise InputError(
+            "none of the problems has a known answer to fit on; add answers to the problems, or "
+            "labels to the candidates, or choose without fitting"
+        )
+    if not _has_pairs(table).any():
         raise InputError(
             f"none of the {len(table.problem_ids)} problems to fit on has both right and wrong "
             "candidates; give more problems, or more candidates of each, or choose without fitting"
@@ -233,7 +238,7 @@ def _fit_pairs(
     It uses Newton's method with step halving, which takes a few products; an optimizer from torch
     or scipy would take seconds to import.
     """
-    table = table.select(np.flatnonzero(_pairs(table).any(axis=(1, 2))))
+    table = table.select(np.flatnonzero(_has_pairs(table)))
     if len(table.problem_ids) == 0:
         return dict.fromkeys(features, 0.0)
     spread = _spread(features, table)
@@ -275,18 +280,25 @@ def _differences(values: FloatArray, table: CandidateTable) -> tuple[FloatArray,
 
     A pair's share is its weight in the mean over pairs, then over problems with pairs.
     """
-    problem, right, wrong = np.nonzero(_pairs(table))
-    _, place, counts = np.unique(problem, return_inverse=True, return_counts=True)
-    shares = 1 / (counts[place] * max(len(counts), 1))
-    return values[problem, right] - values[problem, wrong], shares
+    differences, shares = [values[:0, 0]], [np.zeros(0)]
+    rights, wrongs = _right_and_wrong(table)
+    rows = np.flatnonzero(_has_pairs(table))
+    for row in rows:
+        found = values[row][rights[row]][:, None] - values[row][wrongs[row]]
+        differences.append(found.reshape(-1, *found.shape[2:]))
+        shares.append(np.full(len(differences[-1]), 1 / (len(differences[-1]) * len(rows))))
+    return np.concatenate(differences), np.concatenate(shares)
 
 
-def _pairs(table: CandidateTable) -> BoolArray:
-    """[P, N, N]: whether the row's candidate is right and the column's wrong."""
-    right = table.eligible & table.correct
-    wrong = table.eligible & ~table.correct
-    pairs: BoolArray = right[:, :, None] & wrong[:, None, :]
-    return pairs
+def _right_and_wrong(table: CandidateTable) -> tuple[BoolArray, BoolArray]:
+    """[P, N] each: which candidates are right, and which are wrong."""
+    return table.eligible & table.correct, table.eligible & ~table.correct
+
+
+def _has_pairs(table: CandidateTable) -> BoolArray:
+    """[P]: whether a problem has both right and wrong candidates."""
+    right, wrong = _right_and_wrong(table)
+    return np.asarray(right.any(axis=1) & wrong.any(axis=1))
 
 
 def _relative(features: tuple[str, ...], table: CandidateTable) -> FloatArray:

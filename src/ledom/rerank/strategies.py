@@ -123,8 +123,8 @@ class Strategy(ABC):
         score = np.where(voting, self.score(table, weights), -np.inf)
         best = score.max(axis=1, keepdims=True)  # -inf where no candidate has an answer
         ballots = np.exp(score - np.maximum(best, np.finfo(float).min))
-        same = _same_answer(table) & voting[:, None, :]
-        totals: FloatArray = np.einsum("pnm,pm->pn", same, ballots)
+        groups = _answer_groups(table)
+        totals: FloatArray = np.bincount(groups.ravel(), ballots.ravel())[groups]
         all_ballots = np.maximum(ballots.sum(axis=1, keepdims=True), 1e-300)
         return np.where(voting, totals / all_ballots, 0.0)
 
@@ -174,10 +174,13 @@ class Vote(Strategy):
         """
         best = leading(self.shares(table, weights)) & table.mask
         score = self.score(table, weights)
-        same = _same_answer(table) & table.mask[:, None, :]
-        chosen = best & ~(same & (score[:, None, :] > score[:, :, None])).any(axis=2)
+        groups = _answer_groups(table)
+        highest = np.full(groups.max(initial=0) + 1, -np.inf)  # of each answer's scores
+        np.maximum.at(highest, groups[table.mask], score[table.mask])
+        chosen = best & ~(highest[groups] > score)
         # A tie is between answers, not candidates.
-        parts = np.where(chosen, 1 / np.maximum((same & chosen[:, None, :]).sum(axis=2), 1), 0.0)
+        num_chosen = np.bincount(groups.ravel(), chosen.ravel())[groups]
+        parts = np.where(chosen, 1 / np.maximum(num_chosen, 1), 0.0)
         return np.asarray((parts * table.correct).sum(axis=1) / parts.sum(axis=1))
 
 
@@ -246,9 +249,13 @@ def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
     return needed
 
 
-def _same_answer(table: CandidateTable) -> BoolArray:
-    """[P, N, N]: whether two candidates of a problem have equal answers, or both have none."""
-    return np.asarray(table.answers[:, :, None] == table.answers[:, None, :])
+def _answer_groups(table: CandidateTable) -> NDArray[np.int64]:
+    """[P, N]: a number for each problem and answer, in which all candidates without one share one.
+
+    A problem may have thousands of candidates, so nothing here is of the shape [P, N, N].
+    """
+    span = int(table.answers.max(initial=-1)) + 2
+    return np.arange(len(table.answers))[:, None] * span + table.answers + 1
 
 
 _FORWARD, _REVERSE, _PRIOR = (TOKEN_FEATURES[target] for target in ("y|x", "x|y", "y"))
