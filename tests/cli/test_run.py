@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,25 @@ def test_an_unexpected_error_gives_one_line(
         assert "Traceback (most recent call last)" in text
         assert "in call\n" in text
         assert says in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kept", [20, -1])
+def test_a_compiled_file_cut_short_is_named_instead_of_ctrl_c(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: int
+) -> None:
+    """Python itself leaves such a file if the disk is full while it writes it."""
+    source = tmp_path / f"cut_short_{abs(kept)}.py"
+    source.write_text("numbers = [1, 2, 3]\n")
+    compiled = Path(py_compile.compile(str(source), doraise=True))
+    compiled.write_bytes(compiled.read_bytes()[:kept])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plan, "make_plan", lambda *_: import_module(source.stem))
+    check_refused(run("plan", RECIPE), f"{compiled}: this compiled file of Python is damaged")
+
+
+def test_an_end_of_file_is_not_taken_for_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "make_plan", fails(EOFError("no more")))
+    check_refused(run("plan", RECIPE), "internal error: EOFError: no more")
 
 
 def test_ctrl_c_before_the_commands_are_ready_gives_one_line(

@@ -104,8 +104,9 @@ def run(app: Callable[..., Any]) -> int:
     try:
         code = app(prog_name="ledom", standalone_mode=False) or 0  # typer turns Ctrl-C into 130
         sys.stdout.flush()
-    except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort) as error:
+        ended = error.__cause__  # typer aborts on the end of a file, too
+        code = _failed(ended) if isinstance(ended, EOFError) else _INTERRUPTED
     except _PipeClosed:
         code = _PIPE_CLOSED
     except SystemExit:
@@ -152,8 +153,23 @@ def _message(error: BaseException) -> str:
         return f"an argument or a file name is not UTF-8 (it contains {found}); convert it first"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if file := _damaged_bytecode(error):
+        return (
+            f"{file}: this compiled file of Python is damaged, perhaps since the disk was full "
+            "when it was written; remove it"
+        )
     what = in_one_line(f"{type(error).__name__}: {error}", 300)
     return f"internal error: {what}; run `ledom --debug ...` to see the traceback, and report it"
+
+
+def _damaged_bytecode(error: BaseException) -> str | None:
+    """The compiled module that could not be read, if the error comes from its import.
+
+    Python itself does not notice if a full disk or a limit on file sizes cuts such a file short.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    reading = [frame for frame in frames if frame.f_code.co_name == "get_code"]
+    return reading[-1].f_locals.get("bytecode_path") if reading else None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -124,7 +124,7 @@ class Strategy(ABC):
         best = score.max(axis=1, keepdims=True)  # -inf where no candidate has an answer
         ballots = np.exp(score - np.maximum(best, np.finfo(float).min))
         groups = _answer_groups(table)
-        totals: FloatArray = np.bincount(groups.ravel(), ballots.ravel())[groups]
+        totals = np.bincount(groups.ravel(), ballots.ravel()).astype(float)[groups]
         all_ballots = np.maximum(ballots.sum(axis=1, keepdims=True), 1e-300)
         return np.where(voting, totals / all_ballots, 0.0)
 
