@@ -142,4 +142,9 @@ UNEQUAL_QUANTITIES = [
     ("1-1/2 cups", "1/2", "a difference or a mixed number: it is read in two ways"),
     ("1-1/2", "3/2", "a difference or a mixed number: it is read in two ways"),
     ("5 and a half hours", "5 hours", "a part of it"),
+    ("5 light years", "5 years", "a distance"),
+    ("5 nautical miles", "5 miles", "another unit"),
+    ("68\u2109", "68\u2103", "another scale"),
+    ("100\u00b0 million", "100\u00b0", "a scale after the unit"),
+    ("5 m3", "5 m2", "another power"),
 ]

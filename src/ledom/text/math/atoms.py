@@ -6,6 +6,7 @@ The lower half of the grammar in `expressions`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 
 from ledom.text.math.nodes import Node, call, number, numeral, power, product, quotient, total
@@ -18,7 +19,7 @@ __all__ = ["Atoms"]
 MAX_DEPTH = 30
 """The deepest nesting of brackets that is parsed."""
 
-_CONSTANTS = {r"\pi": "pi", r"\infty": "oo", r"\imath": "i", r"\mathbb": "reals"}
+_CONSTANTS = {r"\pi": "pi", r"\infty": "oo", r"\imath": "i"}
 _BRACKETS = {"(": ")", "[": "]"}
 _BETWEEN_ITEMS = frozenset(["", ",", ";", "and", "or", "(", ")", "[", "]", r"\{", r"\}"])
 _FENCES = {
@@ -27,7 +28,7 @@ _FENCES = {
     r"\lvert": (r"\rvert", "abs"),
     "|": ("|", "abs"),
 }
-_FONTS = frozenset([r"\vec", r"\hat", r"\boldsymbol", r"\mathcal", r"\mathit"])
+_FONTS = frozenset([r"\vec", r"\hat", r"\mathcal"])
 _NO_TOKEN = Token("", "")
 _STARTS = frozenset(
     ["(", r"\frac", r"\binom", r"\sqrt", "sqrt", r"\pi", r"\lfloor", r"\lceil", r"\lvert"]
@@ -195,33 +196,39 @@ class Atoms(ABC):
         return self._command(token.text)
 
     def _command(self, name: str) -> Node:
-        if name == r"\frac":
-            return quotient(self._digit_or_group(), self._digit_or_group())
-        if name == r"\binom":
-            return call("binomial", self._digit_or_group(), self._digit_or_group())
-        if name in (r"\sqrt", "sqrt"):
-            return self._root()
-        if name in _FUNCTIONS:
-            return self._function(name)
-        if name == r"\emptyset":
-            return Node("set")
-        if name == r"\begin":
-            return self._matrix()
-        if name == r"\mathbb":
-            if self._environment() != "R":
-                raise NotUnderstood(name)
-            ends = product(number(-1), Node("symbol", "oo")), Node("symbol", "oo")
-            return Node("bracket", "()", ends)
-        if name in _FONTS:
-            self.expect("{")
-            letter = self.take()
-            self.expect("}")
-            if letter.kind != "name":
-                raise NotUnderstood(name)
-            return Node("symbol", f"{name} {letter.text}")
         if name in _CONSTANTS:
             return Node("symbol", _CONSTANTS[name])
-        raise NotUnderstood(name)
+        if name in _FUNCTIONS:
+            return self._function(name)
+        if name in _FONTS:
+            return self._styled(name)
+        if name not in _COMMANDS:
+            raise NotUnderstood(name)
+        return _COMMANDS[name](self)
+
+    def _fraction(self) -> Node:
+        return quotient(self._digit_or_group(), self._digit_or_group())
+
+    def _binomial(self) -> Node:
+        return call("binomial", self._digit_or_group(), self._digit_or_group())
+
+    def _empty_set(self) -> Node:
+        return Node("set")
+
+    def _reals(self) -> Node:
+        if self._environment() != "R":
+            raise NotUnderstood("other numbers than the reals")
+        infinity = Node("symbol", "oo")
+        return Node("bracket", "()", (product(number(-1), infinity), infinity))
+
+    def _styled(self, font: str) -> Node:
+        """A letter in a font that tells it from others: a vector is not its length."""
+        self.expect("{")
+        letter = self.take()
+        self.expect("}")
+        if letter.kind != "name":
+            raise NotUnderstood(font)
+        return Node("symbol", f"{font} {letter.text}")
 
     def _number(self, token: Token) -> Node:
         node = numeral(token.text)
@@ -356,6 +363,17 @@ class Atoms(ABC):
             return tuple(map(_radians, arguments))
         self.take()
         return (_degrees(node),)
+
+
+_COMMANDS: dict[str, Callable[[Atoms], Node]] = {
+    r"\frac": Atoms._fraction,
+    r"\binom": Atoms._binomial,
+    r"\sqrt": Atoms._root,
+    "sqrt": Atoms._root,
+    r"\emptyset": Atoms._empty_set,
+    r"\begin": Atoms._matrix,
+    r"\mathbb": Atoms._reals,
+}
 
 
 def _degrees(angle: Node) -> Node:

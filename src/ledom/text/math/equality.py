@@ -85,7 +85,13 @@ class Comparison:
             return self.same_scalars(first, second)
         if kinds == {"list"}:
             return self._same_lists(first, second)
-        first, second = _union(first), _union(second)
+        for one, other in ((first, second), (second, first)):
+            if one.kind == "set" and other.kind not in ("set", "list", "union"):
+                return len(one.parts) == 1 and self.same(one.parts[0], other)
+        first, second = (
+            _point(one) if other.kind == "bracket" else _union(one)
+            for one, other in ((first, second), (second, first))
+        )
         kinds = {first.kind, second.kind}
         if kinds <= {"list", "set"} or kinds == {"union"}:
             return self._same_members(self._members(first), self._members(second))
@@ -211,6 +217,15 @@ def _union(node: Node) -> Node:
         return node
     intervals = [part for part in map(_interval, node.parts) if part is not None]
     return Node("union", parts=tuple(intervals)) if len(intervals) == len(node.parts) else node
+
+
+def _point(node: Node) -> Node:
+    """The point of a list that names each coordinate by a letter: y = 2, x = 1; or the node."""
+    values = {part.name: part.parts[0] for part in node.parts if part.kind == "named"}
+    are_letters = all(len(name) == 1 or name[1] == "_" for name in values)
+    if node.kind != "list" or len(values) < len(node.parts) or not are_letters:
+        return node
+    return Node("bracket", "()", tuple(values[name] for name in sorted(values)))
 
 
 def _variable(node: Node) -> str:

@@ -33,7 +33,7 @@ from ledom.text.math.nodes import (
     without_repeats,
 )
 from ledom.text.math.spelling import MAX_CHARS, NotUnderstood, plain_text, text_key
-from ledom.text.math.tokens import Token, tokens
+from ledom.text.math.tokens import Token, refuse_dashes, tokens
 from ledom.text.math.units import (
     MONEY_SCALES,
     NOT_UNITS,
@@ -45,18 +45,18 @@ from ledom.text.math.units import (
 
 __all__ = ["read"]
 
+_SAYS = r"-\s(?=[A-Z][a-z]|the\s|[a-z]{4,}(?:\s|\Z))"  # A - Paris; A - 5 is a difference
 _CHOICE = re.compile(
     r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?"
-    r"(?:\(?([A-Ja-j])\)|([A-J])(?:[.:](?=\s)|(?=\s-\s[A-Z][a-z])))\s?\}?"
-    r"[\s:]*(?:-\s(?=[A-Z][a-z]))?(?![-+*/^_=(<>\s]|(?:and|or)\b)(.+)"
+    rf"(?:\(?([A-Ja-j])\)|([A-J])(?:[.:](?=\s)|(?=\s{_SAYS})))\s?\}}?[\s:]*(?:{_SAYS})?"
+    r"(?!(?<!\s)-|-(?!\d)|[+*/^_=(<>\s]|(?:and|or)\b)(.+)"
 )
 _ZERO_AND_DIGIT = re.compile("0[0-9]")
 _RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=")} | {
     r"\leq": "<=",
     r"\geq": ">=",
     r"\neq": "!=",
-    r"\approx": "~",
-    r"\sim": "~",
+    **dict.fromkeys([r"\approx", r"\sim", r"\simeq", r"\cong"], "~"),
     r"\equiv": "==",
     r"\in": "in",
     r"\lt": "<",
@@ -131,7 +131,12 @@ class _Reader(Atoms):
         if not name and self.peek().text in _RELATIONS:  # "> 5"
             signs.append(_RELATIONS[self.take().text])
             parts.append(Node("symbol", ""))
-        parts.append(self._quantity())
+        try:
+            parts.append(self._quantity())
+        except NotUnderstood:
+            if name or signs or not (name := self._other_subject(start)):
+                raise
+            parts.append(self._quantity())
         while (sign := self.peek().text) in _RELATIONS:
             self.take()
             signs.append(_RELATIONS[sign])
@@ -163,6 +168,22 @@ class _Reader(Atoms):
         self.place = place + 1
         return " ".join(map(self.fold, words))
 
+    def _other_subject(self, start: int) -> str:
+        r"""What stands before "=" and is no expression: \angle ABC, f'(2); "" for calculations and
+        sentences."""
+        depth = 0
+        texts: list[str] = []
+        for place, token in enumerate(self.tokens[start:], start + 1):
+            depth += (token.text == "{") - (token.text == "}")
+            is_prose = token.kind == "word" and token.text.isalpha() and token.text[0].islower()
+            if is_prose or token.kind == "currency" or (token.kind == "number" and not texts):
+                return ""
+            if token.text == "=" and depth == 0:
+                self.place = place
+                return " ".join(texts)
+            texts.append(token.text)
+        return ""
+
     def _quantity(self) -> Node:
         sign = ""
         if self.peek().text in ("-", "+") and self.peek(1).kind == "currency":
@@ -171,7 +192,7 @@ class _Reader(Atoms):
         self.is_money = bool(currency)
         start = self.place
         parts = [self.union()]
-        _refuse_dashes(self.tokens[start : self.place])
+        refuse_dashes(self.tokens[start : self.place])
         while self.peek().text == ":":
             self.take()
             parts.append(self.union())
@@ -292,7 +313,9 @@ class _Reader(Atoms):
             return True
         if not token.spaced or not self._rest_is_label():
             return False
-        return word == "of" or (len(word) == 3 and not _VARIABLES.issuperset(word))
+        if len(word) == 3:
+            return not _VARIABLES.issuperset(word)
+        return word == "of" or not (token.text.islower() or token.text.isupper())  # 5 kJ
 
     def _is_whole_item(self) -> bool:
         """Whether an item is only a number and the next token: 5m, but not y = 5m or 5m + 2."""
@@ -338,6 +361,8 @@ class _Reader(Atoms):
         exponent = self.group() if self.peek().text == "{" else self.factor()
         if self.peek().text in ("^", "!"):
             raise NotUnderstood("two exponents")
+        if exponent.value == -1 and base.kind == "symbol" and self.peek().text == "(":
+            raise NotUnderstood("an inverse function or a quotient: f^{-1}(3)")
         return power(base, exponent)
 
 
@@ -372,16 +397,3 @@ def _relation(signs: list[str], parts: list[Node]) -> Node:
         signs = [flips.get(sign, sign) for sign in reversed(signs)]
         parts = parts[::-1]
     return Node("relation", " ".join(signs), tuple(parts))
-
-
-def _refuse_dashes(item: list[Token]) -> None:
-    """Reject whole numbers joined by dashes: a range, a date, a phone number, or 1-1/2."""
-    if any(token.spaced for token in item[1:]):
-        return
-    is_chain = all(token.kind == "number" or token.text == "-" for token in item)
-    if len(item) > 2 and item[0].kind == "number" and is_chain:
-        raise NotUnderstood("numbers joined by dashes")
-    texts = [token.text for token in (item[1:] if item[0].text == "-" else item)]
-    is_number = len(texts) == 5 and all(map(str.isdigit, texts[::2]))
-    if is_number and texts[1::2] == ["-", "/"] and int(texts[2]) < int(texts[4]):
-        raise NotUnderstood("a difference or a mixed number")

@@ -107,9 +107,11 @@ def numeral(text: str) -> Node:
     """
     digits, _, base = text.partition("_")
     if base:
+        whole, _, decimals = digits.strip().replace("‚", "").partition(".")
         try:
-            return number(int(digits.strip().replace("‚", ""), int(base.strip(" {}"))))
-        except ValueError as error:
+            radix = int(base.strip(" {}"))
+            return number(Fraction(int(whole + decimals, radix), radix ** len(decimals)))
+        except (ValueError, ZeroDivisionError) as error:
             raise NotUnderstood(text) from error
     match = _NUMERAL.fullmatch(text)
     if match is None or _MAYBE_E.fullmatch(text):
@@ -263,5 +265,5 @@ def without_repeats(items: list[Node]) -> list[Node]:
     for item in items:
         is_percent = item.kind == "quantity" and item.label.is_percent
         value = product(number(Fraction(1, 100)), item.parts[0]) if is_percent else item
-        found.setdefault(value, item)
+        found[value] = item if is_percent else found.get(value, item)  # 50% equals more than 0.5
     return [*found.values()]

@@ -24,7 +24,8 @@ __all__ = [
 ]
 
 _QUOTES = "\u2018\u2019\u201c\u201d\u201e\u201f\xab\xbb\u2039\u203a\u300c\u300d\u300e\u300f"
-MARKUP = " \t\r\n*_`\"'" + _QUOTES
+_CHECK_MARKS = "\u2705\u2713\u2714\u2611\ufe0f"
+MARKUP = " \t\r\n*_`\"'" + _QUOTES + _CHECK_MARKS
 """Characters that may surround an answer."""
 _INVISIBLE = [0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F)]
 _INVISIBLE += [*range(0x2060, 0x2070), 0xFEFF]  # zero-width characters and writing direction marks
@@ -39,6 +40,8 @@ _KEYBOARD = str.maketrans(
         **dict(zip("\u066a\u066b\u066c\u2236\u3000\xb5", "%.,: \u03bc", strict=True)),
         "\u3001": ", ",  # Chinese and Japanese
         "\u3002": ". ",
+        "\u2103": "°C",
+        "\u2109": "°F",
         **dict.fromkeys("\u2010\u2011\u2012\ufe63", "-"),  # hyphens, as of -5
         **dict.fromkeys("\u2044\u2215", "/"),
     }

@@ -72,6 +72,11 @@ _ONE_SPELLING = {
     **dict.fromkeys(["rangle", "rparen"], ")"),
     **dict.fromkeys(["left", "right", "displaystyle", "textstyle"], ""),
     **dict.fromkeys(["rm", "bf", "it", "sf", "tt"], ""),
+    **dict.fromkeys(words("small normalsize large Large LARGE huge Huge scriptstyle"), ""),
+    **dict.fromkeys(words("boldsymbol bm pmb mathit underline checkmark"), ""),
+    **dict.fromkeys(["thinspace", "enspace"], " "),
+    **dict.fromkeys(["dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "flatfrac"], r"\frac"),
+    "bigcup": r"\cup",
     "ell": "l",
     "ne": r"\neq",
     "varnothing": r"\emptyset",
@@ -84,10 +89,19 @@ _ONE_SPELLING = {
     "vert": "|",
 }
 _FONT = r"\\(?:rm|bf|it|sf|tt)"
+
+
+def _base(word: re.Match[str]) -> str:
+    """The subscript of a number in the base that a word names."""
+    return f"_{ {'binary': 2, 'octal': 8, 'decimal': 10, 'hexadecimal': 16}[word[1]] }"
+
+
 _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\A~\s?(?=[$\\.\d-])"), r"\\approx "),  # elsewhere it is LaTeX's space
-    (re.compile(r"\\[dtc](frac|binom)(?![A-Za-z])"), r"\\\1"),
+    (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\{([^{}\\]{1,40})\\choose(?![A-Za-z])([^{}\\]{1,40})\}"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\{([^{}\\]{1,40})\\over(?![A-Za-z])([^{}\\]{1,40})\}"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\(?:text)?color\s?\{\w{1,40}\}|\\[hv]?phantom\{[^{}]*\}"), ""),
     (re.compile(rf"\{{\s?{_FONT}\s([^{{}}]*)\}}|{_FONT}\s?\{{([^{{}}]*)\}}"), r"\\text{\1\2}"),
     (re.compile(r"\\\\\s?\[-?[\d.]+(?:pt|em|ex|mm|cm)\]"), r"\\\\"),  # space between rows
     (
@@ -108,10 +122,14 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (re.compile(r"\\mathbb\s?([A-Z])(?![A-Za-z])"), r"\\mathbb{\1}"),
     (re.compile(r"\\\{\s{0,9}\\\}"), r"\\emptyset"),
     (re.compile(r"\\[bB]igg?[lr]?(?![A-Za-z])"), ""),
-    (re.compile(r"\^\s?(?:\{\s?(?:\\circ|°)\s?\}|\\circ|°)"), "°"),
-    (re.compile(r",\\!\s?|\{,\}"), "\N{SINGLE LOW-9 QUOTATION MARK}"),  # a comma in a number
+    (re.compile(r"(?:\{\s?\})?\s?\^\s?(?:\{\s?(?:\\circ|°)\s?\}|\\circ|°)"), "°"),
+    (re.compile(r"°\s(?=[CF](?![A-Za-z]))"), "°"),
+    # a comma in a number
+    (re.compile(r"(?<!\\),\\!\s?|\{,\}|\\text\{,\}"), "\N{SINGLE LOW-9 QUOTATION MARK}"),
     (re.compile(r"(?<=\d)(?:\\[,;:]|~)(?=\d{3}(?!\d))"), "\N{SINGLE LOW-9 QUOTATION MARK}"),
-    (re.compile(r"(?<!\\)\\[,;:!> ]|\\q?quad(?![A-Za-z])|~"), " "),
+    (re.compile(r"(?<!\\)\\(?:[,;:!> ]|hspace\*?\{[^{}]*\}|\Z)|\\q?quad(?![A-Za-z])|~"), " "),
+    (re.compile(r"(?:\s|\\\\)+\Z"), ""),  # a line break at the end
+    (re.compile(r"\\text\{[.,]\}\Z|(?<=[a-z])\.(?=\}\Z)"), ""),
     # repeating digits: 0.\dot{1}2\dot{3}, with a line or dots above, \overline3
     (
         re.compile(r"(?<=\.)(\d*)\\dot\s?\{?(\d)\}?(?:(\d*)\\dot\s?\{?(\d)\}?)?(?![\d\\])"),
@@ -124,6 +142,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (re.compile(r"(?<=[.\d])\\(overline|bar)\s?(\d)"), r"\\\1{\2}"),
     (SPELLED_FRACTION, spelled_fraction),
     (SPELLED_OUT, lambda number: str(spelled(number[1]))),
+    (re.compile(r"(?<=\d) (?:in )?(binary|octal|decimal|hexadecimal)\Z"), _base),
     # bases: 101 in base 2, (101)_2, \text{1F}_{16}, 101_{(2)}, 101_{\text{base 2}}
     (re.compile(r"(?<=\d) (?:in )?base (\d{1,2})(?!\d)"), r"_{\1}"),
     (re.compile(r"(?:\\(?:text|mathrm)\s?\{|\()([\dA-F]+)[)}]\s?(?=_\s?\{?\s?\(?\d)"), r"\1"),
@@ -135,13 +154,29 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])"), " th"),
     (re.compile(r"(?<![A-Za-z])([aApP])\.\s?([mM])\.?(?![A-Za-z])"), r" \1\2"),
     (re.compile(r"(?<![\d:])(\d{1,2})\s?o['\u2019]?\s?clock(?![A-Za-z])"), r"\1:00"),
-    (re.compile(r"(?<![A-Za-z\\])[Ii]nfinity(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"(?<![A-Za-z\\])(?:[Ii]nfinity|inf|oo)(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"(?<=\d) per cent(?![A-Za-z])"), " percent"),
+    (re.compile(r"(?<=\d) out of (?=\d)"), "/"),
+    (re.compile(r"(?<=[\d{])\s?([cdkm]?m|ft|in|yd)([23])(?![\w.^])"), r" \1^\2"),  # 5 m2
+    (re.compile(r"(?<![A-Za-z])(light|nautical|fluid) (?=year|mile|ounce)"), r"\1-"),  # no years
     (re.compile(r"(?<=[Nn]o )((?:real )?solution)s(?![A-Za-z])"), r"\1"),
     (re.compile(r"(?<=[)\]])\s?U\s?(?=[(\[])"), r"\\cup "),
-    (re.compile(r"[(\[]\s?\\begin\{array\}\{\w+\}"), r"\\begin{pmatrix}"),
+    (re.compile(r"[(\[]\s?\\begin\{array\}\{[\w|]+\}"), r"\\begin{pmatrix}"),
     (re.compile(r"\\end\{array\}\s?[)\]]"), r"\\end{pmatrix}"),
     (re.compile(r"\A\(?([A-Ja-j])\)\Z"), r"\1"),  # the letter of a choice
+    # the set of all x in an interval: {x | x > 3}
+    (
+        re.compile(
+            r"\A\\?\{\s?([a-z])(?:\s?\\in\s?\\mathbb\{R\})?\s?(?:\\mid(?![A-Za-z])|[|:])"
+            r"\s?(?=\1|[-0-9.\\])(.*?)\\?\}\Z"
+        ),
+        r"\2",
+    ),
+    # intervals without their ends, as in France: ]0, 1[
+    (
+        re.compile(r"([\[\]])([^\[\](),;]{1,99}[,;][^\[\](),;]{1,99})([\[\]])"),
+        lambda ends: "[("[ends[1] == "]"] + ends[2] + "])"[ends[3] == "["],
+    ),
     # a set in plain text; the comma of {1,000} groups digits
     (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
     (re.compile(r"(?:\A|(?<=[=(,])\s?)(?:[Nn]egative|[Mm]inus)\s(?=[$\u20ac\xa3\d.\\(])"), "-"),
@@ -155,7 +190,9 @@ _DOLLAR = re.compile(r"(?<!\\)\$")
 # 5', f'', z* are not quotes
 _PRIMED = re.compile(r"[^'\"\u2018\u2019*]+(['\"\u2019\u2032\u2033]{1,3}|\*)")
 _PRIMES = str.maketrans({"\u2019": "'", "\u2032": "'", "\u2033": "''", '"': "''"})
-_BOX = re.compile(r"\\boxed\s?\{(.*)\}")
+_BOX = re.compile(
+    r"\\(?:boxed|fbox|underline|boldsymbol|bm|pmb|mathit|(?:text)?color\s?\{\w+\})\s?\{(.*)\}"
+)
 _DELIMITER_COMMAND = re.compile(r"(?<!\\)\\[()\[\]]")
 QUOTED = re.compile(
     r"\\(text[a-z]{0,6}|[mh]box|emph|ce|math(?:rm|bf|sf|tt)|operatorname)\s?"
@@ -166,6 +203,7 @@ QUOTED = re.compile(
 _IDLE_SPACE = re.compile(
     r"(?<![^\W_])(?<!\d,) | (?![^\W_])|(?<=\d) (?=[^\W\d_])| (?=d[a-z](?![^\W\d_]))"
 )
+_COMMAND_SPACE = re.compile(r"(\\[A-Za-z]+) (?![A-Za-z])")
 _BRACED_CHARACTER = re.compile(r"([_^])\{(\w)\}")
 _SUBSCRIPT = re.compile(r"(?<=[A-Za-z)]) ?_ ?(?:(\d+)|\{(\d+)\})")  # H_2O is H2O
 _MONTH = (
@@ -236,7 +274,10 @@ def text_key(answer: str) -> str:
     >>> text_key("Red  Apples"), text_key("H_2O"), text_key("March 5th, 2020")
     ('red apples', 'h2o', '5 mar 2020')
     """
-    text = QUOTED.sub(r" \2 ", plain_text(answer)) if len(answer) <= MAX_CHARS else bare(answer)
+    text = plain_text(answer) if len(answer) <= MAX_CHARS else bare(answer)
+    while (inner := QUOTED.sub(r" \2 ", text)) != text:
+        text = inner
+    text = _COMMAND_SPACE.sub(r"\1", text)
     text = _BRACED_CHARACTER.sub(r"\1\2", " ".join(text.split()))
     if "\\" not in text:
         text = _SUBSCRIPT.sub(r"\1\2", text)

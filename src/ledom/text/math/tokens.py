@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ledom.text.math.spelling import GREEK, QUOTED, NotUnderstood, words
 
-__all__ = ["FUNCTIONS", "Token", "tokens"]
+__all__ = ["FUNCTIONS", "Token", "refuse_dashes", "tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ _PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")  # if a comma separates numbe
 _BASED = re.compile(r"(?=[0-9A-F]{2})[0-9A-F]*[A-F][0-9A-F]*\s?_\s?\{?\s?(?:1[1-6])\s?\}?")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _CURRENCY = re.compile(
-    r"\\\$|US\$|Rs\.?(?![A-Za-z])|(?:USD|EUR|GBP|JPY|INR|KRW)(?=\s?-?[0-9.])|[$€£¥₹₱₩]"
+    r"(?:US)?\\\$|US\$|Rs\.?(?![A-Za-z])|(?:USD|EUR|GBP|JPY|INR|KRW)(?=\s?-?[0-9.])|[$€£¥₹₱₩]"
 )
 _HYPHEN = r"(?:(?<=[^\W\d_]{3})-|-(?=[^\W\d_]{3}))"  # T-shirt; elsewhere it subtracts: x-y
 _WORD = re.compile(rf"[^\W\d_]+(?:(?:['’.]|{_HYPHEN})[^\W\d_]+)*['’]?\.?")
@@ -105,7 +105,7 @@ def _piece(text: str, place: int, *, grouped: bool) -> tuple[str, str, int]:
             match = _PLAIN_NUMBER.match(text, place) or match
         return "number", match[0], match.end()
     if match := _CURRENCY.match(text, place):
-        return "currency", match[0].lstrip("\\").rstrip("."), match.end()
+        return "currency", match[0].replace("\\", "").rstrip("."), match.end()
     if match := _COMMAND.match(text, place):
         name = match[0][1:]
         is_plain = name in GREEK or name in FUNCTIONS
@@ -121,3 +121,19 @@ def _piece(text: str, place: int, *, grouped: bool) -> tuple[str, str, int]:
         sign = match[0] if len(match[0]) == 1 else match[0].replace(r"\%", "%").replace("**", "^")
         return "sign", sign, match.end()
     raise NotUnderstood(text[place])
+
+
+def refuse_dashes(item: list[Token]) -> None:
+    """Raise `NotUnderstood` for numbers joined by dashes: a range, a date, a phone number, 1-1/2.
+
+    >>> refuse_dashes(tokens("10 - 12"))
+    """
+    if any(token.spaced for token in item[1:]):
+        return
+    is_chain = all(token.kind == "number" or token.text == "-" for token in item)
+    if len(item) > 2 and item[0].kind == "number" and is_chain:
+        raise NotUnderstood("numbers joined by dashes")
+    texts = [token.text for token in (item[1:] if item[0].text == "-" else item)]
+    is_number = len(texts) == 5 and all(map(str.isdigit, texts[::2]))
+    if is_number and texts[1::2] == ["-", "/"] and int(texts[2]) < int(texts[4]):
+        raise NotUnderstood("a difference or a mixed number")

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from ledom.text.math.in_text import DENOMINATORS, SPELLED
 from ledom.text.math.spelling import NotUnderstood, fold_case, words
@@ -51,6 +52,7 @@ _SCALES = {
     "hundred": 10**2,
     "thousand": 10**3,
     "lakh": 10**5,
+    "lac": 10**5,
     "million": 10**6,
     "mln": 10**6,
     "crore": 10**7,
@@ -121,6 +123,7 @@ fahrenheit °f
 radian rad
 meter m metre
 kilometer km kilometre
+decimeter dm decimetre
 centimeter cm centimetre
 millimeter mm millimetre
 inch in inches
@@ -251,47 +254,62 @@ def read_label(pieces: Sequence[str], currency: str = "") -> tuple[int, Label]:
             raise NotUnderstood(rest[-1])
         return 1, Label(frozenset({(rest[0], 1)}))
     units = Counter(_unit(currency.lower()))
-    others, head = _read_words(rest, units)
+    reader = _LabelReader(units)
+    for word, following in zip_longest(rest, rest[1:], fillvalue=""):
+        reader.add(word, following)
     if currency and units[_UNIT_OF[currency.lower()]] > 1:  # "$5 dollars"
         units[_UNIT_OF[currency.lower()]] = 1
-    return scale, Label(frozenset(units.items()), frozenset(others), head)
+    if units["celsius"] or units["fahrenheit"]:
+        units["degree"] = 0
+    known = frozenset((name, count) for name, count in units.items() if count)
+    return scale, Label(known, frozenset(reader.words), reader.head)
 
 
-def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], str]:
-    """Add the units among words to `units`; returns the other words and their head (`Label`)."""
-    others: set[str] = set()
-    head, has_ended = "", False
-    sign, power, last = 1, 1, ""
-    for place, word in enumerate(pieces):
-        if last:  # meters per second squared
+class _LabelReader:
+    """Adds the units among the words of a label to `units`, and collects its other words."""
+
+    def __init__(self, units: Counter[str]) -> None:
+        self.units = units
+        self.words: set[str] = set()
+        self.head = ""
+        self._has_head = False
+        self._sign, self._power, self._last = 1, 1, ""
+
+    def add(self, word: str, following: str) -> None:
+        """The next word, and the one after it."""
+        if self._last:  # meters per second squared
             word = _POWERS_AFTER.get(word, word)
-        if word == "in" and place < len(pieces) - 1 and not pieces[place + 1].startswith("^"):
-            has_ended = bool(others)
-        elif word in _PER and (units or word in ("/", "per")):
-            sign = -1
+        if word == "in" and following and not following.startswith("^"):
+            self._has_head = bool(self.words)
+        elif word in _PER and (self.units or word in ("/", "per")):
+            self._sign = -1
         elif word in _POWERS:
-            power = _POWERS[word]
+            self._power = _POWERS[word]
         elif exponent := _EXPONENT.fullmatch(word):
-            if not last:
+            if not self._last:
                 raise NotUnderstood(word)
-            units[last] *= int(exponent[1])
-        elif found := _unit("°" + word if last == "degree" and word in "cf" else word):
-            for last, count in found.items():
-                units[last] += sign * power * count
-            power = 1
-        elif word in _STOP_WORDS:
-            has_ended = bool(others)  # "5 bags of"
-        elif _changes_value(word, following=[*pieces, ""][place + 1]):
+            self.units[self._last] *= int(exponent[1])
+        elif not self._add_unit(word):
+            self._add_word(word, following)
+
+    def _add_unit(self, word: str) -> bool:
+        found = _unit("°" + word if self._last == "degree" and word in "cf" else word)
+        for name, count in found.items():
+            self.units[name] += self._sign * self._power * count
+            self._last = name
+        if found:
+            self._power = 1
+        return bool(found)
+
+    def _add_word(self, word: str, following: str) -> None:
+        if word in _STOP_WORDS:
+            self._has_head = bool(self.words)  # "5 bags of"
+        elif _changes_value(word, following):
             raise NotUnderstood(word)
         else:
             plain = word if len(word) < 4 else word.removesuffix("s")
-            others.add(plain)
-            head = head if has_ended else plain
-    if units["celsius"] or units["fahrenheit"]:
-        units["degree"] = 0
-    for name in [name for name, count in units.items() if not count]:
-        del units[name]
-    return others, head
+            self.words.add(plain)
+            self.head = self.head if self._has_head else plain
 
 
 def _changes_value(word: str, following: str) -> bool:
@@ -302,6 +320,7 @@ def _changes_value(word: str, following: str) -> bool:
         or not word[:1].isalpha()
         or not SPELLED.keys().isdisjoint(word.split("-"))
         or word in NOT_UNITS
+        or _scale(word) is not None
         or bool(_SCALE_OR_LIMIT.search(word))
         or _is_denominator(word, following)
     )
