@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from extracted_choices import EXTRACTED_CHOICES
+
 EXTRACTED: list[tuple[str, str | None]] = [
+    *EXTRACTED_CHOICES,
     # GSM8K's marker
     ("16 - 3 = 13\n#### 18", "18"),
     ("16 - 3 = 13\n#### 17\nNo:\n#### 1,800\n", "1,800"),
@@ -126,7 +129,7 @@ EXTRACTED: list[tuple[str, str | None]] = [
     ("(B) is the correct answer.", "(B)"),
     ("Option (B) is the answer.", "(B)"),
     ("It has 4 sides. Hence, option B.", "B"),
-    ("He has 3, so I choose (B).", "B"),
+    ("He has 3, so I choose (B).", "(B)"),
     ("5 > 3. Therefore (C).", "(C)"),
     ("There are 5 ways, so A has 5.", "5"),
     ("The answer is 18 (9 * 2).", "18"),
@@ -378,5 +381,18 @@ EXTRACTED: list[tuple[str, str | None]] = [
     ("The answer is x + 1. I hope it helps.", "x + 1"),
     ("The answer is 43 (Dad's age) + 7 (his) = 50", "50"),
     ("A. Eggs\n\nB. Hens\n\nThere are 7.", "7"),
-    ("A) Eggs\n\nSo I choose (B).", "B"),
+    ("A) Eggs\n\nSo I choose (B).", "(B)"),
+    # a reason with an equation, signs around an answer, an answer before "is the answer"
+    ("So the answer is 18 because 3 * 4 = 12.", "18"),
+    ("The answer is 2 + 3 = 5, as 5 - 3 = 2", "5"),
+    ("The answer is 18 apples \u2705", "18 apples"),
+    ("**18** is the answer.", "18"),
+    ("$\\text{Friday}$", "\\text{Friday}"),
+    ("The answer is 5.\n\nExample 2:\n3 + 4? The answer is 7.", "5"),
+    # formulas over lines, moduli, parts
+    ("The length is\n$$\n90\\text{ cm}\n$$", "90\\text{ cm}"),
+    ("Thus $x \\equiv 3 \\pmod{7}$.", "3"),
+    ("So the probability is 3 out of 1,000.", "3 out of 1,000"),
+    ("So x is \\nicefrac{1}{2}.", "\\nicefrac{1}{2}"),
+    ("The domain is ]0, 1[.", "]0, 1["),
 ]

@@ -22,19 +22,16 @@ TIDIED = (
         r"\2",
     ),
     (re.compile(r"(\.[0-9]+)\.{3}"), r"\1…"),  # 0.333... has not ended
+    (re.compile(r"(?<=[A-J0-9)])\s?(?:です|입니다)(?=[.\s]|\Z)"), ""),  # "it is", behind the answer
     (re.compile(r"\[\[([A-J])\]\]"), r"\\boxed{\1}"),  # [[B]], as judges write it
     (re.compile(r"\\boxed\s?(-?[0-9][0-9,.]*(?<![,.])|[A-J](?![A-Za-z]))"), r"\\boxed{\1}"),
     (re.compile(r"[Nn]egative (?=\$?\.?[0-9])|minus (?<=\bis minus )(?=\$?\.?[0-9])"), "-"),
 )
-_NEXT = r"(?:Q|Question|Problem|Exercise|Human|User|Instruction)"
+_NEXT = r"(?:(?:Q|Question|Problem|Exercise|Example)(?:\s?\d{1,3})?|Human|User|Instruction)"
 NEXT_QUESTION = re.compile(
     rf"\n(?:[ \t#]{{0,8}}{_NEXT}\s?:|\#{{1,6}} {_NEXT}[ \t]*\n|(?:user|human)\s{{0,4}}\n)"
 )
 PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")  # read in only one way
-BOXED_OR_BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,4}\{|\\[\\{}]|[{}]")
-BETWEEN_BOXES = re.compile(  # $\boxed{3}$ and $x = \boxed{4}$
-    r"[\s$\\().,\]\[]{0,9}(?:\\text\{\s?)?(and|or|,)\s?\}?[\s$\\()\[]{0,9}(?:[A-Za-z]\s?=\s?)?"
-)
 # A sum of numbers alone is a step of a calculation; 5m and T-5 are not expressions.
 SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
 TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
@@ -47,8 +44,8 @@ LOST_BACKSLASH = re.compile(r"[\b\f\r\t](?=[a-z])")  # JSON reads the \f of "\fr
 JSON_VALUE = re.compile(
     r"\s*(?:\"([^\"\n]*)|(?:null|None)\b|([$-]{0,2}[0-9]{1,3}(?:,[0-9]{3})+[^\",}\n]*|[^\",}\n]*))"
 )
-NOT_SPACE = re.compile(r"\S")
 _REASON = r"(?:because|since|as|rather than|instead of|(?:and |but )?not)\b"
+REASON = re.compile(rf",?\s{_REASON}")
 CLAUSE = re.compile(
     r"(?:[,;]\s|\s\(|\s(?:--?|[\u2013\u2014])\s(?=(?:because|but|note|since|so|that|this|which)\b)"
     rf"|\s(?={_REASON})|\s(?:when|if)\s)"
@@ -77,22 +74,35 @@ VERDICT = re.compile(  # no later number could be the answer instead
 CHOSEN = re.compile(  # "our value of b is correct" is about a variable
     r"(?<![\w'])(\([A-Ja-j]\)|[A-J]|(?:(?<!\w\s)|(?<=\b[Ss]o\s)|(?<=(?:tion|oice|swer)\s))[b-hj]"
     r"(?= is (?:the )?\w+(?: answer| option| choice| one)?(?:[.,;!]|\s?\Z| (?:as|because|since)\b))"
-    r") is (?:the )?(?:correct|right|best|answer)\b"
+    r") is (?:the )?(?:correct|right|best|answer|(?:most|only) \w+ (?:answer|option|choice))\b"
+    r"|^[ \t]{0,8}(\([A-J]\)|[A-J][.):])\s[^\n]{1,200}?"
+    r" is the (?:(?:correct|right|best) )?(?:answer|option|choice)\b"
+    r"|(?<![不可能])选择?:?\s?(\([A-J]\)|[A-J])(?=项?[\s.!)]*$)",
+    re.MULTILINE,
 )
 LAST_CHOICE = re.compile(
-    r"\b(?:(?i:options?|choices?|choose|select|pick)\s\(?([A-J])\)?"
-    r"|(?:(?i:so|thus|hence|therefore),?\s|(?:is|be)\s(?=\())(\([A-J]\)|[A-HJ]))[\s.!*]*\Z"
+    r"(?:\b(?i:options?|choices?|choose|select|pick|letter|go(?:ing)? with|answer|ans\.?)\s"
+    r"|\b[Ii]t(?:'s| is)\s"
+    r"|\b(?:(?i:so|thus|hence|therefore),?|(?:is|be)(?=\s\())\s"
+    r"|(?<![\s:]):\s{1,2}|(?<=[\u1100-\uffff]):|(?:\A|\n)[ \t#]{0,8})"
+    r"(\([A-Ja-j]\)|[A-HJ])[\s.!*)]*\Z"
+)
+_LETTER = r"(?:[Oo]ption\s)?(?:\(?([A-Ja-j])\)|([A-J])[.:])"
+CHOICE_PARAGRAPH = re.compile(  # a last paragraph that is a choice and what it says
+    rf"\n[ \t]*\n[ \t#]{{0,8}}({_LETTER}[ \t][^\n=]{{1,200}})\s*\Z"
 )
 PREAMBLE = re.compile(  # before the answer itself: option (C), therefore 5, not 4 but 5
     r"(?:therefore|thus|hence|then|simply),?\s|either\s|not\s[^.\n]{1,80}?\sbut\s(?:rather\s)?"
-    r"|(?:the )?(?:option|choice)\s(?=\(?[A-J]\b)",
+    r"|(?:the )?(?:option|choice|letter)\s(?=\(?[A-J]\b)",
     re.IGNORECASE,
 )
 FIRST_CHOICE = re.compile(  # a first line that is a choice, before its explanation
     r"\s*(?:(\([A-J]\)|[A-J])[.):]?[ \t]*\n"
     r"|((?:\([A-J]\)|[A-J][.):])[ \t][^\n=]{1,200})\n[ \t]*\n(?![\s\S]*=))"
 )
-LISTED_CHOICE = re.compile(r"^[ \t]{0,8}\(?[A-J](?:[.):]|[ \t]*$)", re.MULTILINE)
+LISTED_CHOICE = re.compile(
+    rf"^[ \t]{{0,8}}(?:[-\u2022]\s)?(?:{_LETTER}|([A-J])[ \t]*$)", re.MULTILINE
+)
 CORRECTION = re.compile(
     r"\b(?:(?:wait,? no|no,? wait|scratch that|correction)[,:.;!]\s(?=[^\n]{0,200}[0-9])"
     r"|it should (?:be|have been)\s(?=[-$\\(]{0,3}[0-9]))",
@@ -103,7 +113,10 @@ TAGGED = re.compile(r"<answer>((?:[^<]|<(?!/?answer>)){1,1000})</answer>", re.IG
 BULLET = re.compile(r"\A[-\u2022]\s+")
 NUMBERED_HEADING = re.compile(r"\d{1,2}[.):]\s+[^\W\d_]")
 LISTED = re.compile(r"\b(?:solutions|roots|zeros|zeroes|values)\b[^.\n=]{0,60}?\bare:?\s")
-NAME = re.compile(r"\([A-Za-z]\)|[A-Za-z]\)|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
+NAME = re.compile(  # Paris, (C), c) Paris
+    rf"{_LETTER}\s[^\d\n]{{1,200}}|\([A-Za-z]\)|[A-Za-z]\)|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*"
+)
+SAID = re.compile(r"([^\n]{1,100}) is (?:the|my|our) (?:\w+ )?answer")
 REMARK = re.compile(r"\s\((?:=\s?)?[^()=]{1,99}\)[.!\s]{0,9}\Z")
 EXCLAIMED = re.compile(r"(?:(?<=[0-9])|(?<=[^\W\d_]{2}))!\Z")
 RAISED_OR_LOWERED = re.compile(r"[\\^]|(?<=[A-Za-z)])_[0-9{]")  # LaTeX; H_2O

@@ -16,12 +16,13 @@ from decimal import Decimal
 
 from ledom.core.records import THOUGHT_END, Candidate, Problem
 from ledom.text import answer_patterns as patterns
+from ledom.text.boxes import boxed
 from ledom.text.math.equality import is_number, same_meaning
 from ledom.text.math.expressions import read
 from ledom.text.math.in_text import ANSWER_MARK, FORMULA, NUMBER, PART, WORKED_SOLUTION
 from ledom.text.math.nodes import Node
 from ledom.text.math.notation import MARKUP, bare, has_content, keyboard, within_braces
-from ledom.text.math.spelling import text_key
+from ledom.text.math.spelling import QUOTED, text_key
 from ledom.text.math.units import NOT_UNITS
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "split_thought",
 ]
 
-_MOST_BOXES = 20  # that are joined
 _MOST_MARKS = 8  # from the last, in search of one that states an answer
 _ESCAPED = {"\b": r"\b", "\f": r"\f", "\r": r"\r", "\t": r"\t"}
 
@@ -113,38 +113,8 @@ def _after_hashes(text: str) -> str | None:
 
 
 def _in_box(text: str) -> str | None:
-    starts: list[int | None] = []  # where each open box begins; None for a plain open brace
-    boxes: list[tuple[int, int]] = []
-    for match in patterns.BOXED_OR_BRACE.finditer(text):
-        if match[0] == "}" and starts:
-            start = starts.pop()
-            if start is not None and patterns.NOT_SPACE.search(text, start, match.start()):
-                boxes.append((start, match.start()))
-        elif match[0] == "{":
-            starts.append(None)
-        elif len(match[0]) > 2:  # a box
-            starts.append(match.end())
-    joined = _joined(text, boxes) if boxes else None
+    joined = boxed(text)
     return joined and (_after_mark(joined) or joined)  # \boxed{\text{Answer: } 5}
-
-
-def _joined(text: str, boxes: list[tuple[int, int]]) -> str:
-    r"""The content of the last box, and of boxes joined to it: \boxed{3} and \boxed{4}."""
-    (start, end), link = boxes.pop(), ""
-    parts = [text[start:end].strip()]
-    while boxes and len(parts) < _MOST_BOXES:
-        first, last = boxes.pop()
-        opening = text.rfind("\\", last, start)
-        between = (
-            patterns.BETWEEN_BOXES.fullmatch(text, last + 1, opening) if opening > last else None
-        )
-        if between is None:
-            break
-        link, start = "or" if "or" in (link, between[1]) else "and", first
-        parts.insert(0, text[first:last].strip())
-    if link == "or" and all(same_meaning(part, parts[-1]) for part in parts):
-        return parts[-1]
-    return (", " if link == "and" else " or ").join(parts)
 
 
 def _in_tags(text: str) -> str | None:
@@ -202,29 +172,40 @@ def _stated(line: str, *, is_last: bool) -> str | None:
     while preamble := patterns.PREAMBLE.match(line):
         line = line[preamble.end() :]
     line = patterns.EXCLAIMED.sub("", line)  # "The answer is 5!"
-    before, _, after = line.rpartition("=")
-    sums = [] if patterns.VARIABLE.search(before) else [after, _first_sentence(after)]
-    sentence = _first_sentence(line)
     if verdict := patterns.VERDICT.match(line):
         return verdict[0]
+    sentence = _first_sentence(line)
     clause = patterns.CLAUSE.search(sentence)
     clauses = [sentence[: clause.start()]] if clause else []
-    if sums and clauses:
-        sums.append(clauses[0].rpartition("=")[2])
     for reading in (sentence, *clauses):
         if patterns.CHOICE.fullmatch(reading) or _has_values(reading):
             return reading
-    for reading in (line, sentence, *sums, *clauses):
+    results = _results(line, *clauses)
+    if clause and patterns.REASON.match(sentence, clause.start()):  # 5, because 2 + 3 = 5
+        results = [*clauses, *results[2:], *results]
+    for reading in (line, sentence, *results, *clauses):
         if is_number(reading):
             return bare(reading)
     if named := patterns.NAMED.match(sentence):
         return named[1]
-    if not is_last:
-        return None
+    return _worded(line, [sentence, *clauses]) if is_last else None
+
+
+def _results(line: str, *clauses: str) -> list[str]:
+    """What follows the last "=", unless it is part of an equation with variables."""
+    before, _, after = line.rpartition("=")
+    if patterns.VARIABLE.search(before):
+        return []
+    return [after, _first_sentence(after), *(clause.rpartition("=")[2] for clause in clauses)]
+
+
+def _worded(line: str, readings: list[str]) -> str | None:
+    """The number in a sentence, or else a formula or the words of the sentence."""
+    sentence = readings[0]
     number = _last_formula(line) if patterns.PROSE.match(line) and not read(sentence) else None
     if _is_prose(sentence) and not (number and _has_values(number)):
         number = _last_number(line)
-    formula = next((c for c in (sentence, *clauses) if _understood(c)), None)  # √2, about 1.41
+    formula = next(filter(_understood, readings), None)  # √2, about 1.41
     return number or formula or (sentence if has_content(sentence) else None)
 
 
@@ -263,14 +244,19 @@ def _has_values(text: str) -> bool:
 
 
 def _chosen(text: str) -> str | None:
-    """The choice that a text calls right, ends with, or has as its first line."""
-    if chosen := _last(patterns.CHOSEN, text):
-        return chosen[1]
+    """The choice that a text ends with, calls right, or has as its first line or last paragraph."""
     if last := patterns.LAST_CHOICE.search(text, max(0, len(text) - 60)):
-        return last[1] or last[2]
+        return last[1]
+    if chosen := _last(patterns.CHOSEN, text):
+        return next(filter(None, chosen.groups()))
     first = patterns.FIRST_CHOICE.match(text)
-    is_listed = first and patterns.LISTED_CHOICE.search(text, first.end())
-    return bare(first[1] or first[2]) if first and not is_listed else None
+    if first and not patterns.LISTED_CHOICE.search(text, first.end()):
+        return bare(first[1] or first[2])
+    last = patterns.CHOICE_PARAGRAPH.search(text, max(0, len(text) - 300))
+    listed = patterns.LISTED_CHOICE.finditer(text, 0, last.start()) if last else ()
+    letters = {item[1] or item[2] or item[3] for item in listed}
+    is_item = last and letters and (last[2] or last[3]) not in letters  # C after A and B
+    return bare(last[1]) if last and not is_item else None
 
 
 def _listed(text: str) -> str | None:
@@ -288,7 +274,10 @@ def _whole(text: str) -> str | None:
         return verdict[0]
     if "\n" in line or not has_content(line):
         return None
-    if patterns.NAME.fullmatch(name := patterns.EXCLAIMED.sub("", line)):  # "Yes!"
+    if said := patterns.SAID.fullmatch(line):  # "18 is the answer."
+        return _whole(said[1])
+    name = patterns.EXCLAIMED.sub("", line)  # "Yes!"
+    if patterns.NAME.fullmatch(QUOTED.sub(r"\2", name)):
         return name
     node = _understood(line)
     if node is None or ("=" in line and node.kind != "named"):  # 3 + 4 = 8 is a step
@@ -313,7 +302,9 @@ def _last_formula(text: str) -> str | None:
             return None
         part = _last(PART, inside)
         sides += [part[0]] if part else []
-    return next((bare(side) for side in sides if has_content(side) and read(side)), None)
+    whole = next((bare(side) for side in sides if has_content(side) and read(side)), None)
+    is_delimited = formula[0] != inside  # its "$" is not a currency
+    return whole or (_last_number(inside) if is_delimited else None)
 
 
 def _is_formula(found: re.Match[str]) -> bool:

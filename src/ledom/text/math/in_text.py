@@ -31,12 +31,14 @@ __all__ = [
 ]
 
 ANSWER_MARK = re.compile(
-    r"(?i:(?:\b|_)(?:answers?|ans|(?:correct|right|best) (?:option|choice)s?)\b"
+    r"(?i:(?:\b|_)(?:answers?(?: (?:here|option|choice|letter))?|ans"
+    r"|(?:correct|right|best) (?:option|choice|response|statement|letter)s?)\b"
     r"(?: (?:to|of) (?:the|this|your|our) (?:\w+ ){0,3}?(?:question|problem)\b)?[\\*_\"'`}\s]{0,8}"
     r"(?:(?:is|are|was|(?:would|must|should|will|has to|turns out to) be|equals)\b|[:=])"
     r"|^(?:\#{1,6} )?(?:(?:final|correct) )?answer[ \t]*$"  # a heading
-    r"|(?=[答arо])(?:答案|答え|antwort|respuesta|réponse|risposta|resposta|ответ)[\s*]{0,3}"
-    r"(?:[:=是为は]|(?:ist|es|est|è|é|lautet)\b))"
+    r"|(?=[答正정arо])(?:答案|答え|正解|正确选项|정답|antwort|respuesta|réponse|risposta|resposta|ответ)"
+    r"(?: (?:correcta|correcte|corretta|correta|final|finale))?[\s*]{0,3}"
+    r"(?:[:=】选是为은は]|(?:ist|es|est|è|é|lautet)\b))"
     r"|^[ \t*]{0,8}A:(?=\s)",
     re.MULTILINE,
 )
@@ -63,13 +65,15 @@ _TIME = r"(?:(?::[0-9]+)+|(?:\s:\s[0-9]+)+)?(?:\s?[aApP]\.?[mM]\b)?"
 _POWER = rf"(?:(?:\^|\*\*)(?:\{{?[-\u2212]?[0-9]+\}}?|\([-\u2212]?[0-9]+\))|{_RAISED})"
 _SHARE = r"\sand\s(?:an?|one)[\s-](?:half|third|quarter|fourth|fifth|sixth|eighth|tenth)\b"
 NUMBER = re.compile(
-    # not the 2 of m^2, m^(-2), m**2 or H_{2}O
+    # not the 2 of m^2, m^(-2), m**2, H_{2}O or mod 2
     r"(?<![A-Za-z0-9_.^])(?<!\^[-\u2212{(])(?<!\^[{(][-\u2212])(?<![\w)]\*\*)(?<!_\{)"
+    r"(?<!mod )(?<!mod\{)"
     # "5 - 3" subtracts; a dash before a number is a minus sign
     r"(?:(?<![)\]])(?<![0-9)\]]\s)(?:[-\u2212\u2013]|(?:±|\\pm)\s?)|(?<=[=:]\s)[-\u2212]\s)?"
-    rf"(?:{_CURRENCY}\s?[-\u2212]?)?(?:[0-9]{{1,9}}[\s-](?=[0-9]{{1,9}}/))?{_UNSIGNED}"
+    rf"(?:{_CURRENCY} ?[-\u2212]?)?(?:[0-9]{{1,9}}[\s-](?=[0-9]{{1,9}}/))?{_UNSIGNED}"
     rf"(?:\.?(?:{_REPEATING})|_(?:[0-9]{{1,2}}|\{{[0-9]{{1,2}}\}})|[₀-₉]{{1,2}}"
-    rf"|(?:/[0-9]+)+|(?:[-\u2013][0-9]+)+|{_TIME})"  # 5/6/2020 and 10-12 are each one answer
+    rf"|(?:/[0-9]+)+|(?:[-\u2013][0-9]+)+"  # 5/6/2020 and 10-12 are each one answer
+    rf"|\sout of\s{_UNSIGNED}|{_TIME})"
     r"(?:[eE][-+]?[0-9]{1,4}(?![\w.]\w)"
     rf"|(?:\s?(?:[x*×·⋅∙]|\\times|\\cdot)\s?10)?{_POWER}"
     rf"|\s?\\?%|\s?{_PI}(?:/[0-9]+)?)?"
@@ -80,14 +84,14 @@ _VALUE = rf"[-\u2212]?{_UNSIGNED}(?:/[0-9]+)?"
 _ROOT = r"[A-Za-z]\s?=\s?[-\u2212]?[0-9./]+"
 _RELATION = r"\s?(?:[<>]=?|[≤≥]|\\(?:[lg](?:eq?|t))(?![A-Za-z]))\s?"
 _LATEX = (
-    r"(?:\\(?:[dt]?frac|sqrt|[dt]?binom)"
+    r"(?:\\(?:(?:[dtcs]|nice)?frac|sqrt|[dt]?binom)"
     rf"(?:\[[0-9]\])?\s?(?:{_GROUP}|[0-9]){{1,2}}"
     rf"|√\s?(?:[0-9]+|\([^()\n]{{1,99}}\))|(?<![^\W\d_\\])sqrt\([^()\n]{{1,99}}\)|{_PI}"
     rf"|\\(?:ln|log|sin|cos|tan)(?![A-Za-z])(?:_(?:[0-9]+|{_GROUP}))?\s?)"
 )
 _MEMBER = rf"[-\u2212]?(?:∞|\\infty|[0-9]{{0,9}}{_LATEX}(?:/[0-9]+)?|{_UNSIGNED}(?:/[0-9]+)?)"
 _BRACKETED = (
-    rf"(?:[(\[]|\\\{{|(?<![\w^_}}\\])\{{){_MEMBER}(?:,\s?{_MEMBER}){{1,20}}(?:[)\]]|\\?\}})"
+    rf"(?:[(\[\]]|\\\{{|(?<![\w^_}}\\])\{{){_MEMBER}(?:,\s?{_MEMBER}){{1,20}}(?:[)\]\[]|\\?\}})"
 )
 _FACTOR = (
     rf"(?:{_UNSIGNED}|{_LATEX}|(?<![^\W\d_])(?<!['\u2019])[a-z](?![^\W\d_])"
@@ -100,7 +104,7 @@ _JOINT = (
 )
 _SUM = rf"(?<![\w.\\^_{{])[-\u2212±]?{_FACTOR}(?:{_JOINT}{_FACTOR}){{0,40}}"
 FORMULA = re.compile(
-    r"(?<!\\)\$\$?((?:[^$\n\\]|\\[^\n]){1,400})\$|\\[(\[]((?:[^\\]|\\(?![()\[\]])){1,400})\\[)\]]"
+    r"(?<!\\)(?:\$\$((?:[^$\\]|\\[^$]){1,400})\$|\$((?:[^$\n\\]|\\[^\n]){1,400})\$)|\\[(\[]((?:[^\\]|\\(?![()\[\]])){1,400})\\[)\]]"
     rf"|({_BRACKETED}(?:\s?(?:∪|U|\\cup)\s?{_BRACKETED}){{0,9}})"
     rf"|({_ROOT}(?:(?:,|,?\s(?:or|and))\s{_ROOT}){{1,20}}|{_ROOT}\sor\s{_VALUE}(?!\w))"
     rf"|(?<![\w.])((?:{_VALUE}{_RELATION})?[A-Za-z]{_RELATION}{_VALUE})"
