@@ -248,7 +248,7 @@ def _chosen(text: str) -> str | None:
     if last := patterns.LAST_CHOICE.search(text, max(0, len(text) - 60)):
         return last[1]
     if chosen := _last(patterns.CHOSEN, text):
-        return next(filter(None, chosen.groups()))
+        return chosen[chosen.lastindex or 0]
     first = patterns.FIRST_CHOICE.match(text)
     if first and not patterns.LISTED_CHOICE.search(text, first.end()):
         return bare(first[1] or first[2])
