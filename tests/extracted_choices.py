@@ -22,6 +22,8 @@ EXTRACTED_CHOICES: list[tuple[str, str | None]] = [
     ("It has 4 sides. Ans. B", "B"),
     ("The ratio 4 : 3 is A : B", "4 : 3"),
     ("The blood type is A.", None),
+    ("8 cards have the letter B", "8"),
+    ("3 + 4 = 7\nA", "7"),  # cut off
     # what is called right
     ("The right answer here is B. It has 4 sides.", "B"),
     ("The best response is (B), as 5 > 3.", "(B)"),

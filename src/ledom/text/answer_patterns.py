@@ -81,10 +81,11 @@ CHOSEN = re.compile(  # "our value of b is correct" is about a variable
     re.MULTILINE,
 )
 LAST_CHOICE = re.compile(
-    r"(?:\b(?i:options?|choices?|choose|select|pick|letter|go(?:ing)? with|answer|ans\.?)\s"
+    r"(?:\b(?i:options?|choices?|choose|select|pick|go(?:ing)? with|answer|ans\.?)\s"
     r"|\b[Ii]t(?:'s| is)\s"
     r"|\b(?:(?i:so|thus|hence|therefore),?|(?:is|be)(?=\s\())\s"
-    r"|(?<![\s:]):\s{1,2}|(?<=[\u1100-\uffff]):|(?:\A|\n)[ \t#]{0,8})"
+    r"|(?<![\s:]):\s{1,2}|(?<=[\u1100-\uffff]):"
+    r"|(?:\A|\n[ \t]{0,8}\n)#{0,6}[ \t]{0,8}|\n[ \t]{0,8}(?=\())"
     r"(\([A-Ja-j]\)|[A-HJ])[\s.!*)]*\Z"
 )
 _LETTER = r"(?:[Oo]ption\s)?(?:\(?([A-Ja-j])\)|([A-J])[.:])"

@@ -280,9 +280,10 @@ def _whole(text: str) -> str | None:
     if patterns.NAME.fullmatch(QUOTED.sub(r"\2", name)):
         return name
     node = _understood(line)
-    if node is None or ("=" in line and node.kind != "named"):  # 3 + 4 = 8 is a step
-        return None
-    return line
+    if node is None or "=" not in line:
+        return line if node else None
+    is_value = node.kind == "named" and node.parts[0].kind != "relation"  # 3 + 4 = 8 is a step
+    return line if is_value else None
 
 
 def _understood(line: str) -> Node | None:
