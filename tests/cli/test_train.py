@@ -197,7 +197,7 @@ def test_export_writes_a_model_and_a_data_card(
 def test_compare_reports_a_run(run: Run, tmp_path: Path) -> None:
     for way, loss in (("forward", 3.0), ("reverse", 3.25)):
         row = {"step": 1, "loss": 4.0, "tokens": 100, "valid_loss": loss, "valid_data": "ab"}
-        row |= {"valid_loss_by_window": [loss, loss], "valid_tokens_by_window": [5, 5]}
+        row |= {"valid_loss_by_window": [loss] * 10, "valid_tokens_by_window": [5] * 10}
         (tmp_path / "r" / way).mkdir(parents=True)
         (tmp_path / "r" / way / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     out = tmp_path / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -162,8 +163,7 @@ def rerank(
         *_unused_with(context, temperature, candidates, folds, early_stop),
         *options.unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
-    options.check_files(out, *_RERANKED)
-    _refuse_to_shorten(out, num_problems, problems, candidates)
+    _check_results(out, _RERANKED, num_problems, problems, candidates)
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, options.command_line()
     job.external_scores = options.named_score_fields(score_field)
@@ -178,12 +178,16 @@ def rerank(
     _run(job)
 
 
-def _refuse_to_shorten(out: Path, num_problems: int | None, *files: str | Path | None) -> None:
-    """Raise `InputError` if the part of a file for the first problems would replace the file."""
+def _check_results(
+    out: Path, names: Iterable[str], num_problems: int | None, *read: str | Path | None
+) -> None:
+    """Raise `OutputError` if a result cannot be written, and `InputError` if the part of a file
+    that is for the first problems would replace the file."""
     from ledom.rerank.candidates import GIVEN
 
+    options.check_files(out, *names)
     if num_problems is not None:
-        options.refuse_replaced(out, ["problems.jsonl", GIVEN], *(file for file in files if file))
+        options.refuse_replaced(out, ["problems.jsonl", GIVEN], *(file for file in read if file))
 
 
 def _unused_with(
@@ -317,8 +321,7 @@ def search(
     from ledom.rerank.step_search import SearchConfig
 
     options.refuse_unused(context, *options.unused_by_models(forward, reverse))
-    options.check_files(out, *_SEARCHED)
-    _refuse_to_shorten(out, num_problems, problems)
+    _check_results(out, _SEARCHED, num_problems, problems)
     sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
     config = SearchConfig(width, expansions, lam, step_end, max_steps, sampling)
     chosen = choose_problems(context, problems, num_problems, temperature > 0, split, seed)

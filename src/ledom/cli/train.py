@@ -47,37 +47,17 @@ def train(
     """
     from ledom.cli.packaged import find_recipe
     from ledom.core.direction import Direction
-    from ledom.data.prepare import check_data
     from ledom.train.distributed import check_compile, connect
-    from ledom.train.model import check_models, check_tokenizers
+    from ledom.train.model import check_models
     from ledom.train.recipe import load_recipe, save_recipe
-    from ledom.train.start import (
-        check_inputs,
-        check_lengths,
-        check_packages,
-        check_pairs,
-        check_shareable,
-        has_begun,
-    )
+    from ledom.train.start import check_inputs, has_begun
 
     plan = load_recipe(find_recipe(recipe), overrides or [], files=True, note=note)
     if direction not in ("forward", "reverse", "both"):
         raise InputError(f"direction is {direction!r}; give forward, reverse or both")
     directions = list(Direction) if direction == "both" else [Direction(direction)]
-    check_shareable(plan, processes.size())
-    check_data(plan.data_of(directions[0]))
     folder = out / plan.name
-    # Fail early: preparing the data may take long, and the first direction longer.
-    str(folder).encode()  # tokenizers and safetensors need a name in UTF-8
-    for way in directions:
-        options.check_folder(folder / str(way) / "checkpoints")
-        options.check_folder(folder / str(way) / "model")
-        options.check_files(folder / str(way), "metrics.jsonl")
-        check_lengths(plan, way)
-    check_tokenizers(plan, directions)
-    check_packages(plan)
-    check_pairs(plan)
-    _check_space(plan, directions, folder)
+    _check_plan(plan, directions, folder)
     device = device or default_device()
     torch_device(device)
     with connect(device) as world:
@@ -90,6 +70,27 @@ def train(
                 save_recipe(plan, folder / "recipe.yaml")
         for way in directions:
             _train_one(plan, way, data, folder, world)
+
+
+def _check_plan(plan: Recipe, directions: list[Direction], folder: Path) -> None:
+    """Fail before the data is prepared, which may take long, and before the first direction is
+    trained, which takes longer."""
+    from ledom.data.prepare import check_data
+    from ledom.train.model import check_tokenizers
+    from ledom.train.start import check_lengths, check_packages, check_pairs, check_shareable
+
+    check_shareable(plan, processes.size())
+    check_data(plan.data_of(directions[0]))
+    str(folder).encode()  # tokenizers and safetensors need a name in UTF-8
+    for way in directions:
+        options.check_folder(folder / str(way) / "checkpoints")
+        options.check_folder(folder / str(way) / "model")
+        options.check_files(folder / str(way), "metrics.jsonl")
+        check_lengths(plan, way)
+    check_tokenizers(plan, directions)
+    check_packages(plan)
+    check_pairs(plan)
+    _check_space(plan, directions, folder)
 
 
 def _check_space(plan: Recipe, directions: list[Direction], folder: Path) -> None:
