@@ -22,11 +22,6 @@ _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8
 """The demo's size gives each seed enough power for both claims (docs/log.md)."""
 _DEMO_SECONDS = 0.08  # per candidate on one core without AVX-512: sampled, scored by both models
-_SCORES = [f"scores.{name}.jsonl" for name in ("forward", "reverse", "contrast", "flip")]
-_RERANKED = (
-    *("problems.jsonl", "candidates.jsonl", "candidates.given.jsonl", *_SCORES),
-    *("selected.jsonl", "report.html", "report.md", "report.json"),
-)
 _SEARCHED = ("problems.jsonl", "searched.jsonl", "candidates.jsonl", "search.json")
 
 CandidateFile = Annotated[
@@ -163,7 +158,7 @@ def rerank(
         *_unused_with(context, temperature, candidates, folds, early_stop),
         *options.unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
-    _check_results(out, _RERANKED, num_problems, problems, candidates)
+    _check_results(out, _reranked(), num_problems, problems, candidates)
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, options.command_line()
     job.external_scores = options.named_score_fields(score_field)
@@ -176,6 +171,16 @@ def rerank(
     _set_scoring(job, demonstrations, mask_copies, contrast, flip)
     job.forward, job.reverse = models_or_none(forward, reverse, device, dtype)
     _run(job)
+
+
+def _reranked() -> list[str]:
+    """The files that `ledom rerank` may write."""
+    from ledom.rerank.candidates import GIVEN
+    from ledom.rerank.score_files import SCORE_FILES
+
+    scores = (f"scores.{name}.jsonl" for name in SCORE_FILES)
+    reports = "selected.jsonl", "report.html", "report.md", "report.json"
+    return ["problems.jsonl", "candidates.jsonl", GIVEN, *scores, *reports]
 
 
 def _check_results(
