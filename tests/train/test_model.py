@@ -16,7 +16,7 @@ from ledom.core.errors import CheckpointError, RecipeError
 from ledom.data.prepare import PreparedData
 from ledom.model.attention import IMPLEMENTATION
 from ledom.model.checkpoint import save_checkpoint
-from ledom.text.tokenizer import Tokenizer
+from ledom.text.tokenizer import Tokenizer, train_tokenizer
 from ledom.train import model as run_model
 from ledom.train.distributed import ProcessGroup
 from ledom.train.loop import train
@@ -82,6 +82,20 @@ def test_activation_checkpointing_that_a_model_lacks_is_refused_before_any_work(
     check_models(recipe, [Direction.FORWARD], ALONE)
     with pytest.raises(RecipeError, match="activation_checkpointing: CTRLLMHeadModel does not"):
         check_models(recipe, BOTH, ALONE)
+
+
+def test_a_tokenizer_for_only_one_direction_is_refused_before_any_work(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    recipe = started_from(tmp_path, {"forward": "llama", "reverse": "llama"}, tokenizer)
+    data = recipe.data.model_copy(update={"tokenizer": f"{tmp_path}/forward/tokenizer.json"})
+    named = recipe.model_copy(update={"data": data})
+    check_models(named, BOTH, ALONE)
+    train_tokenizer(["another"], 260).save(tmp_path / "reverse")
+    for started in (recipe, named):
+        check_models(started, [Direction.FORWARD], ALONE)
+        with pytest.raises(RecipeError, match="tokenizer of .*/reverse is not the data's; set"):
+            check_models(started, BOTH, ALONE)
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -22,11 +22,10 @@ from ledom.data.store import write_store
 from ledom.lm import embedded_folder
 from ledom.model.checkpoint import save_checkpoint
 from ledom.model.presets import ModelConfig
-from ledom.text.tokenizer import Tokenizer, train_tokenizer
+from ledom.text.tokenizer import Tokenizer
 from ledom.train.distributed import ProcessGroup
 from ledom.train.loop import Progress, TrainingRun, train
 from ledom.train.metrics import read_metrics
-from ledom.train.model import check_tokenizers
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
 from ledom.train.start import check_inputs, check_shareable, content_hash
@@ -134,18 +133,6 @@ def test_another_direction_adds_its_model(tmp_path: Path, full: Recipe, begun: b
     known = json.loads((tmp_path / "inputs.json").read_text())
     assert {"init_from.forward", "init_from.reverse"} <= {*known}
     assert known["init_from.forward"] != known["init_from.reverse"]
-
-
-def test_a_tokenizer_for_only_one_direction_is_refused_before_any_work(
-    full: Recipe, inputs: dict[str, Path]
-) -> None:
-    for started in (full, full.model_copy(update={"data": DataConfig()})):
-        check_tokenizers(started, BOTH)
-    train_tokenizer(["another"], 260).save(inputs["init_from.reverse"])
-    for started in (full, full.model_copy(update={"data": DataConfig()})):
-        check_tokenizers(started, [Direction.FORWARD])
-        with pytest.raises(RecipeError, match="tokenizer of .*/reverse is not the data's; set"):
-            check_tokenizers(started, BOTH)
 
 
 def test_only_the_content_counts(tmp_path: Path) -> None:

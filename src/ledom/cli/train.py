@@ -76,7 +76,6 @@ def _check_plan(plan: Recipe, directions: list[Direction], folder: Path) -> None
     """Fail before the data is prepared, which may take long, and before the first direction is
     trained, which takes longer."""
     from ledom.data.prepare import check_data
-    from ledom.train.model import check_tokenizers
     from ledom.train.start import check_lengths, check_packages, check_pairs, check_shareable
 
     check_shareable(plan, processes.size())
@@ -87,7 +86,6 @@ def _check_plan(plan: Recipe, directions: list[Direction], folder: Path) -> None
         options.check_folder(folder / str(way) / "model")
         options.check_files(folder / str(way), "metrics.jsonl")
         check_lengths(plan, way)
-    check_tokenizers(plan, directions)
     check_packages(plan)
     check_pairs(plan)
     _check_space(plan, directions, folder)

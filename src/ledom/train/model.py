@@ -30,7 +30,6 @@ from ledom.train.recipe import Recipe
 __all__ = [
     "TrainableModel",
     "check_models",
-    "check_tokenizers",
     "choose_packing",
     "choose_precision",
     "trainable_model",
@@ -76,8 +75,10 @@ def check_models(recipe: Recipe, directions: Sequence[Direction], world: Process
     """
     if recipe.init_from is None:
         return  # ledom's own shapes support every setting
-    for folder, direction in {recipe.init_folder(one): one for one in directions}.items():
-        tokenizer = Tokenizer.load(folder, recipe.data.eos_token)
+    data = recipe.data_of(directions[0])  # both directions read the same data
+    assert data.tokenizer is not None  # by default that of `init_from`
+    tokenizer = Tokenizer.load(data.tokenizer, data.eos_token)
+    for direction in {recipe.init_folder(one): one for one in directions}.values():
         trainable_model(recipe, direction, tokenizer, world)
 
 
@@ -92,33 +93,16 @@ def _initial_model(recipe: Recipe, direction: Direction, tokenizer: Tokenizer) -
         return build_model(recipe.model, tokenizer, recipe.seed)
     folder, eos_token = recipe.init_folder(direction), recipe.data.eos_token
     start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
-    _check_tokenizer(start.tokenizer, tokenizer, folder)
+    if start.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise RecipeError(
+            f"key init_from: the tokenizer of {folder} is not the data's; set data.tokenizer to "
+            "its tokenizer.json or leave it out; models with other tokenizers need separate runs"
+        )
     # transformers gives no gradient to the padding token, which is often EOS. But every document
     # begins with EOS, so the model would not learn how documents begin.
     embedding: Any = start.model.get_input_embeddings()
     embedding.padding_idx = None
     return start.model
-
-
-def check_tokenizers(recipe: Recipe, directions: Sequence[Direction]) -> None:
-    """Raise `RecipeError` if a model of `init_from` does not have the tokenizer of the data.
-
-    Both directions read the same data, so the second would be refused only when the first is done.
-    """
-    if recipe.init_from is not None:
-        data = recipe.data_of(directions[0])
-        assert data.tokenizer is not None  # by default that of `init_from`
-        of_data = Tokenizer.load(data.tokenizer, data.eos_token)
-        for folder in map(recipe.init_folder, directions):
-            _check_tokenizer(Tokenizer.load(folder, data.eos_token), of_data, folder)
-
-
-def _check_tokenizer(tokenizer: Tokenizer, of_data: Tokenizer, folder: str) -> None:
-    if tokenizer.fingerprint != of_data.fingerprint:
-        raise RecipeError(
-            f"key init_from: the tokenizer of {folder} is not the data's; set data.tokenizer to "
-            "its tokenizer.json or leave it out; models with other tokenizers need separate runs"
-        )
 
 
 def choose_packing(
