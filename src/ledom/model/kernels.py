@@ -31,7 +31,6 @@ __all__ = [
     "has_varlen",
     "kept_numbers",
     "linear",
-    "onednn_linear",
     "varlen_attention",
 ]
 
@@ -111,7 +110,8 @@ def linear(x: Tensor, weight: Tensor | Int8Weight, bias: Tensor | None = None) -
         return weight(x, bias)[:rows]
     if not _for_onednn(x):
         return functional.linear(x, weight, bias)
-    return onednn_linear(x, weight, bias)[:rows]
+    out: Tensor = _LINEAR(x, weight, bias, "none", [], "")
+    return out[:rows]
 
 
 def filled_rows(x: Tensor, weight: Tensor | Int8Weight) -> int:
@@ -134,18 +134,6 @@ def _fill(x: Tensor, rows: int) -> Tensor:
     """x [T, width] padded with rows of zeros to [rows, width]; x itself if it fits already."""
     missing = rows - x.shape[0]
     return functional.pad(x, (0, 0, 0, missing)) if missing else x
-
-
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`linear` by oneDNN for any shape, for measurements; plain torch without oneDNN.
-
-    >>> onednn_linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
-    tensor([[11.]])
-    """
-    if _LINEAR is None:
-        return functional.linear(x, weight, bias)
-    out: Tensor = _LINEAR(x, weight, bias, "none", [], "")
-    return out
 
 
 def add_linear(
