@@ -1,12 +1,13 @@
-"""Reads options written as `key=value`, in a name or on the command line."""
+"""Reads options written as `key=value`, in a name or on the command line; checks secrets."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 
 from ledom.core.errors import InputError
 
-__all__ = ["key_values"]
+__all__ = ["check_secret", "key_values"]
 
 
 def key_values(written: Iterable[str], where: str, known: Collection[str] = ()) -> dict[str, str]:
@@ -27,3 +28,17 @@ def key_values(written: Iterable[str], where: str, known: Collection[str] = ()) 
             raise InputError(f"{where}: {key} is given twice; leave one out")
         found[key] = value
     return found
+
+
+def check_secret(what: str, secret: str) -> None:
+    """Raise `InputError` for a secret that no client can send as a bearer token.
+
+    >>> check_secret("the token in LEDOM_TOKEN", "abc\\n")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: the token in LEDOM_TOKEN is empty or has spaces, line ends or ...
+    """
+    if not re.fullmatch(r"[!-~]+", secret):
+        raise InputError(
+            f"{what} is empty or has spaces, line ends or characters beyond ASCII, which no header "
+            "can hold; give another, or unset it"
+        )

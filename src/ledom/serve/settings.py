@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from ipaddress import ip_address
 from pathlib import Path
 
 from pydantic import Field
 
 from ledom.core.errors import InputError
+from ledom.core.options import check_secret
 from ledom.core.reading import Config
 
-__all__ = ["Limits", "Settings", "check_secret", "is_loopback"]
+__all__ = ["Limits", "Settings", "is_loopback"]
 
 
 class Limits(Config):
@@ -68,20 +68,6 @@ class Settings(Config):
                 f"host is {self.host!r}, and without a token anyone who reaches it could use the "
                 "server; set LEDOM_TOKEN, or listen on 127.0.0.1"
             )
-
-
-def check_secret(what: str, secret: str) -> None:
-    """Raise `InputError` for a secret that no client can send as a bearer token.
-
-    >>> check_secret("the token in LEDOM_TOKEN", "abc\\n")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: the token in LEDOM_TOKEN is empty or has spaces, line ends or ...
-    """
-    if not re.fullmatch(r"[!-~]+", secret):
-        raise InputError(
-            f"{what} is empty or has spaces, line ends or characters beyond ASCII, which no header "
-            "can hold; give another, or unset it"
-        )
 
 
 def is_loopback(host: str) -> bool:

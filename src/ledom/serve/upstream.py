@@ -19,10 +19,10 @@ from typing import Any
 import httpx
 
 from ledom.core.errors import InputError
+from ledom.core.options import check_secret
 from ledom.core.reading import JsonObject, parse_json
 from ledom.serve.chat_text import content_of
 from ledom.serve.refusals import Refusal
-from ledom.serve.settings import check_secret
 
 __all__ = ["Drawn", "Upstream"]
 

@@ -373,7 +373,7 @@ def test_required_options_must_be_given(
         ((name, value),) = options.items()
         with pytest.raises(InputError, match=re.escape(f"{name} is {value!r}; ")):
             load(**options)
-    with pytest.raises(InputError, match="OPENAI_API_KEY has spaces, line ends"):
+    with pytest.raises(InputError, match="OPENAI_API_KEY is empty or has spaces, line ends"):
         load(api_key="two\nlines")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert load(api_key=None)  # a private server may need no key
