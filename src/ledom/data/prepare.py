@@ -210,25 +210,21 @@ def check_data(config: DataConfig) -> None:
     ledom.core.errors.RecipeError: key data.num_documents is missing: the generator never ends
     """
     if config.sources:
-        _check_sources(config)
-        return
-    if config.train == GENERATOR and config.num_documents is None:
+        if config.valid is None:
+            raise RecipeError(
+                "key data.valid is missing: with data.sources, name a token store of other "
+                "documents"
+            )
+        if "train" in config.model_fields_set:
+            raise RecipeError(
+                f"key data.train is {config.train!r} and data.sources is given too; leave one out"
+            )
+    elif config.train == GENERATOR and config.num_documents is None:
         raise RecipeError("key data.num_documents is missing: the generator never ends")
-    if config.eos_token is not None and config.tokenizer is None:
+    elif config.eos_token is not None and config.tokenizer is None:
         raise RecipeError(
             f"key data.eos_token is {config.eos_token!r} without data.tokenizer; a tokenizer "
             "that is trained here has its own"
-        )
-
-
-def _check_sources(config: DataConfig) -> None:
-    if config.valid is None:
-        raise RecipeError(
-            "key data.valid is missing: with data.sources, name a token store of other documents"
-        )
-    if "train" in config.model_fields_set:
-        raise RecipeError(
-            f"key data.train is {config.train!r} and data.sources is given too; leave one out"
         )
 
 
