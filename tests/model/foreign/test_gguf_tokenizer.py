@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ledom.core.errors import CheckpointError
-from ledom.model.foreign.gguf_tokenizer import own_tokenizer
+from ledom.model.foreign.gguf import own_tokenizer
 from ledom.text.tokenizer import Tokenizer
 
 FILE = Path("x.gguf")
