@@ -87,10 +87,11 @@ def test_new_files_follow_the_users_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
         write_records(tmp_path / "a.jsonl", [])
-        with write_folder(tmp_path / "model"):
-            pass
+        with write_folder(tmp_path / "model") as folder:
+            (folder / "weights").touch(0o600)  # as safetensors makes its files
     finally:
         os.umask(before)
+    assert (tmp_path / "model" / "weights").stat().st_mode & 0o777 == 0o666 & ~umask
     assert (tmp_path / "a.jsonl").stat().st_mode & 0o777 == 0o666 & ~umask
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o777 & ~umask
 

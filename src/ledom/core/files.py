@@ -12,7 +12,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, repeat
 from pathlib import Path
 from typing import IO, Any
@@ -92,8 +92,9 @@ def write_json(path: str | Path, contents: Mapping[str, Any], sort_keys: bool = 
 def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """Create a folder to write into; it becomes `path` only when the block ends without an error.
 
-    Links are followed. With `replace`, an earlier folder at `path` is removed. Raises `OutputError`
-    if `path` cannot be written or the disk is full; the new folder is then removed.
+    Links are followed, and files get the permissions of the user's umask. With `replace`, an
+    earlier folder at `path` is removed. Raises `OutputError` if `path` cannot be written or the
+    disk is full; the new folder is then removed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
@@ -106,11 +107,21 @@ def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     with _temporary(path, named) as temporary:
         temporary.mkdir()
         yield temporary
+        _follow_umask(temporary)
         old = temporary.with_name(f"{temporary.name}.old")
         if replace and path.is_dir():
             os.replace(path, old)  # at once, because a kill while it is removed would lose both
         os.replace(temporary, path)
         _remove(old)
+
+
+def _follow_umask(folder: Path) -> None:
+    """Let those read the new files who can read the folder; safetensors makes files private."""
+    allowed = folder.stat().st_mode & 0o666
+    for file in folder.iterdir():
+        if file.is_file() and file.stat().st_mode & 0o666 != allowed:
+            with suppress(PermissionError):  # a file system without permissions
+                file.chmod(allowed)
 
 
 def _prefix(path: Path) -> str:
