@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ledom.core.errors import InputError, OutputError
-from ledom.data.store import MANIFEST, SourceRuns, TokenStore, write_store
+from ledom.data.store import MANIFEST, SourceRuns, TokenStore, write_shard, write_store
 from number_documents import ids_of
 
 
@@ -126,6 +126,13 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, words):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file/store: cannot be written"):
         write_store(tmp_path / "file" / "store", ["5"], words)
+
+
+@pytest.mark.parametrize("name", ["a.ds", "a.ds.index"])
+def test_a_full_disk_is_an_error_for_short_files_too(tmp_path, words, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_shard(tmp_path / "a.ds", ["one two", "three"], words)
 
 
 def test_an_empty_set_of_documents_is_refused(tmp_path, words):

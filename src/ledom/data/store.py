@@ -307,7 +307,8 @@ def write_shard(file: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
                 ids.append(tokenizer.eos_id)
                 out.write(np.array(ids, dtype).tobytes())
                 ends.append(ends[-1] + len(ids))
-    np.array(ends[1:], "<u8").tofile(f"{file}.index")
+    # Not `tofile`, which on a full disk writes only part of the last 4 KB, without an error.
+    Path(f"{file}.index").write_bytes(np.array(ends[1:], "<u8").tobytes())
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
