@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ledom.core.errors import InputError, TrainingError
+from ledom.core.errors import InputError, OutputError, TrainingError
 from ledom.train import metrics
 from ledom.train.metrics import open_metrics, read_metrics
 
@@ -20,6 +20,13 @@ def test_rows_are_read_back_as_written(tmp_path):
         log(ROW)
         log(validated)
     assert read_metrics(tmp_path / "metrics.jsonl") == [ROW, validated]
+
+
+def test_a_full_disk_is_an_output_error(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    message = r"metrics\.jsonl: cannot be written: No space left on device$"
+    with pytest.raises(OutputError, match=message), open_metrics(tmp_path, 0) as log:
+        log(ROW)
 
 
 def test_a_line_still_being_written_is_skipped(tmp_path):

@@ -101,12 +101,11 @@ def open_metrics(
                 kept = [row for row in _rows(file) if row["step"] <= step]
                 with write_atomically(file) as shorter:
                     shorter.writelines(json.dumps(row) + "\n" for row in kept)
-            out = stack.enter_context(file.open("a", encoding="utf-8"))
+            file.touch()
 
         def log(row: Row) -> None:
-            with writing(file):
+            with writing(file), file.open("a", encoding="utf-8") as out:  # closing writes too
                 out.write(json.dumps(row) + "\n")
-                out.flush()
             for tracker in logs:
                 tracker(_scalars(row))
 
