@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,20 @@ class Killed:
         yield from self.documents.read(part, num_parts)
         if part == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_cannot_start_is_not_blamed_on_the_folder(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a TMPDIR whose path is too long for a socket, or at the limit on processes."""
+
+    def start(self: BaseProcess) -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(BaseProcess, "start", start)
+    message = r"^task 0 cannot start a process \(AF_UNIX path too long\); .*TMPDIR"
+    with pytest.raises(WorkerError, match=message):
+        make()
 
 
 def test_a_killed_task_leaves_no_finished_work(tmp_path: Path, make: Make, file: Path) -> None:

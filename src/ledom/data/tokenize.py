@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from ledom.core.errors import InputError, LedomError, WorkerError, needs_extra
+from ledom.core.errors import InputError, LedomError, WorkerError, in_one_line, needs_extra
 from ledom.core.files import check_settings, lock_folder, write_json, writing
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
@@ -311,7 +311,13 @@ class _Task:
         self.process: BaseProcess = _PROCESSES.Process(
             target=_run_task, args=(executor, rank, sender), daemon=True
         )
-        self.process.start()
+        try:
+            self.process.start()
+        except (OSError, EOFError) as error:  # the second if the fork server died
+            raise WorkerError(
+                f"task {rank} cannot start a process ({in_one_line(error)}); check this system's "
+                "limits (ulimit -a), and that TMPDIR is a folder with a short path"
+            ) from error
         sender.close()
 
     def stop(self) -> None:
