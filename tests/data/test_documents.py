@@ -158,26 +158,25 @@ def test_the_error_for_bad_text_names_the_file(tmp_path: Path) -> None:
 
 def test_the_error_for_bad_parquet_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "d.parquet"
-    documents = FileDocuments(((file, "parquet"),))
     write_parquet(file, ["a", "b", "c", None, "e"])
     for count in (1, 3):
         with pytest.raises(InputError, match=r"d\.parquet: row 4: key 'text' is None"):
-            parts(documents, count)
+            parts(open_documents([str(file)]), count)
     write_parquet(file, ["a"], key="content")
     with pytest.raises(InputError, match=r"d\.parquet: no key 'text', only id, content"):
-        list(documents.texts())
+        list(open_documents([str(file)]).texts())
     parquet.write_table(pyarrow.table([["a"], ["b"]], names=["text", "text"]), file)
     with pytest.raises(InputError, match=r"d\.parquet: several columns are called 'text'"):
-        documents.check()
+        open_documents([str(file)]).check()
     write_parquet(file, ["a" * 99] * 9, rows_a_group=3)
     damaged = bytearray(file.read_bytes())
     damaged[4 : len(damaged) // 2] = b"\xff" * (len(damaged) // 2 - 4)
     file.write_bytes(damaged)
     with pytest.raises(InputError, match=r"d\.parquet: cannot be read[^\n]*\Z"):  # one line
-        list(documents.texts())
+        list(open_documents([str(file)]).texts())
     file.write_bytes(b"not Parquet at all")
     with pytest.raises(InputError, match=r"d\.parquet: cannot be read as Parquet"):
-        list(documents.texts())
+        list(open_documents([str(file)]).texts())
 
 
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.jsonl.zst"])
@@ -214,6 +213,8 @@ def test_settings_reveal_a_changed_file(tmp_path: Path) -> None:
     assert documents.num_bytes == len(jsonl(TEXTS))
     file.write_bytes(jsonl([*TEXTS, "more"]))
     assert documents.settings() != before
+    with pytest.raises(InputError, match=r"d\.jsonl: was changed while it was read; run"):
+        list(documents.texts())  # its second part would miss documents
     assert documents.source == "d.jsonl"
     (tmp_path / "e.jsonl").touch()
     assert open_documents([str(tmp_path)]).source == f"{tmp_path.name} (2 files)"

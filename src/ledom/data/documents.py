@@ -19,6 +19,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol
 
@@ -38,7 +39,6 @@ _BLANK = " \t\n\r\v\f"  # characters of a blank line, as in bytes.strip
 _BLOCK_BYTES = 1 << 20
 _SAMPLE_BYTES = 1 << 16  # bytes hashed at a file's start, middle and end, to notice changes
 _ROWS = 256  # Parquet rows in memory at a time
-
 
 Given = tuple[str, object]  # a document's text, and its source as given
 
@@ -147,15 +147,19 @@ def _is_compressed(file: Path) -> bool:
 
 @dataclass(frozen=True)
 class FileDocuments(Documents):
-    """The documents of files, given as (file, format), in this order."""
+    """The documents of files, given as (file, format), in this order; no file may change later."""
 
     files: tuple[tuple[Path, str], ...]
     text_key: str = TEXT_KEY
     notes: tuple[str, ...] = ()
 
+    @cached_property
+    def _states(self) -> list[tuple[int, int]]:
+        return [_state(file) for file, _ in self.files]
+
     @property
     def num_bytes(self) -> int:
-        return sum(_size(file) for file, _ in self.files)
+        return sum(size for size, _ in self._states)
 
     @property
     def source(self) -> str:
@@ -171,8 +175,7 @@ class FileDocuments(Documents):
         for file, format in self.files:
             with _reading(file), file.open("rb") as source:
                 found = file.stat()
-                state = f"{file} {format} {found.st_size} {found.st_mtime_ns}\n"
-                digest.update(state.encode())
+                digest.update(f"{file} {format} {found.st_size} {found.st_mtime_ns}\n".encode())
                 for start in (0, found.st_size // 2, max(0, found.st_size - _SAMPLE_BYTES)):
                     source.seek(start)
                     digest.update(source.read(_SAMPLE_BYTES))
@@ -182,19 +185,20 @@ class FileDocuments(Documents):
     def check(self) -> None:
         """Read the first document of every file, except those that are one document."""
         for file, format in self.files:
-            if format != "text" and (size := _size(file)):
+            if format != "text" and (size := _state(file)[0]):
                 with _reading(file):
                     next(FORMATS[format](file, 0, size, self.text_key), None)
 
     def read(self, part: int = 0, num_parts: int = 1) -> Iterator[Given]:
         total = self.num_bytes
         first, last = total * part // num_parts, total * (part + 1) // num_parts
-        for file, format in self.files:
-            size = _size(file)
+        for (file, format), (size, time) in zip(self.files, self._states, strict=True):
             start, end = max(first, 0), min(last, size)
             if start < end:
                 with _reading(file):
                     yield from FORMATS[format](file, start, end, self.text_key)
+                if _state(file) != (size, time):  # parts may overlap or miss documents
+                    raise InputError("was changed while it was read; run this again", path=file)
             first, last = first - size, last - size
 
 
@@ -208,9 +212,9 @@ def _reading(file: Path) -> Iterator[None]:
         raise InputError(f"cannot be read: {reason}", path=file) from None
 
 
-def _size(file: Path) -> int:
+def _state(file: Path) -> tuple[int, int]:
     with _reading(file):
-        return file.stat().st_size
+        return (status := file.stat()).st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,6 @@ class HubDocuments(Documents):
 
     num_bytes: ClassVar[None] = None
     notes: ClassVar[tuple[str, ...]] = ()
-
     name: str
     config: str | None = None
     split: str = "train"
@@ -327,9 +330,8 @@ FORMATS: dict[str, Callable[[Path, int, int, str], Iterator[Given]]] = {
     "text": _read_text,
     "lines": _read_lines,
 }
-"""Readers by format. Each takes a file, a range [start, end) of its bytes and the text's key, and
-yields the documents that begin in the range: JSON objects, one per line; Parquet rows; the whole
-text; or lines. Blank lines are skipped."""
+"""Readers by format. Each yields the documents that begin in a range of a file's bytes: JSON
+objects, one per line; Parquet rows; the whole text; or lines. Blank lines are skipped."""
 
 
 def _lines(file: Path, start: int, end: int) -> Iterator[tuple[bytes, int]]:
