@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,10 @@ __all__ = ["HeldUp", "ledom_held_up"]
 
 
 class HeldUp:
-    """Documents where all parts but the first wait longer than any test; a file signals this."""
+    """Documents where all parts but the first wait longer than any test.
+
+    A file that holds the process id signals this.
+    """
 
     def __init__(self, documents: Documents, folder: Path) -> None:
         self.documents, self.folder = documents, folder
@@ -31,7 +35,7 @@ class HeldUp:
 
     def read(self, part: int = 0, num_parts: int = 1) -> Iterator[tuple[str, str | None]]:
         if part > 0:
-            Path(f"{self.folder}/held.{part}").touch()
+            Path(f"{self.folder}/held.{part}").write_text(f"{os.getpid()}")
             time.sleep(2 * SECONDS)
         yield from self.documents.read(part, num_parts)
 

@@ -211,6 +211,31 @@ def test_ctrl_c_keeps_finished_shards(run: Run, tokenizer_folder: Path, tmp_path
     assert all(file.stat().st_mtime_ns == when for file, when in finished.items())
 
 
+@pytest.mark.slow
+def test_a_killed_command_takes_its_processes_with_it(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """They would otherwise write into a store that a later command makes in the same folder."""
+    write(tmp_path / "d.jsonl", TEXTS)
+    command = ["tokenize", tmp_path / "d.jsonl", "--out", tmp_path / "out"]
+    command += ["--tokenizer", tokenizer_folder, "--workers", "2", "--tasks", "4"]
+
+    def held() -> list[str]:
+        return [process for file in tmp_path.glob("held.*") if (process := file.read_text())]
+
+    def has_ended(process: str) -> bool:
+        try:
+            return ") Z " in Path(f"/proc/{process}/stat").read_text()  # but no one waited for it
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    with started(tmp_path / "said", *command, run=ledom_held_up) as process:
+        until(lambda: len(held()) == 2)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        until(lambda: all(map(has_ended, held())))
+
+
 def test_a_command_does_not_overwrite_its_input(run: Run, tmp_path: Path) -> None:
     problems = tmp_path / "train.jsonl"
     row = '{"id": "%s", "question": "1 + 1?", "solution": "1 + 1 = 2"}\n'

@@ -19,10 +19,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from pydantic import PositiveInt
@@ -343,12 +344,21 @@ class _Task:
 
 def _run_task(executor: LocalExecutor, rank: int, errors: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
+    Thread(target=_end_with_parent, daemon=True).start()
     logger.disable("datatrove")
     try:
         with writing(executor.out):
             executor._run_for_rank(rank)
     except LedomError as error:
         errors.send(error)
+
+
+def _end_with_parent() -> None:
+    """End this process once the command is killed; it would write into a later run's store."""
+    parent = parent_process()
+    assert parent is not None  # this is a task's process
+    parent.join()
+    os._exit(1)
 
 
 Options = dict[str, Any]  # keyword arguments of datatrove's executors
