@@ -45,6 +45,7 @@ PAIRS = [
     ("", " a question without a context"),
     ("word " * 60, "is cut"),
     ("x", "y"),
+    ("Ava has 12 apples and gives 4 away. How m", "any are left?"),  # within a token
 ]
 
 

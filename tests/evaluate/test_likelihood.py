@@ -20,6 +20,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.evaluate.likelihood import Convention, score
 from ledom.evaluate.scorings import SCORINGS, Parts, Request, Scoring
+from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
@@ -313,6 +314,23 @@ def test_an_empty_choice_is_refused() -> None:
             InputError, match=r"document 7 of task 'mine' \('.+'\) has an empty choice"
         ):
             parts_of(direction, *asked("ab", [" c", ""], ("mine", 7)))
+
+
+def test_a_token_of_context_and_continuation_is_part_of_the_continuation() -> None:
+    """A forward model reads the context's own tokens, as in the harness: "a", " ", "("."""
+    ids = {token: number for number, token in enumerate(["a", "b", "c", "(", " ", END, "(b"])}
+    backend = RustTokenizer(models.WordLevel(ids, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\(b|."), "isolated")
+    found = {}
+    for direction in Direction:
+        lm = FakeLanguageModel(Tokenizer(backend, END), direction)
+        found[direction] = score(lm, [Request("a (", "b c")], CONVENTION[direction])[0]
+    # " " after "(" and "c" after " ": -log(1 + 7 mod 7) - log(1 + 6 mod 7)
+    assert found[FORWARD].continuation == pytest.approx(-math.log(7))
+    assert (found[FORWARD].num_tokens, found[FORWARD].num_context_tokens) == (2, 3)
+    # "(b" before " ", " " before "c", "c" before the end; then "a" before " ", " " before "(b"
+    assert found[REVERSE].continuation == pytest.approx(-math.log(4 * 7 * 1))
+    assert found[REVERSE].context == pytest.approx(-math.log(5 * 4))
 
 
 def test_without_groups_requests_are_grouped_by_context() -> None:

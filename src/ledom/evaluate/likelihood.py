@@ -136,15 +136,15 @@ class _Scorer:
     def split(self, request: Request, kind: Kind) -> _Text:
         """A request's tokens.
 
-        Spaces between context and continuation belong to the continuation, as in the harness. A
-        token that straddles the continuation and the text after it belongs to the continuation.
+        Spaces between context and continuation belong to the continuation, as in the harness, and
+        so do tokens that straddle its start or its end.
         """
         known, text = request.context.rstrip(), request.context + request.continuation
         encoding = self.lm.tokenizer.encode(text + request.after)
         end = sum(start < len(text) for start, _ in encoding.offsets)
         ids = encoding.ids[:end] if request.after else encoding.ids
-        boundary = len(self.lm.tokenizer.encode(known).ids) if known else 0
-        # The token that straddles context and continuation may be the last.
+        boundary = sum(done <= len(known) for _, done in encoding.offsets) if known else 0
+        # Some tokenizers drop the characters of a continuation.
         return _Text(ids, min(boundary, len(ids) - 1), kind, encoding.ids[len(ids) :])
 
     def texts(self) -> list[_Text]:
@@ -215,13 +215,25 @@ class _Forward(_Scorer):
 
     def check(self) -> None:
         texts = self.texts()
-        for request, text in zip(self.requests, texts, strict=True):
+        for request, text in zip(self.requests, self.as_asked(texts), strict=True):
             self.check_choice(request, text, self.lm.context)
         self.cut_wholes(texts)
 
+    def as_asked(self, texts: Sequence[_Text]) -> list[_Text]:
+        """The texts with the tokens of the context alone, as the harness reads it, even where its
+        last characters and the first ones of the continuation are one token of the whole text."""
+        asked = []
+        for request, text in zip(self.requests, texts, strict=True):
+            known = request.context.rstrip()
+            context = self.lm.tokenizer.encode(known).ids[: len(text.ids) - 1] if known else []
+            ids = [*context, *text.ids[len(context) :]]
+            asked.append(replace(text, ids=ids, boundary=len(context)))
+        return asked
+
     def run(self) -> list[Parts]:
         texts = self.texts()
-        places = [self.conditional(*pair) for pair in zip(self.requests, texts, strict=True)]
+        asked = self.as_asked(texts)
+        places = [self.conditional(*pair) for pair in zip(self.requests, asked, strict=True)]
         fitted = self.cut_wholes(texts)
         wholes = [self.whole(text) for text in fitted]
         alone = [self.alone(*pair) for pair in zip(self.requests, texts, strict=True)]
@@ -240,7 +252,7 @@ class _Forward(_Scorer):
                 kind=text.kind,
             )
             for (place, cut), single, whole, control, text, fit in zip(
-                places, alone, wholes, controls, texts, fitted, strict=True
+                places, alone, wholes, controls, asked, fitted, strict=True
             )
         ]
 
