@@ -227,6 +227,8 @@ def test_the_reversed_prompt_control_puts_the_choice_on_the_wrong_side() -> None
     contexts = [Request(context, " bc", 3) for context in ("ab", "ac")]
     forward = values("reversed prompt", FORWARD, *contexts)
     assert forward == pytest.approx([0.2 * 0.4 * 0.5, 0.2 * 0.4 * 0.1])
+    shown = [Request("cab " + one.context, " bc", 3, examples=4) for one in contexts]
+    assert values("reversed prompt", FORWARD, *shown) == pytest.approx(forward)  # "cab bc ab"
     assert values("reversed prompt", FORWARD, *asked("ab", CHOICES)) == []
     assert values("reversed prompt", REVERSE, *contexts) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,25 @@ def test_a_reverse_model_reads_the_examples_before_the_choice(
     assert found_rows(found, "acc")["reverse", "posterior"]["value"] == np.mean(right)
     entropy = found_rows(found, ENTROPY)["reverse", "posterior"]["value"]
     assert entropy == pytest.approx(np.mean(entropies), abs=1e-5)
+
+
+def test_a_forward_models_control_begins_with_the_examples(
+    models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    """Its question and its choice stay next to each other."""
+    rows = [row | {"place": "before"} for row in QUESTIONS]
+    file = write_rows(tmp_path / "shown.jsonl", rows)
+    evaluate(find_source(str(file), Options(num_fewshot=2)), tmp_path / "out", models[FORWARD])
+    saved = (tmp_path / "out/forward/shown.loglikelihood.jsonl").read_text().splitlines()
+    found = [json.loads(line)["value"]["reversed_prompt"] for line in saved]
+    examples = [f"{row['choices'][row['answer_index']]} {row['question']}" for row in rows[:2]]
+    encode, expected = models[FORWARD].tokenizer.encode, []
+    for row in rows[2:]:
+        asked = "\n\n".join([*examples, row["question"]])
+        for choice in row["choices"]:
+            values = logprobs(models[FORWARD], encode(f"{asked} {choice}").ids)
+            expected.append(sum(values[len(encode(asked).ids) - 1 :]))
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_greedy_metrics_are_not_applicable_in_reverse(

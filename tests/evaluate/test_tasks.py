@@ -56,6 +56,8 @@ def test_documents_give_tasks_about_neighboring_sentences(tmp_path: Path) -> Non
     file = write(tmp_path / "novels.jsonl", rows)
     both = find_source(str(file), Options()).load(FORWARD)
     assert [task.config.task for task in both] == ["novels_after", "novels_before"]
+    metrics = [[one["metric"] for one in task.config.metric_list] for task in both]
+    assert metrics == [["acc", "acc_norm"], ["acc"]]  # the length of a context normalizes nothing
     (one,) = find_source("novels_before", Options(data=tmp_path, limit=5)).load(FORWARD)
     assert len(one.eval_docs) == 5
 

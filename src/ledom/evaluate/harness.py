@@ -227,14 +227,16 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         known = instance.task_name is not None and instance.doc_id is not None
         group = (instance.task_name, instance.doc_id) if known else None
         examples = self._examples(instance)
+        if self.direction is Direction.FORWARD:
+            return Request(context, continuation, group, examples=len(examples))
         blank = examples[len(examples.rstrip()) :]
         after = blank + examples.rstrip()
         return Request(context[len(examples) :], continuation, group, after)
 
     def _examples(self, instance: Instance) -> str:
-        """The part of a context before its own question; empty if it is to stay there."""
+        """The part of a context before its own question; empty in a chat."""
         task, context = _WITH_EXAMPLES.get(str(instance.task_name)), str(instance.args[0])
-        if task is None or self.direction is Direction.FORWARD or not context.strip():
+        if task is None or not context.strip():
             return ""
         doc = instance.doc
         several = getattr(task, "multiple_input", False)

@@ -26,7 +26,7 @@ from ledom.lm.language_model import LanguageModel
 __all__ = ["Answer", "KeptLM", "file_name"]
 
 _TEXTS_TOGETHER = 32  # texts that are written together, and lost together if the run is stopped
-_FORMAT = 2  # version of `Answer`
+_FORMAT = 3  # version of `Answer` and of what it means
 RequestT = TypeVar("RequestT")
 
 
@@ -200,5 +200,5 @@ class KeptLM(LedomLM):
 
 def _texts_of(request: Request) -> tuple[str, ...]:
     """All that the answer to a log-likelihood request depends on besides the model."""
-    after = [request.after] if request.after else []
-    return (request.context, request.continuation, str(request.group), *after)
+    texts = request.context, request.continuation, request.after
+    return (*texts, str(request.examples), str(request.group))

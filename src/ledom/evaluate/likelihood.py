@@ -220,8 +220,7 @@ class _Forward(_Scorer):
         self.cut_wholes(texts)
 
     def as_asked(self, texts: Sequence[_Text]) -> list[_Text]:
-        """The texts with the tokens of the context alone, as the harness reads it, even where its
-        last characters and the first ones of the continuation are one token of the whole text."""
+        """The texts, each with the tokens that its context has alone, as the harness reads it."""
         asked = []
         for request, text in zip(self.requests, texts, strict=True):
             known = request.context.rstrip()
@@ -381,7 +380,8 @@ def _swapped(request: Request) -> Request:
     """The request with its two texts exchanged, and the spaces between them kept."""
     text = request.continuation.lstrip()
     blank = request.continuation[: len(request.continuation) - len(text)]
-    return Request(text, (blank or " ") + request.context.strip(), after=request.after)
+    examples, context = request.context[: request.examples], request.context[request.examples :]
+    return Request(examples + text, (blank or " ") + context.strip(), after=request.after)
 
 
 def _total(values: NDArray[np.float32]) -> float:

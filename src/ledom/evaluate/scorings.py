@@ -36,6 +36,8 @@ class Request:
     after: str = ""
     """A text after the continuation, for a reverse model only: the solved examples, which it reads
     first."""
+    examples: int = 0
+    """How many characters at the start of the context are solved examples; 0 in reverse."""
 
 
 @dataclass(frozen=True)

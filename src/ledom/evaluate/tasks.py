@@ -253,7 +253,8 @@ def _choice_task(
     text: str,
     delimiter: str,
 ) -> Any:
-    """A multiple-choice task. Choices that come before the question are the contexts.
+    """A multiple-choice task. Choices that come before the question are the contexts; they have no
+    acc_norm, as their scores cover the question too.
 
     The first questions are used as examples and are not asked. None is an example for a question
     with the same text or from the same document.
@@ -265,8 +266,7 @@ def _choice_task(
     if len(places) > 1:
         raise InputError(f"task {name!r} mixes questions with place after and before; split it")
     before = places == {"before"}
-    if before:  # text that follows a choice is unchanged, as nothing is asked at its end
-        text = "{}"
+    text = "{}" if before else text  # unchanged after a choice, as nothing is asked at its end
     rows = [
         {
             "text": text.format(q.question),
@@ -287,7 +287,7 @@ def _choice_task(
         target_delimiter=delimiter,
         num_fewshot=options.num_fewshot,
         fewshot_config={"sampler": "first_n", "samples": rows},
-        metric_list=[_mean("acc"), _mean("acc_norm")],
+        metric_list=[_mean("acc")] if before else [_mean("acc"), _mean("acc_norm")],
     )
     leave_out_the_question(task, lambda example, asked: example["about"] == asked["about"])
     return task
