@@ -26,6 +26,7 @@ from lm_eval.tasks import TaskManager
 from ledom.evaluate import evaluation, harness, kept, tasks
 from ledom.evaluate.evaluation import Job, evaluate_models
 from ledom.evaluate.harness import LedomLM
+from ledom.evaluate.kept import KeptLM
 from ledom.evaluate.scorings import Parts
 from ledom.evaluate.tasks import Options, Source, find_source
 
@@ -362,13 +363,13 @@ def test_a_suite_that_finds_no_network_does_not_retry(
 ) -> None:
     """The hub's clients retry each dataset for half a minute; other errors do not count."""
     seen, seen_in_runs = [], set()
-    real = evaluation.run_tasks
+    real = KeptLM.run
 
-    def run_tasks(*arguments: Any) -> Any:  # in which a metric may be loaded from the hub
+    def run(*arguments: Any) -> Any:  # in which a metric may be loaded from the hub
         seen_in_runs.add(huggingface_hub.is_offline_mode())
         return real(*arguments)
 
-    monkeypatch.setattr(evaluation, "run_tasks", run_tasks)
+    monkeypatch.setattr(KeptLM, "run", run)
 
     def watched(name: str) -> Source:
         def load(direction: Direction) -> Sequence[Any]:

@@ -25,7 +25,6 @@ from ledom.core.files import write_json
 from ledom.core.hub import is_unreachable, offline
 from ledom.core.reading import JsonObject
 from ledom.core.stage import Track
-from ledom.evaluate.harness_runs import run_tasks
 from ledom.evaluate.kept import KeptLM, file_name
 from ledom.evaluate.results import ENTROPY, Evaluation, Measured, TaskResult, compare
 from ledom.evaluate.scorings import SCORINGS, Scoring
@@ -147,7 +146,7 @@ def _evaluate_task(ready: _Ready, job: Job) -> TaskResult:
     chance = None
     groups: dict[tuple[str, int], Hashable] = {}
     for lm, tasks in ready.runs:
-        found = run_tasks(lm, tasks, job.limit, job.chat)
+        found = lm.run(tasks, job.limit, job.chat)
         scoring = lm.scoring if lm.known else ""
         measured += _measured(lm.direction, scoring, found, _kinds(tasks))
         if lm.known:
@@ -195,7 +194,7 @@ def _other_scorings(lm: KeptLM, tasks: Sequence[Any], job: Job) -> Iterator[Meas
         if scoring == own or not applies or _kinds(tasks) != {"multiple_choice"}:
             continue
         lm.scoring = scoring
-        found = run_tasks(lm, tasks, job.limit, job.chat)
+        found = lm.run(tasks, job.limit, job.chat)
         every = _measured(lm.direction, scoring, found, _kinds(tasks))
         yield from (one for one in every if one.metric == "acc")
     lm.scoring = own
@@ -239,7 +238,6 @@ def _shown(metric: str, name: str) -> str:
 
 
 def _by_document(samples: JsonObject) -> dict[tuple[str, str], dict[tuple[str, int], float]]:
-    """The values of each (metric, filter), by (task, document)."""
     found = defaultdict[tuple[str, str], dict[tuple[str, int], float]](dict)
     for task, own in samples.items():
         for sample in own:
@@ -287,7 +285,6 @@ def _entropy(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[Measured]:
 
 
 def _right_choice(task: Any, doc: Mapping[str, Any]) -> int | None:
-    """The number of a document's right choice; None if there is not exactly one."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return None
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
@@ -298,7 +295,6 @@ def _right_choice(task: Any, doc: Mapping[str, Any]) -> int | None:
 
 
 def _notes(lm: KeptLM, source: Source, tasks: Sequence[Any], chat: bool) -> Iterator[str]:
-    """Notes for readers of the numbers."""
     if lm.direction is Direction.REVERSE:
         if source.from_harness and "generate_until" in _kinds(tasks):
             yield (

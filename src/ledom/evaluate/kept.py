@@ -12,21 +12,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ledom.core.errors import needs_extra
 from ledom.core.files import fingerprint
 from ledom.core.reading import JsonObject
 from ledom.core.records import Key, Record
 from ledom.core.stage import Stage, Track, Work, at_once, even_groups
 from ledom.evaluate.harness import LedomLM, Written, document_batches
-from ledom.evaluate.harness_runs import build_requests
 from ledom.evaluate.likelihood import check_requests, score
 from ledom.evaluate.scorings import Parts, Request
 from ledom.evaluate.texts import Draw, numbered
 from ledom.lm.language_model import LanguageModel
 
+with needs_extra("lm-eval", "eval", "evaluation"):
+    from lm_eval.evaluator import evaluate
+
 __all__ = ["Answer", "KeptLM", "file_name"]
 
 _TEXTS_TOGETHER = 32  # texts that are written together, and lost together if the run is stopped
 _FORMAT = 3  # version of `Answer` and of what it means
+_FEWSHOT_SEED = 1234  # the harness's own
 RequestT = TypeVar("RequestT")
 
 
@@ -79,10 +83,19 @@ class KeptLM(LedomLM):
 
     def check(self, tasks: Sequence[Any], limit: int | None, chat: bool) -> None:
         """Raise `InputError` for requests that the model cannot answer, and for saved answers that
-        were made with other settings."""
+        were made with other settings. `run` makes the same requests in the same order."""
         asked: dict[str, list[Any]] = {}
-        for instance in build_requests(self, tasks, limit, chat):
-            asked.setdefault(instance.request_type, []).append(instance)
+        _set_seeds(tasks)
+        for task in tasks:
+            task.build_all_requests(
+                limit=limit,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+                chat_template=self.apply_chat_template if chat else None,
+                tokenizer_name=self.tokenizer_name if chat else "",
+            )
+            for instance in task.instances:
+                asked.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
         if asked.keys() - {"generate_until"}:
             self.check_prefix()
         if instances := asked.get("loglikelihood"):
@@ -97,6 +110,20 @@ class KeptLM(LedomLM):
             for draw in draws:
                 self.generation_settings(draw.settings, self._writer([draw.context]))
             self._stage("generate_until", (draw.identity for draw in draws))
+
+    def run(self, tasks: Sequence[Any], limit: int | None, chat: bool) -> JsonObject:
+        """The harness's results and samples for these tasks."""
+        _set_seeds(tasks)
+        found: JsonObject = evaluate(
+            self,
+            {"tasks": {str(task.config.task): task for task in tasks}},
+            limit=limit,
+            bootstrap_iters=0,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+            confirm_run_unsafe_code=True,  # `ledom.evaluate.tasks` has checked for --allow-code
+        )
+        return found
 
     def parts(self, requests: Sequence[Any], asked: Sequence[Request]) -> list[Parts]:
         if not self.known:
@@ -196,6 +223,11 @@ class KeptLM(LedomLM):
         }
         path = self._folder / f"{file_name(self._name)}.{kind}.jsonl"
         return Stage(path, Answer, settings)
+
+
+def _set_seeds(tasks: Sequence[Any]) -> None:
+    for task in tasks:
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
 
 
 def _texts_of(request: Request) -> tuple[str, ...]:
