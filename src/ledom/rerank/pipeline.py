@@ -31,7 +31,7 @@ from ledom.core.records import (
     Score,
     write_records,
 )
-from ledom.core.stage import Track, read_timings
+from ledom.core.stage import Track, Work, read_timings
 from ledom.lm import unfamiliar
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.results import Case, ChosenAnswer, Measurement, ModelInfo, SelectionReport
@@ -86,7 +86,6 @@ class Job:
     reverse: LanguageModel | None
     weights: TunedWeights
     candidates: Sequence[Candidate] | None = None
-    """The candidates; None to sample them from the forward model."""
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 32
     early_stop: bool = False
@@ -97,7 +96,6 @@ class Job:
     external_scores: Sequence[str] | None = None
     """Extra score fields of the candidates; see `choose_external_scores`."""
     demonstrations: Sequence[Problem] = ()
-    """Solved problems that the models read first."""
     mask_copies: int = 0
     """See `ScoreFiles.mask_copies`."""
     contrast: int = 0
@@ -180,7 +178,6 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
 def _measured(
     job: Job, table: CandidateTable, candidates: Sequence[Candidate], scores: Sequence[Score]
 ) -> Measurement:
-    """The measurement on the labeled problems."""
     sizes = {str(lm.direction): lm.num_parameters for lm in job.models}
     sizes["writer"] = 0 if job.candidates is not None else sizes["forward"]
     costs = Costs.count(table, candidates, scores, sizes, read_timings(job.out))
@@ -276,17 +273,14 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
         drawn = sample_candidates(waiting, lm, job.sampling, job.num_samples, job.stop_unsure)
         return ((candidates, True) for candidates in drawn)
 
-    return fill_candidates(
-        job.out / "candidates.jsonl",
+    work = Work(
         job.problems,
-        settings,
         make,
-        groups=lambda problems: sampling_groups(problems, job.num_samples),
+        groups=partial(sampling_groups, num_samples=job.num_samples),
         together=lm.batches_requests,
-        track=track,
-        name="sampling",
         is_done=partial(is_finished, num_samples=job.num_samples) if job.early_stop else bool,
     )
+    return fill_candidates(job.out / "candidates.jsonl", work, settings, track, "sampling")
 
 
 def _scores(job: Job, candidates: Sequence[Candidate], track: Track) -> list[Score]:
@@ -330,7 +324,6 @@ def _cases(
 def _shown_answers(
     problems: Sequence[Problem], selections: Sequence[Selection]
 ) -> list[ChosenAnswer]:
-    """The first of the chosen answers, each with its question."""
     return [
         ChosenAnswer(
             problem_id=s.problem_id, question=p.question, answer=s.answer, share=s.confidence
@@ -342,7 +335,6 @@ def _shown_answers(
 def _notes(
     job: Job, table: CandidateTable, candidates: Sequence[Candidate], scores: Sequence[Score]
 ) -> list[str]:
-    """Notes that a reader of the report needs."""
     labeled, counts = table.labeled, table.mask.sum(axis=1)
     drawn, planned = int(counts.sum()), int(np.maximum(counts, table.num_planned).sum())
     unreadable = int(((table.answers < 0) & table.mask).sum())

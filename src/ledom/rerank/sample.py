@@ -7,7 +7,7 @@ is decided.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -31,14 +31,13 @@ from ledom.core.records import (
     Problem,
     write_records,
 )
-from ledom.core.stage import Make, Stage, Track, Work, even_groups
+from ledom.core.stage import Stage, Track, Work, even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.rerank.candidates import AnswerClasses, candidate_check
 from ledom.rerank.strategies import is_decided
 from ledom.text.answers import extract_answer
 
 __all__ = [
-    "as_candidate",
     "check_prompts",
     "fill_candidates",
     "is_finished",
@@ -129,7 +128,7 @@ def sample_candidates(
         for place, texts in written:
             problem_id = together[place].id
             yield [
-                as_candidate(
+                _as_candidate(
                     problem_id, index, text, lm, sampling if index < num_samples else greedy
                 )
                 for index, text in enumerate(texts)
@@ -196,7 +195,7 @@ def sample_until_decided(
         waiting = [p for p in together if not any(c.greedy for c in drawn[p.id])]
         for place, texts in lm.generate(prompts_of(waiting, lm), sampling.greedy):
             problem_id = waiting[place].id
-            greedy = as_candidate(problem_id, num_samples, texts[0], lm, sampling.greedy)
+            greedy = _as_candidate(problem_id, num_samples, texts[0], lm, sampling.greedy)
             drawn[problem_id].append(greedy)
             yield [greedy], False
         for before, total in pairwise([0, *rounds(num_samples)]):
@@ -210,7 +209,7 @@ def sample_until_decided(
             ):
                 problem_id = waiting[place].id
                 new = [
-                    as_candidate(problem_id, index, text, lm, sampling, num_samples)
+                    _as_candidate(problem_id, index, text, lm, sampling, num_samples)
                     for index, text in enumerate(texts, start=before)
                 ]
                 drawn[problem_id] += new
@@ -236,33 +235,23 @@ def is_finished(candidates: Sequence[Candidate], num_samples: int) -> bool:
 
 
 def fill_candidates(
-    path: Path,
-    problems: Sequence[Problem],
-    settings: JsonObject,
-    make: Make[Problem, Candidate],
-    groups: Callable[[Sequence[Problem]], Sequence[Sequence[Problem]]],
-    together: bool,
-    track: Track,
-    name: str,
-    is_done: Callable[[Sequence[Candidate]], bool] = bool,
+    path: Path, work: Work[Problem, Candidate], settings: JsonObject, track: Track, name: str
 ) -> list[Candidate]:
-    """The candidates in `path`, in the problems' order; missing ones are added, group by group.
+    """The candidates in `path`, in the problems' order; `work` adds the missing ones.
 
     Once the settings match the file's, the problems are written to problems.jsonl next to it.
-    See `ledom.core.stage.Work` for the other parameters.
 
     >>> import tempfile
     >>> from ledom.core.stage import at_once, no_progress
-    >>> def answered(problems):
-    ...     return ([Candidate(problem_id=p.id, index=0, text="4")] for p in problems)
+    >>> make = at_once(lambda some: ([Candidate(problem_id=p.id, index=0, text="4")] for p in some))
+    >>> work = Work([Problem(id="p", question="2 + 2?")], make, lambda items: [items], False)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     made = fill_candidates(
-    ...         Path(folder, "candidates.jsonl"), [Problem(id="p", question="2 + 2?")], {},
-    ...         at_once(answered), groups=lambda items: [items], together=False,
-    ...         track=no_progress, name="sampling")
-    ...     made[0].text, sorted(file.name for file in Path(folder).iterdir())[0]
-    ('4', 'candidates.jsonl')
+    ...     path = Path(folder, "candidates.jsonl")
+    ...     made = fill_candidates(path, work, {}, no_progress, "sampling")
+    ...     made[0].text, path.with_name("problems.jsonl").exists()
+    ('4', True)
     """
+    problems = work.items
     settings = settings | {
         "problems": len(problems),
         "first_problem": problems[0].id,
@@ -271,7 +260,6 @@ def fill_candidates(
     stage = Stage(path, Candidate, settings, lambda: candidate_check(problems))
     if parallel.is_first():
         write_records(path.with_name("problems.jsonl"), problems)
-    work = Work(items=problems, make=make, groups=groups, together=together, is_done=is_done)
     return stage.fill(work, track, name, timed=True)
 
 
@@ -280,7 +268,7 @@ def prompts_of(problems: Sequence[Problem], lm: LanguageModel) -> list[str]:
     return [lm.pair_format.before_solution(problem.question) for problem in problems]
 
 
-def as_candidate(
+def _as_candidate(
     problem_id: str,
     index: int,
     text: Generation,

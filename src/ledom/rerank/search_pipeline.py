@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.files import fingerprint, write_json
 from ledom.core.records import NUM_TOKENS, Candidate, Problem
-from ledom.core.stage import Track, at_once
+from ledom.core.stage import Track, Work, at_once
 from ledom.lm import unfamiliar_texts
 from ledom.lm.language_model import LanguageModel
 from ledom.report.formatting import to_json
@@ -71,7 +72,6 @@ class SearchReport:
     num_labeled: int
     tokens_per_problem: float
     unfinished: int
-    """Searches that ended without a finished solution."""
     note: str = ""
     warning: str | None = None
     """A warning if the embedded pair was not trained on such problems; see `unfamiliar_texts`."""
@@ -111,16 +111,13 @@ def search_job(job: SearchJob, track: Track) -> SearchReport | None:
         "reverse": job.reverse.identity if job.reverse else "none",
         **asdict(job.config),
     }
-    searched = fill_candidates(
-        job.out / "searched.jsonl",
+    work = Work(
         job.problems,
-        settings,
-        lambda waiting, _: ((found, True) for found in _searched(job, waiting)),
+        at_once(partial(_searched, job)),
         groups=search_groups,
         together=any(lm.batches_requests for lm in job.models),
-        track=track,
-        name="searching",
     )
+    searched = fill_candidates(job.out / "searched.jsonl", work, settings, track, "searching")
     is_labeled = any(problem.is_labeled for problem in job.problems)
     rivals = _equal_cost(job, searched, track) if is_labeled else []
     if not parallel.is_first():
@@ -131,7 +128,6 @@ def search_job(job: SearchJob, track: Track) -> SearchReport | None:
 
 
 def _searched(job: SearchJob, problems: Sequence[Problem]) -> Iterator[list[Candidate]]:
-    """The best beam of each problem."""
     for problem_id, beams, generated in search(problems, job.forward, job.reverse, job.config):
         best = beams[0]
         record = Candidate(
@@ -149,30 +145,29 @@ def _report(
     job: SearchJob, searched: Sequence[Candidate], drawn: Sequence[Candidate]
 ) -> SearchReport:
     labeled = [problem for problem in job.problems if problem.is_labeled]
-    report = SearchReport(
+    note = "the problems have no answers, so nothing could be measured"
+    count, accuracies, differences = None, {}, {}
+    if drawn:
+        some = f"{len(labeled)} of {len(job.problems)} problems are labeled"
+        note = "" if len(labeled) == len(job.problems) else f"{some}; only these are measured"
+        found = {candidate.problem_id: candidate.text for candidate in searched}
+        right = np.array([float(is_correct(found[p.id], p.answer or "")) for p in labeled])
+        count, rivals = _rivals(job, labeled, drawn)
+        accuracies = {"step-level search": share_interval(right)}
+        accuracies |= {name: share_interval(values) for name, values in rivals.items()}
+        differences = {name: paired_share_interval(right, rivals[name]) for name in rivals}
+    return SearchReport(
         command=job.command,
         ledom_version=__version__,
         num_problems=len(job.problems),
         num_labeled=len(labeled),
         tokens_per_problem=round(sum(c.extra[_GENERATED] for c in searched) / len(searched), 1),
         unfinished=sum(c.finish_reason != "stop" for c in searched),
+        note=note,
         warning=unfamiliar_texts(job.forward, [p.question for p in job.problems[:_JUDGED]]),
-    )
-    if not drawn:
-        return replace(report, note="the problems have no answers, so nothing could be measured")
-    note = f"{len(labeled)} of {len(job.problems)} problems are labeled; only these are measured"
-    found = {candidate.problem_id: candidate.text for candidate in searched}
-    right = np.array([float(is_correct(found[p.id], p.answer or "")) for p in labeled])
-    count, rivals = _rivals(job, labeled, drawn)
-    accuracies = {"step-level search": right, **rivals}
-    return replace(
-        report,
-        note=note if len(labeled) < len(job.problems) else "",
         candidates_at_equal_cost=count,
-        accuracy={name: share_interval(values) for name, values in accuracies.items()},
-        search_against={
-            name: paired_share_interval(right, values) for name, values in rivals.items()
-        },
+        accuracy=accuracies,
+        search_against=differences,
     )
 
 
@@ -204,16 +199,13 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
         "budgets": fingerprint((id_, str(tokens)) for id_, tokens in sorted(budget.items())),
         **asdict(sampling),
     }
-    return fill_candidates(
-        job.out / "candidates.jsonl",
+    work = Work(
         job.problems,
-        settings,
         at_once(affordable),
-        groups=lambda problems: sampling_groups(problems, count),
+        groups=partial(sampling_groups, num_samples=count),
         together=lm.batches_requests,
-        track=track,
-        name="best of N",
     )
+    return fill_candidates(job.out / "candidates.jsonl", work, settings, track, "best of N")
 
 
 def _rivals(
