@@ -38,29 +38,6 @@ class Convention:
     """Read before a text whose first token is scored too."""
 
 
-class _Spans:
-    """Token spans to score together; equal spans are scored once."""
-
-    def __init__(self) -> None:
-        self.spans: dict[tuple[tuple[int, ...], int, int], int] = {}
-
-    def add(self, ids: Sequence[int], start: int, end: int) -> int:
-        """Add a span; returns the index of its values in the results of `score`."""
-        return self.spans.setdefault((tuple(ids), start, end), len(self.spans))
-
-    def score(self, lm: LanguageModel) -> tuple[list[NDArray[np.float32]], list[bool]]:
-        """The log-probabilities of every span, and whether all of its tokens are greedy choices."""
-        targets = [TokenSpan(ids, start, end) for ids, start, end in self.spans]
-        if lm.direction is Direction.FORWARD and lm.reports_hits:
-            both = lm.logprobs_and_hits(targets)
-            every, greedy = [values for values, _ in both], [bool(hits.all()) for _, hits in both]
-        else:
-            every, greedy = lm.logprobs(targets), [False] * len(targets)
-        for values in every:
-            check_finite(values, lm, "a text")
-        return every, greedy
-
-
 @dataclass(frozen=True)
 class _Text:
     """A request's token ids in reading order; the first `boundary` belong to the context."""
@@ -69,7 +46,6 @@ class _Text:
     boundary: int
     kind: Kind
     behind: list[int] = field(default_factory=list)
-    """The ids of the text after the continuation."""
     cut: int = 0
     """Tokens that the context lost on its left."""
     cut_behind: int = 0
@@ -87,8 +63,8 @@ def score(
     >>> lm = FakeLanguageModel()
     >>> convention = Convention(first=(), prefix=tuple(lm.bos_ids))
     >>> (parts,) = score(lm, [Request("2 + 2 =", " 4")], convention)
-    >>> parts.num_tokens, parts.num_context_tokens  # a token per character
-    (2, 7)
+    >>> round(parts.continuation, 3)  # nats
+    -3.178
     """
     return _scorer(lm, requests, convention, control).run()
 
@@ -110,7 +86,7 @@ def check_requests(lm: LanguageModel, requests: Sequence[Request], convention: C
 
 def _scorer(
     lm: LanguageModel, requests: Sequence[Request], convention: Convention, control: bool
-) -> _Scorer:
+) -> _Forward | _Reverse:
     for request in requests:
         if not request.continuation:
             raise InputError(
@@ -131,7 +107,24 @@ class _Scorer:
         for place, request in enumerate(requests):
             own = ("context", request.context) if request.group is None else request.group
             self.groups[own].append(place)
-        self.spans = _Spans()
+        self.spans: dict[tuple[tuple[int, ...], int, int], int] = {}
+        """The token spans to score together, each once, with their places."""
+
+    def add(self, ids: Sequence[int], start: int, end: int) -> int:
+        """Add a span; returns the index of its values in the results of `score`."""
+        return self.spans.setdefault((tuple(ids), start, end), len(self.spans))
+
+    def score(self) -> tuple[list[NDArray[np.float32]], list[bool]]:
+        """The log-probabilities of every span, and whether all of its tokens are greedy choices."""
+        lm, targets = self.lm, [TokenSpan(*span) for span in self.spans]
+        if lm.direction is Direction.FORWARD and lm.reports_hits:
+            both = lm.logprobs_and_hits(targets)
+            every, greedy = [values for values, _ in both], [bool(hits.all()) for _, hits in both]
+        else:
+            every, greedy = lm.logprobs(targets), [False] * len(targets)
+        for values in every:
+            check_finite(values, lm, "a text")
+        return every, greedy
 
     def split(self, request: Request, kind: Kind) -> _Text:
         """A request's tokens.
@@ -203,12 +196,6 @@ class _Scorer:
                 f"model's context of {self.lm.context}; remove the document"
             )
 
-    def check(self) -> None:
-        raise NotImplementedError
-
-    def run(self) -> list[Parts]:
-        raise NotImplementedError
-
 
 class _Forward(_Scorer):
     """A forward model reads the context first; it scores the same tokens as the harness."""
@@ -237,7 +224,7 @@ class _Forward(_Scorer):
         wholes = [self.whole(text) for text in fitted]
         alone = [self.alone(*pair) for pair in zip(self.requests, texts, strict=True)]
         controls = [self.reversed_prompt(*pair) for pair in zip(self.requests, texts, strict=True)]
-        values, greedy = self.spans.score(self.lm)
+        values, greedy = self.score()
         return [
             Parts(
                 continuation=_total(values[place]),
@@ -245,8 +232,6 @@ class _Forward(_Scorer):
                 whole=_maybe(values, whole),
                 reversed_prompt=_maybe(values, control),
                 greedy=greedy[place],
-                num_tokens=len(values[place]),
-                num_context_tokens=text.boundary - cut,
                 cut=max(cut, fit.cut),
                 kind=text.kind,
             )
@@ -265,7 +250,7 @@ class _Forward(_Scorer):
         """Add the span of a whole text; returns its index, or None for an empty text."""
         before = len(self.convention.prefix)
         ids = [*self.convention.prefix, *text.ids]
-        return self.spans.add(ids, before, len(ids)) if text.ids else None
+        return self.add(ids, before, len(ids)) if text.ids else None
 
     def conditional(self, request: Request, text: _Text) -> tuple[int, int]:
         """Add the span of a continuation after its context.
@@ -275,14 +260,14 @@ class _Forward(_Scorer):
         ids, boundary = self.begun(text)
         self.check_choice(request, text, self.lm.context)
         cut = max(0, len(ids) - self.lm.context - 1)
-        return self.spans.add(ids[cut:], boundary - cut, len(ids) - cut), cut
+        return self.add(ids[cut:], boundary - cut, len(ids) - cut), cut
 
     def alone(self, request: Request, text: _Text) -> int | None:
         """Add the span of a continuation without its context; returns its index."""
         if text.kind != "one context":
             return None
         ids, boundary = self.begun(self.split(Request("", request.continuation), "no context"))
-        return self.spans.add(ids, boundary, len(ids))
+        return self.add(ids, boundary, len(ids))
 
     def begun(self, text: _Text) -> tuple[list[int], int]:
         """The ids with the special tokens in front, and where the continuation starts."""
@@ -302,7 +287,7 @@ class _Forward(_Scorer):
         ids = [*self.convention.first, *text.ids]
         boundary = len(self.convention.first) + text.boundary
         cut = max(0, len(ids) - self.lm.context - 1)
-        return self.spans.add(ids[cut:], max(1, boundary - cut), len(ids) - cut)
+        return self.add(ids[cut:], max(1, boundary - cut), len(ids) - cut)
 
 
 class _Reverse(_Scorer):
@@ -321,10 +306,10 @@ class _Reverse(_Scorer):
     def run(self) -> list[Parts]:
         after = self.lm.direction.to_reading_order(list(self.convention.prefix))
         texts = self.fitted()
-        wholes = [self.spans.add([*t.ids, *t.behind, *after], 0, len(t.ids)) for t in texts]
+        wholes = [self.add([*t.ids, *t.behind, *after], 0, len(t.ids)) for t in texts]
         alone = [self.alone(*pair, after) for pair in zip(self.requests, texts, strict=True)]
         controls = [self.reversed_prompt(*p, after) for p in zip(self.requests, texts, strict=True)]
-        values, _ = self.spans.score(self.lm)
+        values, _ = self.score()
         return [
             Parts(
                 continuation=_total(values[source][start:]),
@@ -333,8 +318,6 @@ class _Reverse(_Scorer):
                 else _total(values[whole][: text.boundary]),
                 alone=_maybe(values, context),
                 reversed_prompt=_maybe(values, control),
-                num_tokens=len(values[source]) - start,
-                num_context_tokens=text.boundary,
                 cut=text.cut + text.cut_behind,
                 kind=text.kind,
             )
@@ -364,7 +347,7 @@ class _Reverse(_Scorer):
         whole = self.split(Request("", request.context.rstrip(), after=request.after), "no context")
         ids = whole.ids[text.cut :]
         behind = whole.behind[: len(whole.behind) - text.cut_behind]
-        return self.spans.add([*ids, *behind, *after], 0, len(ids))
+        return self.add([*ids, *behind, *after], 0, len(ids))
 
     def reversed_prompt(self, request: Request, text: _Text, after: list[int]) -> int | None:
         """Add the span of a choice written in front of the context; returns its index."""
@@ -373,7 +356,7 @@ class _Reverse(_Scorer):
         swapped = self.split(_swapped(request), "no context")
         room = self.lm.context + 1 - len(after)  # the end far from the choice is cut
         ids = [*swapped.ids, *swapped.behind][:room]
-        return self.spans.add([*ids, *after], 0, swapped.boundary)
+        return self.add([*ids, *after], 0, swapped.boundary)
 
 
 def _swapped(request: Request) -> Request:
@@ -393,7 +376,6 @@ def _maybe(values: Sequence[NDArray[np.float32]], place: int | None) -> float | 
 
 
 def _named(request: Request) -> str:
-    """The name of a request's document in messages."""
     group, shown = request.group, (request.context.strip() or request.continuation.strip())[:60]
     if isinstance(group, tuple) and len(group) == 2:
         return f"{group[1]} of task {group[0]!r} ({shown!r})"

@@ -62,10 +62,6 @@ class Parts:
     """log P of the part that differs between the choices, written on the wrong side of the rest."""
     greedy: bool = False
     """Forward: whether the continuation is what greedy decoding writes."""
-    num_tokens: int = 0
-    """Tokens of the continuation."""
-    num_context_tokens: int = 0
-    """Tokens of the context that were read."""
     cut: int = 0
     """Tokens that the context lost, at its far end, to fit the model's context."""
     kind: Kind = "one context"
