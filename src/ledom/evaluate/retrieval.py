@@ -188,10 +188,11 @@ def order_passages(
 ) -> list[Ranked]:
     """Rank the passages of each query, best first, from the scores of all pairs."""
     found = {one.key: one for one in scores}
+    weight = int(prior) - (direction is Direction.FORWARD)  # see the table of the module
     ranking = []
     for query in queries:
         own = [found[query.id, passage.id] for passage in passages]
-        values = [(_score(direction, one, prior), one) for one in own]
+        values = [(one.logprob + weight * one.prior, one) for one in own]
         best = sorted(values, key=lambda pair: -pair[0])
         ranking += [
             Ranked(
@@ -204,13 +205,6 @@ def order_passages(
             for rank, (score, one) in enumerate(best, start=1)
         ]
     return ranking
-
-
-def _score(direction: Direction, one: Relevance, prior: bool) -> float:
-    """A passage's score, by the table in the module's docstring."""
-    if direction is Direction.REVERSE:
-        return one.logprob + one.prior if prior else one.logprob
-    return one.logprob if prior else one.logprob - one.prior
 
 
 def _check_room(lm: LanguageModel, queries: Sequence[Query]) -> None:

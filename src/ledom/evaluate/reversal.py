@@ -20,10 +20,10 @@ A stopped run resumes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Literal
 
@@ -75,7 +75,6 @@ __all__ = [
 
 Asked = Literal["description", "name"]
 ARMS = ("forward", "reverse", "pair", "reverse training", "identity bridge")
-"""The arms, in the order of the table."""
 
 _ASKED: tuple[Asked, ...] = ("description", "name")
 _MODELS: dict[str, tuple[Direction, Callable[[Sequence[Fact]], list[str]]]] = {
@@ -106,11 +105,9 @@ class ReversalJob:
 
     out: Path
     per_order: int = 30
-    """Facts of each order."""
     seed: int = 0
     """Of the facts, the models and the samples."""
     steps: int = 150
-    """Optimizer steps of every model."""
     command: str = "ledom eval --suite reversal"
 
 
@@ -119,13 +116,11 @@ class Question:
     """A question about a fact: for its description given its name, or for its name."""
 
     id: str
-    """The fact's id."""
     seen: Order
     asked: Asked
     known: str
     right: str
     answers: Mapping[str, str] = field(default_factory=dict)
-    """By arm."""
 
 
 @dataclass(frozen=True)
@@ -344,23 +339,20 @@ def compare_arms(
         arm: np.array([a == q.right for a, q in zip(answers[arm], questions, strict=True)], float)
         for arm in ARMS
     }
-    results = []
-    for seen in ORDERS:
-        for asked in _ASKED:
-            inside = np.array([q.seen == seen and q.asked == asked for q in questions])
-            results += [
-                _result(seen, asked, arm, {a: v[inside] for a, v in right.items()}) for arm in ARMS
-            ]
+    results: list[ArmResult] = []
+    for seen, asked in product(ORDERS, _ASKED):
+        inside = np.array([q.seen == seen and q.asked == asked for q in questions])
+        results += _results(seen, asked, {arm: v[inside] for arm, v in right.items()})
     single = np.array([q.seen != "both orders" for q in questions])
     by_fact = {arm: v[single].reshape(-1, len(_ASKED)).mean(axis=1) for arm, v in right.items()}
-    return results + [_result("one order", "either", arm, by_fact) for arm in ARMS]
+    return [*results, *_results("one order", "either", by_fact)]
 
 
-def _result(
+def _results(
     seen: Order | Literal["one order"],
     asked: Asked | Literal["either"],
-    arm: str,
     right: Mapping[str, NDArray[np.float64]],
-) -> ArmResult:
-    less = None if arm == "forward" else paired_share_interval(right[arm], right["forward"])
-    return ArmResult(seen, asked, arm, share_interval(right[arm]), less)
+) -> Iterator[ArmResult]:
+    for arm in ARMS:
+        less = None if arm == "forward" else paired_share_interval(right[arm], right["forward"])
+        yield ArmResult(seen, asked, arm, share_interval(right[arm]), less)
