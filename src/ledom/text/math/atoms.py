@@ -125,7 +125,7 @@ class Atoms(ABC):
         return Node("bracket", brackets, inside.parts)
 
     def _matrix(self) -> Node:
-        name = self._environment()
+        name = self._braced().text
         if name not in _MATRICES:
             raise NotUnderstood(name)
         rows: list[Node] = []
@@ -142,15 +142,15 @@ class Atoms(ABC):
                 break
             if sign not in ("&", r"\\"):
                 raise NotUnderstood("a matrix")
-        if self._environment() != name:
+        if self._braced().text != name:
             raise NotUnderstood("a matrix")
         return Node("matrix", _MATRICES[name], tuple(rows))
 
-    def _environment(self) -> str:
+    def _braced(self) -> Token:
         self.expect("{")
-        name = self.take().text
+        token = self.take()
         self.expect("}")
-        return name
+        return token
 
     # ---- scalars ----
 
@@ -212,20 +212,15 @@ class Atoms(ABC):
     def _binomial(self) -> Node:
         return call("binomial", self._digit_or_group(), self._digit_or_group())
 
-    def _empty_set(self) -> Node:
-        return Node("set")
-
     def _reals(self) -> Node:
-        if self._environment() != "R":
+        if self._braced().text != "R":
             raise NotUnderstood("other numbers than the reals")
         infinity = Node("symbol", "oo")
         return Node("bracket", "()", (product(number(-1), infinity), infinity))
 
     def _styled(self, font: str) -> Node:
         """A letter in a font that tells it from others: a vector is not its length."""
-        self.expect("{")
-        letter = self.take()
-        self.expect("}")
+        letter = self._braced()
         if letter.kind != "name":
             raise NotUnderstood(font)
         return Node("symbol", f"{font} {letter.text}")
@@ -370,14 +365,13 @@ _COMMANDS: dict[str, Callable[[Atoms], Node]] = {
     r"\binom": Atoms._binomial,
     r"\sqrt": Atoms._root,
     "sqrt": Atoms._root,
-    r"\emptyset": Atoms._empty_set,
+    r"\emptyset": lambda _: Node("set"),
     r"\begin": Atoms._matrix,
     r"\mathbb": Atoms._reals,
 }
 
 
 def _degrees(angle: Node) -> Node:
-    """Convert an angle from degrees to radians."""
     return quotient(product(angle, Node("symbol", "pi")), number(180))
 
 
