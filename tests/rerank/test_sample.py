@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ledom.core.direction import Direction
-from ledom.core.errors import DirectionError, InputError
-from ledom.core.records import Problem
+from ledom.core.errors import DirectionError, InputError, OutputError
+from ledom.core.files import lock_folder
+from ledom.core.records import Problem, read_records, write_records
+from ledom.core.stage import at_once, no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
-from ledom.rerank.sample import sample_candidates, sample_until_decided
+from ledom.rerank.sample import fill_candidates, sample_candidates, sample_until_decided
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -42,3 +46,16 @@ def test_the_formats_ending_is_not_part_of_an_answer(tokenizer: Tokenizer, early
         else [*sample_candidates(PROBLEMS[:1], lm, SAMPLING, 2)]
     )
     assert {c.text for own in drawn for c in own} == {"1 + 1 = 2\n#### 2"}
+
+
+def test_a_run_that_is_refused_does_not_replace_the_problems_of_another(tmp_path: Path) -> None:
+    write_records(tmp_path / "problems.jsonl", PROBLEMS)
+    file, make = tmp_path / "candidates.jsonl", at_once(lambda problems: ([] for _ in problems))
+    with (
+        lock_folder(tmp_path, "samples", name=f".{file.name}.lock"),  # as another run does
+        pytest.raises(OutputError, match="in use by process .*; stop it, or write to another"),
+    ):
+        fill_candidates(
+            file, PROBLEMS[:1], {}, make, lambda some: [some], False, no_progress, "sampling"
+        )
+    assert read_records(tmp_path / "problems.jsonl", Problem) == PROBLEMS

@@ -239,7 +239,7 @@ def fill_candidates(
 ) -> list[Candidate]:
     """The candidates in `path`, in the problems' order; `work` adds the missing ones.
 
-    Once the settings match the file's, the problems are written to problems.jsonl next to it.
+    Once the file is complete, the problems are written to problems.jsonl next to it.
 
     >>> import tempfile
     >>> from ledom.core.stage import at_once, no_progress
@@ -258,9 +258,10 @@ def fill_candidates(
         "questions": fingerprint((p.id, p.question) for p in problems),
     }
     stage = Stage(path, Candidate, settings, lambda: candidate_check(problems))
-    if parallel.is_first():
+    candidates = stage.fill(work, track, name, timed=True)
+    if parallel.is_first():  # only now: another run that fills this file has other problems
         write_records(path.with_name("problems.jsonl"), problems)
-    return stage.fill(work, track, name, timed=True)
+    return candidates
 
 
 def prompts_of(problems: Sequence[Problem], lm: LanguageModel) -> list[str]:
