@@ -52,6 +52,7 @@ class Panic(BaseException):
             "an argument or a file name is not UTF-8 (it contains '\\udcff'); convert it first",
         ),
         (OSError(28, "No space left on device", "out/x"), "out/x: No space left on device"),
+        (OSError(28, "No space left on device"), "error: No space left on device; finished res"),
     ],
 )
 def test_an_unexpected_error_gives_one_line(

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,13 @@ def test_an_interpreter_that_does_not_start_is_no_failed_program(
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
     with pytest.raises(LedomError, match=rf"Python did not start to run a program \({reason}\); c"):
+        runs_to_its_end("1 + 1")
+
+
+def test_no_folder_for_a_program_is_no_failed_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/no-folder")
+    message = r"Python did not start to run a program \(.*No such file or directory.*TMPDIR"
+    with pytest.raises(LedomError, match=message):
         runs_to_its_end("1 + 1")
 
 

@@ -11,6 +11,7 @@ This is Python's own rule.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -31,6 +32,7 @@ DEBUG_VARIABLE = "LEDOM_DEBUG"
 """An environment variable that shows tracebacks, like --debug, unless it is 0 or empty."""
 
 _FAILED, _INTERRUPTED, _PIPE_CLOSED = 2, 130, 141
+_SYSTEM_LIMITS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
 
 class _PipeClosed(Exception):  # noqa: N818 (not an error)
@@ -153,6 +155,8 @@ def _message(error: BaseException) -> str:
         return f"an argument or a file name is not UTF-8 (it contains {found}); convert it first"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _SYSTEM_LIMITS:
+        return f"{error.strerror}; finished results are on disk"
     if file := _damaged_bytecode(error):
         return (
             f"{file}: this compiled file of Python is damaged, perhaps since the disk was full "

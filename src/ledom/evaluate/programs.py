@@ -64,39 +64,46 @@ def runs_to_its_end(program: str, seconds: int = 10) -> bool:
     >>> runs_to_its_end("raise SystemExit(0)")
     False
     """
-    with tempfile.TemporaryDirectory(prefix="ledom-program-") as folder:
-        reached = Path(folder) / secrets.token_hex(16)
-        file = Path(folder) / "program.txt"
-        ending = f"\nopen({str(reached)!r}, 'x').close()\n"
-        file.write_text(program + ending, "utf-8", "replace")
-        limits = [str(seconds), str(_MEMORY), str(file)]
-        try:
-            child = subprocess.Popen(
-                [sys.executable, "-I", "-c", _LIMITED, *limits],
-                cwd=folder,
-                env={"PATH": os.defpath},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise _not_started(error) from error
-        try:
-            code = child.wait(timeout=2 * seconds)
-        except subprocess.TimeoutExpired:
-            code = 1
-        finally:
-            _end(child)
-        if file.exists():
-            raise _not_started(f"exit code {code}")
-        return code == 0 and reached.exists()
+    try:
+        # What a program leaves must not stop an evaluation.
+        with tempfile.TemporaryDirectory(
+            prefix="ledom-program-", ignore_cleanup_errors=True
+        ) as folder:
+            return _runs(program, Path(folder), seconds)
+    except OSError as error:
+        raise _not_started(error) from error
+
+
+def _runs(program: str, folder: Path, seconds: int) -> bool:
+    """`runs_to_its_end` in an empty folder."""
+    reached = folder / secrets.token_hex(16)
+    file = folder / "program.txt"
+    ending = f"\nopen({str(reached)!r}, 'x').close()\n"
+    file.write_text(program + ending, "utf-8", "replace")
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-c", _LIMITED, str(seconds), str(_MEMORY), str(file)],
+        cwd=folder,
+        env={"PATH": os.defpath},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        code = child.wait(timeout=2 * seconds)
+    except subprocess.TimeoutExpired:
+        code = 1
+    finally:
+        _end(child)
+    if file.exists():
+        raise _not_started(f"exit code {code}")
+    return code == 0 and reached.exists()
 
 
 def _not_started(reason: object) -> LedomError:
     return LedomError(
         f"Python did not start to run a program ({reason}); check this system's limits on memory "
-        "and processes (ulimit -a)"
+        "and processes (ulimit -a), and that there is room for temporary files (TMPDIR)"
     )
 
 
