@@ -105,6 +105,19 @@ def test_only_labeled_problems_are_measured(tokenizer: Tokenizer, tmp_path: Path
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_equal_questions_are_resampled_together(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """All ten answers are right, but only to two questions, of which 0.025^(1/2) is the bound."""
+    made = job(tokenizer, tmp_path, width=1, expansions=1)
+    made.forward = FakeLanguageModel(tokenizer, answers=["1 + 1 = 2\n#### 2"])
+    made.problems = [replace(PROBLEMS[i % 2], id=f"p{i}") for i in range(10)]
+    report = search_job(made, no_progress)
+    assert report is not None
+    found = report.accuracy["step-level search"]
+    assert (found.low, found.high) == (pytest.approx(0.025**0.5), 1.0)
+    assert report.search_against["random"].low == pytest.approx(0.025**0.5 - 1)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_search_works_without_a_reverse_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path, lam=0.0)
     made.reverse = None

@@ -37,6 +37,7 @@ from ledom.rerank.sample import (
 from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.step_search import SearchConfig, check_models, search, search_groups
 from ledom.rerank.strategies import STRATEGIES
+from ledom.rerank.weights import question_hash
 from ledom.text.answers import is_correct
 
 __all__ = ["SearchJob", "SearchReport", "search_job"]
@@ -153,9 +154,10 @@ def _report(
         found = {candidate.problem_id: candidate.text for candidate in searched}
         right = np.array([float(is_correct(found[p.id], p.answer or "")) for p in labeled])
         count, rivals = _rivals(job, labeled, drawn)
-        accuracies = {"step-level search": share_interval(right)}
-        accuracies |= {name: share_interval(values) for name, values in rivals.items()}
-        differences = {name: paired_share_interval(right, rivals[name]) for name in rivals}
+        groups = [question_hash(problem.question) for problem in labeled]
+        both = {"step-level search": right, **rivals}
+        accuracies = {name: share_interval(own, groups=groups) for name, own in both.items()}
+        differences = {n: paired_share_interval(right, v, groups) for n, v in rivals.items()}
     return SearchReport(
         command=job.command,
         ledom_version=__version__,
