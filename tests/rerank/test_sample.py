@@ -10,7 +10,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError, OutputError
 from ledom.core.files import lock_folder
 from ledom.core.records import Problem, read_records, write_records
-from ledom.core.stage import at_once, no_progress
+from ledom.core.stage import Work, at_once, no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
 from ledom.rerank.sample import fill_candidates, sample_candidates, sample_until_decided
@@ -51,11 +51,10 @@ def test_the_formats_ending_is_not_part_of_an_answer(tokenizer: Tokenizer, early
 def test_a_run_that_is_refused_does_not_replace_the_problems_of_another(tmp_path: Path) -> None:
     write_records(tmp_path / "problems.jsonl", PROBLEMS)
     file, make = tmp_path / "candidates.jsonl", at_once(lambda problems: ([] for _ in problems))
+    work = Work(PROBLEMS[:1], make, lambda some: [some], together=False)
     with (
         lock_folder(tmp_path, "samples", name=f".{file.name}.lock"),  # as another run does
         pytest.raises(OutputError, match="in use by process .*; stop it, or write to another"),
     ):
-        fill_candidates(
-            file, PROBLEMS[:1], {}, make, lambda some: [some], False, no_progress, "sampling"
-        )
+        fill_candidates(file, work, {}, no_progress, "sampling")
     assert read_records(tmp_path / "problems.jsonl", Problem) == PROBLEMS
