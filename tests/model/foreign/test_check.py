@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
 import ledom
@@ -15,7 +18,7 @@ from architectures import tiny
 from command_line import Run, check_refused
 from ledom.core.errors import CheckpointError
 from ledom.model.architectures import longest_text
-from ledom.model.foreign import check
+from ledom.model.foreign import check, importer
 from ledom.model.foreign.importer import ImportOptions, import_model
 from ledom.model.foreign.skeleton import build_skeleton
 from ledom.text.tokenizer import Tokenizer
@@ -93,4 +96,40 @@ def test_damaged_weights_do_not_pass(foreign: Path, tmp_path: Path) -> None:
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, foreign / "model.safetensors")
     with pytest.raises(CheckpointError, match="logits are not finite; its weights are damaged"):
+        import_model(str(foreign), tmp_path / "out", ImportOptions("reverse"))
+
+
+@pytest.mark.parametrize(
+    ("checks", "message"),
+    [
+        (True, "the tokenizer has no special token, so none can end a document; give a tokenizer"),
+        (False, "foreign: records no document-end token; give --eos-token"),
+    ],
+)
+def test_a_tokenizer_without_an_end_token_is_refused(
+    foreign: Path, tmp_path: Path, checks: bool, message: str
+) -> None:
+    file = tmp_path / "plain" / "tokenizer.json"
+    file.parent.mkdir()
+    plain = RustTokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    plain.save(str(file))
+    config = json.loads((foreign / "config.json").read_text())
+    del config["eos_token_id"]
+    (foreign / "config.json").write_text(json.dumps(config))
+    how = ImportOptions("reverse", tokenizer=file, check=checks)
+    with pytest.raises(CheckpointError, match=message):
+        import_model(str(foreign), tmp_path / "out", how)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_check_names_the_way_around_it(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("index out of range\nin self")
+
+    monkeypatch.setattr(importer, "check_model", fail)
+    message = r"the self-check failed \(index out of range in self\); give --no-check to import"
+    with pytest.raises(CheckpointError, match=message):
         import_model(str(foreign), tmp_path / "out", ImportOptions("reverse"))

@@ -23,6 +23,7 @@ import ledom
 from ledom.core.errors import CheckpointError, InputError
 from ledom.model.checkpoint import load_checkpoint
 from ledom.model.foreign.importer import ImportOptions, import_model
+from ledom.model.foreign.nanochat_import import find_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -272,6 +273,17 @@ def test_a_meta_file_that_does_not_match_is_refused(
     (folder / "meta_000007.json").write_text(json.dumps(meta))
     with pytest.raises(CheckpointError, match=message):
         import_model(str(folder), tmp_path / "out", options())
+
+
+def test_weights_are_in_one_folder_with_their_meta_file(tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "model_000010.pt").touch()
+    with pytest.raises(CheckpointError, match="several models here; give one of .*/a, .*/b$"):
+        find_checkpoint(tmp_path)
+    message = r"/a/meta_000010\.json: missing; it records the shape of model_000010\.pt$"
+    with pytest.raises(CheckpointError, match=message):
+        find_checkpoint(tmp_path / "a")
 
 
 def test_inferred_settings_are_reported(source: Any, tmp_path: Path) -> None:
