@@ -51,6 +51,15 @@ def test_the_table_fits_eighty_columns(
     assert names.count("rather long name") == 2
 
 
+def test_a_narrow_terminal_cuts_neither_names_nor_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # the terminal breaks longer lines itself
+    show_summary(report(row("majority")))
+    row_shown = capsys.readouterr().out.splitlines()[1]
+    assert row_shown == "majority 100.0 [75.0, 100.0] −12.3 [−23.4, −10.0] −12.3 [−23.4, −10.0]"
+
+
 def test_the_number_the_majority_needed_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     needed = Needed(candidates=Interval(19.24, 18.0, 20.0), of=32, saved=Interval(0.399, 0.3, 0.5))
     show_summary(report(row("majority"), row("majority, stopped", needed=needed)))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ledom.rerank.weights import TunedWeights
     from ledom.train.estimate import Plan
 
-_WIDTH = 80  # maximum columns of the table of strategies
+_WIDTH = 80  # maximum columns of the table of strategies; in fewer, rich would cut its numbers
 _PIPE = 10_000  # columns where there is no terminal: a program reads whole lines
 _GAP = (0, 1, 0, 0)  # padding of a cell: narrow, so that the table fits
 _LONGEST = 2000  # characters of a solution to show
@@ -69,7 +69,7 @@ def show_summary(report: SelectionReport) -> None:
 
     from ledom.report.selection_page import summarize
 
-    console = output_console()
+    console = output_console(_WIDTH)
     if sentence := summarize(report).sentence:
         console.print(Text(sentence, "bold"), soft_wrap=True)
     warn(report.warning)
@@ -190,7 +190,7 @@ def show_search(report: SearchReport) -> None:
         versus = report.search_against.get(name)
         table.add_row(name, accuracy(found), difference(versus) if versus else "")
     if table.rows:
-        output_console().print(table)
+        output_console(_WIDTH).print(table)
     log(
         f"{report.tokens_per_problem:.0f} tokens per problem; {report.unfinished} of "
         f"{report.num_problems} searches ended without a finished solution"
