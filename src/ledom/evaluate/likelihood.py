@@ -155,10 +155,10 @@ class _Scorer:
         continuations = {request.continuation for request in asked}
         return "many contexts" if len(contexts) > 1 and len(continuations) == 1 else "one context"
 
-    def cut_alike(self, texts: Sequence[_Text], room: int) -> list[_Text]:
+    def cut_alike(self, texts: Sequence[_Text]) -> list[_Text]:
         """Drop from all texts of a document as many tokens as its longest one must lose: first from
         the right of the text after the choices, then from the left of the contexts."""
-        result = list(texts)
+        result, room = list(texts), self.lm.context + 1 - len(self.convention.prefix)
         for places in self.groups.values():
             excess = max(len(texts[p].ids) + len(texts[p].behind) for p in places) - room
             if excess <= 0:
@@ -244,7 +244,7 @@ class _Forward(_Scorer):
         """The texts that are scored whole, cut the same way; empty if contexts do not differ."""
         empty = _Text([], 0, "no context")
         wholes = [text if text.kind == "many contexts" else empty for text in texts]
-        return self.cut_alike(wholes, self.lm.context + 1 - len(self.convention.prefix))
+        return self.cut_alike(wholes)
 
     def whole(self, text: _Text) -> int | None:
         """Add the span of a whole text; returns its index, or None for an empty text."""
@@ -297,15 +297,11 @@ class _Reverse(_Scorer):
     """
 
     def check(self) -> None:
-        self.fitted()
-
-    def fitted(self) -> list[_Text]:
-        """Every request's tokens, cut to fit the model's context."""
-        return self.cut_alike(self.texts(), self.lm.context + 1 - len(self.convention.prefix))
+        self.cut_alike(self.texts())
 
     def run(self) -> list[Parts]:
         after = self.lm.direction.to_reading_order(list(self.convention.prefix))
-        texts = self.fitted()
+        texts = self.cut_alike(self.texts())
         wholes = [self.add([*t.ids, *t.behind, *after], 0, len(t.ids)) for t in texts]
         alone = [self.alone(*pair, after) for pair in zip(self.requests, texts, strict=True)]
         controls = [self.reversed_prompt(*p, after) for p in zip(self.requests, texts, strict=True)]
