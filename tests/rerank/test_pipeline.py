@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import OPTConfig, OPTForCausalLM
 
 from command_line import Run
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError
+from ledom.core.errors import InputError, ServerError
 from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.language_model import TokenSpan
 from ledom.model.checkpoint import save_checkpoint
 from ledom.rerank.pipeline import Job, rerank
 from ledom.rerank.weights import default_weights, question_hash
@@ -122,6 +126,19 @@ def test_a_job_stops_sampling_in_one_way(job: Job) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
+class OnlySampling(FakeLanguageModel):
+    """A server such as llama.cpp's, which gives no log-probabilities of a prompt."""
+
+    def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
+        raise ServerError("it can generate, but not score")
+
+
+def test_a_server_that_cannot_score_is_refused_before_it_samples(job: Job) -> None:
+    with pytest.raises(ServerError, match="it can generate, but not score"):
+        rerank(replace(job, forward=OnlySampling(), candidates=None), no_progress)
+    assert not (job.out / "candidates.jsonl").exists()
+
+
 def test_notes_count_what_there_is(job: Job) -> None:
     """The candidates of two early-stopped runs in one file are more than either had planned."""
     assert job.candidates is not None

@@ -33,7 +33,7 @@ from ledom.core.records import (
 )
 from ledom.core.stage import Track, Work, read_timings
 from ledom.lm import unfamiliar
-from ledom.lm.language_model import LanguageModel, Sampling
+from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.report.results import Case, ChosenAnswer, Measurement, ModelInfo, SelectionReport
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
@@ -229,7 +229,8 @@ def _check_demonstrations(job: Job) -> None:
 
 
 def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
-    """Raise `InputError` for prompts, settings or score fields that sampling does not support."""
+    """Raise `InputError` for prompts, settings or score fields that sampling does not support, and
+    `ServerError` for a server that cannot score what it samples."""
     check_score_names(external_scores)
     if job.candidates is not None:
         if job.early_stop:
@@ -241,15 +242,19 @@ def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
     if job.sampling.confidence is not None:
         known |= {*CONFIDENCE}
     lacking = set(external_scores) - known
+    begun = (job.out / "candidates.jsonl").is_file()
     has_confidence = lacking <= {*CONFIDENCE}
     remedy = "give --confidence" if has_confidence else "give a file of candidates that have it"
-    if lacking and not (job.out / "candidates.jsonl").is_file():
+    if lacking and not begun:
         raise InputError(
             f"candidates sampled here will have no score field {min(lacking)!r}; {remedy}, or "
             "leave out the field or the weights that need it"
         )
     if job.forward is not None:
         check_prompts(job.problems, job.forward, job.sampling)
+        if not begun:  # some servers can sample but not score; sampling may take hours
+            ids = job.forward.add_special_tokens(job.forward.tokenizer.encode("1").ids)
+            job.forward.logprobs([TokenSpan(ids, 1, len(ids))])
 
 
 def _candidates(job: Job, track: Track) -> list[Candidate]:

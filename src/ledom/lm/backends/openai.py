@@ -129,7 +129,7 @@ class OpenAILanguageModel(LanguageModel):
         if values is None or len(values) < end or None in values[start:end]:
             raise ServerError(
                 f"{self.name}: the server returned no log-probabilities of the prompt's tokens; it "
-                "can generate, but not score (it must accept echo with logprobs)"
+                "can generate, but not score; use one that accepts echo with logprobs, such as vLLM"
             )
         read = getattr(getattr(answer, "usage", None), "prompt_tokens", None)
         read = read if type(read) is int and read > 0 else None  # a server may not report it
