@@ -29,8 +29,8 @@ from ledom.cli.progress import track
 from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.lm.language_model import LanguageModel
 from ledom.report.formatting import MISSING, interval
-from ledom.report.intervals import bootstrap_interval, paired_interval, pairwise_auc
-from ledom.rerank.candidate_table import CandidateTable, FloatArray, build_candidate_table
+from ledom.report.intervals import FloatArray, bootstrap_interval, paired_interval, pairwise_auc
+from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.candidates import pools
 from ledom.rerank.fit import fit_sum
 from ledom.rerank.score import ScoreFiles, fill_scores

@@ -21,7 +21,7 @@ import ledom
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import generate_problems
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.candidate_table import FloatArray
+from ledom.report.intervals import FloatArray
 from ledom.rerank.score import score_candidates
 
 

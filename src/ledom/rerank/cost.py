@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ledom.core.records import Candidate, Score
+from ledom.report.intervals import FloatArray
 from ledom.report.results import Cost
-from ledom.rerank.candidate_table import FEATURES, CandidateTable, FloatArray
+from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.candidates import pools, scores_by_target, written_tokens
 from ledom.rerank.score_files import CONTRAST, FLIP, SCORE_FILES
 from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, needed_candidates

@@ -11,8 +11,9 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Key, Problem, Score
 from ledom.lm import LanguageModel, unfamiliar
+from ledom.report.intervals import FloatArray
 from ledom.report.results import Case, CaseCandidate, ModelInfo, QuestionToken, SelectionReport
-from ledom.rerank.candidate_table import FloatArray, build_candidate_table
+from ledom.rerank.candidate_table import build_candidate_table
 from ledom.rerank.candidates import scores_by_target
 from ledom.rerank.score import score_candidates
 from ledom.text.answers import extract_answer, is_right

@@ -18,13 +18,8 @@ from numpy.typing import NDArray
 from ledom.core.errors import InputError
 from ledom.core.reading import exists
 from ledom.core.records import Problem, read_records, unique_ids
-from ledom.rerank.candidate_table import (
-    FEATURES,
-    BoolArray,
-    CandidateTable,
-    FloatArray,
-    build_candidate_table,
-)
+from ledom.report.intervals import BoolArray, FloatArray
+from ledom.rerank.candidate_table import FEATURES, CandidateTable, build_candidate_table
 from ledom.rerank.candidates import (
     GIVEN,
     choose_external_scores,

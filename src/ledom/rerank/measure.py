@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from ledom.report import results
 from ledom.report.intervals import (
+    FloatArray,
     auc_interval,
     bootstrap_interval,
     paired_share_interval,
     share_interval,
 )
-from ledom.rerank.candidate_table import EXTERNAL_LABELS, FEATURES, CandidateTable, FloatArray
+from ledom.rerank.candidate_table import EXTERNAL_LABELS, FEATURES, CandidateTable
 from ledom.rerank.cost import Costs
 from ledom.rerank.strategies import STRATEGIES, EarlyVote, Pick, needed_candidates, strategies
 from ledom.rerank.weights import LAMBDAS, TunedWeights, preferred_strategy, question_hash

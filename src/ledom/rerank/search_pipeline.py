@@ -23,9 +23,9 @@ from ledom.core.stage import Track, Work, at_once
 from ledom.lm import unfamiliar_texts
 from ledom.lm.language_model import LanguageModel
 from ledom.report.formatting import to_json
-from ledom.report.intervals import paired_share_interval, share_interval
+from ledom.report.intervals import FloatArray, paired_share_interval, share_interval
 from ledom.report.results import Interval
-from ledom.rerank.candidate_table import FloatArray, build_candidate_table
+from ledom.rerank.candidate_table import build_candidate_table
 from ledom.rerank.candidates import check_problems
 from ledom.rerank.sample import (
     check_prompts,

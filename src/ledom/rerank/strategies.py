@@ -22,14 +22,8 @@ from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate
-from ledom.rerank.candidate_table import (
-    EXTERNAL_LABELS,
-    FEATURES,
-    TOKEN_FEATURES,
-    BoolArray,
-    CandidateTable,
-    FloatArray,
-)
+from ledom.report.intervals import BoolArray, FloatArray
+from ledom.rerank.candidate_table import EXTERNAL_LABELS, FEATURES, TOKEN_FEATURES, CandidateTable
 
 __all__ = [
     "STRATEGIES",

@@ -24,7 +24,8 @@ from ledom.core.reading import as_type, read_json
 from ledom.core.records import Candidate, Problem, Record
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.language_model import SPELLED_OUT
-from ledom.rerank.candidate_table import CandidateTable, FloatArray
+from ledom.report.intervals import FloatArray
+from ledom.rerank.candidate_table import CandidateTable
 from ledom.rerank.candidates import pools
 from ledom.rerank.strategies import (
     STRATEGIES,
