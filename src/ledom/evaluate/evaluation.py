@@ -238,6 +238,7 @@ def _shown(metric: str, name: str) -> str:
 
 
 def _by_document(samples: JsonObject) -> dict[tuple[str, str], dict[tuple[str, int], float]]:
+    """The values of each (metric, filter), by (task, document)."""
     found = defaultdict[tuple[str, str], dict[tuple[str, int], float]](dict)
     for task, own in samples.items():
         for sample in own:
@@ -285,6 +286,7 @@ def _entropy(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[Measured]:
 
 
 def _right_choice(task: Any, doc: Mapping[str, Any]) -> int | None:
+    """The number of a document's right choice; None if there is not exactly one."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return None
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)

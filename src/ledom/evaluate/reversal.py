@@ -121,6 +121,7 @@ class Question:
     known: str
     right: str
     answers: Mapping[str, str] = field(default_factory=dict)
+    """By arm."""
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ class Job:
     reverse: LanguageModel | None
     weights: TunedWeights
     candidates: Sequence[Candidate] | None = None
+    """The candidates; None to sample them from the forward model."""
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 32
     early_stop: bool = False
@@ -96,6 +97,7 @@ class Job:
     external_scores: Sequence[str] | None = None
     """Extra score fields of the candidates; see `choose_external_scores`."""
     demonstrations: Sequence[Problem] = ()
+    """Solved problems that the models read first."""
     mask_copies: int = 0
     """See `ScoreFiles.mask_copies`."""
     contrast: int = 0

@@ -73,6 +73,7 @@ class SearchReport:
     num_labeled: int
     tokens_per_problem: float
     unfinished: int
+    """Searches that ended without a finished solution."""
     note: str = ""
     warning: str | None = None
     """A warning if the embedded pair was not trained on such problems; see `unfamiliar_texts`."""

@@ -372,6 +372,7 @@ _COMMANDS: dict[str, Callable[[Atoms], Node]] = {
 
 
 def _degrees(angle: Node) -> Node:
+    """Convert an angle from degrees to radians."""
     return quotient(product(angle, Node("symbol", "pi")), number(180))
 
 
