@@ -3,8 +3,8 @@
 They fuse operations for which torch makes several passes over memory. The C files in this folder
 are compiled by the system's C compiler, or the one named by the environment variable `CC`, into the
 user's cache folder; this takes two seconds. If that folder is full or not writable, each process
-compiles them again. Without a compiler, on other devices, in other precisions and for gradients,
-plain torch computes the same, up to rounding.
+compiles them again. Without a compiler (a warning says why), on other devices, in other precisions
+and for gradients, plain torch computes the same, up to rounding.
 
 The large buffers of a pass are kept for the next one (`workspace`), because allocating each again
 in `model.device.large_blocks_apart` would cost page faults.
@@ -68,10 +68,15 @@ _SIGNATURES = {
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | None:
     """The compiled kernels; None if they cannot be compiled or loaded."""
+    log = logging.getLogger("ledom")
+    if (openmp := _openmp()) is None:
+        log.info("no compiled kernels: torch has loaded no OpenMP library that they could use")
+        return None
     try:
-        library = _loaded()
+        library = _loaded(openmp)
     except (*_FAILURES, subprocess.SubprocessError) as error:
-        logging.getLogger("ledom").info("using plain torch, no compiled kernels: %s", error)
+        message = "no compiled kernels, so models run slower: %s; install GCC, or correct CC"
+        log.warning(message, _reason(error))
         return None
     for name, signature in _SIGNATURES.items():
         function = getattr(library, name)
@@ -80,10 +85,17 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def _loaded() -> ctypes.CDLL:
+def _reason(error: Exception) -> str:
+    """Why the kernels cannot be compiled or loaded, on one line."""
+    if not isinstance(error, subprocess.CalledProcessError):
+        return str(error)
+    said = error.stderr.decode(errors="replace").strip().partition("\n")[0]
+    return f"{error.cmd[0]}: {said or f'exit status {error.returncode}'}"
+
+
+def _loaded(openmp: str) -> ctypes.CDLL:
     """The library in the cache folder; compiled now if it is missing or damaged."""
     flags = [*_FLAGS, *_MARCH.get(torch.backends.cpu.get_cpu_capability(), "").split()]
-    openmp = _openmp()
     known = [
         *(file.read_bytes() for file in _SOURCES),
         *map(os.fsencode, (*flags, openmp, platform.machine())),
@@ -132,11 +144,11 @@ def _compiler() -> list[str]:
         raise ValueError(f"CC={os.environ['CC']}: {error}") from None
     found = given or [name for name in ("cc", "gcc") if shutil.which(name)][:1]
     if not found:
-        raise FileNotFoundError("there is no C compiler (cc); install one for more speed")
+        raise FileNotFoundError("there is no C compiler (cc)")
     return found
 
 
-def _openmp() -> str:
+def _openmp() -> str | None:
     """The OpenMP library that torch has loaded; a second one would start its own threads.
 
     Without one (on macOS), the kernels would run on one thread and be slower than torch.
@@ -147,9 +159,7 @@ def _openmp() -> str:
         loaded = [line.split(maxsplit=5)[-1] for line in lines if _OPENMP.search(line)]
     # Other packages include one too; torch's is in its own folder, or it is the system's.
     loaded.sort(key=lambda file: not file.startswith(str(Path(torch.__file__).parent)))
-    if not loaded:
-        raise FileNotFoundError("torch has loaded no OpenMP library that kernels could use")
-    return loaded[0]
+    return loaded[0] if loaded else None
 
 
 def library_for(*tensors: Tensor) -> ctypes.CDLL | None:
