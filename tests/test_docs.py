@@ -52,6 +52,34 @@ def test_links_to_headings_are_not_broken(page: Path) -> None:
         assert anchor in anchors(goal), f"{page.name} links to {target}#{anchor}"
 
 
+def section(page: Path, anchor: str) -> str:
+    """What stands under a heading, up to the next heading of the same level or above."""
+    text = page.read_text(encoding="utf-8")
+    for heading in re.finditer(r"^(#+) (.*)$", text, re.MULTILINE):
+        if re.sub(r"[^\w\- ]", "", heading[2].lower()).replace(" ", "-") == anchor:
+            rest = text[heading.end() :]
+            end = re.search(rf"^#{{1,{len(heading[1])}}} ", rest, re.MULTILINE)
+            return rest[: end.start()] if end else rest
+    raise AssertionError(f"{page.name} has no section {anchor}")
+
+
+def numbers(text: str) -> set[str]:
+    return set(re.findall(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", text))
+
+
+def test_the_figures_of_the_summary_are_those_of_the_sections() -> None:
+    """Some sections were measured again, and the summary kept the old figures."""
+    page = ROOT / "docs/results.md"
+    summary = page.read_text(encoding="utf-8").split("\n## ")[0]
+    table = [line for line in summary.splitlines() if line.startswith("|")]
+    rows = [re.split(r"(?<!\\)\|", line) for line in table[2:]]
+    assert len(rows) > 30
+    for _, claim, figures, linked, _ in rows:
+        found = re.findall(r"\]\(([\w.-]*)#([^)]+)\)", linked)
+        text = "".join(section(page.parent / (name or page.name), anchor) for name, anchor in found)
+        assert numbers(figures) <= numbers(text), claim
+
+
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_lines_are_short(page: Path) -> None:
     """Lines of tables, commands and output cannot be wrapped, so they are exempt."""
