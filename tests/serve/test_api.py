@@ -39,6 +39,14 @@ def test_every_example_runs(server: Server) -> None:
 
 
 @pytest.mark.slow
+def test_each_kind_of_body_has_its_own_name(server: Server) -> None:
+    """Generators of clients name classes by titles, and leave out routes if two are equal."""
+    description = httpx.get(f"{server.url}/openapi.json", timeout=SECONDS).json()
+    schemas = description["components"]["schemas"]
+    assert {name: schema["title"] for name, schema in schemas.items()} == {n: n for n in schemas}
+
+
+@pytest.mark.slow
 def test_the_page_loads_nothing_from_other_servers(server: Server) -> None:
     page = httpx.get(f"{server.url}/docs", timeout=SECONDS)
     assert "default-src 'none'" in page.headers["content-security-policy"]

@@ -30,7 +30,7 @@ router = APIRouter(tags=["ledom"])
 _CHARACTERS = 10  # work per token of an answer, in the unit of `apart`
 
 
-class ScoreBody(Body):
+class AnswersBody(Body):
     """A question, and answers to it. Other keys are refused: no other program has this protocol."""
 
     model_config = ConfigDict(extra="forbid")
@@ -75,7 +75,7 @@ def models(service: ServiceOf) -> JsonObject:
 
 
 @router.post("/ledom/score")
-async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
+async def score(body: AnswersBody, service: ServiceOf) -> JsonObject:
     """The log-probabilities of answers to a question: sums, per token and per word (nats).
 
     `y|x` is log P(answer | question) by the forward model. `x|y` is log P(question | answer) and
@@ -174,7 +174,7 @@ def _named(
     ]
 
 
-def _details(body: ScoreBody, index: int, judgement: Judgement) -> JsonObject:
+def _details(body: AnswersBody, index: int, judgement: Judgement) -> JsonObject:
     texts = {"x|y": body.question, "y|x": body.answers[index], "y": body.answers[index]}
     return {
         "reward": judgement.reward,
