@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -15,8 +16,9 @@ import typer.main
 import ledom.lm
 from command_line import Run, check_refused
 from ledom.cli.app import app
-from ledom.cli.options import command_line
+from ledom.cli.options import command_line, results_folder
 from ledom.core import processes
+from ledom.core.errors import OutputError
 from ledom.lm.backends.fake import FakeLanguageModel
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -250,3 +252,13 @@ def test_a_folder_in_the_place_of_a_result_is_refused_before_any_work(
     result = run(*command.split(), "--out", tmp_path / "out")
     check_refused(result, f"out/{name}: cannot be written: not a regular file; remove it, or give")
     assert [*(tmp_path / "out").iterdir()] == [tmp_path / "out" / name]
+
+
+def test_only_results_without_a_folder_need_a_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with results_folder(tmp_path) as named:
+        assert named == tmp_path
+    with pytest.raises(OutputError, match="set TMPDIR"), results_folder(None):
+        pass

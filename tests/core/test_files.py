@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import signal
+import tempfile
 from functools import partial
 from itertools import count
 
@@ -19,8 +20,10 @@ from ledom.core.files import (
     fingerprint,
     lock_folder,
     real_path,
+    temporary_folder,
     write_atomically,
     write_folder,
+    write_json,
     writing,
 )
 from ledom.core.records import Document, write_records
@@ -112,6 +115,28 @@ def test_an_error_while_writing_names_the_output_once(tmp_path):
     with pytest.raises(OutputError) as error, writing(tmp_path):
         raise full
     assert str(error.value) == f"{tmp_path}: cannot be written: No space left on device"
+
+
+def test_an_error_in_a_new_folder_names_the_folder_that_the_user_gave(tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    out = tmp_path / "model"
+    with pytest.raises(OutputError) as error, write_folder(out) as folder:
+        write_json(folder / "config.json", {})
+    expected = f"{out}/config.json: cannot be written: No space left on device"
+    assert str(error.value) == expected
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_a_temporary_folder_the_error_says_how_to_give_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}/missing")
+    with (
+        pytest.raises(OutputError, match=r"No such file or directory\); set TMPDIR to a folder"),
+        temporary_folder(),
+    ):
+        pass
 
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path):

@@ -10,17 +10,16 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import LARGEST_SEED, real_path
+from ledom.core.files import LARGEST_SEED, real_path, temporary_folder
 from ledom.core.reading import exists
 
 # Bounds far above any real use: a typo such as 10**20 is refused at once.
@@ -328,5 +327,5 @@ def results_folder(out: Path | None) -> Iterator[Path]:
     ...     named, unnamed.is_dir()
     (PosixPath('out'), True)
     """
-    with TemporaryDirectory() as unnamed:
-        yield out or Path(unnamed)
+    with nullcontext(out) if out else temporary_folder() as folder:
+        yield folder

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain, repeat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
@@ -34,6 +35,7 @@ __all__ = [
     "fingerprint",
     "lock_folder",
     "real_path",
+    "temporary_folder",
     "write_atomically",
     "write_folder",
     "write_json",
@@ -145,6 +147,8 @@ def _temporary(path: Path, named: str | Path) -> Iterator[Path]:
         except BaseException:
             _remove(temporary)
             raise
+    except OutputError as error:  # about a file in the new folder
+        raise OutputError(str(error).replace(str(temporary), str(named))) from error
     except OSError as error:
         raise _cannot_write(named, error) from error
 
@@ -174,6 +178,23 @@ def _is_running(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return True
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed at the end. Raises `OutputError` if none can be created.
+
+    >>> with temporary_folder() as folder:
+    ...     folder.is_dir()
+    True
+    """
+    try:
+        created = TemporaryDirectory(prefix="ledom-")
+    except OSError as error:
+        reason = f"no temporary folder can be created ({error.strerror or error})"
+        raise OutputError(f"{reason}; set TMPDIR to a folder that has room") from error
+    with created as folder:
+        yield Path(folder)
 
 
 @contextmanager
@@ -305,9 +326,7 @@ def real_path(path: str | Path) -> Path:
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits.
 
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as empty:
-    ...     file_hash(Path(empty.name))[:8]
+    >>> file_hash(Path(os.devnull))[:8]
     'e3b0c442'
     """
     with path.open("rb") as file:

@@ -14,10 +14,10 @@ from difflib import get_close_matches
 from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ledom.core.errors import InputError, needs_extra
+from ledom.core.files import temporary_folder
 from ledom.core.reading import JsonObject, check_regular
 from ledom.evaluate.suites import SUITE_NAMES
 
@@ -126,8 +126,8 @@ def _load_with(name: str, dataset: Path) -> list[Any]:
             path=dataset,
         )
     config = {"include": str(_files()[name]), "dataset_path": str(dataset.resolve())}
-    with TemporaryDirectory(prefix="ledom-task-") as folder:
-        file = Path(folder) / "task.yaml"
+    with temporary_folder() as folder:
+        file = folder / "task.yaml"
         file.write_text(json.dumps(config), "utf-8")  # JSON is YAML
         return [*TaskManager(include_defaults=False).load([str(file)])["tasks"].values()]
 

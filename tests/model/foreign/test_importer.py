@@ -379,10 +379,11 @@ def test_a_stopped_import_leaves_nothing_behind(
 def test_a_disk_that_is_too_small_is_refused_before_any_work(
     run: Run, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = SimpleNamespace(free=1_000_000)
+    usage = SimpleNamespace(free=1_000)
     monkeypatch.setattr(importer.shutil, "disk_usage", lambda folder: usage)
     result = run("import", foreign, "--direction", "reverse", "--out", tmp_path / "out")
-    check_refused(result, "GB are free", "another disk")
+    size = os.path.getsize(foreign / "model.safetensors") / 1e6  # with a header of a few kB
+    check_refused(result, f"needs {size:.1f} MB, but 0.0 MB are free", "another disk")
 
 
 def test_load_says_which_command_to_run(foreign: Path, tmp_path: Path) -> None:

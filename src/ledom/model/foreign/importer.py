@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -22,7 +21,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 import ledom
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, LedomError, OutputError, in_one_line
-from ledom.core.files import write_folder, write_json
+from ledom.core.files import temporary_folder, write_folder, write_json
 from ledom.core.reading import JsonObject, read_json_object
 from ledom.model.architectures import check_vocabulary
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet, readable
@@ -244,8 +243,8 @@ def _skeleton(config: JsonObject, path: Path) -> PreTrainedModel:
     if not isinstance(kind, str):  # otherwise transformers would guess it from the folder's name
         raise CheckpointError(f"{path}: config.json: model_type is {kind!r}; name an architecture")
     # transformers reads infinities as numbers only from a file.
-    with readable(path), TemporaryDirectory() as folder:
-        write_json(Path(folder, "config.json"), config)
+    with temporary_folder() as folder, readable(path):
+        write_json(folder / "config.json", config)
         known: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         skeleton = build_skeleton(known)
     for key in _NOT_KEPT:
@@ -307,6 +306,6 @@ def _require_space(out: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < num_bytes:
         raise OutputError(
-            f"{out}: needs {num_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; give a "
+            f"{out}: needs {num_bytes / 1e6:,.1f} MB, but {free / 1e6:,.1f} MB are free; give a "
             "folder on another disk"
         )
