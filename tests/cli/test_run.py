@@ -48,6 +48,14 @@ class Panic(BaseException):
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "error: out of"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "error: out of"),
         (
+            RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"),
+            "error: out of memory",
+        ),
+        (ImportError("libtorch.so: failed to map segment from shared object"), "error: out of mem"),
+        (OSError(12, "Cannot allocate memory"), "error: out of memory"),
+        (RuntimeError("can't start new thread"), "no further process or thread can start; raise"),
+        (OSError(11, "Resource temporarily unavailable"), "no further process or thread can start"),
+        (
             UnicodeEncodeError("utf-8", "a\udcffb", 1, 2, "surrogates not allowed"),
             "an argument or a file name is not UTF-8 (it contains '\\udcff'); convert it first",
         ),

@@ -58,3 +58,10 @@ def test_every_error_can_be_caught_as_ledom_error():
     assert len(classes) > 10
     assert all(issubclass(one, errors.LedomError) for one in classes)
     assert issubclass(errors.DirectionError, errors.CheckpointError)
+
+
+def test_too_little_memory_to_import_a_package_is_no_reason_to_install_it() -> None:
+    full = ImportError("libx.so: failed to map segment from shared object")
+    with pytest.raises(ImportError) as caught, errors.needs_extra("json", "data"):
+        raise full
+    assert caught.value is full

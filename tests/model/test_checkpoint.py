@@ -13,7 +13,13 @@ from transformers import AutoConfig
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
 from ledom.model.architectures import longest_text
-from ledom.model.checkpoint import build_model, load_checkpoint, load_config, save_checkpoint
+from ledom.model.checkpoint import (
+    build_model,
+    load_checkpoint,
+    load_config,
+    readable,
+    save_checkpoint,
+)
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -330,3 +336,10 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, tokenizer, 
         save_checkpoint(
             tmp_path / "file" / "model", model, tokenizer, Direction.FORWARD, PairFormat()
         )
+
+
+def test_too_little_memory_is_not_blamed_on_the_folder():
+    full = RuntimeError("unable to mmap 9 bytes from file </model>: Cannot allocate memory (12)")
+    with pytest.raises(RuntimeError) as caught, readable("model"):
+        raise full
+    assert caught.value is full

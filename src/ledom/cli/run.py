@@ -26,7 +26,7 @@ import typer
 
 from ledom.cli.display import log
 from ledom.core import processes as parallel
-from ledom.core.errors import LedomError, OutputError, in_one_line
+from ledom.core.errors import LedomError, OutputError, in_one_line, is_out_of_memory
 
 DEBUG_VARIABLE = "LEDOM_DEBUG"
 """An environment variable that shows tracebacks, like --debug, unless it is 0 or empty."""
@@ -145,7 +145,7 @@ def _message(error: BaseException) -> str:
     if hasattr(error, "format_message"):  # a usage error of typer
         usage = error.format_message().replace("\n", " ")
         return f"{usage.rstrip('.')}. See: ledom --help"
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
             "out of memory; use fewer or shorter texts at a time (in training, a smaller "
             "parallel.tokens_per_microbatch or train.batch_size), or a smaller model"
@@ -157,6 +157,8 @@ def _message(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in _SYSTEM_LIMITS:
         return f"{error.strerror}; finished results are on disk"
+    if isinstance(error, BlockingIOError) or str(error) == "can't start new thread":
+        return "no further process or thread can start; raise the limits on them (ulimit -a)"
     if file := _damaged_bytecode(error):
         return (
             f"{file}: this compiled file of Python is damaged, perhaps since the disk was full "
@@ -174,10 +176,3 @@ def _damaged_bytecode(error: BaseException) -> str | None:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     reading = [frame for frame in frames if frame.f_code.co_name == "get_code"]
     return reading[-1].f_locals.get("bytecode_path") if reading else None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or a GPU ran out of memory; torch is not imported here."""
-    signs = ("DefaultCPUAllocator", "out of memory")
-    by_torch = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    return isinstance(error, MemoryError) or by_torch

@@ -38,6 +38,7 @@ __all__ = [
     "TrainingError",
     "WorkerError",
     "in_one_line",
+    "is_out_of_memory",
     "needs_extra",
 ]
 
@@ -130,6 +131,8 @@ def needs_extra(
     try:
         yield
     except ImportError as error:
+        if is_out_of_memory(error):
+            raise
         problem = f"is not installed; run: pip install 'ledom[{extra}]'"
         if find_spec(package.replace("-", "_")):
             failure = in_one_line(error)
@@ -146,3 +149,23 @@ def in_one_line(error: object, most: int = 200) -> str:
     ('no such file', 'KeyboardInterrupt')
     """
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "out of memory",
+    "Cannot allocate memory",
+    "failed to map segment",  # of a library that is imported
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a machine, a GPU or a limit (`ulimit -v`) has too little memory; torch, the system
+    and its loader of libraries say so only in words.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("CUDA out of memory"))
+    (True, True)
+    """
+    can_tell = isinstance(error, RuntimeError | ImportError | OSError)
+    by_words = can_tell and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or by_words

@@ -36,6 +36,7 @@ from ledom.core.errors import (
     LedomError,
     OutputError,
     in_one_line,
+    is_out_of_memory,
 )
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import read_json_object
@@ -340,9 +341,9 @@ def readable(folder: str | Path) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except LedomError:
-        raise
     except Exception as error:  # transformers raises many types for foreign files
+        if isinstance(error, LedomError) or is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{folder}: cannot be loaded: {_reason(error)}") from error
 
 
@@ -392,9 +393,7 @@ def choose_direction(place: object, recorded: Any, asked: Direction | str | None
             f"{place}: this is a {recorded} model, used as {asked}; give a model trained in the "
             f"{asked} direction"
         )
-    if asked is not None:
-        return asked
     try:
-        return Direction(recorded)
+        return asked or Direction(recorded)
     except InputError as error:
         raise DirectionError(f"{place}: config.json: {error}") from None
