@@ -143,3 +143,17 @@ def test_a_program_cannot_read_our_environment() -> None:
 def test_a_program_can_start_only_a_few_processes() -> None:
     program = "import os, signal\nfor _ in range(300):\n    if not os.fork(): signal.pause()"
     assert not runs_in_time(program)
+
+
+@pytest.mark.slow
+def test_a_pause_of_all_processes_does_not_fail_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a paused container continues, a wait that began before has ended."""
+    wait, first = subprocess.Popen.wait, iter([True])
+
+    def ends_once(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if timeout is not None and next(first, False):
+            raise subprocess.TimeoutExpired("program", timeout)
+        return wait(self, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", ends_once)
+    assert runs_in_time("pass")

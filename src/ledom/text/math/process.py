@@ -3,13 +3,15 @@
 Answers come from models, so simplifying one can take forever or fill the memory. A worker that
 exceeds the limit for a pair dies, and another is started for the next pair, so no answer can hold
 up a run. Answers that cannot be decided count as different. The limit counts the worker's own CPU
-time, so a verdict does not depend on the load of the machine.
+time, so a verdict does not depend on the load of the machine. If something else kills the worker,
+as the system does when memory is short, the pair is tried once more.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import select
 import signal
@@ -45,17 +47,15 @@ class MathChecker:
     def equal(self, first: str, second: str) -> bool:
         """Whether both answers have the same value; False if this cannot be decided in time."""
         with self._lock:
-            worker = self._worker or self._start()
-            assert worker.stdin is not None  # because Popen gets PIPE
-            try:
-                worker.stdin.write(json.dumps([first, second]) + "\n")
-                worker.stdin.flush()
-                verdict = self._read(worker, self.seconds * _PATIENCE)
-            except OSError:  # the last pair killed the worker
-                verdict = None
-            if verdict is None:
+            for _ in range(2):
+                worker = self._worker or self._start()
+                verdict = self._ask(worker, json.dumps([first, second]))
+                if verdict:
+                    return verdict == "true"
                 self.close()
-            return verdict == "true"
+                if verdict is None or worker.returncode == -signal.SIGPROF:
+                    break  # it exceeded its limits
+            return False
 
     def _start(self) -> subprocess.Popen[str]:
         # The worker imports the same modules as this process, not others in the current folder.
@@ -75,13 +75,25 @@ class MathChecker:
             raise RuntimeError("the process that compares answers did not start")
         return self._worker
 
+    def _ask(self, worker: subprocess.Popen[str], pair: str) -> str | None:
+        """The worker's verdict; None if it takes too long, and empty if it is dead."""
+        assert worker.stdin is not None  # because Popen gets PIPE
+        try:
+            worker.stdin.write(f"{pair}\n")
+            worker.stdin.flush()
+        except OSError:
+            return ""
+        return self._read(worker, self.seconds * _PATIENCE)
+
     @staticmethod
     def _read(worker: subprocess.Popen[str], seconds: float) -> str | None:
-        """The worker's next line; None if it takes too long or is dead."""
+        """The worker's next line; None if it takes too long, and empty if it is dead."""
         assert worker.stdout is not None
-        if not select.select([worker.stdout], [], [], seconds)[0]:
-            return None
-        return worker.stdout.readline().strip() or None
+        # In short waits: a pause of both processes (Ctrl-Z) uses up only one of them.
+        for _ in range(math.ceil(seconds)):
+            if select.select([worker.stdout], [], [], 1.0)[0]:
+                return worker.stdout.readline().strip()
+        return None
 
     def close(self) -> None:
         """Kill the worker; the next comparison starts another."""
