@@ -9,6 +9,7 @@ several processes or threads.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -21,7 +22,7 @@ from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
-from ledom.core.errors import InputError
+from ledom.core.errors import InputError, WorkerError
 
 __all__ = [
     "available_cpus",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+_LOG_EVERY = timedelta(seconds=30)
 _LONGEST_WAIT = timedelta(days=30)  # shares take long, and torchrun notices dead processes
 _barriers, _texts = count(), count()
 
@@ -95,14 +97,29 @@ def share(items: Sequence[_T], group: Callable[[_T], Hashable]) -> list[_T]:
 def wait() -> None:
     """Wait until every process has called this: a barrier.
 
+    The first process logs a line now and then, because a stopped process ends no run.
+
     >>> wait()  # alone: returns at once
     """
     if size() == 1:
         return
+    from torch.distributed import DistStoreError
+
     name = f"ledom-barrier-{next(_barriers)}"
-    if _store().add(name, 1) == size():
-        _store().set(f"{name}-all", "here")
-    _store().wait([f"{name}-all"], _LONGEST_WAIT)
+    with _connected() as store:
+        if store.add(name, 1) == size():
+            store.set(f"{name}-all", "here")
+        while True:
+            with suppress(DistStoreError):  # the time is up
+                store.wait([f"{name}-all"], _LOG_EVERY)
+                return
+            late = size() - store.add(name, 0)
+            if late and is_first():
+                logging.getLogger("ledom").warning(
+                    "waiting for %d of %d processes; if one has stopped, end the run and start it "
+                    "again to resume",
+                    *(late, size()),
+                )
 
 
 def from_first(text: str) -> str:
@@ -114,10 +131,11 @@ def from_first(text: str) -> str:
     if size() == 1:
         return text
     name = f"ledom-text-{next(_texts)}"
-    if is_first():
-        _store().set(name, text)
-    _store().wait([name], _LONGEST_WAIT)
-    found: bytes = _store().get(name)
+    with _connected() as store:
+        if is_first():
+            store.set(name, text)
+        store.wait([name], _LONGEST_WAIT)
+        found: bytes = store.get(name)
     return found.decode()
 
 
@@ -130,6 +148,20 @@ def is_first_failure() -> bool:
     True
     """
     return size() == 1 or _store().add("ledom-failures", 1) == 1
+
+
+@contextmanager
+def _connected() -> Iterator[Any]:
+    """The store; within this block, its loss raises `WorkerError`."""
+    from torch.distributed import DistNetworkError
+
+    try:
+        yield _store()
+    except DistNetworkError as error:
+        raise WorkerError(
+            f"process {rank()} of {size()} lost contact with torchrun, or with process 0; start "
+            "all processes again to resume"
+        ) from error
 
 
 @lru_cache(maxsize=1)
