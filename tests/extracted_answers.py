@@ -217,6 +217,7 @@ EXTRACTED: list[tuple[str, str | None]] = [
     ("<think>\\boxed{5}</think> The answer is 6.", "6"),
     ("<think>The answer is 5.</think>", "5"),
     ("<think>The answer is 5. But", None),
+    ("<think>\n\n</think>\n\n", None),  # it is not the word "think"
     ("<think>2 + 3 is 5.\n#### 5", "5"),  # its closing tag was forgotten
     ("<think>So \\boxed{5}. But", "5"),
     ("The answer is 5.<think>Or 6?", "5"),

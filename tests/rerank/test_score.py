@@ -127,6 +127,8 @@ def test_problems_and_candidates_must_match(candidates: list[Candidate], message
         ("<think>Ava has 2.\n#### 2", "<think>Ava has 2.\n#### 2"),  # never closed
         ("It is 2.<think>Ava has 2", "It is 2."),
         ("</think>\n\n#### 2", "\n\n#### 2"),
+        ("<think>\n\n</think>\n\n#### 2", "#### 2"),
+        ("<think>\n\n</think>\n\n", ""),  # an empty answer
         (" #### 2", " #### 2"),
     ],
 )

@@ -132,8 +132,8 @@ def test_the_chosen_answer_is_the_measured_one() -> None:
 
 
 def test_a_text_of_which_nothing_is_read_is_chosen_only_if_there_is_no_other() -> None:
-    """An empty text has the highest sum, and so has a thought that was cut off."""
-    texts = ["", "<think>2, or 5?", "2", "5"]
+    """An empty text has the highest sum, and so has a thought without words or its end."""
+    texts = ["<think></think>", "<think>2, or 5?", "2", "5"]
     drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate(texts)]
     scores = [made_score("y|x", value, index=i) for i, value in enumerate([-1, -2, -9, -8])]
     for count, right, chosen in ((4, 0.0, 3), (3, 1.0, 2), (2, 0.0, 0)):

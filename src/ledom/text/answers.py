@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _MOST_MARKS = 8  # from the last, in search of one that states an answer
+_THOUGHT_TAG = re.compile(r"</?think>")
 _ESCAPED = {"\b": r"\b", "\f": r"\f", "\r": r"\r", "\t": r"\t"}
 
 
@@ -82,11 +83,16 @@ def split_thought(text: str) -> tuple[str, str]:
     """A reasoning model's thought, up to the last `</think>`, and what follows it.
 
     An open thought was cut off and is part of neither, unless it marks an answer (`####`, a box).
+    A thought without words, as of Qwen 3 without thinking, is no thought.
 
     >>> split_thought("<think>1 + 1?</think>2"), split_thought("<think>1 + 1?")
     (('<think>1 + 1?', '2'), ('', ''))
+    >>> split_thought("<think>\\n\\n</think>\\n\\n2")
+    ('', '2')
     """
     thought, _, rest = text.rpartition(THOUGHT_END)
+    if thought and not _THOUGHT_TAG.sub("", thought).strip():
+        thought, rest = "", rest.lstrip()
     conclusion, _, cut_off = rest.partition("<think>")
     is_marked = any(find(cut_off) for find in _MARKED)
     return thought, rest if is_marked else conclusion
