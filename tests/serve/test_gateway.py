@@ -299,6 +299,37 @@ def test_a_tool_call_is_returned_if_most_candidates_call_a_tool(
         assert answer["ledom"]["confidence"] == pytest.approx(second / len(drawn))
 
 
+@pytest.mark.parametrize(
+    ("calls", "chosen"),
+    [
+        ([("f", "{}"), ("f", "{}"), *[("g", a) for a in ('{"a":1,"b":2}', '{"b": 2, "a": 1}')]], 0),
+        ([("f", "{}"), *[("g", a) for a in ('{"a":1,"b":2}', '{"b": 2, "a": 1}')]], 1),
+        ([("f", "not JSON"), ("g", "not JSON"), ("g", "not JSON")], 1),
+    ],
+)
+@pytest.mark.parametrize("form", ["function", "custom", "old"])
+@pytest.mark.parametrize("said", [None, "I ask a tool."])
+def test_equal_calls_are_counted_together(
+    models: Models, calls: list[tuple[str, str]], chosen: int, form: str, said: str | None
+) -> None:
+    """A call with words before it is a call."""
+
+    def choice(number: int, name: str, given: str) -> dict[str, Any]:
+        called: dict[str, Any] = {"function_call": {"name": name, "arguments": given}}
+        if form != "old":
+            tool = {"name": name, "arguments" if form == "function" else "input": given}
+            called = {"tool_calls": [{"id": f"{number}", "type": form, form: tool}]}
+        return {"message": {"role": "assistant", "content": said, **called}}
+
+    if form == "custom":  # its input is not JSON
+        calls = [(name, "1 + 2") for name, _ in calls]
+    drawn = [choice(i, *call) for i, call in enumerate(calls)]
+    with gateway(models, lambda _: httpx.Response(200, json={"choices": drawn})) as client:
+        answer = chat(client, model=f"ledom/auto,n={len(drawn)}").json()
+    assert answer["choices"][0] == {**drawn[chosen], "index": 0}
+    assert answer["ledom"]["strategy"] is None
+
+
 @pytest.mark.slow
 def test_openais_client_streams_the_chosen_answer(models: Models) -> None:
     openai = pytest.importorskip("openai")

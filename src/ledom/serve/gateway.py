@@ -11,6 +11,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -112,12 +113,12 @@ async def choose(
     service.check_room(options.n)
     drawn = await _draw(service, question, options, path, body)
     drawn_seconds = time.perf_counter() - start
+    calls = {i: call for i, choice in enumerate(drawn.choices) if (call := _tool_call(choice))}
     candidates = [
         Candidate(problem_id="question", index=place, text=text)
         for place, text in enumerate(drawn.texts)
-        if text.strip()
+        if text.strip() and place not in calls
     ]
-    calls = {i: call for i, choice in enumerate(drawn.choices) if (call := _tool_call(choice))}
     if len(calls) > len(candidates):
         details = _most_frequent(calls, len(drawn.choices))
     elif candidates:
@@ -231,16 +232,32 @@ def _select(
 
 
 def _tool_call(choice: JsonObject) -> str | None:
-    """The functions and arguments that a choice without text calls, as JSON; None if it does not.
+    """The tools and arguments that a choice calls, in one spelling; None if it calls none.
 
-    >>> _tool_call({"message": {"content": None, "tool_calls": [{"function": {"name": "add"}}]}})
-    '[{"name": "add"}]'
+    >>> _tool_call({"message": {"tool_calls": [{"id": "7", "function": {"arguments": '{"a":1}'}}]}})
+    '[{"function": {"arguments": {"a": 1}}}]'
     """
     message = choice.get("message")
-    calls = message.get("tool_calls") if isinstance(message, dict) else None
-    if not isinstance(calls, list) or not calls or Drawn([choice], None).texts[0].strip():
+    if not isinstance(message, dict):
         return None
-    return json.dumps([call.get("function") if isinstance(call, dict) else None for call in calls])
+    calls = message.get("tool_calls") or []
+    if not calls and message.get("function_call"):  # OpenAI's older form
+        calls = [{"function": message["function_call"]}]
+    if not isinstance(calls, list) or not calls:
+        return None
+    return json.dumps([_without_id(call) for call in calls], sort_keys=True)
+
+
+def _without_id(call: Any) -> Any:
+    """A tool call without what differs between equal calls: its id, the spelling of arguments."""
+    if not isinstance(call, dict):
+        return call
+    call = {key: value for key, value in call.items() if key not in ("id", "index")}
+    function = call.get("function")
+    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+        with suppress(ValueError, RecursionError):
+            call["function"] = {**function, "arguments": json.loads(function["arguments"])}
+    return call
 
 
 def _most_frequent(calls: Mapping[int, str], drawn: int) -> JsonObject:
