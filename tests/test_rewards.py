@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,31 @@ def test_trl_may_send_messages(models: dict[str, str], expected: list[float]) ->
     reward = trl_reward(question="asked", **models)
     found, _ = call(reward, ["other"] * 3, ANSWERS, asked=[QUESTION] * 3)
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_a_thought_is_seen_by_the_special_tokens_that_trl_removes(
+    models: dict[str, str], expected: list[float]
+) -> None:
+    tokenizer = SimpleNamespace(decode=lambda texts, skip_special_tokens: "".join(texts))
+    ids = [["<|channel|>final<|message|>", "3 + 4 = 7"], ["it is 12"]]
+    given = {"prompts": [QUESTION] * 2, "completions": ["final3 + 4 = 7", ANSWERS[0]]}
+    reward = trl_reward(tokenizer=tokenizer, empty_reward=-9.0, **models)
+    assert reward(completion_ids=ids, **given) == pytest.approx([expected[1], expected[0]])
+    cut_off = reward(completion_ids=[["<|channel|>analysis<|message|>", "3 + 4"], ["7"]], **given)
+    assert cut_off == pytest.approx([-9.0, expected[0]])
+    with pytest.raises(InputError, match="gives no completion_ids to decode; leave tokenizer out"):
+        reward(**given)
+
+
+@pytest.mark.slow
+def test_a_prompt_that_opens_a_thought_is_read_beside_a_column(
+    models: dict[str, str], expected: list[float]
+) -> None:
+    reward = trl_reward(question="asked", empty_reward=-9.0, **models)
+    prompts, answers = ["Solve it.\n<think>\n"] * 2, ["Hm, 3 + 4", f"Hm.</think>{ANSWERS[1]}"]
+    found = reward(prompts=prompts, completions=answers, asked=[QUESTION] * 2)
+    assert found == pytest.approx([-9.0, expected[1]])
 
 
 @pytest.mark.slow

@@ -87,7 +87,11 @@ def _load_judge(settings: _Settings) -> Judge:
 
 
 def trl_reward(
-    *, asynchronous: bool = False, question: str | None = None, **settings: Any
+    *,
+    asynchronous: bool = False,
+    question: str | None = None,
+    tokenizer: Any = None,
+    **settings: Any,
 ) -> Callable[..., Any]:
     """A reward function for TRL's GRPOTrainer; with `asynchronous`, a coroutine function.
 
@@ -95,6 +99,10 @@ def trl_reward(
     "none". `strategy`, `lam` (lambda), `weights` (a file of `ledom tune`), `mask_copies`,
     `empty_reward`, `device` and `dtype` are the options of `ledom serve`. The question is the last
     user message of the prompt, or the dataset's column that `question` names.
+
+    TRL decodes completions without special tokens. For a policy that thinks between such tokens
+    (gpt-oss, Gemma 4, Command, Mistral, Seed-OSS), give its `tokenizer`, so that its thoughts can
+    be left out.
 
     TRL logs the log-probabilities next to the completions (`log_p_xy` ...), and three metrics:
     `copied_share`, the mean share of an answer that is copied from its question, `empty_share`, the
@@ -107,7 +115,7 @@ def trl_reward(
     >>> reward.__name__
     'reverse_reward'
     """
-    reward = _TRLReward(_Settings.of(settings, _SETTINGS), question)
+    reward = _TRLReward(_Settings.of(settings, _SETTINGS), question, tokenizer)
     if not asynchronous:
         return reward
     found: Any = partial(reverse_reward, reward)  # a coroutine function to `inspect`
@@ -119,6 +127,7 @@ def trl_reward(
 class _TRLReward:
     settings: _Settings
     question: str | None
+    tokenizer: Any
 
     def __post_init__(self) -> None:
         self.__name__ = reverse_reward.__name__
@@ -143,8 +152,16 @@ class _TRLReward:
                 f"{len(asked)} prompts or questions for {len(completions)} completions; give each "
                 "completion its own"
             )
+        if self.tokenizer is not None:
+            if "completion_ids" not in columns:
+                raise InputError(
+                    "the trainer gives no completion_ids to decode; leave tokenizer out"
+                )
+            ids = columns["completion_ids"]
+            marked = map(partial(_with_thought_marks, self.tokenizer), ids)
+            completions = [m or text for m, text in zip(marked, completions, strict=True)]
         judge = self.settings.judge()
-        pairs = list(map(partial(_pair, judge), asked, completions))
+        pairs = list(map(partial(_pair, judge), asked, completions, prompts))
         fit = [pair for pair in pairs if pair is not None]
         found = iter(judge.judge(fit))
         judged = [None if pair is None else next(found) for pair in pairs]
@@ -164,16 +181,22 @@ async def reverse_reward(reward: _TRLReward, **given: Any) -> list[float | None]
     return await asyncio.to_thread(reward, **given)
 
 
-def _pair(judge: Judge, prompt: Any, response: Any) -> Pair | None:
+def _with_thought_marks(tokenizer: Any, ids: Any) -> str | None:
+    """A response with its special tokens, if they tell a thought from the answer."""
+    response: str = tokenizer.decode(ids, skip_special_tokens=False)
+    return response if has_thought_marks(response) else None
+
+
+def _pair(judge: Judge, question: Any, response: Any, prompt: Any = None) -> Pair | None:
     """See `Judge.read_sample`; raises `InputError` for a sample that is not made of texts."""
-    prompt = "" if prompt is None else prompt  # a missing value of a column
-    for what, given in (("question of the dataset", prompt), ("completion", response)):
+    question = "" if question is None else question  # a missing value of a column
+    for what, given in (("question of the dataset", question), ("completion", response)):
         if not _is_text_or_messages(given):
             raise InputError(
                 f"a {what} is {given!r:.40}, expected a text or messages; correct it, or leave the "
                 "row out"
             )
-    return judge.read_sample(prompt, response, _REMEDY)
+    return judge.read_sample(question if prompt is None else prompt, response, _REMEDY, question)
 
 
 def _is_text_or_messages(given: Any) -> bool:
@@ -256,8 +279,8 @@ class ReverseRewardManager:
         if length is None:
             length = item.batch["attention_mask"][-responses.shape[-1] :].sum()
         written = responses[: int(length)]
-        response = self.tokenizer.decode(written, skip_special_tokens=False)
-        if not has_thought_marks(response):
+        response = _with_thought_marks(self.tokenizer, written)
+        if response is None:
             response = self.tokenizer.decode(written, skip_special_tokens=True)
         if "raw_prompt" not in item.non_tensor_batch:
             raise InputError("verl's batch has no raw_prompt; set data.return_raw_chat=True")

@@ -208,9 +208,13 @@ class Judge:
                 )
 
     def read_sample(
-        self, prompt: str | Messages, response: str | Messages, remedy: str = ""
+        self,
+        prompt: str | Messages,
+        response: str | Messages,
+        remedy: str = "",
+        question: str | Messages | None = None,
     ) -> Pair | None:
-        """The question and the answer in a trainer's sample.
+        """The question and the answer in a trainer's sample; `question` replaces the prompt's.
 
         None, with a warning that ends with `remedy`, if the prompt has no question or leaves no
         room for an answer, because one such row must not end a run that takes days.
@@ -223,7 +227,8 @@ class Judge:
         Pair(question='2 + 2?', answer='4')
         """
         try:
-            pair = Pair(question_of(prompt), answer_of(response))
+            asked = question_of(prompt if question is None else question)
+            pair = Pair(asked, answer_of(response))
             if isinstance(prompt, str) and is_open_thought(prompt):
                 whole = f"<think>{pair.answer}"
                 pair = replace(pair, answer=whole) if is_blank(whole) else pair
