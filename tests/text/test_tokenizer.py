@@ -165,6 +165,18 @@ def test_a_prefix_after_an_added_token_stays(llama_like):
         assert joined == whole.ids, text[:cut]
 
 
+def test_changes_to_the_backend_count_inside_a_document_too(llama_like):
+    size = llama_like.vocab_size
+    assert len(llama_like.encode_inside("so[new]so")) > 3
+    llama_like.backend.add_tokens([AddedToken("[new]", normalized=False)])
+    assert llama_like.backend.token_to_id("[new]") in llama_like.encode_inside("so[new]so")
+    assert llama_like.vocab_size == size + 1
+    llama_like.backend.encode_special_tokens = True
+    spelled = llama_like.encode_inside("so<s>so")
+    assert spelled == llama_like.encode("a so<s>so").ids[-len(spelled) :]
+    assert llama_like.backend.token_to_id("<s>") not in spelled
+
+
 def test_a_byte_level_prefix_is_also_a_dummy():
     made = RustTokenizer.from_str(train_tokenizer(["an end an end"] * 9, 270).backend.to_str())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

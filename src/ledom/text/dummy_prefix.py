@@ -7,7 +7,33 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-__all__ = ["without_prefix"]
+__all__ = ["WithoutPrefix", "without_prefix"]
+
+
+class WithoutPrefix:
+    """Keeps the copy of `without_prefix`, and makes it again if a caller changes the tokenizer.
+
+    >>> from tokenizers import models, pre_tokenizers
+    >>> backend, inside = Tokenizer(models.WordLevel({"?": 0}, "?")), WithoutPrefix()
+    >>> backend.pre_tokenizer = pre_tokenizers.Metaspace("_")
+    >>> inside(backend).encode("so").tokens, backend.add_tokens(["so"])
+    (['?'], 1)
+    >>> inside(backend).encode("so").tokens
+    ['so']
+    """
+
+    def __init__(self) -> None:
+        self._known: object = None
+        self._copy: Tokenizer | None = None
+
+    def __call__(self, backend: Tokenizer) -> Tokenizer:
+        parts = backend.normalizer, backend.pre_tokenizer
+        state = [part and part.__getstate__() for part in parts]
+        state.append(repr(backend.get_added_tokens_decoder()))
+        if self._copy is None or state != self._known:
+            self._copy, self._known = without_prefix(backend), state
+        self._copy.encode_special_tokens = backend.encode_special_tokens
+        return self._copy
 
 
 def without_prefix(backend: Tokenizer) -> Tokenizer:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from ledom.core.errors import CheckpointError, InputError
 from ledom.core.files import write_atomically, write_json
 from ledom.core.reading import JsonObject, check_regular, check_surrogates, read_json_object
-from ledom.text.dummy_prefix import without_prefix
+from ledom.text.dummy_prefix import WithoutPrefix
 
 __all__ = [
     "EOS_TOKEN",
@@ -69,6 +69,8 @@ class Tokenizer:
         self._fingerprint: str | None = None
         """The last `fingerprint`, unless a caller holds the backend and may change it."""
         self._is_shared = True
+        self._without_prefix = WithoutPrefix()
+        self._sizes: dict[int, int] = {}
         self.eos_token = eos_token
         eos_id = backend.token_to_id(eos_token)
         if eos_id is None:
@@ -132,10 +134,14 @@ class Tokenizer:
         with write_atomically(folder / "tokenizer.json") as out:
             out.write(self._backend.to_str(pretty=True))
 
-    @cached_property
+    @property
     def vocab_size(self) -> int:
         """The largest id + 1, including added tokens; ids may have gaps."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        count = self._backend.get_vocab_size(with_added_tokens=True)
+        if count not in self._sizes:  # this takes long for a large vocabulary
+            ids = self._backend.get_vocab(with_added_tokens=True).values()
+            self._sizes[count] = max(ids) + 1
+        return self._sizes[count]
 
     @property
     def special_ids(self) -> set[int]:
@@ -170,8 +176,7 @@ class Tokenizer:
         >>> len(tokenizer.encode("<|end|>").ids)
         7
         """
-        for backend in (self._backend, self._without_prefix):
-            backend.encode_special_tokens = True
+        self._backend.encode_special_tokens = True
 
     @property
     def spells_out_special_tokens(self) -> bool:
@@ -217,11 +222,11 @@ class Tokenizer:
         >>> tokenizer.encode_inside(" so") == tokenizer.encode("so so").ids[1:]
         True
         """
-        if self._without_prefix is self._backend:
+        if (inside := self._without_prefix(self._backend)) is self._backend:
             return self.encode_ids([text])[0]
         # Unlike the backend's `encode`, the batch call lets other threads run.
         with _refused(self._backend, [text]):
-            (found,) = self._without_prefix.encode_batch([text], add_special_tokens=False)
+            (found,) = inside.encode_batch([text], add_special_tokens=False)
         added = self._backend.get_added_tokens_decoder()
         apart = {number for number, token in added.items() if not token.normalized}
         first = next((i for i, number in enumerate(found.ids) if number in apart), None)
@@ -229,11 +234,6 @@ class Tokenizer:
             return list(found.ids)
         start, _ = found.offsets[first]
         return [*found.ids[:first], *self.encode_ids([text[start:]])[0]]
-
-    @cached_property
-    def _without_prefix(self) -> RustTokenizer:
-        """The backend without its dummy prefix; the backend itself if it has none."""
-        return without_prefix(self._backend)
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts in parallel, without offsets: a third faster than `encode_batch`."""
