@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from inspect import isroutine
 from io import BytesIO
 from threading import Lock
@@ -24,7 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from ledom.model.native.library import library_for
 
@@ -34,6 +39,8 @@ __all__ = [
     "does_more",
     "evaluating",
     "follows_length",
+    "is_extended",
+    "modules_state",
     "weights_state",
 ]
 
@@ -42,6 +49,8 @@ _ENTERING = Lock()
 _EVALUATING: WeakKeyDictionary[nn.Module, tuple[list[None], list[nn.Module]]] = WeakKeyDictionary()
 """For each model: an item per open `evaluating` block, and the modules to restore."""
 _LIBRARIES = "torch.", "transformers.", "ledom."
+_NO_EFFECT = "make_inputs_require_grad", "output_capturing_hook"
+"""Names of transformers' hooks that do not affect results."""
 _NO_SETTINGS = re.compile(
     "^(training|gradient_checkpointing|name_or_path|warnings_issued)$|max_seq_len_cached$"
 )
@@ -83,6 +92,27 @@ def does_more(module: nn.Module) -> bool:
     (True, False)
     """
     return bool(_additions(module))
+
+
+def is_extended(model: nn.Module) -> bool:
+    """Whether hooks, replaced `forward` methods or an attention of the caller's affect the model.
+
+    These see the rows that a module gets, and may treat a row of several texts differently.
+
+    >>> model = nn.Sequential(nn.Linear(1, 1))
+    >>> handle = model[0].register_forward_hook(print)
+    >>> is_extended(model), is_extended(nn.Linear(1, 1))
+    (True, False)
+    """
+    return bool(_own_attention(model)) or any(map(does_more, model.modules()))
+
+
+def modules_state(model: PreTrainedModel) -> object:
+    """A value that differs from an earlier one if a module, its settings or the config has changed.
+
+    Weights, hooks and replaced `forward` methods do not count.
+    """
+    return [*_described(model), model.dtype, config_settings(model.config)]
 
 
 @contextmanager
@@ -152,13 +182,11 @@ class Changes:
 
     def _structure(self) -> str:
         """The modules and their additions, the shapes of all tensors, and the config."""
-        modules = [
-            f"{name} {type(module).__qualname__} {_additions(module)} {_settings(module)}"
-            for name, module in self._model.named_modules()
-        ]
+        added = [str(_additions(module)) for module in self._model.modules()]
         shapes = [f"{name} {x.dtype} {list(x.shape)}" for name, x in self._numbers().items()]
         config = json.dumps(config_settings(self._model.config), sort_keys=True, default=repr)
-        return "\n".join([*modules, *shapes, config])
+        attention = _own_attention(self._model)
+        return "\n".join([*_described(self._model), *added, *attention, *shapes, config])
 
 
 def config_settings(config: PretrainedConfig) -> dict[str, Any]:
@@ -179,23 +207,51 @@ def follows_length(module: nn.Module) -> bool:
     )
 
 
+def _described(model: nn.Module) -> list[str]:
+    """The modules with their settings; one that is used several times is listed each time."""
+    found = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        kind: Any = type(module)
+        kind_name = _class_name(kind, getattr(kind, "forward", None))
+        found.append(f"{name} {kind_name} {_settings(module)}")
+    return found
+
+
+@cache
+def _class_name(kind: type, forward: object) -> str:
+    """A class's name, and its `forward` if that was replaced."""
+    own = {(base.__module__, f"{base.__qualname__}.forward") for base in kind.__mro__}
+    is_own = tuple(getattr(forward, key, None) for key in ("__module__", "__qualname__")) in own
+    return kind.__qualname__ if is_own else f"{kind.__qualname__} {_function(forward)}"
+
+
+def _own_attention(model: nn.Module) -> list[str]:
+    """The attention and mask functions that a model uses, except those of known libraries."""
+    configs = (vars(module).get("config") for module in model.modules())
+    names = {c._attn_implementation for c in configs if isinstance(c, PretrainedConfig)}
+    registered = AttentionInterface(), AttentionMaskInterface()
+    used = [kind[name] for kind in registered for name in kind.valid_keys() if name in names]
+    return [named for named in map(_function, used) if not named.startswith(_LIBRARIES)]
+
+
 def _settings(module: nn.Module) -> dict[str, Any]:
     """The plain attributes of a module, such as an adapter's scale, and its functions."""
-    found = {
+    if type(module) is nn.Linear:  # the most frequent; its shape says all
+        return {}
+    known = type(module).__module__.startswith(_LIBRARIES)
+    return {
         name: value if _is_plain(value) else _function(value)
         for name, value in vars(module).items()
-        if _is_plain(value) or isroutine(value) or isinstance(value, partial)
+        if not ((known and name.startswith("_")) or _NO_SETTINGS.search(name))
+        and (_is_plain(value) or isroutine(value) or isinstance(value, partial))
     }
-    if type(module).__module__.startswith(_LIBRARIES):
-        found = {name: value for name, value in found.items() if not name.startswith("_")}
-    return {name: value for name, value in found.items() if not _NO_SETTINGS.search(name)}
 
 
 def _function(function: Any) -> str:
     """A function's name; only those of known libraries are recognized in other processes."""
     if isinstance(function, partial) and _is_plain([*function.args, function.keywords]):
         return f"{_function(function.func)} {function.args} {function.keywords}"
-    name = f"{function.__module__}.{getattr(function, '__qualname__', None)}"
+    name = ".".join(str(getattr(function, key, "")) for key in ("__module__", "__qualname__"))
     return name if name.startswith(_LIBRARIES) else f"{_PROCESS} {id(function)}"
 
 
@@ -214,8 +270,7 @@ def _additions(module: nn.Module) -> list[str]:
     found = [
         str(number)  # specific to a process
         for number, hook in hooks.items()
-        # the hook of gradient checkpointing does not change results
-        if "make_inputs_require_grad" not in getattr(hook, "__qualname__", "")
+        if not any(name in getattr(hook, "__qualname__", "") for name in _NO_EFFECT)
     ]
     if (other := vars(module).get("forward")) is not None:
         found.append(str(id(other)))

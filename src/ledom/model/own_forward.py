@@ -37,7 +37,7 @@ class OwnForward:
         found = {id(config): config for config in configs if isinstance(config, PretrainedConfig)}
         self._configs = list(found.values())
         default = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
-        self._names = [default if name == IMPLEMENTATION else name for name in self._current()]
+        self._names = [default if _is_ours(name) else name for name in self._current()]
         parameters = inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in parameters else {}
         self._selects = "logits_to_keep" in parameters
@@ -72,8 +72,10 @@ class OwnForward:
                 reset_length(self.model)
 
     def use(self, name: str | None) -> None:
-        """Make every layer run the attention registered under a name, or the model's own."""
-        self._assign([name] * len(self._configs) if name else self._names)
+        """Make every layer run the attention registered under a name, or the model's own: what it
+        has now, or what it had at first if that is one of ledom's."""
+        pairs = zip(self._current(), self._names, strict=True)
+        self._assign([name or (own if _is_ours(now) else now) for now, own in pairs])
 
     def _current(self) -> list[str | None]:
         return [config._attn_implementation for config in self._configs]
@@ -108,6 +110,10 @@ class OwnForward:
         if half:
             what, remedy = f"does not run correctly in {half}", f"try float32, or {remedy}"
         return CheckpointError(f"{kind} {what} ({reason}); {remedy}")
+
+
+def _is_ours(name: str | None) -> bool:
+    return name is not None and name.startswith(IMPLEMENTATION)
 
 
 def reset_length(model: nn.Module) -> None:

@@ -82,10 +82,10 @@ def test_a_replaced_module_keeps_nothing_from_earlier_texts(
     save_checkpoint(tmp_path / "m", model, tokenizer, Direction.FORWARD, PairFormat())
     lm = HFLanguageModel(tmp_path / "m")
     config = deepcopy(lm.model.config)
-    config.rope_parameters, config.max_position_embeddings = DYNAMIC, 8
+    config.rope_parameters, config.max_position_embeddings = DYNAMIC, 16
     rotary = lm.model.base_model.rotary_emb
     lm.model.base_model.rotary_emb = type(rotary)(config)
-    short, long = ([TokenSpan([*range(5, 5 + n)], 1, n)] for n in (16, 32))
+    short, long = ([TokenSpan([*range(5, 5 + n)], 1, n)] for n in (20, 32))
     expected = lm.logprobs(short)[0]
     lm.logprobs(long)
     assert lm.logprobs(short)[0].tolist() == expected.tolist()

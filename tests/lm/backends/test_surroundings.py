@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import ledom
 from architectures import tiny
 from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model.checkpoint import save_checkpoint
@@ -170,3 +175,107 @@ def test_hooks_on_all_modules_are_applied() -> None:
     finally:
         handle.remove()
     assert lm.identity == before
+
+
+def at_one_place(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+    out = out.clone()
+    out[:, 4:5] *= 3
+    return out
+
+
+def by_place(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+    return out * (1 + 0.1 * torch.arange(out.shape[1])[:, None])
+
+
+def half_attention(*given: Any, **settings: Any) -> tuple[Tensor, None]:
+    return 0.5 * sdpa_attention_forward(*given, **settings)[0], None
+
+
+def use_half_attention(lm: HFLanguageModel, patch: pytest.MonkeyPatch) -> None:
+    for kind, function in (
+        (AttentionInterface, half_attention),
+        (AttentionMaskInterface, sdpa_mask),
+    ):
+        patch.setitem(kind._global_mapping, "half", function)
+    lm.model.set_attn_implementation("half")
+
+
+def double_mlp(lm: HFLanguageModel, patch: pytest.MonkeyPatch) -> None:
+    forward = LlamaMLP.forward
+    patch.setattr(LlamaMLP, "forward", lambda *given: 2 * forward(*given))
+
+
+def use_a_layer_twice(lm: HFLanguageModel, _: Any) -> None:
+    lm.model.transformer.h.append(lm.model.transformer.h[-1])
+
+
+def scale_attention(lm: HFLanguageModel, _: Any) -> None:
+    for number, layer in enumerate(lm.model.transformer.h):
+        layer.attn.scaling = 0.1 + number
+
+
+CHANGES: dict[str, tuple[str, Callable[[HFLanguageModel, pytest.MonkeyPatch], object]]] = {
+    "hook at one place": (
+        "llama",
+        lambda lm, _: lm.model.model.layers[0].register_forward_hook(at_one_place),
+    ),
+    "hook by place": (
+        "qwen3",
+        lambda lm, _: lm.model.model.layers[0].register_forward_hook(by_place),
+    ),
+    "attention": ("llama", use_half_attention),
+    "forward of a class": ("llama", double_mlp),
+    "layer used twice": ("gpt2", use_a_layer_twice),
+    "number of a module": ("gpt2", scale_attention),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.slow
+@torch.no_grad()
+def test_changes_to_a_loaded_model_are_followed(
+    change: str, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in company, and in what the model writes."""
+    kind, make = CHANGES[change]
+    save_checkpoint(tmp_path, tiny(kind, tokenizer), tokenizer, Direction.FORWARD, PairFormat())
+    lm = ledom.load(tmp_path)
+    assert isinstance(lm, HFLanguageModel)
+    greedy, identity, before = Sampling(temperature=0, max_tokens=12), lm.identity, scores(lm)
+    list(lm.generate(["12"], greedy))
+    make(lm, monkeypatch)
+    for found, expected, old in zip(scores(lm), alone(lm), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert np.abs(found - old).max() > 0.01
+    ((_, (text,)),) = lm.generate(["12"], greedy)
+    ids = [*lm.prompt_ids("12", 12), *text.ids]
+    likeliest = lm.model(torch.tensor([ids]), use_cache=False).logits[0].argmax(-1).tolist()
+    written = [*text.ids, lm.tokenizer.eos_id][: greedy.max_tokens]
+    assert written == likeliest[len(ids) - len(text.ids) - 1 :][: len(written)]
+    assert lm.identity != identity
+
+
+@pytest.mark.slow
+def test_a_model_that_begins_to_see_later_tokens_is_refused(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    save_checkpoint(tmp_path, tiny("gpt2", tokenizer), tokenizer, Direction.FORWARD, PairFormat())
+    lm = ledom.load(tmp_path)
+    assert isinstance(lm, HFLanguageModel)
+    for layer in lm.model.transformer.h:
+        layer.attn.is_causal = False
+    with pytest.raises(CheckpointError, match="GPT2LMHeadModel sees later tokens"):
+        scores(lm)
+
+
+@pytest.mark.slow
+def test_looking_at_hidden_states_changes_nothing(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """transformers then adds hooks to the layers and leaves them there."""
+    save_checkpoint(tmp_path, tiny("qwen3", tokenizer), tokenizer, Direction.FORWARD, PairFormat())
+    lm = ledom.load(tmp_path)
+    assert isinstance(lm, HFLanguageModel)
+    identity = lm.identity
+    lm.model(torch.tensor([TEXTS[0]]), output_hidden_states=True, output_attentions=True)
+    assert any(module._forward_hooks for module in lm.model.modules())
+    assert lm.identity == identity
+    assert lm._trunk.reach(lm._reach) == lm.context

@@ -44,7 +44,7 @@ from ledom.lm.generation import ModelSpan
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.architectures import num_weights
 from ledom.model.attention import turn
-from ledom.model.changes import Changes, config_settings
+from ledom.model.changes import Changes, is_extended, modules_state
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
 from ledom.model.device import configure_memory, default_device, torch_device
 from ledom.model.exactness import vocab_size
@@ -116,7 +116,7 @@ class HFLanguageModel(LanguageModel):
         )
         self._model = checkpoint.model
         self._trunk = build_trunk(self.model)
-        self._kinds: list[object] = []
+        self._modules: object = None
         self._refresh()
         self._warned = False
         if self.precision == INT8:
@@ -143,12 +143,11 @@ class HFLanguageModel(LanguageModel):
         """Notice changes to the model; if its modules or settings changed, repeat the test made at
         load."""
         self._trunk.refresh()
-        settings = config_settings(self.model.config.get_text_config())
-        kinds = [*map(type, self.model.modules()), self.model.dtype, settings]
-        if kinds != self._kinds:
+        if modules_state(self.model) != self._modules:
             with turn(self.model):
                 self._reach = longest_packed(self._trunk, self.tokenizer.eos_id, self.context)
-            self._kinds = kinds
+            self._modules = modules_state(self.model)  # the test may have changed it (RWKV)
+            self._trunk.version += 1
             for trial in ("_decodes", "_keeps"):
                 vars(self).pop(trial, None)
 
@@ -167,8 +166,8 @@ class HFLanguageModel(LanguageModel):
         self._refresh()
         results = [read(*_NOTHING).numpy()] * len(targets)
         asked = [place for place, (_, start, end) in enumerate(spans) if end > start]
-        # The last token is only predicted, never read.
-        packed = [p for p in asked if len(spans[p][0]) - 1 <= self._trunk.reach(self._reach)]
+        reach = self._trunk.reach(self._reach)
+        packed = [p for p in asked if len(spans[p][0]) - 1 <= reach]  # the last is never read
         workers = 1 if self._trunk.shares_rows else self._trunk.num_workers
         rows = [spans[place][0][:-1] for place in packed]
         together = deque(batches(rows, self.tokens_per_batch, workers))
@@ -322,7 +321,8 @@ class HFLanguageModel(LanguageModel):
 
     def _write(self, jobs: Sequence[Job], sampling: Sampling) -> Iterator[list[Job]]:
         """Run the jobs, each by the fastest method that is exact for it; see `Decoder.steps`."""
-        reach = self._trunk.reach(self._reach) if self._decodes else 0
+        reach = self._trunk.reach(self._reach)
+        reach = reach if reach and self._decodes else 0
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
         workers = max(1, min(self._trunk.num_workers, len(together) // _FEWEST_JOBS))
@@ -335,7 +335,8 @@ class HFLanguageModel(LanguageModel):
         if not alone:
             return written
         self._warn_of_slowness()
-        lone = LoneDecoder(self._trunk.own, self._keeps, self.stop_ids, sampling)
+        keeps = not is_extended(self.model) and self._keeps  # hooks must see whole texts
+        lone = LoneDecoder(self._trunk.own, keeps, self.stop_ids, sampling)
         return chain(written, lone.steps(alone))
 
     @cached_property

@@ -39,7 +39,7 @@ from ledom.model.attention import (
     without_autocast,
     without_filling,
 )
-from ledom.model.changes import does_more, evaluating, weights_state
+from ledom.model.changes import evaluating, is_extended, weights_state
 from ledom.model.device import large_blocks_apart
 from ledom.model.exactness import check_long_text, in_float32, packing_reach
 from ledom.model.kernels import Int8Weight, filled_rows, linear
@@ -125,11 +125,11 @@ class Trunk:
         return processes.torch_threads() if narrow else 1
 
     def reach(self, longest: int) -> int:
-        """The longest text to run here: `longest`, or 0 while a hook changes the whole model.
+        """The longest text to run here: `longest`, or 0 while hooks and the like affect the model.
 
-        A trunk runs the parts of a model, so such a model must run its own forward pass.
+        They must see each text alone, as the model's own forward pass runs it.
         """
-        return 0 if does_more(self.model) else longest
+        return 0 if is_extended(self.model) else longest
 
     @contextmanager
     def computing(self) -> Iterator[None]:
