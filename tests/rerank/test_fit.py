@@ -11,7 +11,8 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
-from ledom.rerank.candidate_table import FEATURES, CandidateTable
+from ledom.rerank.candidate_table import CandidateTable
+from ledom.rerank.features import FEATURES
 from ledom.rerank.fit import cross_fit, fit_sum, tune
 from ledom.rerank.strategies import STRATEGIES, strategies
 from ledom.rerank.weights import TunedWeights

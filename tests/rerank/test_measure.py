@@ -9,8 +9,9 @@ import pytest
 
 from ledom.core.records import Candidate, Problem
 from ledom.report.results import Interval, Measurement, StrategyResult
-from ledom.rerank.candidate_table import FEATURES, CandidateTable, build_candidate_table
+from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.candidates import labeled_problems
+from ledom.rerank.features import FEATURES
 from ledom.rerank.fit import tune
 from ledom.rerank.measure import changes, measure
 from ledom.rerank.weights import CrossFitted, TunedWeights
@@ -91,8 +92,8 @@ def test_accuracy_by_lambda_covers_0_to_1(report: Measurement) -> None:
 
 def test_every_score_has_an_auc(report: Measurement) -> None:
     aucs = {row.score: row.auc.mean for row in report.auc}
-    assert aucs[FEATURES["reverse"][1]] == 1.0
-    assert aucs[FEATURES["forward"][1]] == pytest.approx(0.5, abs=0.06)
+    assert aucs[FEATURES["reverse"].label] == 1.0
+    assert aucs[FEATURES["forward"].label] == pytest.approx(0.5, abs=0.06)
 
 
 def test_texts_without_content_are_in_no_auc(table: CandidateTable) -> None:

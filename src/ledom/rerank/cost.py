@@ -21,9 +21,10 @@ import numpy as np
 from ledom.core.records import Candidate, Score
 from ledom.report.intervals import FloatArray
 from ledom.report.results import Cost
-from ledom.rerank.candidate_table import FEATURES, CandidateTable
+from ledom.rerank.candidate_table import CandidateTable
 from ledom.rerank.candidates import pools, scores_by_target, written_tokens
-from ledom.rerank.score_files import CONTRAST, FLIP, SCORE_FILES
+from ledom.rerank.features import FEATURES
+from ledom.rerank.score_files import FLIP, SCORE_FILES
 from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, needed_candidates
 
 __all__ = ["Costs"]
@@ -99,11 +100,10 @@ class Costs:
     def of(self, strategy: Strategy) -> Cost:
         """A strategy's mean cost per problem."""
         written = self._written(strategy)
-        needed = {_STAGES[FEATURES[name][0]] for name in strategy.features if name in FEATURES}
-        if "worst_step" in strategy.features and self.scored["forward"]:
-            needed.add("forward")
-        if CONTRAST in needed:
-            needed.add("reverse")
+        weighed = [FEATURES[name] for name in strategy.features if name in FEATURES]
+        needed = {_STAGES[target] for feature in weighed for target in feature.targets}
+        also = {_STAGES[target] for feature in weighed for target in feature.also}
+        needed |= {stage for stage in also if self.scored[stage]}
         stages = [stage for stage in SCORE_FILES if stage in needed]  # always summed in this order
         tokens = {"writer": written}
         for stage in stages:

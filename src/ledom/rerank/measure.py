@@ -20,8 +20,9 @@ from ledom.report.intervals import (
     paired_share_interval,
     share_interval,
 )
-from ledom.rerank.candidate_table import EXTERNAL_LABELS, FEATURES, CandidateTable
+from ledom.rerank.candidate_table import CandidateTable
 from ledom.rerank.cost import Costs
+from ledom.rerank.features import EXTERNAL_LABELS, FEATURES
 from ledom.rerank.strategies import STRATEGIES, EarlyVote, Pick, needed_candidates, strategies
 from ledom.rerank.weights import LAMBDAS, TunedWeights, preferred_strategy, question_hash
 
@@ -235,8 +236,8 @@ def _aucs(
         return results.AucResult(score=name, auc=auc_interval(scores, correct, groups), term=term)
 
     rows = [
-        row(description, table.features[name], name)
-        for name, (_, description) in FEATURES.items()
+        row(feature.label, table.features[name], name)
+        for name, feature in FEATURES.items()
         if name in table.features
     ]
     rows += [

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.candidate_table import FEATURES, candidate_features, is_blank
+from ledom.rerank.candidate_table import is_blank
+from ledom.rerank.features import candidate_features, computable
 from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import Pick, Vote
 from ledom.rerank.weights import TunedWeights, default_weights
@@ -50,7 +51,7 @@ class Judgement:
     scores: dict[str, Score]
     """Log-probabilities by target (`y|x`, `x|y`, `y`), for the models that are loaded."""
     features: dict[str, float]
-    """See `FEATURES`."""
+    """See `ledom.rerank.features`."""
 
     @property
     def probability(self) -> float:
@@ -176,8 +177,7 @@ class Judge:
         >>> list(Judge(FakeLanguageModel(), None).usable(default_weights()))[:3]
         ['forward', 'forward_mean', 'majority']
         """
-        known = [name for name, (target, _) in FEATURES.items() if target in self._targets]
-        usable = weights.usable_with(known)
+        usable = weights.usable_with(computable(self._targets))
         return {n: s for n, s in usable.items() if isinstance(s, (Pick, Vote))}
 
     def check(self, pairs: Sequence[Pair]) -> None:
