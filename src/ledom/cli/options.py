@@ -241,11 +241,11 @@ def unused_by_models(*names: str) -> tuple[Unused, ...]:
     """The rules for --device and --dtype, which some backends do not use."""
     from ledom.lm import backend_of
 
-    backends = {backend_of(name) for name in names if name != "none"}
-    return (
-        (backends <= {"openai"}, "no model runs in this process", ["device", "dtype"]),
-        (backends <= {"openai", "vllm"}, "vLLM chooses its devices itself", ["device"]),
-    )
+    backends = [backend_of(name) for name in names if name != "none"]
+    used = {option for backend in backends for option in backend.takes}
+    closest = max(backends, key=lambda backend: len(backend.takes), default=None)
+    reason = closest.why_not if closest else "no model runs in this process"
+    return ((True, reason, [name for name in ("device", "dtype") if name not in used]),)
 
 
 def unused_by_pair(

@@ -12,7 +12,7 @@ from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
 from statistics import median
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -28,6 +28,7 @@ from ledom.model.foreign.aliases import what_to_run
 
 __all__ = [
     "EMBEDDED",
+    "Backend",
     "LanguageModel",
     "backend_of",
     "embedded_folder",
@@ -39,13 +40,29 @@ __all__ = [
 EMBEDDED = "tiny"
 """The name of the pair of models that comes with the package."""
 
-_BACKENDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "": ("ledom.lm.backends.local", "HFLanguageModel", ("device", "dtype")),
-    "vllm": ("ledom.lm.backends.vllm", "VLLMLanguageModel", ("dtype",)),
-    "openai": ("ledom.lm.backends.openai", "OpenAILanguageModel", ()),
+
+class Backend(NamedTuple):
+    """A way to run a model."""
+
+    module: str
+    """The module of its class; imported on use."""
+    class_name: str
+    takes: tuple[str, ...]
+    """Which of `device` and `dtype` it uses."""
+    why_not: str = ""
+    """Why it does not use the others, as an error says it."""
+
+
+_BACKENDS = {
+    "": Backend("ledom.lm.backends.local", "HFLanguageModel", ("device", "dtype")),
+    "vllm": Backend(
+        "ledom.lm.backends.vllm", "VLLMLanguageModel", ("dtype",), "vLLM chooses its devices itself"
+    ),
+    "openai": Backend(
+        "ledom.lm.backends.openai", "OpenAILanguageModel", (), "no model runs in this process"
+    ),
 }
-"""Maps the prefix of a model's name to the backend's module (imported on use), its class, and the
-arguments of `load` that it accepts."""
+"""Every backend by the prefix of its models' names."""
 
 _ELSEWHERE = {
     "direction": "the command has its own option for it",
@@ -86,12 +103,12 @@ def load(
     prefix, name, written = _split(str(model))
     if not name.strip():  # Python treats the empty path as the current folder
         raise InputError(f"the model's name in {str(model)!r} is empty; . is the current folder")
-    module, class_name, taken = _BACKENDS[prefix]
-    backend = getattr(import_module(module), class_name)
+    backend = _BACKENDS[prefix]
+    model_class = getattr(import_module(backend.module), backend.class_name)
     defaults = {"device": device, "dtype": dtype}
-    options = {key: defaults[key] for key in taken} | options
+    options = {key: defaults[key] for key in backend.takes} | options
     if written:
-        options |= read_options(backend, written, str(model))
+        options |= read_options(model_class, written, str(model))
     if name == EMBEDDED and not prefix:  # a folder with this name must be given as ./tiny
         name = str(embedded_folder(direction))
     if not prefix and not os.path.isdir(name) and (remedy := what_to_run(name)):
@@ -101,7 +118,7 @@ def load(
         )
     if not prefix:
         name = str(snapshot(Path(name)))
-    return backend(name, direction, **options)  # type: ignore[no-any-return]
+    return model_class(name, direction, **options)  # type: ignore[no-any-return]
 
 
 def _split(model: str) -> tuple[str, str, list[str]]:
@@ -146,13 +163,13 @@ def read_options(backend: type[LanguageModel], written: Sequence[str], model: st
     return options
 
 
-def backend_of(model: str) -> str:
-    """The backend for a model name: vllm, openai, or an empty string for ledom's own.
+def backend_of(model: str) -> Backend:
+    """The backend for a model's name.
 
-    >>> backend_of("vllm:FOLDER"), backend_of("FOLDER")
-    ('vllm', '')
+    >>> backend_of("vllm:FOLDER").takes, backend_of("FOLDER").takes
+    (('dtype',), ('device', 'dtype'))
     """
-    return _split(model)[0]
+    return _BACKENDS[_split(model)[0]]
 
 
 def embedded_folder(direction: Direction | str | None) -> Path:
