@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 import ledom
 from ledom.core.errors import DirectionError, InputError, ServerError
-from ledom.lm.backends.openai import OpenAILanguageModel, _RateLimit
+from ledom.lm.backends.openai import OpenAILanguageModel
 from ledom.lm.confidence import ConfidenceSettings
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.text.tokenizer import Tokenizer
@@ -379,13 +378,3 @@ def test_required_options_must_be_given(
     assert load(api_key=None)  # a private server may need no key
     with pytest.raises(InputError, match="OPENAI_API_KEY"):
         load(api_key=None, base_url=None)
-
-
-def test_requests_start_at_the_allowed_rate() -> None:
-    limit = _RateLimit(50.0)
-    started = time.monotonic()
-    for _ in range(6):
-        limit.wait()
-    assert time.monotonic() - started >= 5 / 50
-    with pytest.raises(InputError, match="requests_per_second is 0"):
-        _RateLimit(0)

@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from threading import Event, Lock
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -30,23 +27,14 @@ from ledom.core.errors import InputError, ServerError, in_one_line, needs_extra
 from ledom.core.files import digest
 from ledom.core.options import check_secret
 from ledom.core.reading import JsonObject, check_counts, require
+from ledom.lm.backends.remote import RateLimit, model_info, read_logprobs, side_by_side
 from ledom.lm.confidence import Confidence, of_alternatives
 from ledom.lm.generation import ModelSpan
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
-from ledom.model.checkpoint import (
-    CheckpointInfo,
-    bos_ids,
-    choose_direction,
-    read_checkpoint_info,
-)
-from ledom.text.pair_format import PairFormat
-from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["OpenAILanguageModel"]
 
-_CONTEXT = 4096  # tokens, if not specified
 _ENDED = ("stop", "eos", "eos_token")  # finish reasons of a complete text (OpenAI, Together, TGI)
-_ROUNDING = 1e-3  # nats by which a log-probability may exceed 0
 _NEUTRAL: JsonObject = {"top_k": -1, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Settings that have no effect. Without them, a server would apply its own defaults, such as those
 in the model's generation_config.json (vLLM) or a top_k of 40 (llama.cpp)."""
@@ -86,7 +74,7 @@ class OpenAILanguageModel(LanguageModel):
         require({f"timeout is {timeout}; it must be above 0": 0 < timeout < math.inf})
         key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
         self._client = _client(model, key, base_url, max_retries=max_retries, timeout=timeout)
-        info = _model_info(model, tokenizer, direction, eos_token, bos_token)
+        info = model_info("openai", model, tokenizer, direction, eos_token, bos_token)
         super().__init__(
             name=model,
             direction=info.direction,
@@ -101,14 +89,14 @@ class OpenAILanguageModel(LanguageModel):
         known = self._client.base_url, model, self._use_at_load  # the server's weights are unknown
         self.fingerprint = f"{digest(' '.join(map(str, known))):016x}"
         self._concurrency = concurrency
-        self._limit = _RateLimit(requests_per_second)
+        self._limit = RateLimit(requests_per_second)
         self._attempt = 0  # see `_complete`
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         spans = self.check_targets(targets)
         found: dict[int, NDArray[np.float32]] = {}
         try:
-            for place, values in self._side_by_side(self._score, spans):
+            for place, values in side_by_side(self._score, spans, self._concurrency):
                 found[place] = values
         except ServerError as error:
             raise ServerError(str(error), found) from error
@@ -139,7 +127,7 @@ class OpenAILanguageModel(LanguageModel):
                 "sent, so its log-probabilities belong to another text; it must neither add "
                 "tokens, such as BOS, nor leave any out"
             )
-        return self.direction.to_reading_order(_numbers(values[start:end]))
+        return self.direction.to_reading_order(read_logprobs(values[start:end]))
 
     def generate(
         self,
@@ -182,7 +170,7 @@ class OpenAILanguageModel(LanguageModel):
                 )
             return drawn * (len(numbers) // count)
 
-        yield from self._side_by_side(draw, range(len(texts)))
+        yield from side_by_side(draw, range(len(texts)), self._concurrency)
 
     def _texts(self, prompt: str, most: int, sampling: Sampling, answer: Any) -> list[Generation]:
         choices = sorted(answer.choices or [], key=lambda choice: choice.index or 0)
@@ -227,40 +215,8 @@ class OpenAILanguageModel(LanguageModel):
                 "(it must accept logprobs), so it cannot report confidence"
             )
         for row in rows:
-            _numbers([*row.values()])
+            read_logprobs([*row.values()])
         return of_alternatives(rows, sampling.confidence)
-
-    def _side_by_side(
-        self, work: Callable[[Any], _T], items: Sequence[Any]
-    ) -> Iterator[tuple[int, _T]]:
-        """Call `work` on all items concurrently; yield (index, result) as the calls end.
-
-        After a failure, no new request starts. Requests in progress are awaited, so that no answer
-        is lost; then the failure is raised.
-        """
-        failures: list[ServerError] = []
-        ended = Event()
-
-        def attempt(item: Any) -> list[_T]:
-            if ended.is_set():
-                return []
-            try:
-                return [work(item)]
-            except ServerError as error:
-                failures.append(error)
-                ended.set()
-                return []
-
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            waiting = {pool.submit(attempt, item): place for place, item in enumerate(items)}
-            try:
-                for done in as_completed(waiting):
-                    for result in done.result():
-                        yield waiting[done], result
-            finally:
-                ended.set()
-        if failures:
-            raise failures[0]
 
     def _ask(
         self, read: Callable[[Any], _T], settings: JsonObject | None = None, **request: Any
@@ -341,57 +297,3 @@ def _client(model: str, key: str | None, base_url: str | None, **options: Any) -
             f"{model}: base_url is {base_url!r}; give an address such as http://127.0.0.1:8000/v1"
         )
     return client
-
-
-def _model_info(
-    model: str,
-    source: str | Path | None,
-    direction: Direction | str | None,
-    eos_token: str | None,
-    bos_token: str | None,
-) -> CheckpointInfo:
-    """The info of a model folder, or defaults if only a tokenizer is given."""
-    if source is None:
-        raise InputError(
-            f"{model}: a server does not report its model's tokenizer; give the model's folder or "
-            f"tokenizer.json: openai:{model},tokenizer=FOLDER"
-        )
-    if os.path.isfile(Path(source, "config.json")):
-        return read_checkpoint_info(source, direction, eos_token, bos_token=bos_token)
-    chosen, tokenizer = choose_direction(model, None, direction), Tokenizer.load(source, eos_token)
-    first = bos_ids(tokenizer, chosen, asked=bos_token)
-    return CheckpointInfo(
-        Path(source), tokenizer, chosen, PairFormat(), first, _CONTEXT, frozenset()
-    )
-
-
-def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:
-    """Log-probabilities as an array; raises `TypeError` or `ValueError` for anything else."""
-    if not all(isinstance(value, float | int) for value in values):
-        raise TypeError("a log-probability is not a number")
-    with np.errstate(over="ignore"):
-        found = np.array(values, np.float32)
-    if not np.isfinite(found).all():
-        raise ValueError("a log-probability is not finite")
-    if (found > _ROUNDING).any():
-        raise ValueError(f"a log-probability is {found.max():.4g}, and none can be above 0")
-    return found
-
-
-class _RateLimit:
-    """Starts requests at even intervals."""
-
-    def __init__(self, per_second: float | None) -> None:
-        if per_second is not None and not per_second > 0:
-            raise InputError(f"requests_per_second is {per_second}; it must be above 0")
-        self._pause = 0.0 if per_second is None else 1 / per_second
-        self._next = 0.0
-        self._lock = Lock()
-
-    def wait(self) -> None:
-        """Wait until the next request may start."""
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._next)
-            self._next = turn + self._pause
-        time.sleep(turn - now)
