@@ -37,11 +37,11 @@ from ledom.evaluate.written import WRITTEN, CodeProblem, is_right, prompt
 
 __all__ = ["CODE_TASKS", "GROUP", "Options", "Source", "find_source", "find_suite"]
 
-CODE_TASKS = ("humaneval",)
-"""Benchmarks whose answers are programs, which are run."""
+CODE_TASKS = {"humaneval": "openai/openai_humaneval"}
+"""Benchmarks whose answers are programs, which are run: the dataset on the hub by name."""
 GROUP = "ledom_group"
 """Key of a task's rows, for intervals: rows with the same value are not independent."""
-_GENERATED: dict[str, Place] = {f"problems_{place}": place for place in PLACES}
+_GENERATED = {f"problems_{place}": partial(problem_questions, place) for place in PLACES}
 _QUESTION = "Question: {}\nAnswer:"
 _FROM_HUB = (
     "it comes from the hub; without a network, give --data FOLDER with local task files or copies "
@@ -190,20 +190,20 @@ def _choices(name: str, file: Path, options: Options, direction: Direction) -> S
 
 
 def _code(name: str, file: Path | None, options: Options, direction: Direction) -> Sequence[Any]:
-    """The task of the programs in a file, or else of HumanEval's on the hub."""
+    """The task of the programs in a file, or else of those on the hub."""
     if file is not None:
         problems = read_records(file, CodeProblem, unique_ids())
     else:
         from datasets import load_dataset
 
-        load = partial(load_dataset, "openai/openai_humaneval", split="test")
+        load = partial(load_dataset, CODE_TASKS[name], split="test")
         problems = [CodeProblem.from_json(row) for row in _reach(name, load, _FROM_HUB)]
     return [_written_task(name, "code", problems, options, direction)]
 
 
 def _generated(name: str, options: Options, direction: Direction) -> Sequence[Any]:
     count = (options.limit or 200) + options.num_fewshot
-    questions = problem_questions(_GENERATED[name], count, options.seed)
+    questions = _GENERATED[name](count, options.seed)
     return [_choice_task(name, questions, options, "{}", "\n\n")]
 
 
