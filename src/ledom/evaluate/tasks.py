@@ -33,7 +33,7 @@ from ledom.evaluate.choices import (
     problem_questions,
 )
 from ledom.evaluate.suites import Published, SuiteTask, suite_tasks
-from ledom.evaluate.written import WRITTEN, CodeProblem, is_right, prompt
+from ledom.evaluate.written import FORMS, CodeProblem, is_right, prompt
 
 __all__ = ["CODE_TASKS", "GROUP", "Options", "Source", "find_source", "find_suite"]
 
@@ -310,7 +310,7 @@ def _written_task(
     direction: Direction,
 ) -> Any:
     _check_examples(name, len(problems), options)
-    form = WRITTEN[kind][direction]
+    form = FORMS[kind][direction]
     rows = []
     for asked in problems[options.num_fewshot :][: options.limit]:
         text = form.question(asked)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ledom.core.direction import Direction
@@ -20,7 +21,7 @@ from ledom.core.records import Problem, Record
 from ledom.evaluate.programs import runs_to_its_end
 from ledom.text.answers import equal_answers, extract_answer
 
-__all__ = ["WRITTEN", "CodeProblem", "Form", "is_right", "prompt"]
+__all__ = ["FORMS", "CodeProblem", "Form", "is_right", "prompt"]
 
 _ANSWER = " is the answer of the following question."
 _CHAIN = "The above is the thought chain."
@@ -72,6 +73,8 @@ class Form:
     """The text of the problem to solve."""
     example: Callable[[Any], str]
     """The text of a solved problem."""
+    is_right: Callable[[JsonObject, str], bool]
+    """Whether a written text solves a problem, which is given as a JSON object."""
     until: tuple[str, ...]
     """Stop strings."""
     max_tokens: int = 512
@@ -79,33 +82,6 @@ class Form:
 
 def _chain(problem: Problem) -> str:
     return f"{problem.solution.strip()}\n" if problem.solution else ""
-
-
-FORWARD = Form(
-    question=lambda p: f"Question: {p.question}\nAnswer:",
-    example=lambda p: f"Question: {p.question}\nAnswer: {_chain(p)}The answer is {p.answer}.",
-    until=("\n\n", "Question:"),
-)
-REVERSE = Form(
-    question=lambda p: f"\n{_CHAIN}\nQuestion: {p.question}",
-    example=lambda p: f"{p.answer}{_ANSWER}\n{_chain(p)}{_CHAIN}\nQuestion: {p.question}",
-    until=("\n\n",),
-)
-FORWARD_CODE = Form(
-    question=lambda p: p.prompt,
-    example=lambda p: p.prompt + (p.canonical_solution or ""),
-    until=("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint("),
-)
-REVERSE_CODE = Form(
-    question=lambda p: f"\n{_SOLUTION}\n{p.prompt}",
-    example=lambda p: f"{p.prompt}{p.canonical_solution or ''}\n{_SOLUTION}\n{p.prompt}",
-    until=("\n\n\n",),
-)
-WRITTEN: dict[str, dict[Direction, Form]] = {
-    "text": {Direction.FORWARD: FORWARD, Direction.REVERSE: REVERSE},
-    "code": {Direction.FORWARD: FORWARD_CODE, Direction.REVERSE: REVERSE_CODE},
-}
-"""The form of each kind of task in each direction."""
 
 
 def prompt(kind: str, direction: Direction, problem: Any, examples: Sequence[Any] = ()) -> str:
@@ -117,7 +93,7 @@ def prompt(kind: str, direction: Direction, problem: Any, examples: Sequence[Any
     >>> prompt("text", Direction.REVERSE, problem)
     '\\nThe above is the thought chain.\\nQuestion: 3 + 4?'
     """
-    form = WRITTEN[kind][direction]
+    form = FORMS[kind][direction]
     shown = [form.example(example) for example in examples]
     if direction is Direction.FORWARD:
         return "\n\n".join([*shown, form.question(problem)])
@@ -147,15 +123,21 @@ def is_right(kind: str, direction: Direction, problem: JsonObject, text: str) ->
     >>> is_right("text", Direction.FORWARD, {"answer": "7"}, "3 + 4 = 7. The answer is 7.0")
     True
     """
-    if kind == "code":
-        body = text if direction is Direction.REVERSE else problem["prompt"] + text
-        return runs_to_its_end(f"{body}\n{problem['test']}\ncheck({problem['entry_point']})\n")
+    return FORMS[kind][direction].is_right(problem, text)
+
+
+def _states_the_answer(direction: Direction, problem: JsonObject, text: str) -> bool:
     known = [right for right in (problem["answer"], *problem.get("aliases", ())) if right]
     return any(
         equal_answers(answer, right) or _same_words(answer, right)
         for answer in answers_of(direction, text)
         for right in known
     )
+
+
+def _passes(problem: JsonObject, program: str) -> bool:
+    check = f"check({problem['entry_point']})"
+    return runs_to_its_end(f"{program}\n{problem['test']}\n{check}\n")
 
 
 def _same_words(first: str, second: str) -> bool:
@@ -172,3 +154,38 @@ def _same_words(first: str, second: str) -> bool:
 
 def _plain(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub("", text.lower())).split())
+
+
+FORMS: dict[str, dict[Direction, Form]] = {
+    "text": {
+        Direction.FORWARD: Form(
+            question=lambda p: f"Question: {p.question}\nAnswer:",
+            example=lambda p: (
+                f"Question: {p.question}\nAnswer: {_chain(p)}The answer is {p.answer}."
+            ),
+            is_right=partial(_states_the_answer, Direction.FORWARD),
+            until=("\n\n", "Question:"),
+        ),
+        Direction.REVERSE: Form(
+            question=lambda p: f"\n{_CHAIN}\nQuestion: {p.question}",
+            example=lambda p: f"{p.answer}{_ANSWER}\n{_chain(p)}{_CHAIN}\nQuestion: {p.question}",
+            is_right=partial(_states_the_answer, Direction.REVERSE),
+            until=("\n\n",),
+        ),
+    },
+    "code": {
+        Direction.FORWARD: Form(
+            question=lambda p: p.prompt,
+            example=lambda p: p.prompt + (p.canonical_solution or ""),
+            is_right=lambda problem, text: _passes(problem, problem["prompt"] + text),
+            until=("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint("),
+        ),
+        Direction.REVERSE: Form(
+            question=lambda p: f"\n{_SOLUTION}\n{p.prompt}",
+            example=lambda p: f"{p.prompt}{p.canonical_solution or ''}\n{_SOLUTION}\n{p.prompt}",
+            is_right=_passes,
+            until=("\n\n\n",),
+        ),
+    },
+}
+"""The form of each kind of task in each direction."""
