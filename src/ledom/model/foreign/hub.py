@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ledom.core.errors import CheckpointError, in_one_line
+from ledom.model.foreign.tokenizer_files import TOKENIZERS
 
 __all__ = ["Downloaded", "download", "one_gguf"]
 
@@ -21,7 +22,6 @@ _SMALL = (
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer.pkl")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ def _wanted(names: list[str]) -> list[str]:
     weights = next((found for kind in kinds if (found := _matching(names, (kind,)))), [])
     if weights and weights[0].endswith(".pt"):
         weights = [max(weights)]  # the last step
-    return sorted({*_matching(names, _SMALL), *_matching(names, _TOKENIZERS), *weights})
+    return sorted(
+        {*_matching(names, _SMALL), *_matching(names, (*TOKENIZERS, "merges.txt")), *weights}
+    )
 
 
 def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
