@@ -31,6 +31,7 @@ from ledom.model.foreign.aliases import ALIASES, is_hub_name
 from ledom.model.foreign.check import SelfCheck, check_model
 from ledom.model.foreign.gguf import read_gguf
 from ledom.model.foreign.hub import download, one_gguf
+from ledom.model.foreign.nanochat import NanochatConfig
 from ledom.model.foreign.skeleton import build_skeleton, differing_ties, fit_tensors
 from ledom.model.foreign.tensors import (
     StoredTensor,
@@ -123,7 +124,7 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
         raise OutputError(f"{out}: exists already; give another folder, or remove this one")
     found = _find(source, options.revision)
     model = _read(found, options)
-    if options.softcap is not None and model.vocab_rows is None:
+    if options.softcap is not None and model.config.get("model_type") != NanochatConfig.model_type:
         raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
     recorded = model.config.get(DIRECTION_KEY, found.direction)
     direction = choose_direction(found.name, recorded, options.direction)
@@ -214,14 +215,8 @@ def _read(source: _Source, options: ImportOptions) -> _Model:
 
 def _read_folder(source: _Source, options: ImportOptions) -> _Model:
     folder, notes, rows = source.path, list[str](), None
-    checkpoint = nanochat_import.find_checkpoint(folder)
-    shape_file = folder / "config.json"
-    if checkpoint is None:
-        named = read_json_object(shape_file).get(_WEIGHTS_KEY) if shape_file.is_file() else None
-        tensors = read_folder(folder, None if named is None else str(named))
-    else:
-        shape_file = checkpoint[1]
-        tensors = read_torch_file(checkpoint[0])
+    tensors, shape_file = _read_weights(folder)
+    # The names of its tensors tell an architecture that config.json does not describe.
     if nanochat_import.is_nanochat(tensors):
         shape = nanochat_import.read_model_config(shape_file)
         inferred, notes = nanochat_import.infer_config(tensors, shape, options.softcap)
@@ -233,6 +228,15 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
     eos = known_eos(place if place.is_dir() else place.parent, tokenizer, config)
     files = [shape_file, *files]
     return _Model(config, tensors, tokenizer, eos, files, rows, notes)
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
+    """The tensors in a folder, and the file that records the model's shape."""
+    if checkpoint := nanochat_import.find_checkpoint(folder):
+        return read_torch_file(checkpoint[0]), checkpoint[1]
+    shape_file = folder / "config.json"
+    named = read_json_object(shape_file).get(_WEIGHTS_KEY) if shape_file.is_file() else None
+    return read_folder(folder, None if named is None else str(named)), shape_file
 
 
 def _skeleton(config: JsonObject, path: Path) -> PreTrainedModel:
