@@ -29,7 +29,19 @@ from transformers.pytorch_utils import Conv1D
 from ledom.core.reading import Config
 from ledom.model.architectures import layer_matrices
 
-__all__ = ["Muon", "OptimConfig", "build_optimizers", "reaches_peak", "schedule"]
+__all__ = [
+    "NUMBERS_KEPT",
+    "MatrixOptimizer",
+    "Muon",
+    "OptimConfig",
+    "build_optimizers",
+    "reaches_peak",
+    "schedule",
+]
+
+MatrixOptimizer = Literal["muon", "adamw"]
+NUMBERS_KEPT: dict[MatrixOptimizer, int] = {"muon": 1, "adamw": 2}
+"""How many numbers an optimizer keeps for each weight; AdamW also updates the other weights."""
 
 _DECAY_SHARE = 0.4  # as in most recipes; a run without decay ends far worse (docs/log.md)
 
@@ -39,7 +51,7 @@ class OptimConfig(Config):
 
     steps: PositiveInt
     """Total optimizer steps."""
-    matrix_optimizer: Literal["muon", "adamw"] = "muon"
+    matrix_optimizer: MatrixOptimizer = "muon"
     """The optimizer of the layers' matrices; AdamW always updates embeddings, norms and output."""
     muon_lr: PositiveFloat = 0.02
     """Peak learning rate of Muon."""

@@ -277,13 +277,14 @@ def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
     data, optim, objective = recipe.data, recipe.optim, recipe.objective
     generated = not data.sources and data.train == GENERATOR
     started, adapters = recipe.init_from is not None, recipe.lora is not None
+    by_another = f"optim.matrix_optimizer is {optim.matrix_optimizer}"
     by_adamw = "lora trains only adapters, by AdamW without decay"
     one_document = data.packing == "documents" or objective.needs_pairs
     apart = "each window holds one document"
     no_decay = optim.schedule != "cosine" and optim.decay_steps == 0
     alone = "without objective.target and objective.contrastive it is the only term"
     rules = (
-        ("optim.muon_lr", optim.matrix_optimizer == "adamw", "optim.matrix_optimizer is adamw"),
+        ("optim.muon_lr", optim.matrix_optimizer != "muon", by_another),
         ("optim.decay_steps", optim.schedule == "cosine", "optim.schedule is cosine"),
         ("optim.min_lr_ratio", no_decay, "optim.decay_steps is 0"),
         ("optim.matrix_optimizer", adapters, by_adamw),

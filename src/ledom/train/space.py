@@ -14,6 +14,7 @@ from ledom.core.direction import Direction
 from ledom.model.folder import count_parameters
 from ledom.train.estimate import count_parameters as count_planned
 from ledom.train.estimate import planned_shape
+from ledom.train.optim import NUMBERS_KEPT
 from ledom.train.recipe import Recipe
 
 __all__ = ["disk_space", "least_space"]
@@ -35,8 +36,9 @@ def disk_space(recipe: Recipe, directions: Sequence[Direction], run: Path) -> tu
 def least_space(recipe: Recipe, direction: Direction) -> float:
     """The bytes that one direction of a run needs, at least: checkpoints and the finished model.
 
-    A checkpoint holds the weights in fp32 and, for each weight that is trained, two numbers of
-    AdamW or one of Muon. The oldest is removed only when the next one is complete.
+    A checkpoint holds the weights in fp32 and, for each weight that is trained, at least the
+    numbers that the matrices' optimizer keeps. The oldest is removed only when the next one is
+    complete.
 
     >>> keys = {"name": "a", "model": "tiny", "data": {}, "optim": {"steps": 250}}
     >>> recipe = Recipe.model_validate(keys)  # one checkpoint: weights and at least one number each
@@ -47,7 +49,7 @@ def least_space(recipe: Recipe, direction: Direction) -> float:
         parameters = count_planned(*planned_shape(recipe, direction)).total
     else:
         parameters = count_parameters(Path(recipe.init_folder(direction)))
-    state = 0 if recipe.lora is not None else 2 if recipe.optim.matrix_optimizer == "adamw" else 1
+    state = 0 if recipe.lora is not None else NUMBERS_KEPT[recipe.optim.matrix_optimizer]
     written = -(-recipe.optim.steps // recipe.train.checkpoint_every)
     checkpoints = min(recipe.train.keep_checkpoints + 1, written)
     return parameters * (checkpoints * _FP32 * (1 + state) + _BF16)
