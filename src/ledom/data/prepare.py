@@ -104,6 +104,11 @@ class DataConfig(Config):
         return PairFormat(self.pair_format, self.solution_style)
 
 
+_FOR_READING = {"sources", "packing", "mask_across_documents", "reset_position_ids", "verify"}
+"""The keys of `DataConfig` that decide only how stores are read. Data that was prepared with other
+values of these can be used; a change of any other key is refused."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A token store and its weight in the mixture."""
@@ -229,9 +234,8 @@ def check_data(config: DataConfig) -> None:
 
 
 def _prepare(config: DataConfig, folder: Path) -> None:
-    reading = {"sources", "packing", "mask_across_documents", "reset_position_ids", "verify"}
     named = Tokenizer.load(config.tokenizer, config.eos_token) if config.tokenizer else None
-    settings = config.model_dump(mode="json", exclude=reading) | _contents(config, named)
+    settings = config.model_dump(mode="json", exclude=_FOR_READING) | _contents(config, named)
     marker = folder / "data.json"
     if marker.is_file():
         remedy = "give the run another name, or remove this folder"
