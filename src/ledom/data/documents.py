@@ -1,46 +1,34 @@
-"""Reads documents in parts, from JSONL, Parquet or text files or a dataset on the hub.
+"""Reads documents in parts, from files of many formats or a dataset on the hub.
 
 Part k of n holds the documents that begin in the k-th of n equal parts of the files' bytes.
 Together, the parts contain every document once and in order, and no part reads another part's
-documents. Plain files are split between lines, Parquet between row groups; a compressed file cannot
-be split and belongs to one part. Bad input raises an `InputError` that names the file and the line.
-This module does not know about tokens.
+documents. Bad input raises an `InputError` that names the file and the line. This module does not
+know about tokens.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import os
-import sys
 import zlib
-from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from ledom.core.errors import InputError, in_one_line, needs_extra
 from ledom.core.options import key_values
-from ledom.core.reading import JsonObject, check_regular, check_surrogates, not_utf8, parse_json
+from ledom.core.reading import JsonObject, check_regular
 from ledom.data.folders import FileFinder
+from ledom.data.formats import FORMATS, SUFFIXES, Given, format_of, text_and_source
 
-__all__ = ["FORMATS", "Documents", "FileDocuments", "HubDocuments", "open_documents"]
+__all__ = ["Documents", "FileDocuments", "HubDocuments", "open_documents"]
 
 HUB = "hub:"
 TEXT_KEY = "text"
-_SOURCE_KEY = "source"
-_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text"}
-_COMPRESSED = {".gz", ".zst"}
-_BLANK = " \t\n\r\v\f"  # characters of a blank line, as in bytes.strip
-_BLOCK_BYTES = 1 << 20
 _SAMPLE_BYTES = 1 << 16  # bytes hashed at a file's start, middle and end, to notice changes
-_ROWS = 256  # Parquet rows in memory at a time
-
-Given = tuple[str, object]  # a document's text, and its source as given
 
 
 class Documents(Protocol):
@@ -100,11 +88,11 @@ def open_documents(
         return HubDocuments.parse(named[0], text_key)
     finder = FileFinder()
     files = [
-        (file, format or _format_of(file) or "")
+        (file, format or format_of(file) or "")
         for name in named
         for file in _find(Path(name).absolute(), format, finder)
     ]
-    if text_key != TEXT_KEY and {kind for _, kind in files} <= {"text", "lines"}:
+    if text_key != TEXT_KEY and not any(FORMATS[kind].has_keys for _, kind in files):
         raise InputError(f"text key {text_key!r}: plain text has no keys; leave it out")
     return FileDocuments(tuple(files), text_key, finder.notes)
 
@@ -114,35 +102,26 @@ def _find(path: Path, format: str | None, finder: FileFinder) -> list[Path]:
     found: list[Path] = []
     if path.is_dir():
         for file in finder.under(path):
-            if _format_of(file) is None:
+            if format_of(file) is None:
                 finder.skip("{} of other formats: not read", file.suffix or file.name)
             else:
                 found.append(file)
         if not found:
             raise InputError(
-                f"no files in this folder end in {', '.join(_SUFFIXES)} (or these with .gz or "
+                f"no files in this folder end in {', '.join(SUFFIXES)} (or these with .gz or "
                 ".zst); name the files",
                 path=path,
             )
     else:
         check_regular(path)
         found = [path]
-        if format is None and _format_of(path) is None:
+        if format is None and format_of(path) is None:
             raise InputError(
-                f"its name ends in none of {', '.join(_SUFFIXES)} (or these with .gz or .zst); "
+                f"its name ends in none of {', '.join(SUFFIXES)} (or these with .gz or .zst); "
                 f"give the format: {', '.join(FORMATS)}",
                 path=path,
             )
     return [file for file in found if finder.once(file)]
-
-
-def _format_of(file: Path) -> str | None:
-    name = Path(file.stem) if _is_compressed(file) else file
-    return _SUFFIXES.get(name.suffix.lower())
-
-
-def _is_compressed(file: Path) -> bool:
-    return file.suffix.lower() in _COMPRESSED
 
 
 @dataclass(frozen=True)
@@ -185,9 +164,9 @@ class FileDocuments(Documents):
     def check(self) -> None:
         """Read the first document of every file, except those that are one document."""
         for file, format in self.files:
-            if format != "text" and (size := _state(file)[0]):
+            if not FORMATS[format].is_one_document and (size := _state(file)[0]):
                 with _reading(file):
-                    next(FORMATS[format](file, 0, size, self.text_key), None)
+                    next(FORMATS[format].read(file, 0, size, self.text_key), None)
 
     def read(self, part: int = 0, num_parts: int = 1) -> Iterator[Given]:
         total = self.num_bytes
@@ -196,7 +175,7 @@ class FileDocuments(Documents):
             start, end = max(first, 0), min(last, size)
             if start < end:
                 with _reading(file):
-                    yield from FORMATS[format](file, start, end, self.text_key)
+                    yield from FORMATS[format].read(file, start, end, self.text_key)
                 if _state(file) != (size, time):  # parts may overlap or miss documents
                     raise InputError("was changed while it was read; run this again", path=file)
             first, last = first - size, last - size
@@ -265,136 +244,9 @@ class HubDocuments(Documents):
             if num_parts > 1:
                 rows = split_dataset_by_node(rows, rank=part, world_size=num_parts)
             for number, row in enumerate(rows, start=1):  # noqa: B007
-                yield _given(row, self.text_key)
+                yield text_and_source(row, self.text_key)
         except InputError as error:
             raise InputError(f"{HUB}{self.name}: row {number} of part {part}: {error}") from None
         except Exception as error:  # without a network, the hub's client raises many error types
             reason = in_one_line(error)
             raise InputError(f"{HUB}{self.name}: cannot be read: {reason}") from error
-
-
-def _read_jsonl(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
-    for line, place in _lines(file, start, end):
-        if line.strip():
-            try:
-                given = _given(parse_json(line), key)
-            except InputError as error:
-                raise _error_at(file, place, str(error)) from None
-            yield given
-
-
-def _read_lines(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
-    for line in _texts(file, start, end):
-        if line.strip(_BLANK):
-            yield line.rstrip("\r\n"), None
-
-
-def _read_text(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
-    if start == 0:  # a document belongs to the part that it begins in
-        yield "".join(_texts(file, 0, file.stat().st_size)), None
-
-
-def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
-    with needs_extra("pyarrow", "data"):
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    size, row = file.stat().st_size, 0
-    try:
-        with ParquetFile(file) as parquet:
-            names = parquet.schema_arrow.names
-            if key not in names:
-                raise InputError(_missing(key, names), path=file)
-            if names.count(key) > 1:
-                raise InputError(f"several columns are called {key!r}; rename them", path=file)
-            columns = [name for name in dict.fromkeys((key, _SOURCE_KEY)) if name in names]
-            for group in range(parquet.num_row_groups):
-                if not start <= size * group // parquet.num_row_groups < end:
-                    row += parquet.metadata.row_group(group).num_rows
-                    continue
-                for batch in parquet.iter_batches(_ROWS, row_groups=[group], columns=columns):
-                    for found in batch.to_pylist():
-                        row += 1
-                        yield _given(found, key)
-    except UnicodeDecodeError as error:
-        raise InputError(f"row {row}: {not_utf8(error)}", path=file) from None
-    except ArrowException as error:
-        reason = in_one_line(error)
-        raise InputError(f"cannot be read as Parquet: {reason}", path=file) from None
-    except InputError as error:
-        raise (InputError(f"row {row}: {error}", path=file) if row else error) from None
-
-
-FORMATS: dict[str, Callable[[Path, int, int, str], Iterator[Given]]] = {
-    "jsonl": _read_jsonl,
-    "parquet": _read_parquet,
-    "text": _read_text,
-    "lines": _read_lines,
-}
-"""Readers by format. Each yields the documents that begin in a range of a file's bytes: JSON
-objects, one per line; Parquet rows; the whole text; or lines. Blank lines are skipped."""
-
-
-def _lines(file: Path, start: int, end: int) -> Iterator[tuple[bytes, int]]:
-    """The lines that begin in the bytes [start, end) of a file, and where each begins.
-
-    A compressed file is decompressed; it yields all of its lines if `start` is 0, otherwise none.
-    """
-    if _is_compressed(file):
-        if start > 0:
-            return
-        end = sys.maxsize
-    place = 0
-    with _unpack(file) as source:
-        if start > 0:
-            source.seek(start - 1)
-            source.readline()  # the rest of the previous part's last line
-            place = source.tell()
-        for line in source:
-            if place >= end:
-                return
-            yield line if place else line.removeprefix(BOM_UTF8), place
-            place += len(line)
-
-
-def _texts(file: Path, start: int, end: int) -> Iterator[str]:
-    """Like `_lines`, as text; raises `InputError` for a line that is not UTF-8."""
-    for line, place in _lines(file, start, end):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _error_at(file, place, not_utf8(error)) from None
-        yield text
-
-
-def _error_at(file: Path, place: int, reason: str) -> InputError:
-    """The error for the line that begins at a byte; only now are the lines before it counted."""
-    number = 1
-    with _unpack(file) as source:
-        while place and (block := source.read(min(place, _BLOCK_BYTES))):
-            number += block.count(b"\n")
-            place -= len(block)
-    return InputError(reason, path=file, line=number)
-
-
-def _unpack(file: Path) -> IO[bytes]:
-    if not _is_compressed(file):
-        return file.open("rb")
-    if file.suffix.lower() == ".gz":
-        return gzip.open(file, "rb")  # type: ignore[return-value]
-    with needs_extra("pyarrow", "data"):
-        import pyarrow
-    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
-
-
-def _given(row: Mapping[str, Any], key: str) -> Given:
-    if key not in row:
-        raise InputError(_missing(key, row))
-    text = row[key]
-    if not isinstance(text, str):
-        raise InputError(f"key {key!r} is {text!r:.40}, expected a text")
-    check_surrogates(text)
-    return text, row.get(_SOURCE_KEY) if key != _SOURCE_KEY else None
-
-
-def _missing(key: str, found: Mapping[str, Any] | Sequence[str]) -> str:
-    return f"no key {key!r}, only {', '.join(found) or 'nothing'}; give the key of the text"
