@@ -9,8 +9,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from ledom.data.formats import FORMATS
 from ledom.data.prepare import DataConfig
+from ledom.lm import BACKENDS
+from ledom.model.foreign.aliases import ALIASES
 from ledom.model.presets import PRESETS, ModelConfig
+from ledom.rerank.strategies import STRATEGIES
 from ledom.train.distributed import ParallelConfig
 from ledom.train.lora import LoraConfig
 from ledom.train.objective import ObjectiveConfig
@@ -140,6 +144,35 @@ def test_modules_named_in_the_docs_exist(page: Path) -> None:
     roots = (ROOT, ROOT / "src" / "ledom")
     for name in modules(page):
         assert any((root / name).is_file() for root in roots), f"{page.name} names {name}"
+
+
+def test_the_names_in_where_to_add_things_exist() -> None:
+    """Each name is in a file of the same item."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for item in page.partition("## Where to add things")[2].split("\n- ")[1:]:
+        code = re.findall(r"`([^`]+)`", item)
+        files = [name for name in code if name.endswith(".py")]
+        roots = (ROOT, ROOT / "src" / "ledom")
+        texts = [(r / name).read_text() for name in files for r in roots if (r / name).is_file()]
+        assert len(texts) == len(files)
+        for name in code:
+            if name.isidentifier() and name != "__init__":
+                assert any(re.search(rf"\b{name}\b", text) for text in texts), name
+
+
+def test_the_docs_name_everything_that_can_be_chosen() -> None:
+    """The tables on these pages are written by hand."""
+    formats, concepts, importing = (
+        (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        for name in ("formats", "concepts", "importing")
+    )
+    backends = [prefix for prefix in BACKENDS if prefix]
+    assert [name for name in backends if f"| `{name}:" not in formats] == []
+    assert [name for name in FORMATS if f"| `{name}` |" not in formats] == []
+    assert [name for name in ALIASES if f"| `{name}` |" not in importing] == []
+    votes = "vote, "  # described together
+    labels = [one.label for one in STRATEGIES.values() if not one.label.startswith(votes)]
+    assert [label for label in labels if f"`{label}`" not in concepts] == []
 
 
 def test_the_patterns_find_links_and_modules() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
 import pytest
 import typer.main
 
 from command_line import Run
 from ledom.cli.app import app
+from ledom.data.formats import FORMATS
+from ledom.evaluate.suites import SUITE_NAMES
+from ledom.lm import BACKENDS
+from ledom.model.foreign.aliases import ALIASES
 
 GROUP = typer.main.get_command(app)
 COMMANDS: dict[str, click.Command] = GROUP.commands  # type: ignore[attr-defined]
@@ -66,3 +72,18 @@ def test_help_says_where_a_model_is_required(name: str) -> None:
 def test_all_splits_are_named(name: str) -> None:
     (split,) = (p for p in COMMANDS[name].params if p.name == "split")
     assert "train, valid, tune or test" in (getattr(split, "help", "") or "")
+
+
+@pytest.mark.parametrize(
+    ("command", "parameter", "choices"),
+    [
+        ("eval", "suite", SUITE_NAMES),
+        ("import", "source", ALIASES),
+        ("rerank", "forward", [f"{prefix}:" for prefix in BACKENDS if prefix]),
+        ("tokenize", "format", FORMATS),
+    ],
+)
+def test_help_names_every_choice(command: str, parameter: str, choices: Iterable[str]) -> None:
+    """Help is written by hand, because it is shown without importing the tables of choices."""
+    (text,) = (getattr(p, "help", "") for p in COMMANDS[command].params if p.name == parameter)
+    assert [choice for choice in choices if choice not in text] == []

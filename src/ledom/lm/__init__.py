@@ -27,6 +27,7 @@ from ledom.model.folder import snapshot
 from ledom.model.foreign.aliases import what_to_run
 
 __all__ = [
+    "BACKENDS",
     "EMBEDDED",
     "Backend",
     "LanguageModel",
@@ -53,7 +54,7 @@ class Backend(NamedTuple):
     """Why it does not use the others, as an error says it."""
 
 
-_BACKENDS = {
+BACKENDS = {
     "": Backend("ledom.lm.backends.local", "HFLanguageModel", ("device", "dtype")),
     "vllm": Backend(
         "ledom.lm.backends.vllm", "VLLMLanguageModel", ("dtype",), "vLLM chooses its devices itself"
@@ -103,7 +104,7 @@ def load(
     prefix, name, written = _split(str(model))
     if not name.strip():  # Python treats the empty path as the current folder
         raise InputError(f"the model's name in {str(model)!r} is empty; . is the current folder")
-    backend = _BACKENDS[prefix]
+    backend = BACKENDS[prefix]
     model_class = getattr(import_module(backend.module), backend.class_name)
     defaults = {"device": device, "dtype": dtype}
     options = {key: defaults[key] for key in backend.takes} | options
@@ -126,7 +127,7 @@ def _split(model: str) -> tuple[str, str, list[str]]:
     if os.path.isdir(model):
         return "", model, []
     prefix, colon, rest = model.partition(":")
-    if not prefix or not colon or prefix not in _BACKENDS:
+    if not prefix or not colon or prefix not in BACKENDS:
         prefix, rest = "", model
     name, *options = rest.split(",")
     return prefix, name, options
@@ -169,7 +170,7 @@ def backend_of(model: str) -> Backend:
     >>> backend_of("vllm:FOLDER").takes, backend_of("FOLDER").takes
     (('dtype',), ('device', 'dtype'))
     """
-    return _BACKENDS[_split(model)[0]]
+    return BACKENDS[_split(model)[0]]
 
 
 def embedded_folder(direction: Direction | str | None) -> Path:
