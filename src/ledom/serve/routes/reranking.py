@@ -66,9 +66,9 @@ class RerankBody(ActivationBody):
         given = self.documents or []
         return [doc if isinstance(doc, str) else doc.text for doc in given]
 
-    def _unsupported(self) -> JsonObject:
+    def _ignored(self) -> JsonObject:
         other = _OF_TEXTS if self.texts is None else _OF_DOCUMENTS
-        return super()._unsupported() | {name: getattr(self, name) for name in other}
+        return super()._ignored() | {name: getattr(self, name) for name in other}
 
 
 class ScoreBody(ActivationBody):

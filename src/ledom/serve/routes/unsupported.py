@@ -91,8 +91,8 @@ class _SettingsBody(Body):
     def _neutral(self) -> _Neutral:
         raise NotImplementedError
 
-    def _unsupported(self) -> JsonObject:
-        """The settings in the request that the route would ignore."""
+    def _ignored(self) -> JsonObject:
+        """The settings in the request that the route does not read."""
         return self.model_extra or {}
 
     def refuse_unsupported(self) -> None:
@@ -104,7 +104,7 @@ class _SettingsBody(Body):
         ledom.serve.refusals.Refusal: min_p is 0.1; this server's models do not support it; ...
         """
         neutral = self._neutral()
-        for name, value in self._unsupported().items():
+        for name, value in self._ignored().items():
             if name in neutral and value is not None and value not in neutral[name]:
                 raise Refusal(
                     400,
