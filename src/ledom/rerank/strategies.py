@@ -255,19 +255,19 @@ def _answer_groups(table: CandidateTable) -> NDArray[np.int64]:
 
 _FORWARD, _REVERSE, _PRIOR = (TOKEN_FEATURES[target] for target in ("y|x", "x|y", "y"))
 _TWO_TERMS = ("forward", "reverse", "forward_mean", "reverse_mean")
-_PREMISE = ("forward", "forward_mean", "reverse", "question_numbers", "question_min_digit_logprob")
+_NUMBERS = ("forward", "forward_mean", "reverse", "question_numbers", "question_min_digit_logprob")
 _CHANNEL = ("forward", "reverse", "prior")
-_JOINT = (*_REVERSE, *_PRIOR)
-_ALL = (*_FORWARD, *_JOINT)
+_BY_REVERSE = (*_REVERSE, *_PRIOR)  # all features from the reverse model's own scores
+_ALL = (*_FORWARD, *_BY_REVERSE)
 
 _PICK_TERMS: dict[str, tuple[tuple[str, ...], str]] = {
     "forward": (("forward",), "highest log-probability"),
     "forward_mean": (("forward_mean",), "highest mean log-probability per token"),
     "forward_tuned": (_FORWARD, "the forward model's scores, weighted"),
     "reverse_only": (("reverse",), "the candidate that best explains the question"),
-    "reverse_tuned": (_JOINT, "the reverse model's scores, weighted"),
+    "reverse_tuned": (_BY_REVERSE, "the reverse model's scores, weighted"),
     "reverse_reward": (_TWO_TERMS, "the paper's two terms"),
-    "question_numbers_reward": (_PREMISE, "the question's numbers weighted separately"),
+    "question_numbers_reward": (_NUMBERS, "the question's numbers weighted separately"),
     "noisy_channel": (_CHANNEL, "log P(y|x), log P(x|y) and log P(y), weighted"),
     "all_terms": (_ALL, "every score, weighted"),
     "worst_step": (("worst_step",), "the candidate whose least likely step is most likely"),
@@ -332,8 +332,8 @@ def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
     for name, label in labels.items():
         pick = Pick(label, "an external score", (name,))
         found |= {f"external:{name}": pick, f"vote_external:{name}": _vote(pick)}
-    joint = {"all": ("every score", _ALL), "reverse": ("the reverse scores", _JOINT)}
-    for name, (scores, features) in joint.items() if external_scores else ():
+    own = {"all": ("every score", _ALL), "reverse": ("the reverse scores", _BY_REVERSE)}
+    for name, (scores, features) in own.items() if external_scores else ():
         what = f"{scores} and {', '.join(labels.values())}, weighted"
         pick = Pick(f"{name} + external scores", what, (*features, *external_scores))
         found |= {f"{name}_external": pick, f"vote_{name}_external": _vote(pick)}
