@@ -9,6 +9,8 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
+from ledom.report import selection_page
+from ledom.rerank import measure, weights
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.strategies import STRATEGIES, check_score_names, strategies
 from ledom.rerank.weights import TunedWeights, default_weights, select
@@ -341,3 +343,11 @@ def test_a_sum_without_weights_chooses_nothing() -> None:
     pool = table([-1.0], ["2"], reverse=[-2.0])
     with pytest.raises(InputError, match="'noisy_channel' is not a strategy .*reverse_reward"):
         select(pool, drawn, "noisy_channel", default_weights())
+
+
+def test_lists_of_strategies_name_only_those_that_exist() -> None:
+    """A report leaves out an unknown id without a message."""
+    claims = {name for _, *pair in measure._CLAIMS for name in pair}
+    named = {*claims, *measure._SHOWN_BY_N, *measure._OPPONENTS, *weights._PREFERRED}
+    named |= {*selection_page._NAMES, *selection_page._OPPONENTS, *selection_page._REWARDS}
+    assert named - strategies(["verifier"]).keys() == set()
