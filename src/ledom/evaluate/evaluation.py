@@ -26,9 +26,10 @@ from ledom.core.hub import is_unreachable, offline
 from ledom.core.reading import JsonObject
 from ledom.core.stage import Track
 from ledom.evaluate.kept import KeptLM, file_name
+from ledom.evaluate.own_tasks import GROUP
 from ledom.evaluate.results import ENTROPY, Evaluation, Measured, TaskResult, compare
 from ledom.evaluate.scorings import SCORINGS, Scoring
-from ledom.evaluate.tasks import GROUP, Source
+from ledom.evaluate.tasks import Source
 from ledom.lm.language_model import LanguageModel
 from ledom.report.formatting import to_json
 

@@ -10,19 +10,17 @@ form for each direction (`ledom.evaluate.written`), so tasks are made for a dire
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ledom.core.direction import Direction
 from ledom.core.errors import HubError, InputError, LedomError, in_one_line
-from ledom.core.reading import JsonObject, exists, read_jsonl
-from ledom.core.records import Document, Problem, read_records, unique_ids
+from ledom.core.reading import exists, read_jsonl
+from ledom.core.records import Document, read_records, unique_ids
 from ledom.data.benchmarks import BENCHMARKS
 from ledom.data.problems import load_problems
 from ledom.evaluate.choices import (
@@ -32,15 +30,14 @@ from ledom.evaluate.choices import (
     neighbor_questions,
     problem_questions,
 )
+from ledom.evaluate.own_tasks import choice_task, written_task
 from ledom.evaluate.suites import Published, SuiteTask, suite_tasks
-from ledom.evaluate.written import FORMS, CodeProblem, is_right, prompt
+from ledom.evaluate.written import CodeProblem
 
-__all__ = ["CODE_TASKS", "GROUP", "Options", "Source", "find_source", "find_suite"]
+__all__ = ["CODE_TASKS", "Options", "Source", "find_source", "find_suite"]
 
 CODE_TASKS = {"humaneval": "openai/openai_humaneval"}
 """Benchmarks whose answers are programs, which are run: the dataset on the hub by name."""
-GROUP = "ledom_group"
-"""Key of a task's rows, for intervals: rows with the same value are not independent."""
 _GENERATED = {f"problems_{place}": partial(problem_questions, place) for place in PLACES}
 _QUESTION = "Question: {}\nAnswer:"
 _FROM_HUB = (
@@ -186,7 +183,7 @@ def _from_file(name: str, file: Path, options: Options) -> tuple[Load, bool]:
 
 def _choices(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
     questions = read_records(file, ChoiceQuestion, unique_ids())
-    return [_choice_task(name, questions, options, _QUESTION, " ")]
+    return [choice_task(name, questions, _QUESTION, " ", options.num_fewshot, options.limit)]
 
 
 def _code(name: str, file: Path | None, options: Options, direction: Direction) -> Sequence[Any]:
@@ -198,13 +195,13 @@ def _code(name: str, file: Path | None, options: Options, direction: Direction) 
 
         load = partial(load_dataset, CODE_TASKS[name], split="test")
         problems = [CodeProblem.from_json(row) for row in _reach(name, load, _FROM_HUB)]
-    return [_written_task(name, "code", problems, options, direction)]
+    return [written_task(name, "code", direction, problems, options.num_fewshot, options.limit)]
 
 
 def _generated(name: str, options: Options, direction: Direction) -> Sequence[Any]:
     count = (options.limit or 200) + options.num_fewshot
     questions = _GENERATED[name](count, options.seed)
-    return [_choice_task(name, questions, options, "{}", "\n\n")]
+    return [choice_task(name, questions, "{}", "\n\n", options.num_fewshot, options.limit)]
 
 
 def _neighbors(
@@ -216,7 +213,10 @@ def _neighbors(
         asked = {n: neighbor_questions(documents, p, options.seed) for n, p in places.items()}
     except InputError as error:
         raise InputError(error.reason, path=file) from None
-    return [_choice_task(name, own, options, "{}", " ") for name, own in asked.items()]
+    return [
+        choice_task(name, own, "{}", " ", options.num_fewshot, options.limit)
+        for name, own in asked.items()
+    ]
 
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
@@ -235,7 +235,7 @@ def _problems(name: str, source: str, options: Options, direction: Direction) ->
                 f"problem {problem.id!r} of {source} has no answer to compare with; add the key "
                 "'answer', or remove it"
             )
-    return [_written_task(name, "text", problems, options, direction)]
+    return [written_task(name, "text", direction, problems, options.num_fewshot, options.limit)]
 
 
 def _check_code(name: str, options: Options) -> None:
@@ -244,120 +244,6 @@ def _check_code(name: str, options: Options) -> None:
             f"task {name!r} runs programs that the model writes, without a sandbox; give "
             "--allow-code"
         )
-
-
-def _choice_task(
-    name: str,
-    questions: Sequence[ChoiceQuestion],
-    options: Options,
-    text: str,
-    delimiter: str,
-) -> Any:
-    """A multiple-choice task. Choices that come before the question are the contexts; they have no
-    acc_norm, as their scores cover the question too.
-
-    The first questions are used as examples and are not asked. None is an example for a question
-    with the same text or from the same document.
-    """
-    from ledom.evaluate.harness_tasks import leave_out_the_question
-
-    _check_examples(name, len(questions), options)
-    places = {question.place for question in questions}
-    if len(places) > 1:
-        raise InputError(f"task {name!r} mixes questions with place after and before; split it")
-    before = places == {"before"}
-    text = "{}" if before else text  # unchanged after a choice, as nothing is asked at its end
-    rows = [
-        {
-            "text": text.format(q.question),
-            "choices": q.choices,
-            "answer_index": q.answer_index,
-            "about": q.document or q.question,
-            GROUP: q.document or f"{q.question} {sorted(q.choices)}",
-        }
-        for q in questions
-    ]
-    task = _make(
-        name,
-        rows[options.num_fewshot :][: options.limit],
-        output_type="multiple_choice",
-        doc_to_text="answer_index" if before else "text",
-        doc_to_choice="choices",
-        doc_to_target="text" if before else "answer_index",
-        target_delimiter=delimiter,
-        num_fewshot=options.num_fewshot,
-        fewshot_config={"sampler": "first_n", "samples": rows},
-        metric_list=[_mean("acc")] if before else [_mean("acc"), _mean("acc_norm")],
-    )
-    leave_out_the_question(task, lambda example, asked: example["about"] == asked["about"])
-    return task
-
-
-def _check_examples(name: str, count: int, options: Options) -> None:
-    """Raise `InputError` if all different questions are used as examples."""
-    if count <= options.num_fewshot:
-        raise InputError(
-            f"task {name!r} has {count} different questions, all used as examples; lower "
-            "--num-fewshot"
-        )
-
-
-def _written_task(
-    name: str,
-    kind: str,
-    problems: Sequence[Problem] | Sequence[CodeProblem],
-    options: Options,
-    direction: Direction,
-) -> Any:
-    _check_examples(name, len(problems), options)
-    form = FORMS[kind][direction]
-    rows = []
-    for asked in problems[options.num_fewshot :][: options.limit]:
-        text = form.question(asked)
-        others = (one for one in problems if form.question(one) != text)
-        examples = [*islice(others, options.num_fewshot)]
-        _check_examples(name, 1 + len(examples), options)
-        shown = prompt(kind, direction, asked, examples)
-        rows.append({"problem": json.dumps(asked.to_json()), "prompt": shown, GROUP: text})
-    return _make(
-        name,
-        rows,
-        output_type="generate_until",
-        doc_to_text="prompt",
-        doc_to_target="",
-        process_results=partial(_judge, kind, direction),
-        generation_kwargs={"until": list(form.until), "max_gen_toks": form.max_tokens},
-        num_fewshot=0,
-        metric_list=[_mean("exact_match")],
-    )
-
-
-def _judge(
-    kind: str, direction: Direction, doc: Mapping[str, Any], results: Sequence[str]
-) -> dict[str, float]:
-    problem = json.loads(doc["problem"])  # no file
-    return {"exact_match": float(is_right(kind, direction, problem, results[0]))}
-
-
-def _mean(metric: str) -> JsonObject:
-    return {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-
-
-def _make(name: str, rows: Sequence[JsonObject], **config: Any) -> Any:
-    """A task of the harness, with its rows in memory; `doc_to_...` name the rows' keys."""
-    from datasets import Dataset
-
-    from ledom.evaluate.harness_tasks import build_task
-
-    return build_task(
-        {
-            "task": name,
-            "custom_dataset": lambda **_: {"test": Dataset.from_list(list(rows))},
-            "test_split": "test",
-            "metadata": {"version": 1.0},
-            **config,
-        }
-    )
 
 
 def _from_harness(name: str, options: Options, direction: Direction) -> Sequence[Any]:
