@@ -1,13 +1,12 @@
 """The contract of every backend, in either direction; see `ledom.lm.language_model`.
 
-Servers and vLLM are mocks (tests/stand_ins.py) on the same tiny models that `hf` loads, so that
-one reference, plain transformers fed by hand, applies to all of them.
+Each is opened on the same tiny models (tests/opened.py), so that one reference, plain transformers
+fed by hand, applies to all of them.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -27,7 +26,8 @@ from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSp
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 from made import whole_text
-from stand_ins import CompletionsServer, PlainModel, vllm_module
+from opened import BACKENDS, Parts
+from stand_ins import PlainModel
 
 TEXTS = [
     "Ava has 12 apples.\n\n12 + 3 = 15\n#### 15",
@@ -35,10 +35,10 @@ TEXTS = [
     "שלום עולם 42",
     "7",
 ]
-BACKENDS = [(name, way) for name in ("hf", "fake", "openai", "vllm") for way in ledom.Direction]
+EVERY = [(name, way) for name in BACKENDS for way in ledom.Direction]
 
 
-@pytest.fixture(scope="module", params=BACKENDS, ids=lambda backend: "-".join(map(str, backend)))
+@pytest.fixture(scope="module", params=EVERY, ids=lambda backend: "-".join(map(str, backend)))
 def backend(request: pytest.FixtureRequest) -> tuple[str, ledom.Direction]:
     return request.param
 
@@ -58,19 +58,8 @@ def lm(
 ) -> Iterator[LanguageModel]:
     """Each backend in each direction, in turn."""
     name, direction = backend
-    folder = checkpoints[str(direction)]
-    if name == "fake":
-        yield FakeLanguageModel(tokenizer, direction, [f"{i} + 1\n#### {i}" for i in range(256)])
-    elif name == "hf":
-        yield ledom.load(folder, device="cpu")
-    elif name == "openai":
-        server = CompletionsServer(plain.complete)
-        yield ledom.load(f"openai:m,tokenizer={folder}", base_url=server.url)
-        server.close()
-    else:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(sys.modules, "vllm", vllm_module())
-            yield ledom.load(f"vllm:{folder}")
+    with BACKENDS[name](Parts(direction, checkpoints[str(direction)], plain, tokenizer)) as opened:
+        yield opened
 
 
 def by_hand(lm: LanguageModel, plain: PlainModel, ids: Sequence[int]) -> list[float]:
@@ -365,8 +354,8 @@ def test_the_number_of_parameters_is_right_or_unknown(
     lm: LanguageModel, backend: tuple[str, ledom.Direction], plain: PlainModel
 ) -> None:
     count = sum(weight.numel() for weight in plain.model.parameters())  # tied weights once
-    expected = {"hf": count, "vllm": count, "openai": None, "fake": 0}
-    assert lm.num_parameters == expected[backend[0]]
+    expected = {"openai": None, "fake": 0}
+    assert lm.num_parameters == expected.get(backend[0], count)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
