@@ -14,7 +14,7 @@ from ledom.lm.language_model import LanguageModel, TokenSpan
 if TYPE_CHECKING:
     from ledom.rerank.candidate_table import CandidateTable
 
-__all__ = ["SMALL_MODEL", "made_score", "made_table", "token_score", "whole_text"]
+__all__ = ["SMALL_MODEL", "made_score", "made_table", "noise", "token_score", "whole_text"]
 
 SMALL_MODEL = (
     "model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
@@ -50,6 +50,15 @@ def token_score(target: str, values: list[float], spans: list[list[int]], **more
     return made_score(
         target, sum(values), len(values), token_logprobs=values, token_spans=spans, **more
     )
+
+
+def noise(shape: tuple[int, int], seed: int = 0) -> dict[str, NDArray[np.float64]]:
+    """Every feature as noise [P, N]; a new feature changes none of the others."""
+    from ledom.rerank.features import FEATURES
+
+    return {
+        name: np.random.default_rng([seed, *name.encode()]).normal(size=shape) for name in FEATURES
+    }
 
 
 def made_table(

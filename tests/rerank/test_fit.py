@@ -12,11 +12,10 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
 from ledom.rerank.candidate_table import CandidateTable
-from ledom.rerank.features import FEATURES
 from ledom.rerank.fit import cross_fit, fit_sum, tune
 from ledom.rerank.strategies import STRATEGIES, strategies
 from ledom.rerank.weights import TunedWeights
-from made import made_table
+from made import made_table, noise
 
 
 def made_pools(num_problems: int = 300, seed: int = 0) -> CandidateTable:
@@ -24,7 +23,7 @@ def made_pools(num_problems: int = 300, seed: int = 0) -> CandidateTable:
     rng = np.random.default_rng(seed)
     shape = (num_problems, 8)
     correct = rng.random(shape) < 0.3
-    features = {name: rng.normal(size=shape) for name in FEATURES}
+    features = noise(shape, seed)
     features["reverse"] = rng.normal(size=shape) + 2.0 * correct
     answers = np.where(correct, 0, 1 + rng.integers(0, 4, shape))
     return made_table(correct, features, answers=answers)

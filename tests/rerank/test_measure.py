@@ -15,7 +15,7 @@ from ledom.rerank.features import FEATURES
 from ledom.rerank.fit import tune
 from ledom.rerank.measure import changes, measure
 from ledom.rerank.weights import CrossFitted, TunedWeights
-from made import made_table
+from made import made_table, noise
 
 NUM_PROBLEMS = 200
 
@@ -26,7 +26,7 @@ def table() -> CandidateTable:
     rng = np.random.default_rng(0)
     shape = (NUM_PROBLEMS, 6)
     correct = np.tile([True, False, True, False, True, False], (NUM_PROBLEMS, 1))
-    features = {name: rng.normal(size=shape) for name in FEATURES}
+    features = noise(shape)
     features["reverse"] = np.where(correct, 0.0, -50.0) + rng.normal(size=shape)
     return made_table(
         correct,
