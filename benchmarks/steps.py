@@ -22,7 +22,7 @@ from ledom.data.augment import other_number
 from ledom.data.problems import generate_problems
 from ledom.report.formatting import accuracy, difference
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.rerank.features import split_steps
+from ledom.rerank.candidate_table import split_steps
 from ledom.rerank.score import score_candidates
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")

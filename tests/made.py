@@ -54,7 +54,7 @@ def token_score(target: str, values: list[float], spans: list[list[int]], **more
 
 def noise(shape: tuple[int, int], seed: int = 0) -> dict[str, NDArray[np.float64]]:
     """Every feature as noise [P, N]; a new feature changes none of the others."""
-    from ledom.rerank.features import FEATURES
+    from ledom.rerank.candidate_table import FEATURES
 
     return {
         name: np.random.default_rng([seed, *name.encode()]).normal(size=shape) for name in FEATURES

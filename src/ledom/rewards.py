@@ -27,7 +27,7 @@ from ledom.core.errors import InputError
 from ledom.core.processes import survive_forks
 from ledom.core.reading import Config, JsonObject
 from ledom.lm import EMBEDDED, load
-from ledom.rerank.candidate_table import is_blank
+from ledom.rerank.candidates import is_blank
 from ledom.rerank.strategies import STRATEGIES
 from ledom.rerank.weights import choose_weights
 from ledom.serve.batching import Batcher

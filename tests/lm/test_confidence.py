@@ -23,7 +23,7 @@ from ledom.lm.confidence import (
     of_alternatives,
 )
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
-from ledom.rerank.features import EXTERNAL_LABELS
+from ledom.rerank.candidates import EXTERNAL_LABELS
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, PlainModel, vllm_module
 

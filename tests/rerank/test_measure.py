@@ -9,9 +9,8 @@ import pytest
 
 from ledom.core.records import Candidate, Problem
 from ledom.report.results import Interval, Measurement, StrategyResult
-from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
+from ledom.rerank.candidate_table import FEATURES, CandidateTable, build_candidate_table
 from ledom.rerank.candidates import labeled_problems
-from ledom.rerank.features import FEATURES
 from ledom.rerank.fit import tune
 from ledom.rerank.measure import changes, measure
 from ledom.rerank.weights import CrossFitted, TunedWeights

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ledom.core.errors import InputError
-from ledom.rerank.candidate_table import is_blank
+from ledom.rerank.candidates import is_blank
 from ledom.serve.chat_text import (
     answer_of,
     has_thought_marks,

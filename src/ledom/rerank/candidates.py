@@ -22,6 +22,7 @@ from ledom.core.files import fingerprint
 from ledom.core.reading import JsonObject, is_number
 from ledom.core.records import (
     CONFIDENCE,
+    EARLY_STOP,
     NUM_TOKENS,
     SELF_CERTAINTY,
     Candidate,
@@ -31,18 +32,21 @@ from ledom.core.records import (
     read_records,
     unique_ids,
 )
-from ledom.text.answers import equal_answers
+from ledom.text.answers import equal_answers, split_thought
 from ledom.text.math.notation import has_content
 
 __all__ = [
+    "EXTERNAL_LABELS",
     "GIVEN",
     "AnswerClasses",
     "candidate_check",
     "check_problems",
     "choose_external_scores",
     "distinct_candidates",
+    "is_blank",
     "labeled_problems",
     "match_candidates",
+    "planned_candidates",
     "pools",
     "read_candidates",
     "scores_by_target",
@@ -53,7 +57,12 @@ __all__ = [
 GIVEN = "candidates.given.jsonl"
 """The candidates of a folder's last run, if they were supplied rather than sampled."""
 
-_WRITTEN_SCORES = (SELF_CERTAINTY, *CONFIDENCE)  # the external scores that sampling writes
+EXTERNAL_LABELS = {
+    SELF_CERTAINTY: "self-certainty",
+    **{name: f"{name.partition('_')[2]} confidence" for name in CONFIDENCE},
+}
+"""Labels of the external scores that sampling writes; any other's label is its field's name."""
+
 _MAX_INDEX = 2**63  # other JSON readers parse larger numbers as floats
 
 
@@ -137,6 +146,16 @@ def written_tokens(candidate: Candidate) -> int | None:
     return int(known)
 
 
+def planned_candidates(candidate: Candidate) -> int:
+    """How many candidates were planned for its problem; 0 if drawn without early stopping.
+
+    >>> planned_candidates(Candidate(problem_id="p", index=0, text="4"))
+    0
+    """
+    planned = (candidate.sampling or {}).get(EARLY_STOP)
+    return planned if isinstance(planned, int) and 0 < planned < 2**31 else 0
+
+
 def match_candidates(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> None:
     """Raise `InputError` as the checks above do, and for a problem whose pool is empty.
 
@@ -210,7 +229,7 @@ def _score_names(
     """The names that `choose_external_scores` returns, without its checks."""
     if asked is None:
         pool = list(filter(_is_choice, candidates))
-        asked = [n for n in _WRITTEN_SCORES if all(c.extra.get(n) is not None for c in pool)]
+        asked = [n for n in EXTERNAL_LABELS if all(c.extra.get(n) is not None for c in pool)]
     return tuple(dict.fromkeys([*asked, *needed]))
 
 
@@ -249,6 +268,15 @@ def text_hashes(problems: Sequence[Problem], candidates: Sequence[Candidate]) ->
         "candidates": len(distinct),
         "texts": fingerprint((c.problem_id, str(c.index), c.text) for c in distinct),
     }
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a candidate is read: an empty text, or a thought that was cut off.
+
+    >>> is_blank(" "), is_blank("<think>1 + 1"), is_blank("<think>1 + 1</think>2")
+    (True, True, False)
+    """
+    return not "".join(split_thought(text)).strip()
 
 
 def _is_choice(candidate: Candidate) -> bool:

@@ -21,9 +21,8 @@ import numpy as np
 from ledom.core.records import Candidate, Score
 from ledom.report.intervals import FloatArray
 from ledom.report.results import Cost
-from ledom.rerank.candidate_table import CandidateTable
+from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.candidates import pools, scores_by_target, written_tokens
-from ledom.rerank.features import FEATURES
 from ledom.rerank.score_files import FLIP, SCORE_FILES
 from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, needed_candidates
 

@@ -20,9 +20,9 @@ from ledom.report.intervals import (
     paired_share_interval,
     share_interval,
 )
-from ledom.rerank.candidate_table import CandidateTable
+from ledom.rerank.candidate_table import FEATURES, CandidateTable
+from ledom.rerank.candidates import EXTERNAL_LABELS
 from ledom.rerank.cost import Costs
-from ledom.rerank.features import EXTERNAL_LABELS, FEATURES
 from ledom.rerank.strategies import STRATEGIES, EarlyVote, Pick, needed_candidates, strategies
 from ledom.rerank.weights import LAMBDAS, TunedWeights, preferred_strategy, question_hash
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate
 from ledom.report.intervals import BoolArray, FloatArray
-from ledom.rerank.candidate_table import CandidateTable
-from ledom.rerank.features import EXTERNAL_LABELS, FEATURES, TOKEN_FEATURES
+from ledom.rerank.candidate_table import FEATURES, TOKEN_FEATURES, CandidateTable
+from ledom.rerank.candidates import EXTERNAL_LABELS
 
 __all__ = [
     "STRATEGIES",

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.candidate_table import is_blank
-from ledom.rerank.features import candidate_features, computable
+from ledom.rerank.candidate_table import candidate_features, computable
+from ledom.rerank.candidates import is_blank
 from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import Pick, Vote
 from ledom.rerank.weights import TunedWeights, default_weights
@@ -51,7 +51,7 @@ class Judgement:
     scores: dict[str, Score]
     """Log-probabilities by target (`y|x`, `x|y`, `y`), for the models that are loaded."""
     features: dict[str, float]
-    """See `ledom.rerank.features`."""
+    """See `ledom.rerank.candidate_table`."""
 
     @property
     def probability(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 __all__ = ["WithoutPrefix", "without_prefix"]
 
 
+@dataclass
 class WithoutPrefix:
     """Keeps the copy of `without_prefix`, and makes it again if a caller changes the tokenizer.
 
@@ -22,9 +24,8 @@ class WithoutPrefix:
     ['so']
     """
 
-    def __init__(self) -> None:
-        self._known: object = None
-        self._copy: Tokenizer | None = None
+    _known: object = None
+    _copy: Tokenizer | None = None
 
     def __call__(self, backend: Tokenizer) -> Tokenizer:
         parts = backend.normalizer, backend.pre_tokenizer
