@@ -256,7 +256,8 @@ def _without_id(call: Any) -> Any:
     function = call.get("function")
     if isinstance(function, dict) and isinstance(function.get("arguments"), str):
         with suppress(ValueError, RecursionError):
-            call["function"] = {**function, "arguments": json.loads(function["arguments"])}
+            arguments = json.loads(function["arguments"])  # no file
+            call["function"] = {**function, "arguments": arguments}
     return call
 
 
