@@ -35,6 +35,12 @@ def modules(page: Path) -> list[str]:
     return re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", page.read_text(encoding="utf-8"))
 
 
+def source_file(name: str) -> Path | None:
+    """The file with this path, relative to the repository or to the package."""
+    places = (ROOT / name, ROOT / "src" / "ledom" / name)
+    return next((place for place in places if place.is_file()), None)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_are_not_broken(page: Path) -> None:
     for target in links(page):
@@ -144,9 +150,8 @@ def test_modules_named_in_the_docs_exist(page: Path) -> None:
     """The log is exempt: it describes the past, when modules had other names."""
     if page.name == "log.md":
         return
-    roots = (ROOT, ROOT / "src" / "ledom")
     for name in modules(page):
-        assert any((root / name).is_file() for root in roots), f"{page.name} names {name}"
+        assert source_file(name), f"{page.name} names {name}"
 
 
 def test_the_names_in_where_to_add_things_exist() -> None:
@@ -154,9 +159,8 @@ def test_the_names_in_where_to_add_things_exist() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for item in page.partition("## Where to add things")[2].split("\n- ")[1:]:
         code = re.findall(r"`([^`]+)`", item)
-        files = [name for name in code if name.endswith(".py")]
-        roots = (ROOT, ROOT / "src" / "ledom")
-        texts = [(r / name).read_text() for name in files for r in roots if (r / name).is_file()]
+        files = [source_file(name) for name in code if name.endswith(".py")]
+        texts = [file.read_text() for file in files if file]
         assert len(texts) == len(files)
         for name in code:
             if name.isidentifier() and name != "__init__":
