@@ -95,7 +95,7 @@ def does_more(module: nn.Module) -> bool:
 
 
 def is_extended(model: nn.Module) -> bool:
-    """Whether hooks, replaced `forward` methods or the caller's attention function affect it.
+    """Whether a caller's hooks, `forward` methods or attention functions run in the model.
 
     These see the rows that a module gets, and may treat a row of several texts differently.
 
