@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -262,3 +263,24 @@ def test_only_results_without_a_folder_need_a_temporary_one(
         assert named == tmp_path
     with pytest.raises(OutputError, match="set TMPDIR"), results_folder(None):
         pass
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize(
+    "command", ["augment problems.jsonl", "rank query passages.jsonl", "invert output"]
+)
+def test_a_second_run_into_the_same_folder_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = (
+        {"id": f"{i}", "question": f"{i} + 2?", "solution": f"{i} + 2 = {i + 2}\n#### {i + 2}"}
+        for i in range(40)
+    )
+    Path("problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("passages.jsonl").write_text(json.dumps({"id": "p", "text": "a"}))
+    with results_folder(Path("out")):
+        result = run(*command.split(), "--out", "out")
+        assert os.listdir("out")  # the first run's lock
+    check_refused(result, "out: in use by process", "which writes its results there; stop it, or")
+    assert os.listdir("out") == []

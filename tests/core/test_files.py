@@ -1,7 +1,6 @@
 """Files and folders are written completely or not at all."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import signal
@@ -18,7 +17,6 @@ from ledom.core.errors import InputError, OutputError
 from ledom.core.files import (
     check_processes,
     fingerprint,
-    lock_folder,
     real_path,
     temporary_folder,
     write_atomically,
@@ -247,18 +245,3 @@ def test_a_link_to_itself_resolves_to_itself(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     assert real_path(tmp_path / "loop").name == "loop"
     assert real_path(tmp_path / "link") == real_path(tmp_path) / "file"
-
-
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_gives_a_clear_error(tmp_path, monkeypatch, code):
-    """For example, NFS without its lock service, and some FUSE file systems."""
-
-    def refuse(file, operation):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with (
-        pytest.raises(OutputError, match=r"out: its file system has no file locks .*; give a fol"),
-        lock_folder(tmp_path / "out", "trains"),
-    ):
-        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -248,3 +249,18 @@ def test_a_second_concurrent_run_for_the_same_file_is_refused(tmp_path: Path) ->
         "out.jsonl",
         "out.jsonl.settings.json",
     ]
+
+
+def test_a_run_whose_folder_was_removed_writes_nothing_more(tmp_path: Path) -> None:
+    """Another run may have created the folder again, with other settings."""
+    items = [Document(id=name, text=name) for name in "ab"]
+    out = tmp_path / "out"
+
+    def remove(some: Sequence[Document], _: object) -> Iterator[tuple[Sequence[Document], bool]]:
+        shutil.rmtree(out)
+        yield some, True
+
+    work = Work(items, remove, lambda items: [[item] for item in items], together=False)
+    with pytest.raises(OutputError, match="out: was removed or replaced while this run was using"):
+        Stage(out / "out.jsonl", Document, {}).fill(work, no_progress, "making")
+    assert not out.exists()

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import ledom
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError
+from ledom.core.errors import CheckpointError, InputError
 from ledom.core.records import Candidate, Problem
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.backends.local import HFLanguageModel
@@ -274,3 +274,12 @@ def test_a_text_before_a_prompt_keeps_its_last_space() -> None:
     for prompt in ("sat", "Sat"):
         assert lm.written_text(prompt, [2, 3]) == "the cat "
     assert lm.written_text("", [2, 3]) == "the cat"
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_a_prompt_with_a_token_that_the_model_lacks_is_refused(llama: Path, direction: str) -> None:
+    lm = ledom.load(llama, direction)
+    lm.tokenizer.backend.add_tokens([AddedToken("[new]", normalized=False)])
+    message = f"token id {lm.vocab_size} is not in the vocabulary: this model's ids are 0 to"
+    with pytest.raises(InputError, match=message):
+        list(lm.generate(["so[new]"], Sampling(max_tokens=2)))

@@ -142,6 +142,18 @@ def test_a_text_grows_to_the_left(visit: Open, server: Server) -> None:
         assert float(share.strip("<%")) == pytest.approx(100 * math.exp(one["logprob"]), abs=0.51)
 
 
+def test_a_copied_text_is_as_the_model_wrote_it(visit: Open) -> None:
+    page = visit("write", permissions=["clipboard-read", "clipboard-write"])
+    written = "".join(
+        token["text"] for token in recorded()["examples"][0]["write"]["reverse"]["tokens"]
+    )
+    assert "\n" in written
+    text = "document.querySelector('#reverse-pane [data-part=text]')"
+    page.evaluate(f"getSelection().selectAllChildren({text})")
+    page.keyboard.press("Control+c")
+    assert page.evaluate("navigator.clipboard.readText()") == written.rstrip("\n")
+
+
 def test_an_alternative_begins_a_branch_and_both_are_kept(visit: Open) -> None:
     page = visit("write")
     write_some(page, "#### 7", tokens=10)

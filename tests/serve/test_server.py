@@ -83,6 +83,12 @@ def test_missing_headers_end_the_connection(hasty: Server, head: bytes) -> None:
             assert client.recv(100) == b""
 
 
+def test_a_health_check_may_leave_out_the_host(server: Server) -> None:
+    """HAProxy's do by default."""
+    status, body = answer_to(server, b"GET /healthz HTTP/1.0\r\n\r\n")
+    assert (status, json.loads(body)["status"]) == (200, "ok")
+
+
 @pytest.mark.slow
 def test_head_is_like_get_without_a_body(server: Server) -> None:
     with httpx.Client(base_url=server.url, timeout=SECONDS) as client:

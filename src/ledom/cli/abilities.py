@@ -226,7 +226,8 @@ def synthesize(
     writer = load_model(reverse, "reverse", device, dtype)
     judge = load_model(forward, "forward", device, dtype)
     log(f"seeds: {len(found)}; results in {out}/")
-    made = run(found, writer, judge, settings, questions, out, track)
+    with options.results_folder(out) as folder:
+        made = run(found, writer, judge, settings, questions, folder, track)
     _show_synthesized(made, max_tokens, out)
     texts = [seed_prompt(one, writer.pair_format) for one in found[:_JUDGED]]
     warn(unfamiliar_texts(writer, texts))

@@ -205,8 +205,9 @@ def augment(
     if not kept:
         raise InputError("these are documents; give problems with solutions", path=problems)
     shown = partial(track, name="problems", done=0, total=len(kept))
-    varied, candidates = run(kept, variants, wrong, false_results, seed, shown)
-    made: tuple[list[Record], ...] = [*varied], [*candidates], [*held_out]
-    for name, records in zip(files, made, strict=True):
-        write_records(out / name, records)
-        log(f"{out / name}: {len(records)} records")
+    with options.results_folder(out):
+        varied, candidates = run(kept, variants, wrong, false_results, seed, shown)
+        made: tuple[list[Record], ...] = [*varied], [*candidates], [*held_out]
+        for name, records in zip(files, made, strict=True):
+            write_records(out / name, records)
+            log(f"{out / name}: {len(records)} records")

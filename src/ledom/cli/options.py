@@ -20,6 +20,7 @@ import typer
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
 from ledom.core.files import LARGEST_SEED, real_path, temporary_folder
+from ledom.core.locks import lock_folder
 from ledom.core.reading import exists
 
 # Bounds far above any real use: a typo such as 10**20 is refused at once.
@@ -323,9 +324,14 @@ def check_files(out: Path | None, *names: str) -> None:
 def results_folder(out: Path | None) -> Iterator[Path]:
     """The user's folder for the results, or a temporary one that is removed at the end.
 
-    >>> with results_folder(Path("out")) as named, results_folder(None) as unnamed:
-    ...     named, unnamed.is_dir()
-    (PosixPath('out'), True)
+    Raises `OutputError` if another run is using the folder, or removes it meanwhile.
+
+    >>> with results_folder(None) as unnamed:
+    ...     unnamed.is_dir()
+    True
     """
     with nullcontext(out) if out else temporary_folder() as folder:
-        yield folder
+        lock = lock_folder(folder, "writes its results", name=".results.lock")
+        with lock if processes.is_first() else nullcontext(lambda: None) as check_folder:
+            yield folder
+            check_folder()

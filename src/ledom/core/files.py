@@ -1,39 +1,34 @@
-"""Writes files and folders atomically, locks folders, computes hashes, compares settings."""
+"""Writes files and folders atomically, computes hashes, compares settings."""
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import json
-import logging
 import os
 import secrets
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import chain, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
-
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.reading import JsonObject, read_json
+from ledom.core.reading import JsonObject
 
 __all__ = [
     "LARGEST_SEED",
     "cache_folder",
+    "cannot_write",
     "check_processes",
     "check_settings",
     "differences",
     "digest",
     "file_hash",
     "fingerprint",
-    "lock_folder",
     "real_path",
     "temporary_folder",
     "write_atomically",
@@ -47,8 +42,6 @@ LARGEST_SEED = 2**62
 
 _PRECISIONS = {"", "bfloat16", "float16", "int8"}
 """Suffixes that may follow the hash of a model's weights after a dash; fp32 has none."""
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_LOG_AFTER = (5.0, 30.0)  # seconds to wait before the first log line, and before each later one
 
 
 @contextmanager
@@ -155,7 +148,7 @@ def _temporary(path: Path, named: str | Path) -> Iterator[Path]:
     except OutputError as error:  # about a file in the new folder
         raise OutputError(str(error).replace(str(temporary), str(named))) from error
     except OSError as error:
-        raise _cannot_write(named, error) from error
+        raise cannot_write(named, error) from error
 
 
 def _remove(path: Path) -> None:
@@ -214,70 +207,16 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
-def _cannot_write(path: str | Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot be written: {error.strerror or error}")
+def cannot_write(path: str | Path, error: OSError) -> OutputError:
+    """The error for a path that cannot be written.
 
-
-@contextmanager
-def lock_folder(folder: Path, work: str, wait: bool = False, name: str = ".lock") -> Iterator[None]:
-    """Create a folder and hold a lock in it, which the system releases if this process is killed.
-
-    `work` is a verb phrase for messages that says what the holder does. If another process holds
-    the lock, `wait` waits for it and logs a line now and then. Raises `OutputError` if another
-    process holds it (without `wait`), if the folder cannot be written, or if its file system has no
-    locks.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, lock_folder(Path(folder), "trains"):
-    ...     with lock_folder(Path(folder), "trains"):
-    ...         pass  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ledom.core.errors.OutputError: ...: in use by process ... on ..., which trains there; ...
+    >>> cannot_write("out", OSError("the disk is full"))
+    OutputError('out: cannot be written: the disk is full')
     """
-    lock, holder = FileLock(folder / name), folder / f"{name}.holder"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for seconds in chain(_LOG_AFTER, repeat(_LOG_AFTER[-1])) if wait else (0,):
-            try:
-                lock.acquire(timeout=seconds)
-                break
-            except Timeout:
-                who = f"{_read_holder(holder)}, which {work} there"
-                if not wait:
-                    raise OutputError(
-                        f"{folder}: in use by {who}; stop it, or write to another folder"
-                    ) from None
-                logging.getLogger("ledom").warning(
-                    "%s: waiting for %s; to start without it, stop it or write to another folder",
-                    *(folder, who),
-                )
-        write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
-    except (NotImplementedError, OSError) as error:  # the first is for older versions of filelock
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise _cannot_write(folder, error) from error
-        raise OutputError(
-            f"{folder}: its file system has no file locks (flock), without which two runs could "
-            "write there at once; give a folder on another file system"
-        ) from None
-    try:
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        if not wait:  # a waiting process would then hold a lock on a removed file
-            (folder / name).unlink(missing_ok=True)
-        lock.release()
-
-
-def _read_holder(file: Path) -> str:
-    """Describe the process that wrote this file; the file may already be gone."""
-    try:
-        known = read_json(file)
-        return f"process {known['process']} on {known['host']}"
-    except (InputError, KeyError):
-        return "another process"
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:

@@ -25,7 +25,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import check_processes, check_settings, file_hash, lock_folder, write_json
+from ledom.core.files import check_processes, check_settings, file_hash, write_json
+from ledom.core.locks import lock_folder
 from ledom.core.reading import JsonObject, as_type, exists, read_json, read_jsonl
 from ledom.core.records import Key, Record, read_records, write_records
 
@@ -121,6 +122,7 @@ class Stage(Generic[RecordT]):
         own = f".{processes.rank()}" if processes.rank() else ""
         self._part = path.with_name(f"{path.name}.part{own}")
         self._kept = 0  # bytes of whole lines in the part file
+        self._check_folder: Callable[[], None] = lambda: None
         self.seconds = 0.0
         """The wall-clock time spent making the records, summed over processes."""
         self._since = monotonic()
@@ -186,6 +188,7 @@ class Stage(Generic[RecordT]):
         ...     [record.id for record in Stage(path, Document, {"seed": 1}).records]  # after a stop
         ['a']
         """
+        self._check_folder()
         now = monotonic()
         seconds, self._since = round(now - self._since, 3), now
         rows = {"chunk": [record.to_json() for record in records], "seconds": seconds}
@@ -212,6 +215,7 @@ class Stage(Generic[RecordT]):
         If `timed`, the stage's seconds are added to timings.json; see `read_timings`.
         """
         processes.wait()  # for the other processes' parts
+        self._check_folder()
         if processes.is_first():
             if processes.size() > 1:
                 self.records = self._read_parts()
@@ -259,7 +263,7 @@ class Stage(Generic[RecordT]):
         place = {key: i for i, key in enumerate(have)}
         file = self.path.name
         lock = lock_folder(self.path.parent, f"makes {file}", name=f".{file}.lock")
-        with lock if processes.is_first() else nullcontext():
+        with lock if processes.is_first() else nullcontext(lambda: None) as self._check_folder:
             for _ in track(self._made(work, mine, have), name, done, done + sum(map(len, mine))):
                 pass
             self.finish(lambda record: (place[record.key[:length]], record.key[length:]), timed)

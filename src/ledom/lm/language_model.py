@@ -29,6 +29,7 @@ __all__ = ["SPELLED_OUT", "FinishReason", "Generation", "LanguageModel", "Sampli
 
 SPELLED_OUT = "-spelled-out"
 """The suffix of a model's hash if the model reads special tokens' names as plain text."""
+_UNKNOWN = "token id {} is not in the vocabulary: this model's ids are 0 to {}"
 
 
 @dataclass(frozen=True)
@@ -205,14 +206,13 @@ class LanguageModel(ABC):
         ([6, 5], 1, 2)
         """
         ids, highest = np.asarray(target.ids), self.vocab_size - 1
-        length = ids.size
-        ends = np.asarray([target.start, target.end])
+        length, ends = ids.size, np.asarray([target.start, target.end])
         whole = ids.ndim == 1 and ends.dtype.kind == "i" and (not length or ids.dtype.kind in "biu")
         require({"the ids and bounds of a span must be whole numbers": whole})
         odd = 0 if not length else int(ids.max() if ids.min() >= 0 else ids.min())
         long = f"a text of {length} tokens is longer than the model's context of {self.context}"
         outside = f"no span [{target.start}, {target.end}) in {length} tokens"
-        unknown = f"token id {odd} is not in the vocabulary: this model's ids are 0 to {highest}"
+        unknown = _UNKNOWN.format(odd, highest)
         inside = 0 <= target.start <= target.end <= length
         require({long: length - 1 <= self.context, outside: inside, unknown: 0 <= odd <= highest})
         start, end = self.direction.span_to_model_order(target.start, target.end, length)
@@ -259,7 +259,7 @@ class LanguageModel(ABC):
         return texts, [self.prompt_ids(text, sampling.max_tokens) for text in texts]
 
     def prompt_ids(self, prompt: str, max_tokens: int) -> list[int]:
-        """A prompt's ids in model order, after the BOS; raises `InputError` like `check_room`.
+        """A prompt's ids in model order, after BOS; raises `InputError` for unknown ids or no room.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel(direction="reverse")
@@ -267,6 +267,8 @@ class LanguageModel(ABC):
         'cba'
         """
         context = self.bos_ids + self.direction.to_model_order(self._ids_of(prompt))
+        highest, odd = self.vocab_size - 1, max(context, default=0)
+        require({_UNKNOWN.format(odd, highest): odd <= highest})
         self.check_room(prompt, len(context), max_tokens)
         return context
 

@@ -9,7 +9,8 @@ A stopped stage resumes. Finished stages are reused if the settings are the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import compress
@@ -21,6 +22,7 @@ from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
 from ledom.core.files import check_processes
+from ledom.core.locks import lock_folder
 from ledom.core.reading import check_counts
 from ledom.core.records import (
     CONFIDENCE,
@@ -142,11 +144,24 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     identities = {str(lm.direction): lm.identity for lm in job.models}
     check_processes(identities, job.out)
     job.notes += [] if job.folds else job.weights.other_models(identities)
-    candidates = _candidates(job, track)
-    external_scores = choose_external_scores(candidates, job.external_scores, needed)
-    scores = _scores(job, candidates, track)
-    if not parallel.is_first():
-        return None
+    lock = lock_folder(job.out, "reranks", name=".rerank.lock")
+    with lock if parallel.is_first() else nullcontext(lambda: None) as check_folder:
+        candidates = _candidates(job, track)
+        external_scores = choose_external_scores(candidates, job.external_scores, needed)
+        scores = _scores(job, candidates, track, check_folder)
+        if not parallel.is_first():
+            return None
+        check_folder()
+        return _report(job, candidates, scores, external_scores)
+
+
+def _report(
+    job: Job,
+    candidates: Sequence[Candidate],
+    scores: Sequence[Score],
+    external_scores: Sequence[str],
+) -> tuple[SelectionReport, Path]:
+    """Choose, measure, and write what was chosen with its report."""
     _keep_inputs(job)
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
     if job.folds:
@@ -290,9 +305,12 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
     return fill_candidates(job.out / "candidates.jsonl", work, settings, track, "sampling")
 
 
-def _scores(job: Job, candidates: Sequence[Candidate], track: Track) -> list[Score]:
+def _scores(
+    job: Job, candidates: Sequence[Candidate], track: Track, check_folder: Callable[[], None]
+) -> list[Score]:
     scores: list[Score] = []
     for lm in job.models:
+        check_folder()  # another run's may hold other candidates
         read = job.demonstrations, job.mask_copies
         files = ScoreFiles(job.out, job.problems, candidates, lm, track, *read)
         scores += fill_scores(files)

@@ -85,8 +85,9 @@ class Guard:
         token = self._settings.token
         if token is None:
             # Without a token the server trusts this machine. A foreign web page in a browser here
-            # must not reach it under another host name (DNS rebinding).
-            host = headers.get("host", "")
+            # must not reach it under another host name (DNS rebinding). Browsers always send the
+            # name; HAProxy's health checks send none.
+            host = headers.get("host", "localhost")
             name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
             if not is_loopback(name):
                 raise Refusal(403, f"host {name!r:.60} is not this machine; use 127.0.0.1")

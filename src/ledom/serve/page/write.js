@@ -30,6 +30,10 @@ class Pane {
     this.part.write.addEventListener("click", () => (this.job ? this.stop() : this.write()));
     this.part.resume.addEventListener("click", () => this.grow(this.branch));
     this.part.text.addEventListener("keydown", (event) => this.move(event));
+    this.part.text.addEventListener("copy", (event) => { // without the marks of line ends and of the end
+      event.clipboardData.setData("text/plain", String(getSelection()).replace(/↵|∎/g, ""));
+      event.preventDefault();
+    });
     for (const kind of ["focusin", "mouseover", "click"]) {
       this.part.text.addEventListener(kind, (event) => this.open(event.target.closest(".token")));
     }
