@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +41,8 @@ def _fake(parts: Parts) -> Iterator[LanguageModel]:
 
 @contextmanager
 def _openai(parts: Parts) -> Iterator[LanguageModel]:
-    server = CompletionsServer(parts.plain.complete)
-    yield ledom.load(f"openai:m,tokenizer={parts.folder}", base_url=server.url)
-    server.close()
+    with closing(CompletionsServer(parts.plain.complete)) as server:
+        yield ledom.load(f"openai:m,tokenizer={parts.folder}", base_url=server.url)
 
 
 @contextmanager

@@ -195,6 +195,8 @@ def test_lists_of_different_lengths_are_refused(models: dict[str, str]) -> None:
         message = f"{len(prompts)} prompts or questions for 2 completions"
         with pytest.raises(InputError, match=message):
             call(reward, prompts, completions)
+    with pytest.raises(InputError, match="1 prompts or questions for 2 completions"):
+        call(trl_reward(question="asked", **models), [""], ["4", "5"], asked=[QUESTION] * 2)
 
 
 @pytest.mark.slow

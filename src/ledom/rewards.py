@@ -147,11 +147,12 @@ class _TRLReward:
                 "leave question out to read the prompt"
             )
         asked = prompts if self.question is None else columns[self.question]
-        if len(asked) != len(completions):
-            raise InputError(
-                f"{len(asked)} prompts or questions for {len(completions)} completions; give each "
-                "completion its own"
-            )
+        for given in (prompts, asked):
+            if len(given) != len(completions):
+                raise InputError(
+                    f"{len(given)} prompts or questions for {len(completions)} completions; give "
+                    "each completion its own"
+                )
         if self.tokenizer is not None:
             if "completion_ids" not in columns:
                 raise InputError(

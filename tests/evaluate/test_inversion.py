@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from command_line import Run, check_refused
+from evaluated import write_rows
 from kills import contents, run_through_kills
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import write_records
@@ -247,7 +248,7 @@ def test_the_error_for_a_bad_output_names_the_line(
     run: Run, fakes: Fakes, tmp_path: Path, rows: list[dict[str, Any]], parts: list[str]
 ) -> None:
     path = tmp_path / "outputs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
     check_refused(run("invert", path, "--out", tmp_path / "out"), *parts)
     assert not (tmp_path / "out").exists()
 

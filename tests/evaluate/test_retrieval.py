@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from command_line import Run, check_refused
+from evaluated import write_rows
 from kills import contents, run_through_kills
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
@@ -281,7 +282,7 @@ def test_the_error_for_a_bad_file_names_the_line(
     write_records(asked, QUERIES)
     for path, rows in ((asked, queries), (passage_file, passages)):
         if rows is not None:
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_rows(path, rows)
     check_refused(run("rank", asked, passage_file, "--out", tmp_path / "out"), *parts)
     assert not (tmp_path / "out").exists()
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evaluated import write_rows
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 
@@ -24,14 +23,9 @@ QUESTIONS = [
 ]
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def test_a_suite_runs_from_local_files_and_reports_what_it_skips(tmp_path: Path) -> None:
     for name in ("arc_easy", "boolq_closed_book"):
-        write(tmp_path / f"{name}.jsonl", QUESTIONS)
+        write_rows(tmp_path / f"{name}.jsonl", QUESTIONS)
     sources, notes = find_suite("ledom", Options(data=tmp_path))
     assert [source.name for source in sources] == ["boolq", "arc_easy"]
     assert sources[0].published[0].reverse == 37.77
@@ -44,7 +38,7 @@ def test_a_suite_runs_from_local_files_and_reports_what_it_skips(tmp_path: Path)
 
 
 def test_too_few_documents_are_refused_with_their_file(tmp_path: Path) -> None:
-    write(tmp_path / "few.jsonl", [{"id": "a", "text": "Too short."}])
+    write_rows(tmp_path / "few.jsonl", [{"id": "a", "text": "Too short."}])
     source = find_source("few_after", Options(data=tmp_path))
     with pytest.raises(InputError, match="few.jsonl: 0 of 1 documents have two adjacent"):
         source.load(FORWARD)
@@ -53,87 +47,13 @@ def test_too_few_documents_are_refused_with_their_file(tmp_path: Path) -> None:
 def test_documents_give_tasks_about_neighboring_sentences(tmp_path: Path) -> None:
     text = " ".join(f"This is sentence number {n} of the whole long book." for n in range(6))
     rows = [{"id": str(d), "text": text.replace("book", f"book {d}")} for d in range(6)]
-    file = write(tmp_path / "novels.jsonl", rows)
+    file = write_rows(tmp_path / "novels.jsonl", rows)
     both = find_source(str(file), Options()).load(FORWARD)
     assert [task.config.task for task in both] == ["novels_after", "novels_before"]
     metrics = [[one["metric"] for one in task.config.metric_list] for task in both]
     assert metrics == [["acc", "acc_norm"], ["acc"]]  # the length of a context normalizes nothing
     (one,) = find_source("novels_before", Options(data=tmp_path, limit=5)).load(FORWARD)
     assert len(one.eval_docs) == 5
-
-
-@pytest.mark.parametrize("place", ["after", "before"])
-def test_no_question_is_its_own_example(tmp_path: Path, place: str) -> None:
-    """The first two questions are examples, the next two are asked, the last exceeds the limit."""
-    rows = [
-        {"id": f"{i}", "question": f"Q{i}", "choices": [f"w{i}", f"r{i}"], "answer_index": 1}
-        | {"place": place}
-        for i in range(5)
-    ]
-    file = write(tmp_path / "few.jsonl", rows)
-    (task,) = find_source(str(file), Options(num_fewshot=2, limit=2)).load(FORWARD)
-    asked = [*task.test_docs()]
-    assert [doc["choices"][1] for doc in asked] == ["r2", "r3"]
-    for doc in asked:
-        shown = str(task.fewshot_context(doc, 2))
-        assert shown.index("Q0") < shown.index("Q1")
-        assert "r0" in shown
-        assert (doc["choices"][1] if place == "after" else doc["text"]) not in shown
-
-
-@pytest.mark.parametrize("place", ["after", "before"])
-def test_no_example_is_from_the_document_being_asked_about(tmp_path: Path, place: str) -> None:
-    """Each document gives four questions; the first ones are the examples."""
-    text = " ".join(f"This is sentence number {n} of the whole long book." for n in range(6))
-    rows = [{"id": str(d), "text": text.replace("book", f"book {d}")} for d in range(6)]
-    write(tmp_path / "novels.jsonl", rows)
-    options = Options(data=tmp_path, num_fewshot=2)
-    (task,) = find_source(f"novels_{place}", options).load(FORWARD)
-    books = []
-    for doc in task.test_docs():
-        own = doc["choices"][doc["answer_index"]][-7:]
-        shown = task.fewshot_context(doc, 2)  # a text, or one per choice in front
-        *examples, _ = (shown if isinstance(shown, str) else shown[0]).split("\n\n")
-        assert len(examples) == 2
-        assert own not in "".join(examples)
-        books.append(own)
-    assert books[:3] == ["book 0.", "book 0.", "book 1."]
-
-
-def test_a_repeated_question_is_not_its_own_example(tmp_path: Path) -> None:
-    """This holds under another id, and for a problem with a written answer."""
-    rows = [
-        {"id": f"{i}", "question": f"Q{q}", "choices": [f"r{q}", f"w{i}"], "answer_index": 0}
-        for i, q in enumerate([0, 1, 0, 2, 3])
-    ]
-    file = write(tmp_path / "choices.jsonl", rows)
-    (task,) = find_source(str(file), Options(num_fewshot=2)).load(FORWARD)
-    shown = [str(task.fewshot_context(doc, 2)) for doc in task.test_docs()]
-    order = [[f"Q{q}" for q in range(4) if f"Question: Q{q}" in text] for text in shown]
-    assert order == [["Q0", "Q1", "Q2"], ["Q0", "Q1", "Q2"], ["Q0", "Q1", "Q3"]]
-    assert "r0" not in shown[0]
-    solved = [{"id": r["id"], "question": r["question"], "answer": r["choices"][0]} for r in rows]
-    file = write(tmp_path / "solved.jsonl", solved)
-    (task,) = find_source(str(file), Options(num_fewshot=2)).load(FORWARD)
-    assert next(doc["prompt"] for doc in task.test_docs()) == (
-        "Question: Q1\nAnswer: The answer is r1.\n\n"
-        "Question: Q2\nAnswer: The answer is r2.\n\nQuestion: Q0\nAnswer:"
-    )
-    file = write(tmp_path / "solved.jsonl", solved[:3])
-    with pytest.raises(InputError, match="has 2 different questions, all used as examples"):
-        find_source(str(file), Options(num_fewshot=2)).load(FORWARD)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_examples_must_leave_a_question_to_ask(tmp_path: Path, count: int) -> None:
-    rows = [
-        {"id": f"{i}", "question": "?", "choices": ["a", "b"], "answer_index": 0}
-        for i in range(count)
-    ]
-    file = write(tmp_path / "few.jsonl", rows)
-    source = find_source(str(file), Options(num_fewshot=2))
-    with pytest.raises(InputError, match=f"'few' has {count} different questions, all used as ex"):
-        source.load(FORWARD)
 
 
 CODE = {"task_id": "t", "prompt": "def f():\n", "test": "def check(f): pass", "entry_point": "f"}
@@ -156,7 +76,7 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     unknown = refused("no such thing at all")
     assert "'no such thing at all'; a task is a file (.jsonl, .yaml), problems_after," in unknown
     assert "the suites are ledom, r2l, problems" in unknown
-    file = write(tmp_path / "code.jsonl", [CODE])
+    file = write_rows(tmp_path / "code.jsonl", [CODE])
     assert "give --allow-code" in refused(str(file))
     assert "give --allow-code" in refused("humaneval")
     for rows, message in (
@@ -164,24 +84,24 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ([CODE | {"test": "assert f() == 3"}], "code.jsonl:1: problem 't': test defines no check"),
         ([CODE | {"entry_point": "f(x)"}], "entry_point is 'f(x)', expected the name"),
     ):  # otherwise a right program would fail or count twice
-        file = write(tmp_path / "code.jsonl", rows)
+        file = write_rows(tmp_path / "code.jsonl", rows)
         assert message in refused(str(file), Options(allow_code=True))
     assert "empty.jsonl: the file has no records" in refused(
-        str(write(tmp_path / "empty.jsonl", []))
+        str(write_rows(tmp_path / "empty.jsonl", []))
     )
-    file = write(tmp_path / "odd.jsonl", [{"a": 1}])
+    file = write_rows(tmp_path / "odd.jsonl", [{"a": 1}])
     assert "odd.jsonl:1: not a task file" in refused(str(file))
     assert "no such file" in refused(str(tmp_path / "none.jsonl")).lower()
-    file = write(tmp_path / "open.jsonl", [{"id": "1", "question": "why?"}])
+    file = write_rows(tmp_path / "open.jsonl", [{"id": "1", "question": "why?"}])
     assert "has no answer to compare with" in refused(str(file))
-    file = write(tmp_path / "blank.jsonl", [{"id": "1", "question": "why?", "answer": " "}])
+    file = write_rows(tmp_path / "blank.jsonl", [{"id": "1", "question": "why?", "answer": " "}])
     assert "has no answer to compare with" in refused(str(file))
     for aliases in ("Lutetia", [7], None):  # the letters of a string are not answers
         row = {"id": "1", "question": "?", "answer": "Paris", "aliases": aliases}
-        message = refused(str(write(tmp_path / "alias.jsonl", [row])))
+        message = refused(str(write_rows(tmp_path / "alias.jsonl", [row])))
         assert f"aliases is {aliases!r}, expected a list of texts" in message
     mixed = [QUESTIONS[0], QUESTIONS[1] | {"place": "before"}]
-    assert "mixes questions" in refused(str(write(tmp_path / "mixed.jsonl", mixed)))
+    assert "mixes questions" in refused(str(write_rows(tmp_path / "mixed.jsonl", mixed)))
     assert "not a folder" in refused("arc_easy", Options(data=tmp_path / "no"))
 
     assert "nowhere.yaml" in refused("nowhere.yaml")
@@ -224,7 +144,7 @@ def test_a_local_task_whose_data_is_missing_is_not_said_to_come_from_the_hub(
 @pytest.mark.slow
 def test_a_task_that_cannot_run_here_says_why(tmp_path: Path) -> None:
     """A missing package is not a problem of the hub; no model reads images."""
-    write(tmp_path / "rows.jsonl", QUESTIONS)
+    write_rows(tmp_path / "rows.jsonl", QUESTIONS)
     data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
     rest = f"task: mine\n{data}test_split: test\ndoc_to_target: '4'\noutput_type: generate_until\n"
     (tmp_path / "own.py").write_text("import absent_package\n")

@@ -11,7 +11,7 @@ from ledom.core.records import Candidate, Problem, Score
 from ledom.rerank.candidate_table import (
     FEATURES,
     build_candidate_table,
-    computable,
+    computable_features,
     split_steps,
     worst_step,
 )
@@ -55,9 +55,9 @@ def test_the_worst_step_is_a_feature() -> None:
 
 
 def test_a_feature_needs_the_scores_of_all_its_targets() -> None:
-    assert "contrast" not in computable({"x'|y"})  # a difference of two scores
-    assert computable({"x'|y", "x|y", "y|x", "y", "x~|y"}) == list(FEATURES)
-    assert "worst_step" in computable({"y"})  # better with y|x, but it does not need it
+    assert "contrast" not in computable_features({"x'|y"})  # a difference of two scores
+    assert computable_features({"x'|y", "x|y", "y|x", "y", "x~|y"}) == list(FEATURES)
+    assert "worst_step" in computable_features({"y"})  # better with y|x, but it does not need it
 
 
 @pytest.mark.parametrize("writers", [("blank", "a", "b"), ("a", "b", "blank"), ("a", "b")])

@@ -160,8 +160,9 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a machine, a GPU or a limit (`ulimit -v`) has too little memory; torch, the system
-    and its loader of libraries say so only in words.
+    """Whether an error means too little memory: of the machine, of a GPU, or under `ulimit -v`.
+
+    torch, the system and its library loader say so only in words.
 
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("CUDA out of memory"))
     (True, True)

@@ -37,6 +37,12 @@ __all__ = [
     "writing",
 ]
 
+LARGEST_SEED = 2**62
+"""The upper limit of seeds that users give."""
+
+_PRECISIONS = {"", "bfloat16", "float16", "int8"}
+"""Suffixes that may follow the hash of a model's weights after a dash; fp32 has none."""
+
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[IO[str]]:
@@ -227,10 +233,6 @@ def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
     return hashed.hexdigest()[:16]
 
 
-LARGEST_SEED = 2**62
-"""The upper limit of seeds that users give."""
-
-
 def digest(text: str) -> int:
     """A 64-bit hash of a text, for use in seeds.
 
@@ -238,10 +240,6 @@ def digest(text: str) -> int:
     '0xe3b0c44298fc1c14'
     """
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-_PRECISIONS = {"", "bfloat16", "float16", "int8"}
-"""Suffixes that may follow the hash of a model's weights after a dash; fp32 has none."""
 
 
 def cache_folder() -> Path | None:

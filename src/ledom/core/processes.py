@@ -97,7 +97,7 @@ def share(items: Sequence[_T], group: Callable[[_T], Hashable]) -> list[_T]:
 def wait() -> None:
     """Wait until every process has called this: a barrier.
 
-    The first process logs a line now and then, because a stopped process ends no run.
+    The first process logs a line now and then, because a stopped process does not end the run.
 
     >>> wait()  # alone: returns at once
     """

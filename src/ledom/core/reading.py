@@ -222,9 +222,9 @@ def first_problem(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown {key.rstrip(': ')}"
     found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
-    is_number = first["type"] == "string_type" and isinstance(first["input"], int | float)
+    is_unquoted = first["type"] == "string_type" and isinstance(first["input"], int | float)
     message = first["msg"].removeprefix("Value error, ")  # pydantic's prefix to our own
-    return f"{key}{message}{found}{'; put it in quotes' if is_number else ''}"
+    return f"{key}{message}{found}{'; put it in quotes' if is_unquoted else ''}"
 
 
 def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
@@ -394,7 +394,5 @@ class Config(BaseModel):
         try:
             return cls(**given)
         except ValidationError as error:
-            known = (field.alias or name for name, field in cls.model_fields.items())
-            raise InputError(
-                f"{what}: {first_problem(error)}; the keys are {', '.join(known)}"
-            ) from None
+            known = ", ".join(field.alias or name for name, field in cls.model_fields.items())
+            raise InputError(f"{what}: {first_problem(error)}; the keys are {known}") from None

@@ -38,7 +38,7 @@ def choice_task(
     that come before the question are the contexts; they have no acc_norm, as their scores cover the
     question too.
 
-    The first questions are used as examples and are not asked. None is an example for a question
+    The first questions are used as examples and are not asked. No question is an example for one
     with the same text or from the same document.
     """
     from ledom.evaluate.harness_tasks import leave_out_the_question

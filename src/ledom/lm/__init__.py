@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -42,7 +43,8 @@ EMBEDDED = "tiny"
 """The name of the pair of models that comes with the package."""
 
 
-class Backend(NamedTuple):
+@dataclass(frozen=True)
+class Backend:
     """A way to run a model."""
 
     module: str
@@ -51,7 +53,7 @@ class Backend(NamedTuple):
     takes: tuple[str, ...]
     """Which of `device` and `dtype` it uses."""
     why_not: str = ""
-    """Why it does not use the others, as an error says it."""
+    """Why it does not use the others, as worded in an error."""
 
 
 BACKENDS = {

@@ -95,7 +95,7 @@ def does_more(module: nn.Module) -> bool:
 
 
 def is_extended(model: nn.Module) -> bool:
-    """Whether hooks, replaced `forward` methods or an attention of the caller's affect the model.
+    """Whether a caller's hooks, `forward` methods or attention functions run in the model.
 
     These see the rows that a module gets, and may treat a row of several texts differently.
 
@@ -104,7 +104,7 @@ def is_extended(model: nn.Module) -> bool:
     >>> is_extended(model), is_extended(nn.Linear(1, 1))
     (True, False)
     """
-    return bool(_own_attention(model)) or any(map(does_more, model.modules()))
+    return bool(_custom_attention(model)) or any(map(does_more, model.modules()))
 
 
 def modules_state(model: PreTrainedModel) -> object:
@@ -112,7 +112,7 @@ def modules_state(model: PreTrainedModel) -> object:
 
     Weights, hooks and replaced `forward` methods do not count.
     """
-    return [*_described(model), model.dtype, config_settings(model.config)]
+    return [*_descriptions(model), model.dtype, config_settings(model.config)]
 
 
 @contextmanager
@@ -185,8 +185,8 @@ class Changes:
         added = [str(_additions(module)) for module in self._model.modules()]
         shapes = [f"{name} {x.dtype} {list(x.shape)}" for name, x in self._numbers().items()]
         config = json.dumps(config_settings(self._model.config), sort_keys=True, default=repr)
-        attention = _own_attention(self._model)
-        return "\n".join([*_described(self._model), *added, *attention, *shapes, config])
+        attention = _custom_attention(self._model)
+        return "\n".join([*_descriptions(self._model), *added, *attention, *shapes, config])
 
 
 def config_settings(config: PretrainedConfig) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def follows_length(module: nn.Module) -> bool:
     )
 
 
-def _described(model: nn.Module) -> list[str]:
+def _descriptions(model: nn.Module) -> list[str]:
     """The modules with their settings; one that is used several times is listed each time."""
     found = []
     for name, module in model.named_modules(remove_duplicate=False):
@@ -225,7 +225,7 @@ def _class_name(kind: type, forward: object) -> str:
     return kind.__qualname__ if is_own else f"{kind.__qualname__} {_function(forward)}"
 
 
-def _own_attention(model: nn.Module) -> list[str]:
+def _custom_attention(model: nn.Module) -> list[str]:
     """The attention and mask functions that a model uses, except those of known libraries."""
     configs = (vars(module).get("config") for module in model.modules())
     names = {c._attn_implementation for c in configs if isinstance(c, PretrainedConfig)}

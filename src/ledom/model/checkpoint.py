@@ -253,15 +253,14 @@ def _check_size(folder: Path, config: PretrainedConfig) -> None:
 def _pair_format(folder: Path, config: PretrainedConfig) -> PairFormat:
     template = getattr(config, _FORMAT_KEY, PairFormat.template)
     style = getattr(config, _STYLE_KEY, PairFormat.style)
+    file = folder / "config.json"
     for key, value in ((_FORMAT_KEY, template), (_STYLE_KEY, style)):
         if not isinstance(value, str):
-            raise CheckpointError(
-                f"{folder / 'config.json'}: {key} is {value!r}; it must be a string"
-            )
+            raise CheckpointError(f"{file}: {key} is {value!r}; it must be a string")
     try:
         return PairFormat(template, style)
     except InputError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+        raise CheckpointError(f"{file}: {error}") from None
 
 
 def load_config(folder: Path) -> PretrainedConfig:

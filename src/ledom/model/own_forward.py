@@ -72,8 +72,8 @@ class OwnForward:
                 reset_length(self.model)
 
     def use(self, name: str | None) -> None:
-        """Make every layer run the attention registered under a name, or the model's own: what it
-        has now, or what it had at first if that is one of ledom's."""
+        """Make every layer run the attention registered under a name, or, without one, the model's
+        own: the current one, unless that is one of ledom's; then the one it had at first."""
         pairs = zip(self._current(), self._names, strict=True)
         self._assign([name or (own if _is_ours(now) else now) for now, own in pairs])
 

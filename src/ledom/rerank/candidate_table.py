@@ -39,7 +39,7 @@ __all__ = [
     "Feature",
     "build_candidate_table",
     "candidate_features",
-    "computable",
+    "computable_features",
     "split_steps",
     "worst_step",
 ]
@@ -52,8 +52,9 @@ class Feature:
     targets: tuple[str, ...]
     """The targets of the scores that it needs."""
     label: str
-    also: tuple[str, ...] = ()
-    """The targets of the scores that it uses too if there are any."""
+    """Its description in reports."""
+    optional_targets: tuple[str, ...] = ()
+    """The targets of further scores, which it uses if there are any."""
 
 
 FEATURES = {
@@ -72,7 +73,7 @@ FEATURES = {
     "worst_step": Feature(
         ("y",),
         "log P of the least likely token of the least likely step, both models",
-        also=("y|x",),
+        optional_targets=("y|x",),
     ),
     "contrast": Feature(
         ("x|y", "x'|y"), "log P(x|y) minus that of copies of x with a number changed"
@@ -218,7 +219,7 @@ def build_candidate_table(
     """
     scores_of = scores_by_target(candidates, scores)
     scored: set[str] = {score.target for score in scores}
-    known = computable(scored)
+    known = computable_features(scored)
     pool_of = pools([problem.id for problem in problems], candidates)
     shape = len(pool_of), max(map(len, pool_of.values()))
     features = {name: np.zeros(shape) for name in (*known, *external_scores)}
@@ -303,10 +304,10 @@ def _relative_to_models(
     return relative, True
 
 
-def computable(targets: Collection[str]) -> list[str]:
+def computable_features(targets: Collection[str]) -> list[str]:
     """The features that can be computed from scores of these targets.
 
-    >>> computable({"y|x"})
+    >>> computable_features({"y|x"})
     ['forward', 'forward_mean', 'forward_numbers', 'forward_min_digit_logprob']
     """
     return [name for name, feature in FEATURES.items() if {*feature.targets} <= {*targets}]

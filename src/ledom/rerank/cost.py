@@ -101,8 +101,8 @@ class Costs:
         written = self._written(strategy)
         weighed = [FEATURES[name] for name in strategy.features if name in FEATURES]
         needed = {_STAGES[target] for feature in weighed for target in feature.targets}
-        also = {_STAGES[target] for feature in weighed for target in feature.also}
-        needed |= {stage for stage in also if self.scored[stage]}
+        optional = {_STAGES[target] for feature in weighed for target in feature.optional_targets}
+        needed |= {stage for stage in optional if self.scored[stage]}
         stages = [stage for stage in SCORE_FILES if stage in needed]  # always summed in this order
         tokens = {"writer": written}
         for stage in stages:

@@ -232,7 +232,7 @@ def _select(
 
 
 def _tool_call(choice: JsonObject) -> str | None:
-    """The tools and arguments that a choice calls, in one spelling; None if it calls none.
+    """The tool calls of a choice, as JSON that is the same for equal calls; None if it has none.
 
     >>> _tool_call({"message": {"tool_calls": [{"id": "7", "function": {"arguments": '{"a":1}'}}]}})
     '[{"function": {"arguments": {"a": 1}}}]'
@@ -245,18 +245,19 @@ def _tool_call(choice: JsonObject) -> str | None:
         calls = [{"function": message["function_call"]}]
     if not isinstance(calls, list) or not calls:
         return None
-    return json.dumps([_without_id(call) for call in calls], sort_keys=True)
+    return json.dumps([_normalized(call) for call in calls], sort_keys=True)
 
 
-def _without_id(call: Any) -> Any:
-    """A tool call without what differs between equal calls: its id, the spelling of arguments."""
+def _normalized(call: Any) -> Any:
+    """A tool call without its id and index, with parsed arguments: the same for equal calls."""
     if not isinstance(call, dict):
         return call
     call = {key: value for key, value in call.items() if key not in ("id", "index")}
     function = call.get("function")
     if isinstance(function, dict) and isinstance(function.get("arguments"), str):
         with suppress(ValueError, RecursionError):
-            call["function"] = {**function, "arguments": json.loads(function["arguments"])}
+            arguments = json.loads(function["arguments"])  # no file
+            call["function"] = {**function, "arguments": arguments}
     return call
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.candidate_table import candidate_features, computable
+from ledom.rerank.candidate_table import candidate_features, computable_features
 from ledom.rerank.candidates import is_blank
 from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import Pick, Vote
@@ -177,7 +177,7 @@ class Judge:
         >>> list(Judge(FakeLanguageModel(), None).usable(default_weights()))[:3]
         ['forward', 'forward_mean', 'majority']
         """
-        usable = weights.usable_with(computable(self._targets))
+        usable = weights.usable_with(computable_features(self._targets))
         return {n: s for n, s in usable.items() if isinstance(s, (Pick, Vote))}
 
     def check(self, pairs: Sequence[Pair]) -> None:

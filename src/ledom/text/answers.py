@@ -83,7 +83,7 @@ def split_thought(text: str) -> tuple[str, str]:
     """A reasoning model's thought, up to the last `</think>`, and what follows it.
 
     An open thought was cut off and is part of neither, unless it marks an answer (`####`, a box).
-    A thought without words, as of Qwen 3 without thinking, is no thought.
+    An empty thought, which Qwen 3 writes with thinking turned off, is part of neither.
 
     >>> split_thought("<think>1 + 1?</think>2"), split_thought("<think>1 + 1?")
     (('<think>1 + 1?', '2'), ('', ''))

@@ -70,7 +70,7 @@ class Tokenizer:
         """The last `fingerprint`, unless a caller holds the backend and may change it."""
         self._is_shared = True
         self._without_prefix = WithoutPrefix()
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}  # `vocab_size` by the number of tokens
         self.eos_token = eos_token
         eos_id = backend.token_to_id(eos_token)
         if eos_id is None:
@@ -339,12 +339,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
     if not 257 <= vocab_size <= 1_000_000:  # the trainer allocates room for all
         raise InputError(f"vocab_size is {vocab_size}; give 257 (256 bytes and EOS) to 1,000,000")
     backend = RustTokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES_OF_DIGITS if split_digits else _PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    pieces = Regex(_PIECES_OF_DIGITS if split_digits else _PIECES)
+    split = pre_tokenizers.Split(pieces, "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

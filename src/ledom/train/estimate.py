@@ -23,7 +23,7 @@ from ledom.model.checkpoint import load_config
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.objective import working_bytes
-from ledom.train.optim import NUMBERS_KEPT, MatrixOptimizer
+from ledom.train.optim import STATE_PER_WEIGHT, MatrixOptimizer
 from ledom.train.recipe import Recipe
 from ledom.train.start import check_lengths, check_shareable
 
@@ -177,11 +177,11 @@ def memory(
     """Bytes that a step needs on one GPU with `tokens` tokens per pass.
 
     Weights, gradients and state are in fp32, spread over `shards` GPUs (Rajbhandari et al. 2020,
-    stage 3). The state has `NUMBERS_KEPT` per parameter: `matrix_optimizer` keeps those of the
-    layers' matrices, AdamW the others. Copies for matmuls are added: without sharding, autocast
-    keeps all weights in bf16; with sharding, two layers (one in use, one prefetched), the embedding
-    and the head are gathered. Without accumulation, gradients grow while activations are freed, so
-    the larger counts.
+    stage 3). The state has `STATE_PER_WEIGHT` numbers per parameter: `matrix_optimizer` keeps those
+    of the layers' matrices, AdamW the others. Copies for matmuls are added: without sharding,
+    autocast keeps all weights in bf16; with sharding, two layers (one in use, one prefetched), the
+    embedding and the head are gathered. Without accumulation, gradients grow while activations are
+    freed, so the larger counts.
     """
     count = count_parameters(model, vocab_size)
     rest = count.total - count.layer_matrices
@@ -191,8 +191,8 @@ def memory(
     copies = size * (2 * layer + rest) if shards > 1 else unsharded
     weights = _FP32 * count.total / shards + copies
     gradients = _FP32 * count.total / shards + (size * layer if shards > 1 else 0)
-    kept = NUMBERS_KEPT
-    state = count.layer_matrices * kept[matrix_optimizer] + rest * kept["adamw"]
+    state = count.layer_matrices * STATE_PER_WEIGHT[matrix_optimizer]
+    state += rest * STATE_PER_WEIGHT["adamw"]
     optimizer = _FP32 * state / shards
     activations = tokens * sum(activation_bytes(model, precision, activation_checkpointing))
     activations += working_bytes(tokens, vocab_size, model.hidden_size, size)

@@ -30,7 +30,7 @@ from ledom.core.reading import Config
 from ledom.model.architectures import layer_matrices
 
 __all__ = [
-    "NUMBERS_KEPT",
+    "STATE_PER_WEIGHT",
     "MatrixOptimizer",
     "Muon",
     "OptimConfig",
@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 MatrixOptimizer = Literal["muon", "adamw"]
-NUMBERS_KEPT: dict[MatrixOptimizer, int] = {"muon": 1, "adamw": 2}
-"""How many numbers an optimizer keeps for each weight; AdamW also updates the other weights."""
+STATE_PER_WEIGHT: dict[MatrixOptimizer, int] = {"muon": 1, "adamw": 2}
+"""How many numbers an optimizer's state has per weight; AdamW also updates the other weights."""
 
 _DECAY_SHARE = 0.4  # as in most recipes; a run without decay ends far worse (docs/log.md)
 

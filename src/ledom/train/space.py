@@ -14,7 +14,7 @@ from ledom.core.direction import Direction
 from ledom.model.folder import count_parameters
 from ledom.train.estimate import count_parameters as count_planned
 from ledom.train.estimate import planned_shape
-from ledom.train.optim import NUMBERS_KEPT
+from ledom.train.optim import STATE_PER_WEIGHT
 from ledom.train.recipe import Recipe
 
 __all__ = ["disk_space", "least_space"]
@@ -49,7 +49,7 @@ def least_space(recipe: Recipe, direction: Direction) -> float:
         parameters = count_planned(*planned_shape(recipe, direction)).total
     else:
         parameters = count_parameters(Path(recipe.init_folder(direction)))
-    state = 0 if recipe.lora is not None else NUMBERS_KEPT[recipe.optim.matrix_optimizer]
+    state = 0 if recipe.lora is not None else STATE_PER_WEIGHT[recipe.optim.matrix_optimizer]
     written = -(-recipe.optim.steps // recipe.train.checkpoint_every)
     checkpoints = min(recipe.train.keep_checkpoints + 1, written)
     return parameters * (checkpoints * _FP32 * (1 + state) + _BF16)

@@ -27,7 +27,7 @@ from ledom.core.errors import InputError, ServerError, in_one_line, needs_extra
 from ledom.core.files import digest
 from ledom.core.options import check_secret
 from ledom.core.reading import JsonObject, check_counts, require
-from ledom.lm.backends.remote import RateLimit, model_info, read_logprobs, side_by_side
+from ledom.lm.backends.remote import RateLimit, model_info, read_logprobs, run_concurrently
 from ledom.lm.confidence import Confidence, of_alternatives
 from ledom.lm.generation import ModelSpan
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
@@ -96,7 +96,7 @@ class OpenAILanguageModel(LanguageModel):
         spans = self.check_targets(targets)
         found: dict[int, NDArray[np.float32]] = {}
         try:
-            for place, values in side_by_side(self._score, spans, self._concurrency):
+            for place, values in run_concurrently(self._score, spans, self._concurrency):
                 found[place] = values
         except ServerError as error:
             raise ServerError(str(error), found) from error
@@ -170,7 +170,7 @@ class OpenAILanguageModel(LanguageModel):
                 )
             return drawn * (len(numbers) // count)
 
-        yield from side_by_side(draw, range(len(texts)), self._concurrency)
+        yield from run_concurrently(draw, range(len(texts)), self._concurrency)
 
     def _texts(self, prompt: str, most: int, sampling: Sampling, answer: Any) -> list[Generation]:
         choices = sorted(answer.choices or [], key=lambda choice: choice.index or 0)

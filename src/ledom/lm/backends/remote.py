@@ -1,4 +1,4 @@
-"""What the backends of models on servers share: sending requests side by side, reading answers.
+"""What the backends of models on servers share: concurrent requests, a rate limit, checked answers.
 
 It knows no protocol.
 """
@@ -18,16 +18,11 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, ServerError
-from ledom.model.checkpoint import (
-    CheckpointInfo,
-    bos_ids,
-    choose_direction,
-    read_checkpoint_info,
-)
+from ledom.model.checkpoint import CheckpointInfo, bos_ids, choose_direction, read_checkpoint_info
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
-__all__ = ["RateLimit", "model_info", "read_logprobs", "side_by_side"]
+__all__ = ["RateLimit", "model_info", "read_logprobs", "run_concurrently"]
 
 _CONTEXT = 4096  # tokens, if not specified
 _ROUNDING = 1e-3  # nats by which a log-probability may exceed 0
@@ -35,7 +30,7 @@ _Item = TypeVar("_Item")
 _T = TypeVar("_T")
 
 
-def side_by_side(
+def run_concurrently(
     work: Callable[[_Item], _T], items: Sequence[_Item], concurrency: int
 ) -> Iterator[tuple[int, _T]]:
     """Call `work` on all items, `concurrency` at a time; yield (index, result) as the calls end.
@@ -43,7 +38,7 @@ def side_by_side(
     After a failure, no new request starts. Requests in progress are awaited, so that no answer
     is lost; then the failure is raised.
 
-    >>> sorted(side_by_side(str.upper, ["a", "b"], concurrency=2))
+    >>> sorted(run_concurrently(str.upper, ["a", "b"], concurrency=2))
     [(0, 'A'), (1, 'B')]
     """
     failures: list[ServerError] = []

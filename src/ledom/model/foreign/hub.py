@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ledom.core.errors import CheckpointError, in_one_line
-from ledom.model.foreign.tokenizer_files import TOKENIZERS
+from ledom.model.foreign.tokenizer_files import TOKENIZER_FILES
 
 __all__ = ["Downloaded", "download", "one_gguf"]
 
@@ -97,9 +97,7 @@ def _wanted(names: list[str]) -> list[str]:
     weights = next((found for kind in kinds if (found := _matching(names, (kind,)))), [])
     if weights and weights[0].endswith(".pt"):
         weights = [max(weights)]  # the last step
-    return sorted(
-        {*_matching(names, _SMALL), *_matching(names, (*TOKENIZERS, "merges.txt")), *weights}
-    )
+    return sorted({*_matching(names, (*_SMALL, *TOKENIZER_FILES, "merges.txt")), *weights})
 
 
 def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:

@@ -15,9 +15,9 @@ from ledom.model.foreign.sentencepiece import SPACE, read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
 from ledom.text.tokenizer import recorded_eos
 
-__all__ = ["TOKENIZERS", "known_eos", "read_tokenizer"]
+__all__ = ["TOKENIZER_FILES", "known_eos", "read_tokenizer"]
 
-TOKENIZERS = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "vocab.json",
@@ -33,13 +33,13 @@ _BEGIN_WITH_BOS = ("Llama", "CodeLlama", "Gemma")
 def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokenizer, list[Path]]:
     """Load the tokenizer in a folder or a file; also returns the files that it was read from.
 
-    A folder is searched for `TOKENIZERS`, in this order. `added` are tokens to append to those of
-    tokenizer.model or vocab.json if no file lists any. Raises `CheckpointError` for a tokenizer
+    A folder is searched for `TOKENIZER_FILES`, in this order. `added` are tokens to append to those
+    of tokenizer.model or vocab.json if no file lists any. Raises `CheckpointError` for a tokenizer
     that is missing, damaged or not of a kind that tokenizer.json can hold.
     """
     if place.is_file():
         return _read_file(place), [place]
-    for name in TOKENIZERS:
+    for name in TOKENIZER_FILES:
         file = place / name
         if not file.is_file():
             continue
