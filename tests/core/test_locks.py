@@ -12,7 +12,7 @@ import pytest
 
 from kills import in_a_child
 from ledom.core.errors import OutputError
-from ledom.core.locks import lock_folder
+from ledom.core.files import lock_folder
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])

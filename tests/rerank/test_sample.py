@@ -8,7 +8,7 @@ import pytest
 
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError, OutputError
-from ledom.core.locks import lock_folder
+from ledom.core.files import lock_folder
 from ledom.core.records import Problem, read_records, write_records
 from ledom.core.stage import Work, at_once, no_progress
 from ledom.lm.backends.fake import FakeLanguageModel

@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError
-from ledom.core.locks import lock_folder
+from ledom.core.files import lock_folder
 from ledom.data.prepare import DataConfig
 from ledom.model.checkpoint import build_model
 from ledom.train.checkpoints import Checkpoints

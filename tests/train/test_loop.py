@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from kills import in_a_child
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError, RecipeError, TrainingError
-from ledom.core.locks import lock_folder
+from ledom.core.files import lock_folder
 from ledom.data.packing import pack
 from ledom.model.checkpoint import (
     build_model,

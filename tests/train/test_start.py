@@ -15,7 +15,7 @@ from architectures import tiny
 from command_line import Run, check_refused
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, RecipeError
-from ledom.core.locks import lock_folder
+from ledom.core.files import lock_folder
 from ledom.core.records import Document, write_records
 from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.data.store import write_store

@@ -19,8 +19,8 @@ import typer
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import LARGEST_SEED, real_path, temporary_folder
-from ledom.core.locks import lock_folder
+from ledom.core.files import LARGEST_SEED, lock_folder, real_path
+from ledom.core.folders import temporary_folder
 from ledom.core.reading import exists
 
 # Bounds far above any real use: a typo such as 10**20 is refused at once.

@@ -1,41 +1,48 @@
-"""Writes files and folders atomically, computes hashes, compares settings."""
+"""Writes files atomically, locks folders, computes hashes, compares settings."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.reading import JsonObject
+from ledom.core.reading import JsonObject, read_json
 
 __all__ = [
     "LARGEST_SEED",
     "cache_folder",
-    "cannot_write",
     "check_processes",
     "check_settings",
     "differences",
     "digest",
     "file_hash",
     "fingerprint",
+    "lock_folder",
     "real_path",
-    "temporary_folder",
+    "remove",
+    "replacing",
     "write_atomically",
-    "write_folder",
     "write_json",
     "writing",
 ]
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_LOG_AFTER = (5.0, 30.0)  # seconds to wait before the first log line, and before each later one
 
 LARGEST_SEED = 2**62
 """The upper limit of seeds that users give."""
@@ -60,7 +67,7 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
     'hello'
     """
     named, path = path, real_path(path)
-    with _temporary(path, named) as temporary:
+    with replacing(path, named) as temporary:
         if path.exists() and not path.is_file():  # a rename would replace even /dev/null
             raise OutputError(f"{named}: cannot be written: not a regular file")
         with temporary.open("x", encoding="utf-8") as out:
@@ -88,42 +95,6 @@ def write_json(path: str | Path, contents: Mapping[str, Any], sort_keys: bool = 
         out.write("\n")
 
 
-@contextmanager
-def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
-    """Create a folder to write into; it becomes `path` only when the block ends without an error.
-
-    Links are followed, and files get the permissions of the user's umask. With `replace`, an
-    earlier folder at `path` is removed. Raises `OutputError` if `path` cannot be written or the
-    disk is full; the new folder is then removed.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as parent:
-    ...     with write_folder(f"{parent}/new") as folder:
-    ...         _ = (folder / "hello.txt").write_text("hello")
-    ...     Path(parent, "new", "hello.txt").read_text()
-    'hello'
-    """
-    named, path = path, real_path(path)
-    with _temporary(path, named) as temporary:
-        temporary.mkdir()
-        yield temporary
-        _follow_umask(temporary)
-        old = temporary.with_name(f"{temporary.name}.old")
-        if replace and path.is_dir():
-            os.replace(path, old)  # at once, because a kill while it is removed would lose both
-        os.replace(temporary, path)
-        _remove(old)
-
-
-def _follow_umask(folder: Path) -> None:
-    """Let those read the new files who can read the folder; safetensors makes files private."""
-    allowed = folder.stat().st_mode & 0o666
-    for file in folder.iterdir():
-        if file.is_file() and file.stat().st_mode & 0o666 != allowed:
-            with suppress(PermissionError):  # a file system without permissions
-                file.chmod(allowed)
-
-
 def _prefix(path: Path) -> str:
     """The prefix of this machine's temporary files for `path`; they are in the same folder."""
     host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
@@ -131,10 +102,14 @@ def _prefix(path: Path) -> str:
 
 
 @contextmanager
-def _temporary(path: Path, named: str | Path) -> Iterator[Path]:
+def replacing(path: Path, named: str | Path) -> Iterator[Path]:
     """A name next to `path` for a file or folder that will replace it; removed after an error.
 
     An `OSError` in the block becomes an `OutputError` about `named`, the path as the user wrote it.
+
+    >>> with replacing(Path("out"), "out") as new:
+    ...     new.name.startswith(".out."), new.parent, new.exists()
+    (True, PosixPath('.'), False)
     """
     temporary = path.parent / f"{_prefix(path)}{os.getpid()}.{secrets.token_hex(4)}"
     try:
@@ -143,16 +118,19 @@ def _temporary(path: Path, named: str | Path) -> Iterator[Path]:
         try:
             yield temporary
         except BaseException:
-            _remove(temporary)
+            remove(temporary)
             raise
     except OutputError as error:  # about a file in the new folder
         raise OutputError(str(error).replace(str(temporary), str(named))) from error
     except OSError as error:
-        raise cannot_write(named, error) from error
+        raise _cannot_write(named, error) from error
 
 
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists."""
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists.
+
+    >>> remove(Path("no such file"))
+    """
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -165,7 +143,7 @@ def _remove_leftovers(path: Path) -> None:
     for left in path.parent.glob(f"{glob.escape(prefix)}*"):
         process = left.name.removeprefix(prefix).partition(".")[0]
         if process.isdigit() and not _is_running(int(process)):
-            _remove(left)
+            remove(left)
 
 
 def _is_running(process: int) -> bool:
@@ -176,23 +154,6 @@ def _is_running(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return True
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder that is removed at the end. Raises `OutputError` if none can be created.
-
-    >>> with temporary_folder() as folder:
-    ...     folder.is_dir()
-    True
-    """
-    try:
-        created = TemporaryDirectory(prefix="ledom-")
-    except OSError as error:
-        reason = f"no temporary folder can be created ({error.strerror or error})"
-        raise OutputError(f"{reason}; set TMPDIR to a folder that has room") from error
-    with created as folder:
-        yield Path(folder)
 
 
 @contextmanager
@@ -207,16 +168,90 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise _cannot_write(path, error) from error
 
 
-def cannot_write(path: str | Path, error: OSError) -> OutputError:
-    """The error for a path that cannot be written.
-
-    >>> cannot_write("out", OSError("the disk is full"))
-    OutputError('out: cannot be written: the disk is full')
-    """
+def _cannot_write(path: str | Path, error: OSError) -> OutputError:
     return OutputError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+@contextmanager
+def lock_folder(
+    folder: Path, work: str, wait: bool = False, name: str = ".lock"
+) -> Iterator[Callable[[], None]]:
+    """Create a folder and hold a lock in it, which the system releases if this process is killed.
+
+    Yields a check that raises `OutputError` once the folder has been removed: another run may have
+    created it again, and must not get this run's files.
+
+    `work` is a verb phrase for messages that says what the holder does. If another process holds
+    the lock, `wait` waits for it and logs a line now and then. Raises `OutputError` if another
+    process holds it (without `wait`), if the folder cannot be written, or if its file system has no
+    locks.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, lock_folder(Path(folder), "trains"):
+    ...     with lock_folder(Path(folder), "trains"):
+    ...         pass  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.OutputError: ...: in use by process ... on ..., which trains there; ...
+    """
+    lock, holder = FileLock(folder / name), folder / f"{name}.holder"
+    own = {"process": os.getpid(), "host": socket.gethostname()}
+
+    def check() -> None:
+        if _owner(holder) != own:
+            raise OutputError(
+                f"{folder}: was removed or replaced while this run was using it; run the same "
+                "command again"
+            )
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _acquire(lock, folder, holder, work, wait)
+        write_json(holder, own)
+    except (NotImplementedError, OSError) as error:  # the first is for older versions of filelock
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise _cannot_write(folder, error) from error
+        raise OutputError(
+            f"{folder}: its file system has no file locks (flock), without which two runs could "
+            "write there at once; give a folder on another file system"
+        ) from None
+    try:
+        yield check
+    finally:
+        if _owner(holder) == own:  # in a new folder, they are another run's
+            holder.unlink(missing_ok=True)
+            if not wait:  # a waiting process would then hold a lock on a removed file
+                (folder / name).unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, folder: Path, holder: Path, work: str, wait: bool) -> None:
+    for seconds in chain(_LOG_AFTER, repeat(_LOG_AFTER[-1])) if wait else (0,):
+        try:
+            lock.acquire(timeout=seconds)
+            break
+        except Timeout:
+            other = _owner(holder)
+            who = "process {process} on {host}".format(**other) if other else "another process"
+            who += f", which {work} there"
+            if not wait:
+                raise OutputError(
+                    f"{folder}: in use by {who}; stop it, or write to another folder"
+                ) from None
+            logging.getLogger("ledom").warning(
+                "%s: waiting for %s; to start without it, stop it or write to another folder",
+                *(folder, who),
+            )
+
+
+def _owner(holder: Path) -> JsonObject:
+    """The process that wrote this file; empty if the file is gone or damaged."""
+    try:
+        return read_json(holder)
+    except InputError:
+        return {}
 
 
 def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:

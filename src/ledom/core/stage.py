@@ -25,8 +25,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import check_processes, check_settings, file_hash, write_json
-from ledom.core.locks import lock_folder
+from ledom.core.files import check_processes, check_settings, file_hash, lock_folder, write_json
 from ledom.core.reading import JsonObject, as_type, exists, read_json, read_jsonl
 from ledom.core.records import Key, Record, read_records, write_records
 

@@ -19,8 +19,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from ledom.core import processes
 from ledom.core.errors import InputError, RecipeError
-from ledom.core.files import LARGEST_SEED, check_settings, file_hash, write_json
-from ledom.core.locks import lock_folder
+from ledom.core.files import LARGEST_SEED, check_settings, file_hash, lock_folder, write_json
 from ledom.core.reading import Config, read_json, read_jsonl
 from ledom.core.records import Document, Problem, read_records
 from ledom.data.packing import Packing

@@ -29,8 +29,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from ledom.core.errors import InputError, LedomError, WorkerError, in_one_line, needs_extra
-from ledom.core.files import check_settings, write_json, writing
-from ledom.core.locks import lock_folder
+from ledom.core.files import check_settings, lock_folder, write_json, writing
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.errors import InputError, needs_extra
-from ledom.core.files import temporary_folder
+from ledom.core.folders import temporary_folder
 from ledom.core.reading import JsonObject, check_regular
 from ledom.evaluate.suites import SUITE_NAMES
 

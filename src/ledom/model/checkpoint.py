@@ -38,7 +38,8 @@ from ledom.core.errors import (
     in_one_line,
     is_out_of_memory,
 )
-from ledom.core.files import write_folder, write_json
+from ledom.core.files import write_json
+from ledom.core.folders import write_folder
 from ledom.core.reading import read_json_object
 from ledom.model import attention
 from ledom.model.architectures import check_unused, check_vocabulary, longest_text

@@ -21,8 +21,7 @@ import numpy as np
 from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
-from ledom.core.files import check_processes
-from ledom.core.locks import lock_folder
+from ledom.core.files import check_processes, lock_folder
 from ledom.core.reading import check_counts
 from ledom.core.records import (
     CONFIDENCE,

@@ -33,8 +33,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.core.files import differences, write_json
-from ledom.core.locks import lock_folder
+from ledom.core.files import differences, lock_folder, write_json
 from ledom.core.reading import JsonObject, read_json
 from ledom.train.distributed import ProcessGroup
 from ledom.train.optim import OptimConfig, schedule

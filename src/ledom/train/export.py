@@ -26,7 +26,8 @@ import yaml
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError
-from ledom.core.files import write_atomically, write_folder, write_json
+from ledom.core.files import write_atomically, write_json
+from ledom.core.folders import write_folder
 from ledom.core.hub import render_card
 from ledom.core.reading import JsonObject, as_type, exists
 from ledom.core.strict_yaml import read_yaml

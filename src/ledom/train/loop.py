@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import OutputError, TrainingError
-from ledom.core.locks import lock_folder
+from ledom.core.files import lock_folder
 from ledom.data.packing import Batch, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData
 from ledom.model.checkpoint import save_checkpoint

@@ -18,8 +18,7 @@ from transformers import PretrainedConfig
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError, RecipeError
-from ledom.core.files import write_json
-from ledom.core.locks import lock_folder
+from ledom.core.files import lock_folder, write_json
 from ledom.core.reading import read_json
 from ledom.core.records import Problem
 from ledom.data.packing import Batches, Windows

@@ -21,7 +21,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 import ledom
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, LedomError, OutputError, in_one_line
-from ledom.core.files import temporary_folder, write_folder, write_json
+from ledom.core.files import write_json
+from ledom.core.folders import temporary_folder, write_folder
 from ledom.core.reading import JsonObject, read_json_object
 from ledom.model.architectures import check_vocabulary
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet, readable
