@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ledom.core import locks
+from ledom.core import files
 from ledom.core.errors import CheckpointError, InputError, OutputError, RecipeError
 from ledom.core.records import Document, write_records
 from ledom.data import prepare
@@ -142,7 +142,7 @@ def test_twins_that_start_together_prepare_once(tmp_path, config, monkeypatch, c
         return whole(folder, *rest, **notes)
 
     monkeypatch.setattr(prepare, "write_store", slow)
-    monkeypatch.setattr(locks, "_LOG_AFTER", (0.01, 0.01))
+    monkeypatch.setattr(files, "_LOG_AFTER", (0.01, 0.01))
     with ThreadPoolExecutor(2) as pool:
         twins = list(pool.map(lambda _: prepare_data(config, tmp_path / "data"), range(2)))
     assert written == ["train", "valid"]
@@ -151,11 +151,11 @@ def test_twins_that_start_together_prepare_once(tmp_path, config, monkeypatch, c
 
 def test_waiting_names_the_lock_holder_and_ends_when_it_dies(tmp_path, config, monkeypatch, caplog):
     """The holder is another process, which keeps the lock until it is killed."""
-    monkeypatch.setattr(locks, "_LOG_AFTER", (0.01, 0.01))
+    monkeypatch.setattr(files, "_LOG_AFTER", (0.01, 0.01))
     ready, said = os.pipe()
     child = os.fork()
     if child == 0:
-        with locks.lock_folder(tmp_path / "data", "prepares the data"):
+        with files.lock_folder(tmp_path / "data", "prepares the data"):
             os.write(said, b"!")
             time.sleep(2 * SECONDS)
         os._exit(1)
