@@ -147,6 +147,7 @@ def test_a_question_without_room_has_no_reward(
     assert log.extra["log_p_xy"][1] is None
 
 
+@pytest.mark.slow
 def test_answers_that_are_not_read_completely_are_counted(models: dict[str, str]) -> None:
     _, log = call(trl_reward(**models), [QUESTION] * 4, [*ANSWERS, "3 + 4 = 7 " * 400])
     assert log.metrics["truncated_share"] == 0.25

@@ -63,6 +63,7 @@ def test_a_refused_run_leaves_the_folder_unchanged(
 
 
 @pytest.mark.usefixtures("no_pictures", "fakes")
+@pytest.mark.slow
 def test_scores_of_a_different_question_are_not_reused(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
 ) -> None:

@@ -219,6 +219,7 @@ def test_given_candidates_need_no_forward_model(
 
 
 @pytest.mark.usefixtures("no_pictures", "fakes")
+@pytest.mark.slow
 def test_questions_written_backwards_are_sampled_with_the_seed(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
 ) -> None:

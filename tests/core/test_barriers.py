@@ -28,6 +28,7 @@ def join(monkeypatch: pytest.MonkeyPatch) -> Join:
     return join
 
 
+@pytest.mark.slow
 def test_the_first_process_says_that_it_waits(
     join: Join, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -109,6 +109,7 @@ def test_a_wrong_answer_differs_in_value_not_only_in_zeros():
     assert all(float(extract_answer(text)) != 7.5 for text in wrong)
 
 
+@pytest.mark.slow
 def test_a_miscalculation_is_one_false_equation_and_its_consequences():
     wrong = {miscalculate(CLIPS, Random(seed)) for seed in range(200)} - {None}
     assert len(wrong) > 20

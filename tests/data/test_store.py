@@ -24,6 +24,7 @@ def test_a_store_is_the_documents_each_followed_by_eos(tmp_path, words):
     assert raw == bytes([5, 0, 6, 0, 7, 0, 0, 0, 0, 0, 8, 0, 0, 0])  # little-endian, two bytes
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_takes_four_bytes(tmp_path, word_tokenizer):
     store = store_of(tmp_path, word_tokenizer(66_000), [65_999, 3])
     assert store.shards[0].tokens.dtype == np.uint32

@@ -90,6 +90,7 @@ def test_questions_with_one_source_are_not_independent(
     assert "sources" not in str(found[0]["notes"])
 
 
+@pytest.mark.slow
 def test_questions_after_and_before_the_sentences_of_a_document_share_it(
     tmp_path: Path, models: dict[Direction, FakeLanguageModel]
 ) -> None:

@@ -119,6 +119,7 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [*tasks.CODE_TASKS] == ["humaneval"]
 
 
+@pytest.mark.slow
 def test_a_local_task_whose_data_is_missing_is_not_said_to_come_from_the_hub(
     tmp_path: Path,
 ) -> None:

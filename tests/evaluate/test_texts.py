@@ -29,6 +29,7 @@ def ask(context: str, settings: object) -> Instance:
 
 
 @pytest.mark.usefixtures("embedded_once")
+@pytest.mark.slow
 def test_a_task_with_repeats_gets_several_samples() -> None:
     """`repeats: 3` sends the same request three times; it once got the same text three times."""
     lm = ledom.load("tiny", "reverse", device="cpu")

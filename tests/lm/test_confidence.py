@@ -136,6 +136,7 @@ def test_a_text_ends_where_its_latest_window_is_not_confident(checkpoints: dict[
     assert 0 < ends < 6
 
 
+@pytest.mark.slow
 def test_each_prompt_may_have_its_own_threshold(checkpoints: dict[str, Path]) -> None:
     lm = ledom.load(checkpoints["forward"])
     assert SAMPLING.confidence is not None

@@ -47,6 +47,7 @@ def test_equal_seeds_give_equal_weights(tokenizer, tiny_config):
     assert first.config.vocab_size == tokenizer.vocab_size
 
 
+@pytest.mark.slow
 def test_a_vocabulary_with_gaps_has_room_for_its_largest_id(tmp_path, tiny_config):
     vocabulary = {"<|end|>": 0, "a": 1, "b": 9}
     holes = Tokenizer(RustTokenizer(models.WordLevel(vocabulary, unk_token="a")))

@@ -179,6 +179,7 @@ def test_figures_name_their_lines(report: dict[str, Any]) -> None:
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_a_single_run_is_not_named_in_the_figure(report: dict[str, Any]) -> None:
     assert {"forward 3.000", "reverse 3.012"} <= set(
         _texts(curves.loss_figure(runs_of(report["runs"][:1])))

@@ -117,6 +117,7 @@ def test_the_users_settings_of_matplotlib_change_no_figure(figures: list[str]) -
         assert _draw_all() == figures
 
 
+@pytest.mark.slow
 def test_names_stay_text_and_are_not_parsed_as_math() -> None:
     texts = _texts(strategies_figure(STRATEGIES))
     assert {"greedy", "reverse <reward> & $x^2$ $", "漢字 vote", "62.5"} <= set(texts)

@@ -89,6 +89,7 @@ def test_an_external_score_is_weighted_in_any_unit(tmp_path: Path) -> None:
         assert TunedWeights.load(tmp_path / "weights.json") == tuned
 
 
+@pytest.mark.slow
 def test_a_constant_score_has_no_weight_in_a_sum() -> None:
     """0.1 + 0.1 + ... rounds, which is not a difference between candidates."""
     table = made_pools()

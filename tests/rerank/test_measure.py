@@ -95,6 +95,7 @@ def test_every_score_has_an_auc(report: Measurement) -> None:
     assert aucs[FEATURES["forward"].label] == pytest.approx(0.5, abs=0.06)
 
 
+@pytest.mark.slow
 def test_texts_without_content_are_in_no_auc(table: CandidateTable) -> None:
     """An empty text has the highest log P(x|y) here, but no strategy may choose it."""
     blank = np.zeros(table.mask.shape, bool)
@@ -280,6 +281,7 @@ def test_each_fold_uses_its_own_weights(table: CandidateTable) -> None:
         assert str(report.settings["tuned on"]).endswith("uses the weights of the other folds")
 
 
+@pytest.mark.slow
 def test_only_labeled_problems_are_measured(table: CandidateTable) -> None:
     """Greedy is right on every second problem, so on all even ones."""
     evens = replace(table, labeled=np.arange(NUM_PROBLEMS) % 2 == 0)

@@ -118,6 +118,7 @@ def test_equal_questions_are_resampled_together(tokenizer: Tokenizer, tmp_path: 
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 def test_search_works_without_a_reverse_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path, lam=0.0)
     made.reverse = None

@@ -139,6 +139,7 @@ def test_without_max_tokens_answers_get_the_remaining_context(models: Models) ->
     assert answer.json()["usage"]["prompt_tokens"] > forward.context - 256
 
 
+@pytest.mark.slow
 def test_without_an_upstream_candidates_end_at_the_stop_string(models: Models) -> None:
     with gateway(models, None) as client:
         more = {"ledom": {"n": 1}, "max_tokens": 8, "seed": 1}
@@ -309,6 +310,7 @@ def test_a_tool_call_is_returned_if_most_candidates_call_a_tool(
 )
 @pytest.mark.parametrize("form", ["function", "custom", "old"])
 @pytest.mark.parametrize("said", [None, "I ask a tool."])
+@pytest.mark.slow
 def test_equal_calls_are_counted_together(
     models: Models, calls: list[tuple[str, str]], chosen: int, form: str, said: str | None
 ) -> None:

@@ -45,6 +45,7 @@ def test_a_long_list_is_checked_up_to_its_first_error(pair: Models, name: str) -
     assert int(re.findall(r"and (\d+) more", said + "(and 0 more)")[0]) < 10
 
 
+@pytest.mark.slow
 def test_more_texts_than_the_queue_holds_are_refused_for_good(pair: Models) -> None:
     """A 429 would let the client try again forever."""
     app = make_app(Service(Judge(*pair), Settings(limits=Limits(max_waiting=3))))

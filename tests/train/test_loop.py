@@ -202,6 +202,7 @@ def test_a_stopped_run_finishes_its_step_and_resumes_exactly(
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_changed(tmp_path, uninterrupted, recipe, data):
     folder, finished, _ = uninterrupted[FORWARD]
     weights = (finished / "model.safetensors").read_bytes()
@@ -226,6 +227,7 @@ def test_a_run_whose_length_changes_equals_one_of_that_length(tmp_path, recipe, 
     assert_same_end(tmp_path / "resumed", tmp_path / "whole", step=14)
 
 
+@pytest.mark.slow
 def test_a_run_with_other_settings_or_direction_is_refused(uninterrupted, recipe, data):
     folder = uninterrupted[FORWARD][0]
     before = (folder / "metrics.jsonl").read_bytes()
@@ -357,6 +359,7 @@ def test_init_from_must_match(recipe, data, checkpoints, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_trained_pair_has_a_loss_gap(uninterrupted, tmp_path):
     """The gap is between the two means over all tokens, whatever the windows' lengths."""
     for direction, (folder, _, _) in uninterrupted.items():

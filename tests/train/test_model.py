@@ -52,6 +52,7 @@ def started_from(folder: Path, kinds: dict[str, str], tokenizer: Tokenizer, **ke
         ({"train": {"seq_len": 64, "precision": "bfloat16"}}, None),
     ],
 )
+@pytest.mark.slow
 def test_what_the_second_model_does_not_support_is_refused_before_any_work(
     tmp_path: Path,
     tokenizer: Tokenizer,
@@ -73,6 +74,7 @@ def test_what_the_second_model_does_not_support_is_refused_before_any_work(
     assert named == []  # the run itself reports what it chooses
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_that_a_model_lacks_is_refused_before_any_work(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -84,6 +86,7 @@ def test_activation_checkpointing_that_a_model_lacks_is_refused_before_any_work(
         check_models(recipe, BOTH, ALONE)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_for_only_one_direction_is_refused_before_any_work(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -143,6 +146,7 @@ def test_a_model_that_fails_in_bf16_trains_in_float32(
         choose_precision(model, with_precision("bfloat16", recipe), ALONE)
 
 
+@pytest.mark.slow
 def test_windows_beyond_the_attention_span_need_a_single_process(
     recipe: Recipe, tokenizer: Tokenizer
 ) -> None:

@@ -253,6 +253,7 @@ def test_a_server_that_returns_one_text_is_asked_again(
         list(load().generate(["one?"], Sampling(), 3))
 
 
+@pytest.mark.slow
 def test_greedy_texts_are_requested_once(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:

@@ -83,6 +83,7 @@ def test_the_replacement_character_itself_is_found_at_once(kind: str, direction:
 
 
 @pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.slow
 def test_the_search_waits_only_for_bytes_that_can_be_completed(direction: Direction) -> None:
     tokenizer, some = TOKENIZERS["bytes"], "aÿ€🎉"
     token_of = dict(zip(some.encode(), tokenizer.encode(some).ids, strict=True))

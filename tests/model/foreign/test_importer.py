@@ -25,6 +25,7 @@ from ledom.model.foreign import importer, tensors
 from ledom.model.foreign.importer import ImportOptions, import_model
 from ledom.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
 IDS = torch.arange(3, 23)[None]
 
 
@@ -58,7 +59,6 @@ def test_an_imported_model_scores_like_the_original(foreign: Path, tmp_path: Pat
     assert sorted(os.listdir(tmp_path)) == ["foreign", "out"]
 
 
-@pytest.mark.slow
 def test_the_most_likely_special_token_becomes_eos(foreign: Path, tmp_path: Path) -> None:
     """The folder names another one, as LEDOM-7B's config.json does."""
     tokenizer = Tokenizer.load(embedded_folder("reverse"))
@@ -230,7 +230,6 @@ def test_older_formats_give_the_same_results(
     assert load_file(made.folder / "model.safetensors")[embedding].dtype == torch.float16
 
 
-@pytest.mark.slow
 def test_shards_are_read_and_written(
     foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
