@@ -19,7 +19,7 @@ import typer
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import LARGEST_SEED, lock_folder, real_path
+from ledom.core.files import LARGEST_SEED, lock_for_group, real_path
 from ledom.core.folders import temporary_folder
 from ledom.core.reading import exists
 
@@ -330,8 +330,9 @@ def results_folder(out: Path | None) -> Iterator[Path]:
     ...     unnamed.is_dir()
     True
     """
-    with nullcontext(out) if out else temporary_folder() as folder:
-        lock = lock_folder(folder, "writes its results", name=".results.lock")
-        with lock if processes.is_first() else nullcontext(lambda: None) as check_folder:
-            yield folder
-            check_folder()
+    with (
+        nullcontext(out) if out else temporary_folder() as folder,
+        lock_for_group(folder, "writes its results", ".results.lock") as check_folder,
+    ):
+        yield folder
+        check_folder()

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain, repeat
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +33,7 @@ __all__ = [
     "file_hash",
     "fingerprint",
     "lock_folder",
+    "lock_for_group",
     "real_path",
     "remove",
     "replacing",
@@ -252,6 +253,22 @@ def _owner(holder: Path) -> JsonObject:
         return read_json(holder)
     except InputError:
         return {}
+
+
+@contextmanager
+def lock_for_group(folder: Path, work: str, name: str) -> Iterator[Callable[[], None]]:
+    """Like `lock_folder`, for work that a group of processes shares: the first holds the lock.
+
+    In the other processes, the check does nothing.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with lock_for_group(Path(folder), "reranks", ".rerank.lock") as check_folder:
+    ...         check_folder()
+    """
+    lock = lock_folder(folder, work, name=name)
+    with lock if processes.is_first() else nullcontext(lambda: None) as check:
+        yield check
 
 
 def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:

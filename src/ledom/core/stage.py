@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -25,7 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import check_processes, check_settings, file_hash, lock_folder, write_json
+from ledom.core.files import check_processes, check_settings, file_hash, lock_for_group, write_json
 from ledom.core.reading import JsonObject, as_type, exists, read_json, read_jsonl
 from ledom.core.records import Key, Record, read_records, write_records
 
@@ -261,8 +260,8 @@ class Stage(Generic[RecordT]):
         done = sum(map(work.is_done, have.values()))
         place = {key: i for i, key in enumerate(have)}
         file = self.path.name
-        lock = lock_folder(self.path.parent, f"makes {file}", name=f".{file}.lock")
-        with lock if processes.is_first() else nullcontext(lambda: None) as self._check_folder:
+        lock = lock_for_group(self.path.parent, f"makes {file}", f".{file}.lock")
+        with lock as self._check_folder:
             for _ in track(self._made(work, mine, have), name, done, done + sum(map(len, mine))):
                 pass
             self.finish(lambda record: (place[record.key[:length]], record.key[length:]), timed)

@@ -10,7 +10,6 @@ A stopped stage resumes. Finished stages are reused if the settings are the same
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import compress
@@ -21,7 +20,7 @@ import numpy as np
 from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
-from ledom.core.files import check_processes, lock_folder
+from ledom.core.files import check_processes, lock_for_group
 from ledom.core.reading import check_counts
 from ledom.core.records import (
     CONFIDENCE,
@@ -143,8 +142,7 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     identities = {str(lm.direction): lm.identity for lm in job.models}
     check_processes(identities, job.out)
     job.notes += [] if job.folds else job.weights.other_models(identities)
-    lock = lock_folder(job.out, "reranks", name=".rerank.lock")
-    with lock if parallel.is_first() else nullcontext(lambda: None) as check_folder:
+    with lock_for_group(job.out, "reranks", ".rerank.lock") as check_folder:
         candidates = _candidates(job, track)
         external_scores = choose_external_scores(candidates, job.external_scores, needed)
         scores = _scores(job, candidates, track, check_folder)
