@@ -296,7 +296,7 @@ class LanguageModel(ABC):
     def written_text(self, prompt: str, ids: Sequence[int]) -> str:
         """Decode the ids that the model wrote for a prompt, in reading order.
 
-        The prompt is decoded with the ids, because a token's text may depend on its neighbors.
+        Prompt and ids are decoded together: the text of a token may depend on its neighbors.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> FakeLanguageModel().written_text("2 + 2 =", [221, 20])
@@ -325,9 +325,8 @@ class LanguageModel(ABC):
         if max_tokens > room:
             lower = f"lower max_tokens to {room}, or " if room > 0 else ""
             raise InputError(
-                f"the prompt {prompt[:60]!r} has {num_tokens} tokens; with "
-                f"max_tokens={max_tokens} it does not fit the model's context of {self.context}; "
-                f"{lower}shorten it"
+                f"the prompt {prompt[:60]!r} has {num_tokens} tokens; with max_tokens={max_tokens} "
+                f"it does not fit the model's context of {self.context}; {lower}shorten it"
             )
 
     @abstractmethod
