@@ -116,12 +116,24 @@ def test_the_kernels_use_the_threads_of_torch(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On macOS, the compiler does not support torch's OpenMP library."""
-    assert str(library._openmp()).startswith(str(Path(torch.__file__).parent))
+    assert Path(library._openmp()).is_relative_to(Path(torch.__file__).resolve().parent)
     monkeypatch.setattr(library, "_OPENMP", re.compile("no such library"))
     with caplog.at_level(logging.INFO, logger="ledom"):
         assert library._library() is None
     assert "no OpenMP library" in caplog.text
     assert list(fresh.parent.iterdir()) == []
+
+
+def test_torchs_openmp_library_is_preferred_behind_a_symbolic_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed, link = tmp_path / "installed", tmp_path / "link"
+    link.symlink_to(installed)
+    files = [tmp_path / "sklearn.libs/libgomp-a49a47f9.so.1", installed / "torch/lib/libgomp.so.1"]
+    lines = "".join(f"7f00-7f01 r-xp 00000000 fe:01 42  {file}\n" for file in files)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: lines)
+    monkeypatch.setattr(torch, "__file__", str(link / "torch/__init__.py"))
+    assert library._openmp() == str(files[1])
 
 
 @pytest.mark.slow

@@ -158,7 +158,8 @@ def _openmp() -> str | None:
         lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
         loaded = [line.split(maxsplit=5)[-1] for line in lines if _OPENMP.search(line)]
     # Other packages include one too; torch's is in its own folder, or it is the system's.
-    loaded.sort(key=lambda file: not file.startswith(str(Path(torch.__file__).parent)))
+    own = Path(torch.__file__).resolve().parent  # the kernel lists files without symbolic links
+    loaded.sort(key=lambda file: not Path(file).is_relative_to(own))
     return loaded[0] if loaded else None
 
 
