@@ -3,7 +3,7 @@
 Prompts and outputs are token ids in model order, so both directions can be scored and sampled.
 Scoring requests the log-probabilities of the prompt (`prompt_logprobs`); prefix caching is off,
 because cached tokens have none. vLLM does not load its own tokenizer. This uses vLLM's documented
-offline interface; it was tested with a mock, not on a GPU.
+offline interface; it was tested with vLLM 0.32 on a CPU and with a mock, not on a GPU.
 """
 
 from __future__ import annotations
