@@ -312,9 +312,7 @@ def no_progress(chunks: Iterable[T], *_: object) -> Iterator[T]:
     return iter(chunks)
 
 
-def at_once(
-    make: Callable[[Sequence[ItemT]], Iterable[Sequence[RecordT]]],
-) -> Make[ItemT, RecordT]:
+def at_once(make: Callable[[Sequence[ItemT]], Iterable[Sequence[RecordT]]]) -> Make[ItemT, RecordT]:
     """A `Work.make` from a function that yields all records of one item at a time.
 
     >>> make = at_once(lambda items: ([item.upper()] for item in items))

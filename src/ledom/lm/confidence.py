@@ -18,12 +18,7 @@ import numpy as np
 from ledom.core.errors import InputError
 from ledom.core.reading import check_counts, is_number
 
-__all__ = [
-    "Confidence",
-    "ConfidenceSettings",
-    "confidence_of",
-    "of_alternatives",
-]
+__all__ = ["Confidence", "ConfidenceSettings", "confidence_of", "of_alternatives"]
 
 
 @dataclass(frozen=True)

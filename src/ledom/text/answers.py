@@ -25,13 +25,7 @@ from ledom.text.math.notation import MARKUP, bare, has_content, keyboard, within
 from ledom.text.math.spelling import QUOTED, text_key
 from ledom.text.math.units import NOT_UNITS
 
-__all__ = [
-    "equal_answers",
-    "extract_answer",
-    "is_correct",
-    "is_right",
-    "split_thought",
-]
+__all__ = ["equal_answers", "extract_answer", "is_correct", "is_right", "split_thought"]
 
 _MOST_MARKS = 8  # from the last, in search of one that states an answer
 _THOUGHT_TAG = re.compile(r"</?think>")

@@ -26,14 +26,7 @@ from ledom.text.math.notation import join_groups, keyboard, normalize_numbers, w
 from ledom.text.math.units import is_unit
 from ledom.text.tokenizer import Encoding, Tokenizer
 
-__all__ = [
-    "ANSWER_MARK",
-    "STYLES",
-    "EncodedPair",
-    "PairFormat",
-    "Style",
-    "bare_steps",
-]
+__all__ = ["ANSWER_MARK", "STYLES", "EncodedPair", "PairFormat", "Style", "bare_steps"]
 
 Style = Literal["as written", "plain", "numbers", "equations"]
 

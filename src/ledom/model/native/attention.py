@@ -142,12 +142,7 @@ def causal_attention_backward(
 
 
 def cache_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    own: NDArray[np.int64],
-    about: NDArray[np.int64],
-    layer: int,
+    q: Tensor, k: Tensor, v: Tensor, own: NDArray[np.int64], about: NDArray[np.int64], layer: int
 ) -> Tensor:
     """Attention [A, H, D] of one token per text: q [A, H, D], k and v [A, K, D].
 

@@ -15,14 +15,7 @@ from torch.nn import functional
 
 from ledom.model.native.library import library_for, workspace
 
-__all__ = [
-    "PackedWeight",
-    "finish_layer",
-    "project",
-    "rms_norm",
-    "rotate",
-    "silu_product",
-]
+__all__ = ["PackedWeight", "finish_layer", "project", "rms_norm", "rotate", "silu_product"]
 
 _TILE_ROWS = 6  # ROWS in vectors.h
 _BLOCK = 192  # rows that go through a layer's steps while in the processor's cache

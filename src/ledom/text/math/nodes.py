@@ -199,12 +199,7 @@ def power(base: Node, exponent: Node) -> Node:
     return number(value**times)
 
 
-_BUILDERS: dict[str, Callable[..., Node]] = {
-    "+": total,
-    "*": product,
-    "/": quotient,
-    "^": power,
-}
+_BUILDERS: dict[str, Callable[..., Node]] = {"+": total, "*": product, "/": quotient, "^": power}
 
 
 _EXACT: dict[str, Callable[[Fraction], Fraction | int]] = {

@@ -146,10 +146,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     # bases: 101 in base 2, (101)_2, \text{1F}_{16}, 101_{(2)}, 101_{\text{base 2}}
     (re.compile(r"(?<=\d) (?:in )?base (\d{1,2})(?!\d)"), r"_{\1}"),
     (re.compile(r"(?:\\(?:text|mathrm)\s?\{|\()([\dA-F]+)[)}]\s?(?=_\s?\{?\s?\(?\d)"), r"\1"),
-    (
-        re.compile(r"_\{(?:\\(?:text|mathrm)\{\s?(?:base\s?)?\}?|\()(\d{1,2})[)}]?\}"),
-        r"_{\1}",
-    ),
+    (re.compile(r"_\{(?:\\(?:text|mathrm)\{\s?(?:base\s?)?\}?|\()(\d{1,2})[)}]?\}"), r"_{\1}"),
     (re.compile(r"(\d)\^\s?\{?\s?(?:\\(?:text|mathrm)\{)?\s?(st|nd|rd|th)\s?\}{0,2}"), r"\1\2"),
     (re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])"), " th"),
     (re.compile(r"(?<![A-Za-z])([aApP])\.\s?([mM])\.?(?![A-Za-z])"), r" \1\2"),
