@@ -15,7 +15,7 @@ from ledom.core.errors import InputError, OutputError, in_one_line
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["check_login", "check_name", "is_unreachable", "offline", "push", "render_card"]
+__all__ = ["check_login", "is_unreachable", "offline", "push", "render_card"]
 
 
 def render_card(template: Path, **values: Any) -> str:

@@ -26,7 +26,6 @@ from ledom.core.errors import InputError, WorkerError
 
 __all__ = [
     "available_cpus",
-    "default_threads",
     "from_first",
     "is_first",
     "is_first_failure",

@@ -29,9 +29,6 @@ from ledom.core.reading import JsonObject, as_type, exists, read_json, read_json
 from ledom.core.records import Key, Record, read_records, write_records
 
 __all__ = [
-    "Check",
-    "Keyed",
-    "Make",
     "Stage",
     "Track",
     "Work",

@@ -17,7 +17,7 @@ from ledom.core.errors import HubError, InputError, in_one_line, needs_extra
 from ledom.core.reading import JsonObject
 from ledom.core.records import Problem, read_records, unique_ids
 
-__all__ = ["BENCHMARKS", "FOLDER_VARIABLE", "Benchmark", "load_benchmark"]
+__all__ = ["BENCHMARKS", "load_benchmark"]
 
 FOLDER_VARIABLE = "LEDOM_DATA"
 """The environment variable that names the local folder."""

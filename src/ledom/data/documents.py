@@ -24,7 +24,7 @@ from ledom.core.reading import JsonObject, check_regular
 from ledom.data.folders import FileFinder
 from ledom.data.formats import FORMATS, SUFFIXES, Given, format_of, text_and_source
 
-__all__ = ["Documents", "FileDocuments", "HubDocuments", "open_documents"]
+__all__ = ["Documents", "open_documents"]
 
 HUB = "hub:"
 TEXT_KEY = "text"

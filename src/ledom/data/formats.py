@@ -19,7 +19,7 @@ from typing import IO, Any
 from ledom.core.errors import InputError, in_one_line, needs_extra
 from ledom.core.reading import check_surrogates, not_utf8, parse_json
 
-__all__ = ["FORMATS", "SUFFIXES", "Format", "Given", "format_of", "text_and_source"]
+__all__ = ["FORMATS", "SUFFIXES", "Given", "format_of", "text_and_source"]
 
 _SOURCE_KEY = "source"
 _COMPRESSED = {".gz", ".zst"}

@@ -31,7 +31,6 @@ from ledom.text.tokenizer import Tokenizer, train_tokenizer
 __all__ = [
     "DataConfig",
     "PreparedData",
-    "Source",
     "SourceConfig",
     "check_data",
     "prepare_data",

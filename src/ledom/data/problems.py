@@ -32,16 +32,12 @@ from ledom.text.pair_format import ANSWER_MARK, bare_steps
 
 __all__ = [
     "GENERATOR",
-    "HELD_OUT_TEMPLATES",
-    "SPLITS",
     "check_file",
     "equations",
     "generate_problems",
     "is_true",
     "load_problems",
     "normalize_solution",
-    "show_work",
-    "split_of",
     "value_of",
 ]
 

@@ -50,7 +50,7 @@ with needs_extra("datatrove", "data"):
     from datatrove.pipeline.base import PipelineStep
     from datatrove.utils.logging import logger
 
-__all__ = ["EXECUTORS", "Execution", "TokenizeProgress", "tokenize"]
+__all__ = ["Execution", "TokenizeProgress", "tokenize"]
 
 TASKS = "tasks"  # the folder for the tasks' settings, logs and state
 _SETTINGS = f"{TASKS}/settings.json"

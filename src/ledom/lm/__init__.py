@@ -30,7 +30,6 @@ from ledom.model.foreign.aliases import what_to_run
 __all__ = [
     "BACKENDS",
     "EMBEDDED",
-    "Backend",
     "LanguageModel",
     "backend_of",
     "embedded_folder",

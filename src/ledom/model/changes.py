@@ -35,7 +35,6 @@ from ledom.model.native.library import library_for
 
 __all__ = [
     "Changes",
-    "config_settings",
     "does_more",
     "evaluating",
     "follows_length",

@@ -30,7 +30,6 @@ from ledom.model.folder import numbers_in
 from ledom.model.own_forward import OwnForward, reset_length
 
 __all__ = [
-    "PackedRun",
     "check_long_text",
     "close",
     "in_float32",

@@ -23,7 +23,7 @@ from ledom.model.attention import without_autocast
 from ledom.model.checkpoint import Checkpoint
 from ledom.model.device import fast_bfloat16
 
-__all__ = ["INT8", "TOLERANCE", "load_in"]
+__all__ = ["INT8", "load_in"]
 
 INT8 = "int8"
 TOLERANCE = 0.001

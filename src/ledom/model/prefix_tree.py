@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PrefixTree", "batches", "shared_length"]
+__all__ = ["PrefixTree", "batches"]
 
 _MIN_SHARED = 16
 """Fewer shared tokens than this cost more in kernel calls than they save."""

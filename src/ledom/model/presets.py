@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from ledom.core.reading import Config
 
-__all__ = ["PRESETS", "ModelConfig"]
+__all__ = ["ModelConfig"]
 
 
 def _shape(width: int, inner: int, layers: int, heads: int, kv_heads: int, **more: int) -> _Shape:

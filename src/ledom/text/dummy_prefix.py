@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-__all__ = ["WithoutPrefix", "without_prefix"]
+__all__ = ["WithoutPrefix"]
 
 
 @dataclass

@@ -23,14 +23,7 @@ from ledom.core.files import write_atomically, write_json
 from ledom.core.reading import JsonObject, check_regular, check_surrogates, read_json_object
 from ledom.text.dummy_prefix import WithoutPrefix
 
-__all__ = [
-    "EOS_TOKEN",
-    "Encoding",
-    "Tokenizer",
-    "recorded_eos",
-    "refuse_to_replace",
-    "train_tokenizer",
-]
+__all__ = ["Encoding", "Tokenizer", "recorded_eos", "refuse_to_replace", "train_tokenizer"]
 
 EOS_TOKEN = "<|end|>"
 

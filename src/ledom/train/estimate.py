@@ -27,19 +27,7 @@ from ledom.train.optim import STATE_PER_WEIGHT, MatrixOptimizer
 from ledom.train.recipe import Recipe
 from ledom.train.start import check_lengths, check_shareable
 
-__all__ = [
-    "GPUS",
-    "Gpu",
-    "Memory",
-    "ParameterCount",
-    "Plan",
-    "Setup",
-    "activation_bytes",
-    "count_parameters",
-    "make_plan",
-    "memory",
-    "planned_shape",
-]
+__all__ = ["Plan", "Setup", "count_parameters", "make_plan", "memory", "planned_shape"]
 
 Precision = Literal["float32", "bfloat16"]
 

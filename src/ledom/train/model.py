@@ -27,13 +27,7 @@ from ledom.train.lora import add_adapters
 from ledom.train.objective import token_losses
 from ledom.train.recipe import Recipe
 
-__all__ = [
-    "TrainableModel",
-    "check_models",
-    "choose_packing",
-    "choose_precision",
-    "trainable_model",
-]
+__all__ = ["check_models", "trainable_model"]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,6 @@ from ledom.text.tokenizer import Tokenizer
 
 __all__ = [
     "ObjectiveConfig",
-    "PairBatch",
     "PairBatches",
     "read_wrong_solutions",
     "token_losses",

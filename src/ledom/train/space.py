@@ -17,7 +17,7 @@ from ledom.train.estimate import planned_shape
 from ledom.train.optim import STATE_PER_WEIGHT
 from ledom.train.recipe import Recipe
 
-__all__ = ["disk_space", "least_space"]
+__all__ = ["disk_space"]
 
 _FP32, _BF16 = 4, 2  # bytes
 

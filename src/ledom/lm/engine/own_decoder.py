@@ -24,7 +24,7 @@ from ledom.model.changes import follows_length
 from ledom.model.exactness import close, random_text, rounded, tolerance
 from ledom.model.own_forward import OwnForward
 
-__all__ = ["LoneDecoder", "Reader", "keeps_exactly"]
+__all__ = ["LoneDecoder", "keeps_exactly"]
 
 _STATES = ("cache", "past_key_values", "cache_params", "state")
 """Names under which architectures return and accept their cache, newest first. In transformers 5.24

@@ -51,7 +51,7 @@ from ledom.model.own_forward import OwnForward, reset_length
 from ledom.model.prefix_tree import PrefixTree
 from ledom.model.tree_attention import TreeAttention
 
-__all__ = ["LlamaTrunk", "Trunk", "build_trunk", "longest_packed", "round_weights", "trials"]
+__all__ = ["Trunk", "build_trunk", "longest_packed", "round_weights", "trials"]
 
 _MOST_PACKED = 2**28  # the most weights to copy, which takes up to 1 GB
 _NARROW = 512  # the widest model whose matmuls one thread computes as fast as several

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ledom.core.direction import Direction
 
-__all__ = ["ALIASES", "Published", "is_hub_name", "what_to_run"]
+__all__ = ["ALIASES", "is_hub_name", "what_to_run"]
 
 
 @dataclass(frozen=True)

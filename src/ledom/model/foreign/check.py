@@ -21,7 +21,7 @@ from ledom.core.errors import CheckpointError
 from ledom.model.architectures import longest_text
 from ledom.model.foreign.skeleton import read_whole, streamed
 
-__all__ = ["TEXTS", "SelfCheck", "check_model"]
+__all__ = ["SelfCheck", "check_model"]
 
 TEXTS = (
     "The lighthouse stood at the end of the pier, and every evening the old keeper climbed "

@@ -10,7 +10,7 @@ from pathlib import Path
 from ledom.core.errors import CheckpointError, in_one_line
 from ledom.model.foreign.tokenizer_files import TOKENIZER_FILES
 
-__all__ = ["Downloaded", "download", "one_gguf"]
+__all__ = ["download", "one_gguf"]
 
 _SMALL = (
     "adapter_config.json",

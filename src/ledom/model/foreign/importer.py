@@ -43,7 +43,7 @@ from ledom.model.foreign.tensors import (
 from ledom.model.foreign.tokenizer_files import known_eos, read_tokenizer
 from ledom.text.tokenizer import Tokenizer
 
-__all__ = ["RECORD", "ImportOptions", "Imported", "import_model"]
+__all__ = ["ImportOptions", "import_model"]
 
 RECORD = "ledom_import.json"
 """The file in an imported folder with the source, hashes, notes and self-check results."""

@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from ledom.core.errors import CheckpointError
 from ledom.model.attention import is_attending
 
-__all__ = ["FULL", "SLIDING", "NanochatConfig", "NanochatForCausalLM", "NanochatModel"]
+__all__ = ["FULL", "SLIDING", "NanochatConfig", "NanochatForCausalLM"]
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

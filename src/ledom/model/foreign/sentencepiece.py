@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from ledom.core.errors import CheckpointError
 
-__all__ = ["SPACE", "USER_DEFINED", "Piece", "build_sentencepiece", "read_sentencepiece"]
+__all__ = ["SPACE", "USER_DEFINED", "build_sentencepiece", "read_sentencepiece"]
 
 _NORMAL, _UNKNOWN, _CONTROL, USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 _BPE = 2

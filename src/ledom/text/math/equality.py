@@ -16,7 +16,7 @@ from ledom.text.math.nodes import Node, number, product, total
 from ledom.text.math.process import same_value
 from ledom.text.math.spelling import text_key
 
-__all__ = ["Comparison", "NeedsAlgebra", "is_number", "same_meaning"]
+__all__ = ["Comparison", "is_number", "same_meaning"]
 
 _CONSTANTS = frozenset(["pi", "e", "i", "oo"])
 

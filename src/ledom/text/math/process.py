@@ -22,7 +22,7 @@ from threading import Lock
 
 from ledom.core.processes import lower_limit
 
-__all__ = ["MathChecker", "same_value"]
+__all__ = ["same_value"]
 
 SECONDS_PER_PAIR = 5.0
 """The CPU time limit for one comparison."""
