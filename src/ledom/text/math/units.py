@@ -71,88 +71,24 @@ _STOP_WORDS = words(
 _PER = words("/ per a an each every")
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _NAMES = """
-% percent pct
-dollar $ us$ usd buck
-cent ¢
-euro € eur
-pound-sterling £ gbp quid
-yen ¥ jpy
-rupee ₹ rs inr
-won ₩ krw
-peso ₱
-dozen
-ordinal th
-unit
-bit
-byte
-kilobit Kb
-megabit Mb
-gigabit Gb
-kilobyte kb
-megabyte mb
-gigabyte gb
-terabyte tb
-milliwatt mW
-kilowatt kw
-megawatt MW
-gigawatt gw
-newton
-joule
-watt
-volt
-ampere amp
-kelvin
-coulomb
-tesla
-farad
-henry
-ohm
-pascal
-mole mol
-hertz hz
-kilohertz khz
-megahertz MHz mhz
-gigahertz ghz
-millivolt mV
-kilovolt kv
-megavolt MV
-milliamp mA milliampere
-degree ° deg
-celsius °c
-fahrenheit °f
-radian rad
-meter m metre
-kilometer km kilometre
-decimeter dm decimetre
-centimeter cm centimetre
-millimeter mm millimetre
-inch in inches
-foot ft feet
-yard yd
-mile mi
-gram g gramme
-kilogram kg kilo kilogramme
-milligram mg
-pound
-pound-weight lb
-ounce oz
+% percent pct, dozen, unit, ordinal th
+dollar $ us$ usd buck, cent ¢, euro € eur, pound-sterling £ gbp quid, yen ¥ jpy, rupee ₹ rs inr
+won ₩ krw, peso ₱
+bit, byte, kilobit Kb, megabit Mb, gigabit Gb, kilobyte kb, megabyte mb, gigabyte gb, terabyte tb
+milliwatt mW, kilowatt kw, megawatt MW, gigawatt gw, newton, joule, watt, volt, ampere amp, kelvin
+coulomb, tesla, farad, henry, ohm, pascal, mole mol, millivolt mV, kilovolt kv, megavolt MV
+milliamp mA milliampere, hertz hz, kilohertz khz, megahertz MHz mhz, gigahertz ghz
+degree ° deg, celsius °c, fahrenheit °f, radian rad
+meter m metre, kilometer km kilometre, decimeter dm decimetre, centimeter cm centimetre
+millimeter mm millimetre, inch in inches, foot ft feet, yard yd, mile mi
+gram g gramme, kilogram kg kilo kilogramme, milligram mg, pound, pound-weight lb, ounce oz
 ton tonne
-liter l litre
-milliliter ml millilitre
-tablespoon tbsp
-teaspoon tsp
-gallon gal
-quart qt
+liter l litre, milliliter ml millilitre, tablespoon tbsp, teaspoon tsp, gallon gal, quart qt
 pint pt
-second s sec
-minute min
-hour h hr
-day
-week wk
-month
-year yr
+second s sec, minute min, hour h hr, day, week wk, month, year yr
 """
-_UNIT_OF = {name: line.split()[0] for line in _NAMES.split("\n") for name in line.split()}
+"""Units with their other names, by what they measure."""
+_UNIT_OF = {name: unit.split()[0] for unit in re.split("[,\n]", _NAMES) for name in unit.split()}
 _COMPOUND = {
     "mph": {"mile": 1, "hour": -1},
     "kmh": {"kilometer": 1, "hour": -1},
