@@ -14,7 +14,6 @@ know about tokens or models.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -24,6 +23,7 @@ from random import Random
 from typing import Any
 
 from ledom.core.errors import InputError
+from ledom.core.files import digest
 from ledom.core.reading import exists
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.data.benchmarks import BENCHMARKS, load_benchmark
@@ -71,7 +71,7 @@ def split_of(question: str) -> str:
     >>> split_of("How many apples?") in SPLITS
     True
     """
-    share = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") / 2**64
+    share = digest(question) / 2**64
     return next(split for split, upper in SPLITS.items() if share < upper)
 
 

@@ -7,7 +7,6 @@ that the model cannot serve is rejected before any work is done (tests/lm/test_c
 
 from __future__ import annotations
 
-import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
+from ledom.core.files import digest
 from ledom.core.reading import check_counts, is_number, require
 from ledom.lm.confidence import ConfidenceSettings
 from ledom.lm.generation import FinishReason, Generation, ModelSpan, TokenSpan
@@ -158,7 +158,7 @@ class LanguageModel(ABC):
             *(str(self.direction), tokenizer.fingerprint, tokenizer.eos_id, self.bos_ids),
             *(sorted(self.stop_ids), self.context, self.pair_format),
         ]
-        return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+        return f"{digest(repr(known)):016x}"
 
     @property
     def vocab_size(self) -> int:

@@ -8,7 +8,6 @@ This module does not know about training or scoring.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ from ledom.core.errors import (
     in_one_line,
     is_out_of_memory,
 )
-from ledom.core.files import write_json
+from ledom.core.files import digest, write_json
 from ledom.core.folders import write_folder
 from ledom.core.reading import read_json_object
 from ledom.model import attention
@@ -97,8 +96,7 @@ class CheckpointInfo:
     def fingerprint(self) -> str:
         """A hash of all loaded files, the direction and the special tokens."""
         use = [str(self.direction), self.tokenizer.eos_id, self.bos_ids]
-        identity = f"{hash_files(loaded_files(self.folder))} {use}"
-        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return f"{digest(f'{hash_files(loaded_files(self.folder))} {use}'):016x}"
 
 
 @dataclass(frozen=True)
