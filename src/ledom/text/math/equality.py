@@ -78,6 +78,7 @@ class Comparison:
             ("named", self._same_named),
             ("quantity", self._same_quantity),
             ("relation", self._same_relation),
+            ("time", self._same_time),
         ):
             if kind in kinds:
                 return compare(*((first, second) if first.kind == kind else (second, first)))
@@ -161,6 +162,15 @@ class Comparison:
             return self.same(first.parts[1], second)
         hundredth = product(value, number(Fraction(1, 100)))
         return self.same(value, second) or (first.label.is_percent and self.same(hundredth, second))
+
+    def _same_time(self, first: Node, second: Node) -> bool:
+        """3:30 p.m. equals 3:30, but 3 p.m. is not the number 3."""
+        if second.kind == "time":
+            return first.name == second.name and self._same_parts(first, second)
+        if second.kind != "ratio":
+            return False
+        is_full_hour = all(part.value == 0 for part in second.parts[1:])
+        return self.same(first.parts[0], second.parts[0] if is_full_hour else second)
 
     def _members(self, node: Node) -> list[Node]:
         """The parts; for a set, without repeats."""

@@ -387,8 +387,9 @@ def _relation(signs: list[str], parts: list[Node]) -> Node:
     """A chain of relations, ordered from smaller to larger; "5 = x" names x."""
     if signs == ["="] and parts[1].kind == "symbol" and parts[0].kind != "symbol":
         return Node("named", parts[1].name, (parts[0],))
-    if signs == ["="] and parts[0].kind == "symbol":
-        return Node("named", parts[0].name, (parts[1],))
+    is_value = signs == ["="] or (signs == ["~"] and parts[1].kind in ("number", "quantity"))
+    if is_value and parts[0].kind == "symbol":
+        return Node("named", parts[0].name, (parts[1],)) if parts[0].name else parts[1]
     is_point = parts[0].kind == "bracket" and all(p.kind == "symbol" for p in parts[0].parts)
     if signs == ["="] and parts[1].kind == "bracket" and is_point:  # (x, y) = (1, 2)
         return Node("named", " ".join(part.name for part in parts[0].parts), (parts[1],))
