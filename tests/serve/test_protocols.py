@@ -64,6 +64,18 @@ def test_slime_gets_the_same_numbers(client: TestClient, own: list[dict[str, Any
         assert post(client, "/reward", **body) == pytest.approx(own[1]["reward"])
 
 
+def test_a_response_may_be_messages(client: TestClient, own: list[dict[str, Any]]) -> None:
+    """As environments with tools keep them: the answer is the assistant's last message."""
+    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+    response = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "7"},
+        {"role": "assistant", "content": ANSWERS[1], "reasoning_content": "3 + 5"},
+    ]
+    body = {"prompt": [{"role": "user", "content": QUESTION}], "response": response}
+    assert post(client, "/reward", **body) == pytest.approx(own[1]["reward"])
+
+
 def test_a_template_may_begin_the_thought(client: TestClient, own: list[dict[str, Any]]) -> None:
     prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n<think>\n"
     empty = post(client, "/reward", prompt=QUESTION, response="")

@@ -42,7 +42,7 @@ class SlimeBody(Body):
     """The body that slime's and miles' `--rm-url` sends."""
 
     prompt: Annotated[str | Items[JsonObject], Field(examples=[QUESTION])]
-    response: Annotated[str, Field(examples=[ANSWER])]
+    response: Annotated[str | Items[JsonObject], Field(examples=[ANSWER])]
 
 
 class DialogBody(ReadingBody):
@@ -104,7 +104,7 @@ async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
 @router.post("/reward")
 async def slime(body: SlimeBody, service: ServiceOf) -> float:
     """slime's remote reward. The response is a bare number."""
-    size = len(body.response) + len(body.prompt if isinstance(body.prompt, str) else "")
+    size = sum(len(text) for text in (body.prompt, body.response) if isinstance(text, str))
     pair = await apart(size, lambda: service.judge.read_sample(body.prompt, body.response))
     (value,) = _values(await service.judge_samples([pair]))
     return value
