@@ -270,6 +270,7 @@ def test_greedy_texts_are_requested_once(
         ('[{"a": -Infinity, "b": -1}]', "a log-probability is not finite"),
         ('[{"a": 3, "b": -1}]', "a log-probability is 3"),
         ("[]", "returned no log-probabilities of the most likely tokens"),
+        ('[{"a": -1}, {"b": -2}]', "of at most 1 tokens, and confidence is to use 2"),
     ],
 )
 def test_invalid_logprobs_for_confidence_are_refused(

@@ -216,6 +216,13 @@ class OpenAILanguageModel(LanguageModel):
             )
         for row in rows:
             read_logprobs([*row.values()])
+        asked = sampling.confidence.top_k
+        most = max(map(len, rows), default=asked)
+        if most <= asked // 2:  # a few are lost where tokens share a name
+            raise ServerError(
+                f"{self.name}: the server sends log-probabilities of at most {most} tokens, and "
+                f"confidence is to use {asked}; use at most {most}"
+            )
         return of_alternatives(rows, sampling.confidence)
 
     def _ask(
