@@ -176,7 +176,13 @@ def test_temporary_errors_are_retried(
     [
         ((401, b'{"error": {"message": "no key"}}'), "m: the server answered 401: .*no key"),
         ((404, b"{}"), "the server answered 404"),
-        ((500, b"oops"), "the server answered 500"),
+        ((422, b'{"error": "top_p > 1", "error_type": "validation"}'), "answered 422: top_p > 1"),
+        ((500, b"oops"), "the server answered 500: oops"),
+        ((200, b'{"error": {"message": "no credit"}}'), "the server failed: no credit"),
+        (
+            (200, b'{"choices": [{"text": "cut", "error": {"message": "gone"}}]}'),
+            "the server failed: gone",
+        ),
         ((200, b"garbage"), "no usable answer from the server"),
         ((200, b'{"choices": [null]}'), "is not valid"),
         ((200, b'{"choices": [{"logprobs": {"token_logprobs": 7}}]}'), "is not valid"),

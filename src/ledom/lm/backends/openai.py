@@ -236,7 +236,7 @@ class OpenAILanguageModel(LanguageModel):
         except openai.APIStatusError as error:
             raise ServerError(
                 f"{self.name}: the server answered {error.status_code}: "
-                f"{in_one_line(error.message)}"
+                f"{_said(error.body or error.message)}"
             ) from error
         except openai.APIConnectionError as error:
             why = f"{in_one_line(error)} ({in_one_line(error.__cause__ or error)})"
@@ -255,6 +255,9 @@ class OpenAILanguageModel(LanguageModel):
                 "folder"
             )
         try:
+            for part in (answer, *(answer.choices or ())):  # OpenRouter answers 200 to a failure
+                if failure := getattr(part, "error", None):
+                    raise ServerError(f"{self.name}: the server failed: {_said(failure)}")
             return read(answer)
         except (AttributeError, TypeError, ValueError, OverflowError, LookupError) as error:
             raise ServerError(f"{self.name}: the server's answer is not valid: {error}") from error
@@ -284,6 +287,11 @@ class OpenAILanguageModel(LanguageModel):
 
     def _unusable(self, what: object) -> ServerError:
         return ServerError(f"{self.name}: no usable answer from the server: {in_one_line(what)}")
+
+
+def _said(error: object) -> str:
+    """The message in an error that a server sent, whatever its form, in one line."""
+    return in_one_line(error.get("message") or error if isinstance(error, dict) else error)
 
 
 def _client(model: str, key: str | None, base_url: str | None, **options: Any) -> Any:
