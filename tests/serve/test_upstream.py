@@ -160,12 +160,20 @@ FAILURES: dict[str, tuple[Handler, int, str]] = {
     "hangs": (_hangs, 504, "did not answer within"),
     "dies": (_dies, 502, "connection to the upstream failed"),
     "html": (lambda r: httpx.Response(200, html="<p>no"), 502, "is not valid"),
-    "no choices": (lambda r: httpx.Response(200, json={"choices": []}), 502, "no choices"),
-    "strange": (lambda r: httpx.Response(200, json={"choices": [7]}), 502, "no choices"),
+    "no choices": (lambda r: httpx.Response(200, json={"choices": []}), 502, "no usable choices"),
+    "strange": (lambda r: httpx.Response(200, json={"choices": [7]}), 502, "no usable choices"),
     "an error with 200": (
         lambda r: httpx.Response(200, json={"error": {"message": "out of credit"}}),
         502,
-        'no choices: {"error":{"message":"out of credit"}}',
+        'no usable choices: {"error":{"message":"out of credit"}}',
+    ),
+    "a choice with an error": (
+        lambda r: httpx.Response(
+            200,
+            json={"choices": [{"message": {"content": "3 +"}, "error": {"message": "gone"}}] * 6},
+        ),
+        502,
+        "gone",
     ),
     "deep": (lambda r: httpx.Response(200, content=b"[" * 10**5), 502, "is not valid"),
     "no text": (

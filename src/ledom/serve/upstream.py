@@ -171,7 +171,7 @@ class Upstream:
             raise Refusal(502, f"the upstream's answer is not valid: {error}") from None
         choices = data.get("choices")
         if not isinstance(choices, list) or not choices or not all(map(_is_choice, choices)):
-            raise Refusal(502, f"the upstream's answer has no choices: {self._said(content)}")
+            raise Refusal(502, f"the upstream sent no usable choices: {self._said(content)}")
         return data
 
     def _refusal(self, answer: httpx.Response, content: bytearray) -> Refusal:
@@ -235,7 +235,9 @@ def _is_address(url: str) -> bool:
 
 
 def _is_choice(choice: Any) -> bool:
-    return isinstance(choice, dict) and isinstance(choice.get("message", choice), dict)
+    """Whether it is a choice; OpenRouter's have an error if their text was cut off by a failure."""
+    is_read = isinstance(choice, dict) and isinstance(choice.get("message", choice), dict)
+    return is_read and not choice.get("error")
 
 
 def _text(choice: JsonObject) -> str:
