@@ -48,4 +48,12 @@ EXTRACTED_CHOICES: list[tuple[str, str | None]] = [
     ("정답은 B입니다.", "B"),
     ("정답: 42", "42"),
     ("La respuesta correcta es 42. Son 3 más.", "42"),
+    ("La respuesta correcta es la B.", "B"),
+    ("La opción correcta es la (B).", "(B)"),
+    ("La respuesta es la opción B, porque 2 < 3.", "B"),
+    ("A alternativa correta é a letra B.", "B"),
+    ("La bonne réponse est la B) Paris.", "B) Paris"),
+    ("La réponse est l'option B.", "B"),
+    ("La risposta corretta è la lettera B.", "B"),
+    ("Die richtige Antwort ist Antwort B.", "B"),
 ]

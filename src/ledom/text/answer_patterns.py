@@ -94,7 +94,8 @@ CHOICE_PARAGRAPH = re.compile(  # a last paragraph that is a choice and what it 
 )
 PREAMBLE = re.compile(  # before the answer itself: option (C), therefore 5, not 4 but 5
     r"(?:therefore|thus|hence|then|simply),?\s|either\s|not\s[^.\n]{1,80}?\sbut\s(?:rather\s)?"
-    r"|(?:the )?(?:option|choice|letter)\s(?=\(?[A-J]\b)",
+    r"|(?:(?:the|la|a)\s|l['\u2019])?(?:option|choice|letter|opción|opção|opzione|letra|lettre|lettera"
+    r"|alternativa|réponse|antwort)\s(?=\(?[A-J]\b)|la\s(?=\(?[A-J]\b)",
     re.IGNORECASE,
 )
 FIRST_CHOICE = re.compile(  # a first line that is a choice, before its explanation

@@ -36,8 +36,9 @@ ANSWER_MARK = re.compile(
     r"(?: (?:to|of) (?:the|this|your|our) (?:\w+ ){0,3}?(?:question|problem)\b)?[\\*_\"'`}\s]{0,8}"
     r"(?:(?:is|are|was|(?:would|must|should|will|has to|turns out to) be|equals)\b|[:=])"
     r"|^(?:\#{1,6} )?(?:(?:final|correct) )?answer[ \t]*$"  # a heading
-    r"|(?=[答正정arо])(?:答案|答え|正解|正确选项|정답|antwort|respuesta|réponse|risposta|resposta|ответ)"
-    r"(?: (?:correcta|correcte|corretta|correta|final|finale))?[\s*]{0,3}"
+    r"|(?=[答正정aroо])(?:(?:答案|答え|正解|正确选项|정답|antwort|respuesta|réponse|risposta|resposta|ответ)"
+    r"(?: (?:correcta|correcte|corretta|correta|final|finale))?"
+    r"|(?:opción|opção|opzione|alternativa) (?:correcta|correta|corretta))[\s*]{0,3}"
     r"(?:[:=】选是为은は]|(?:ist|es|est|è|é|lautet)\b))"
     r"|^[ \t*]{0,8}A:(?=\s)",
     re.MULTILINE,
