@@ -98,6 +98,8 @@ EQUAL_QUANTITIES = [
     ("3 million", "3,000,000", "millions"),
     ("350,000", "350000 dollars", "a currency may be left out"),
     ("₹1,00,000", "100000 rupees", "Indian grouping of rupees"),
+    (r"5 \text{ times}", "5", "how often"),
+    ("5 times per week", "5", "how often"),
     # times and ratios
     ("3 p.m.", "3:00 PM", "one time in two spellings"),
     (r"2\text{ pm}", "2 p.m.", "one time in two spellings"),

@@ -104,6 +104,9 @@ UNEQUAL_QUANTITIES = [
     ("$5", "€5", "another currency"),
     ("$5", "5 cents", "another currency"),
     ("$5k", "5", "thousands"),
+    ("5 times 3", "5", "a product"),
+    ("5 times a", "5", "a product"),
+    ("5 times", "5 apples", "other things"),
     # times, dates, ratios, ranges
     ("3 p.m.", "3 a.m.", "the other half of the day"),
     (r"2\text{ pm}", r"2\text{ am}", "the other half of the day"),

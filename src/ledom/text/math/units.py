@@ -69,6 +69,7 @@ _STOP_WORDS = words(
     "each every per his her their its all"
 )
 _PER = words("/ per a an each every")
+_AFTER_TIMES = ("", "per", "each", "every")  # 5 times, 5 times per day; 5 times a is a product
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _NAMES = """
 % percent pct, dozen, unit, ordinal th
@@ -255,7 +256,7 @@ def _changes_value(word: str, following: str) -> bool:
         is_variable
         or not word[:1].isalpha()
         or not SPELLED.keys().isdisjoint(word.split("-"))
-        or word in NOT_UNITS
+        or (word in NOT_UNITS and not (word == "times" and following in _AFTER_TIMES))
         or _scale(word) is not None
         or bool(_SCALE_OR_LIMIT.search(word))
         or _is_denominator(word, following)
