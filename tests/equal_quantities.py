@@ -99,6 +99,11 @@ EQUAL_QUANTITIES = [
     ("350,000", "350000 dollars", "a currency may be left out"),
     ("₹1,00,000", "100000 rupees", "Indian grouping of rupees"),
     (r"5 \text{ times}", "5", "how often"),
+    ("R$ 50,00", "50", "Brazilian money"),
+    (r"R\$ 1.250,50", "1250.5 reais", "Brazilian money"),
+    ("\u20a650", "50", "a currency"),
+    ("50 \u20bd", "50", "a currency"),
+    ("3 real solutions", "3 solutions", "no money"),
     ("5 times per week", "5", "how often"),
     # times and ratios
     ("3 p.m.", "3:00 PM", "one time in two spellings"),

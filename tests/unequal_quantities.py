@@ -104,6 +104,7 @@ UNEQUAL_QUANTITIES = [
     ("$5", "€5", "another currency"),
     ("$5", "5 cents", "another currency"),
     ("$5k", "5", "thousands"),
+    ("\u20ba5", "\u20bd5", "another currency"),
     ("5 times 3", "5", "a product"),
     ("5 times a", "5", "a product"),
     ("5 times", "5 apples", "other things"),

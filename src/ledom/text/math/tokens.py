@@ -50,7 +50,8 @@ _PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")  # if a comma separates numbe
 _BASED = re.compile(r"(?=[0-9A-F]{2})[0-9A-F]*[A-F][0-9A-F]*\s?_\s?\{?\s?(?:1[1-6])\s?\}?")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _CURRENCY = re.compile(
-    r"(?:US)?\\\$|US\$|Rs\.?(?![A-Za-z])|(?:USD|EUR|GBP|JPY|INR|KRW)(?=\s?-?[0-9.])|[$€£¥₹₱₩]"
+    r"(?:US)?\\\$|US\$|R\\?\$(?=\s?[0-9])|Rs\.?(?![A-Za-z])"
+    r"|(?:USD|EUR|GBP|JPY|INR|KRW)(?=\s?-?[0-9.])|[$€£¥₹₱₩₽₺₦₪₴฿₫]"
 )
 _HYPHEN = r"(?:(?<=[^\W\d_]{3})-|-(?=[^\W\d_]{3}))"  # T-shirt; elsewhere it subtracts: x-y
 _WORD = re.compile(rf"[^\W\d_]+(?:(?:['’.]|{_HYPHEN})[^\W\d_]+)*['’]?\.?")

@@ -74,7 +74,8 @@ _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _NAMES = """
 % percent pct, dozen, unit, ordinal th
 dollar $ us$ usd buck, cent ¢, euro € eur, pound-sterling £ gbp quid, yen ¥ jpy, rupee ₹ rs inr
-won ₩ krw, peso ₱
+won ₩ krw, peso ₱, brazilian-real r$ reais, ruble ₽ руб рублей рубля рубль, lira ₺, naira ₦
+shekel ₪, hryvnia ₴, baht ฿, dong ₫
 bit, byte, kilobit Kb, megabit Mb, gigabit Gb, kilobyte kb, megabyte mb, gigabyte gb, terabyte tb
 milliwatt mW, kilowatt kw, megawatt MW, gigawatt gw, newton, joule, watt, volt, ampere amp, kelvin
 coulomb, tesla, farad, henry, ohm, pascal, mole mol, millivolt mV, kilovolt kv, megavolt MV
