@@ -308,6 +308,8 @@ EQUAL = [
     (r"~5\text{ cm}", "5 cm", "the sign of an approximation may be left out"),
     ("x \u2248 12.57", "12.57", "a name may be left out"),
     (r"\text{all real numbers}", r"(-\infty,\infty)", "a set in words"),
+    ("\u211d", r"\mathbb{R}", "a Unicode letter"),
+    ("90\u02da", "90\xb0", "a ring for a degree"),
     ("No solution", "no solutions", "singular and plural"),
     ("\u201c18\u201d", "18", "curly quotes"),
     ("\u2018x\u2019", "x", "single curly quotes are no prime"),

@@ -48,10 +48,10 @@ def words(text: str) -> frozenset[str]:
 
 _SUPERSCRIPTS, _SUBSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "₀₁₂₃₄₅₆₇₈₉"
 _LEVELED = str.maketrans(_SUPERSCRIPTS + _SUBSCRIPTS, "0123456789+-ni0123456789")
-_SIGNS = "×·⋅∙∗≤≥≠≈π∞∪∩∈∅±∓√∛∠△≡"
+_SIGNS = "×·⋅∙∗≤≥≠≈π∞∪∩∈∅±∓√∛∠△≡ℝ"
 _SIGN_NAMES = (
     "times cdot cdot cdot cdot leq geq neq approx pi infty cup cap in emptyset pm mp sqrt sqrt[3] "
-    "angle triangle equiv"
+    "angle triangle equiv mathbb{R}"
 )
 _CHARACTERS = str.maketrans(
     {
@@ -60,7 +60,7 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("\u202f\u2009\xa0", r"\,"),  # thin spaces group digits
         **{sign: rf"\{name} " for sign, name in zip(_SIGNS, _SIGN_NAMES.split(), strict=True)},
         "÷": "/",
-        **dict.fromkeys("°º", "^\\circ "),
+        **dict.fromkeys("°º˚", "^\\circ "),
     }
 )
 _SUPERSCRIPT_RUN = re.compile(f"[{_SUPERSCRIPTS}]+")
