@@ -138,8 +138,8 @@ def test_candidates_of_other_problems_are_refused(
         (("--forward", "none", "--reverse", "none"), ("no candidates, and no forward model",)),
         (("--weights", "nowhere.yaml"), ("nowhere.yaml", "no such file")),
         (("--weights", "w.yaml", "--lambda", "0.5"), ("--lambda would", "come from w.yaml")),
-        (("--nonsense",), ("--nonsense", ". See: ledom --help")),
-        (("--threads", "5000"), ("threads", "1024. See: ledom --help")),
+        (("--nonsense",), ("--nonsense", ". See: ledom rerank --help")),
+        (("--threads", "5000"), ("threads", "1024. See: ledom rerank --help")),
     ],
 )
 @pytest.mark.usefixtures("fakes")
@@ -184,7 +184,7 @@ def test_an_unwritable_output_folder_is_refused(
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
     check_refused(
-        run("rerank", "--problems", problem_file, "--out", out), str(out.parent), "is a file"
+        run("rerank", "--problems", problem_file, "--out", out), str(out.parent), "not a folder"
     )
 
 

@@ -153,8 +153,8 @@ def test_a_path_of_the_wrong_kind_is_refused_first(run: Run, tmp_path: Path, nam
     if name in WRITES_FILE:
         check_refused(run(*given, tmp_path), f"{tmp_path}: this is a folder, but --out needs a")
     else:
-        check_refused(run(*given, file), f"{file}: this is a file, but --out needs a folder")
-    check_refused(run(*given, file / "inside"), f"{file}: this is a file, but --out needs a folder")
+        check_refused(run(*given, file), f"{file}: not a folder, but --out needs one")
+    check_refused(run(*given, file / "inside"), f"{file}: not a folder, but --out needs one")
     assert file.read_text() == "mine"
 
 

@@ -59,6 +59,10 @@ class Panic(BaseException):
             UnicodeEncodeError("utf-8", "a\udcffb", 1, 2, "surrogates not allowed"),
             "an argument or a file name is not UTF-8 (it contains '\\udcff'); convert it first",
         ),
+        (
+            FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"),
+            "error: no folder for temporary files can be written; set TMPDIR to one that can",
+        ),
         (OSError(28, "No space left on device", "out/x"), "out/x: No space left on device"),
         (OSError(28, "No space left on device"), "error: No space left on device; finished res"),
     ],

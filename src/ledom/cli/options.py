@@ -187,12 +187,12 @@ def check_folder(path: Path | None) -> Path | None:
 
     >>> check_folder(Path("/dev/null/out"))
     Traceback (most recent call last):
-    ledom.core.errors.InputError: /dev/null: this is a file, but --out needs a folder; give another
+    ledom.core.errors.InputError: /dev/null: not a folder, but --out needs one; give another
     """
     above: list[Path] = [] if path is None else [path, *path.parents]
     for place in above:
         if exists(place) and not place.is_dir():
-            raise InputError("this is a file, but --out needs a folder; give another", path=place)
+            raise InputError("not a folder, but --out needs one; give another", path=place)
     found = next((place for place in above if place.is_dir()), None)
     if found is not None and not os.access(found, os.W_OK | os.X_OK):
         raise OutputError(f"{found}: this folder cannot be written; give another --out")

@@ -144,7 +144,8 @@ def _message(error: BaseException) -> str:
         return str(error).replace("\n", " ")
     if hasattr(error, "format_message"):  # a usage error of typer
         usage = error.format_message().replace("\n", " ")
-        return f"{usage.rstrip('.')}. See: ledom --help"
+        command = context.command_path if (context := getattr(error, "ctx", None)) else "ledom"
+        return f"{usage.rstrip('.')}. See: {command} --help"
     if is_out_of_memory(error):
         return (
             "out of memory; use fewer or shorter texts at a time (in training, a smaller "
@@ -153,6 +154,8 @@ def _message(error: BaseException) -> str:
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         found = ascii(error.object[error.start : error.end])
         return f"an argument or a file name is not UTF-8 (it contains {found}); convert it first"
+    if isinstance(error, OSError) and "temporary directory" in str(error):  # Python, matplotlib
+        return "no folder for temporary files can be written; set TMPDIR to one that can"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in _SYSTEM_LIMITS:
