@@ -35,7 +35,7 @@ def test_the_command_prints_one_table(
         (["--suite", "apple"], "unknown suite 'apple'"),
         (["arc_easy", "--suite", "r2l"], "give tasks or --suite, not both"),
         (["--forward", "none", "--reverse", "none"], "give a forward or a reverse model"),
-        (["problems_after", "--data", "."], "--data would have no effect: no task of this run"),
+        (["problems_after", "--data", "."], "--data would have no effect: this folder has no TASK"),
         (["mine.jsonl", "--data", "."], "--data would have no effect"),
         (["mine.jsonl", "--seed", "3"], "--seed would have no effect"),
         (["--forward", "none", "--add-bos"], "--add-bos would have no effect"),

@@ -66,6 +66,11 @@ AddBos = Annotated[
     ),
 ]
 
+_WHY_UNUSED = {
+    "data": "this folder has no TASK.jsonl of this run's tasks",
+    "seed": "no task of this run draws its questions",
+}
+
 
 def evaluate(
     context: typer.Context,
@@ -108,7 +113,7 @@ def evaluate(
     how = Options(data, limit, num_fewshot, seed, allow_code)
     sources, notes = _sources(tasks, suite, how)
     unused = frozenset.intersection(*(source.unused for source in sources))
-    options.refuse_unused(context, (True, "no task of this run uses it", sorted(unused)))
+    options.refuse_unused(context, *((True, _WHY_UNUSED[name], [name]) for name in sorted(unused)))
     from ledom.evaluate.evaluation import Job, evaluate_models
 
     models = models_or_none(forward, reverse, device, dtype)
