@@ -108,6 +108,7 @@ def test_without_a_compiler_plain_torch_takes_over(
         assert silu_product(torch.tensor([[0.0, 5.0]])).tolist() == [[0.0]]
     assert reason in caplog.text
     assert "no compiled kernels, so models run slower" in caplog.text
+    assert "a folder where code may run, in XDG_CACHE_HOME or TMPDIR" in caplog.text
     assert caplog.text.count("\n") == 1
     assert list(fresh.iterdir()) == []
 

@@ -75,8 +75,11 @@ def _library() -> ctypes.CDLL | None:
     try:
         library = _loaded(openmp)
     except (*_FAILURES, subprocess.SubprocessError) as error:
-        message = "no compiled kernels, so models run slower: %s; install GCC, or correct CC"
-        log.warning(message, _reason(error))
+        log.warning(
+            "no compiled kernels, so models run slower: %s; they need GCC, or a compiler that CC "
+            "names, and a folder where code may run, in XDG_CACHE_HOME or TMPDIR",
+            _reason(error),
+        )
         return None
     for name, signature in _SIGNATURES.items():
         function = getattr(library, name)
