@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from kills import in_a_child
+from ledom.core.errors import LedomError
 from ledom.core.processes import lower_limit
 from ledom.text.answers import is_correct
 from ledom.text.math import process
@@ -88,6 +89,12 @@ def test_a_worker_that_dies_is_replaced(checker: MathChecker) -> None:
     assert checker._worker is not None
     checker._worker.kill()  # as the system does when memory is short
     assert checker.equal(r"\sqrt{4}", "2")
+
+
+def test_a_worker_that_cannot_start_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # killed during its imports
+    with pytest.raises(LedomError, match=r"did not start; check .* limits .*, and run the same"):
+        MathChecker().equal("1", "1")
 
 
 def test_a_pair_that_kills_each_worker_is_unequal(monkeypatch: pytest.MonkeyPatch) -> None:

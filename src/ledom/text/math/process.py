@@ -20,6 +20,7 @@ import sys
 from functools import cache, lru_cache
 from threading import Lock
 
+from ledom.core.errors import LedomError
 from ledom.core.processes import lower_limit
 
 __all__ = ["same_value"]
@@ -72,7 +73,10 @@ class MathChecker:
         )
         if self._read(self._worker, _START_SECONDS) != _READY:
             self.close()
-            raise RuntimeError("the process that compares answers did not start")
+            raise LedomError(
+                "the process that compares answers did not start; check this system's limits on "
+                "memory and processes (ulimit -a), and run the same command again to resume"
+            )
         return self._worker
 
     def _ask(self, worker: subprocess.Popen[str], pair: str) -> str | None:
