@@ -28,7 +28,7 @@ from ledom.train.distributed import (
     whole_weights,
 )
 from ledom.train.loop import train, validate
-from ledom.train.lora import LoraConfig
+from ledom.train.objective import ObjectiveConfig
 from ledom.train.optim import Muon
 from ledom.train.recipe import Recipe
 from started import PROCESSES, port_of_a_group
@@ -284,12 +284,10 @@ def test_a_single_process_does_not_communicate():
         assert not dist.is_initialized()
 
 
-def test_lora_and_contrasts_are_refused_on_many_processes(tmp_path, recipe, data):
-    adapted = recipe.model_copy(update={"lora": LoraConfig()})
-    with pytest.raises(RecipeError, match="lora run in one process"):
-        train(
-            adapted.model_copy(update={"parallel": ParallelConfig(tokens_per_microbatch=9)}),
-            Direction.REVERSE,
-            data,
-            tmp_path,
-        )
+def test_contrasts_are_not_divided_into_micro_batches(tmp_path, recipe, data):
+    asked = {
+        "objective": ObjectiveConfig(target=1.0),
+        "parallel": ParallelConfig(tokens_per_microbatch=9),
+    }
+    with pytest.raises(RecipeError, match="objective.contrastive run in one process, without"):
+        train(recipe.model_copy(update=asked), Direction.REVERSE, data, tmp_path)

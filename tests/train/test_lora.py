@@ -2,6 +2,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from architectures import tiny
@@ -9,8 +10,10 @@ from ledom.core.direction import Direction
 from ledom.core.errors import MissingExtraError, RecipeError
 from ledom.model.checkpoint import build_model, save_checkpoint
 from ledom.text.pair_format import PairFormat
+from ledom.train.distributed import ParallelConfig
 from ledom.train.loop import train, validate
 from ledom.train.lora import LoraConfig, add_adapters
+from ledom.train.metrics import read_metrics
 
 REVERSE = Direction.REVERSE
 
@@ -52,6 +55,24 @@ def test_adapters_are_merged_into_a_plain_model(tuned, data, tmp_path):
     assert all(".layers." in name and "proj" in name for name in changed)
     losses = [validate(model, data, REVERSE, tuned)["valid_loss"] for model in (before, after)]
     assert losses[1] < losses[0] - 0.01
+
+
+@pytest.mark.slow
+def test_micro_batches_give_the_same_adapters(tuned, data, tmp_path):
+    """Gradients accumulate: losses, norms and the merged weights are those of whole batches."""
+    short = tuned.optim.model_copy(update={"steps": 3, "warmup_steps": 1, "decay_steps": 1})
+    whole = tuned.model_copy(update={"optim": short})
+    divided = whole.model_copy(update={"parallel": ParallelConfig(tokens_per_microbatch=100)})
+    rows, weights = [], []
+    for name, recipe in (("whole", whole), ("divided", divided)):
+        finished = train(recipe, REVERSE, data, tmp_path / name)
+        rows.append(read_metrics(tmp_path / name / "metrics.jsonl"))
+        weights.append(load_file(finished / "model.safetensors"))
+    for one, other in zip(*rows, strict=True):
+        for key in ("loss", "gradient_norm", "tokens"):
+            assert one[key] == pytest.approx(other[key], rel=1e-4)
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], atol=1e-3, rtol=0.01)
 
 
 @pytest.mark.slow

@@ -23,8 +23,9 @@ from ledom.lm import embedded_folder
 from ledom.model.checkpoint import save_checkpoint
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
-from ledom.train.distributed import ProcessGroup
+from ledom.train.distributed import ParallelConfig, ProcessGroup
 from ledom.train.loop import Progress, TrainingRun, train
+from ledom.train.lora import LoraConfig
 from ledom.train.metrics import read_metrics
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
@@ -257,7 +258,7 @@ def test_the_initial_model_is_trained_whatever_shape_is_also_given(
     [
         ("train", {"batch_size": 2}, "train.batch_size is 2: too few windows for 3 processes"),
         ("parallel", {"shard_size": 2}, "parallel.shard_size is 2, which does not divide the 3"),
-        ("objective", {"target": 1.0}, "objective.contrastive and lora run in one process"),
+        ("objective", {"target": 1.0}, "objective.target and objective.contrastive run in one"),
     ],
 )
 def test_settings_that_processes_cannot_share_are_refused_early(
@@ -268,6 +269,14 @@ def test_settings_that_processes_cannot_share_are_refused_early(
     check_shareable(asked, 1)
     with pytest.raises(RecipeError, match=message):
         check_shareable(asked, 3)
+
+
+def test_adapters_are_divided_into_micro_batches_only(recipe: Recipe) -> None:
+    parallel = ParallelConfig(tokens_per_microbatch=9)
+    asked = recipe.model_copy(update={"lora": LoraConfig(), "parallel": parallel})
+    check_shareable(asked, 1)
+    with pytest.raises(RecipeError, match="^lora runs in one process; start it without torchrun$"):
+        check_shareable(asked, 2)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -92,8 +92,8 @@ def _check_shape(recipe: Recipe, config: PretrainedConfig) -> None:
 def check_shareable(recipe: Recipe, num_processes: int) -> None:
     """Raise `RecipeError` if this many processes cannot share the run.
 
-    Like `check_lengths`, this is quick and needs no data. An objective on pairs, which needs whole
-    batches, and adapters are split neither over processes nor over micro-batches.
+    Like `check_lengths`, this is quick and needs no data. An objective on pairs needs whole
+    batches: neither processes nor micro-batches divide them. Adapters need a single process.
     """
     if (size := recipe.train.batch_size) < num_processes:
         raise RecipeError(
@@ -105,10 +105,12 @@ def check_shareable(recipe: Recipe, num_processes: int) -> None:
             f"key parallel.shard_size is {shards}, which does not divide the {num_processes} "
             "processes or GPUs"
         )
+    if num_processes > 1 and recipe.lora is not None:
+        raise RecipeError("lora runs in one process; start it without torchrun")
     shared = num_processes > 1 or recipe.parallel.tokens_per_microbatch is not None
-    if shared and (recipe.objective.needs_pairs or recipe.lora is not None):
+    if shared and recipe.objective.needs_pairs:
         raise RecipeError(
-            "objective.target, objective.contrastive and lora run in one process, without "
+            "objective.target and objective.contrastive run in one process, without "
             "parallel.tokens_per_microbatch"
         )
 
