@@ -25,7 +25,7 @@ Texts = Annotated[
     list[str],
     typer.Argument(
         help="Files or folders of JSONL, Parquet or text (.gz, .zst too), or "
-        "hub:NAME,config=...,split=...",
+        "hub:NAME,config=...,split=..."
     ),
 ]
 Format = Annotated[

@@ -235,7 +235,7 @@ def gallery(
     runs: Annotated[
         list[Path] | None,
         options.path_argument(
-            help="Also show these folders, written by eval, rank, synthesize, generate or invert.",
+            help="Also show these folders, written by eval, rank, synthesize, generate or invert."
         ),
     ] = None,
     examples: Annotated[

@@ -32,7 +32,7 @@ NumTexts = Annotated[int, typer.Option(min=1, max=options.MOST_SAMPLES, help="Nu
 Proposals = Annotated[
     int,
     options.samples_option(
-        help="Texts to choose from when writing between a beginning and an ending.",
+        help="Texts to choose from when writing between a beginning and an ending."
     ),
 ]
 OutBetween = Annotated[

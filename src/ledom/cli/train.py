@@ -133,8 +133,7 @@ def _train_one(
 
 def compare(
     runs: Annotated[
-        list[Path],
-        options.path_argument(help="Folders written by ledom train, such as runs/NAME."),
+        list[Path], options.path_argument(help="Folders written by ledom train, such as runs/NAME.")
     ],
     out: Annotated[Path, options.out_folder("Folder for the page.")] = Path("ledom-compare"),
     threads: options.Threads = None,

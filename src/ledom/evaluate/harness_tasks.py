@@ -26,13 +26,7 @@ with needs_extra("lm-eval", "eval", "evaluation"):
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
 
-__all__ = [
-    "build_task",
-    "build_tasks",
-    "check_known",
-    "is_file",
-    "leave_out_the_question",
-]
+__all__ = ["build_task", "build_tasks", "check_known", "is_file", "leave_out_the_question"]
 
 _NAME = rb"^[\"']?%s[\"']?:[ \t]*[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?\r?$"
 _TASK = re.compile(_NAME % b"task", re.MULTILINE)

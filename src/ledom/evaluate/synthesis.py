@@ -265,10 +265,7 @@ def _problem(
 
 
 def _screened(
-    problems: Sequence[Problem],
-    known: NearDuplicates,
-    forward: LanguageModel,
-    sampling: Sampling,
+    problems: Sequence[Problem], known: NearDuplicates, forward: LanguageModel, sampling: Sampling
 ) -> list[Problem]:
     """The problems; those that are repeated, known or too long to be answered get a reason."""
     asked: set[str] = set()

@@ -23,13 +23,7 @@ from ledom.core.errors import InputError
 from ledom.core.files import real_path
 from ledom.report import results
 from ledom.report.intervals import FloatArray, paired_interval
-from ledom.report.runs import (
-    LOSS,
-    TrainingCurve,
-    read_curves,
-    recipe_settings,
-    trained_settings,
-)
+from ledom.report.runs import LOSS, TrainingCurve, read_curves, recipe_settings, trained_settings
 from ledom.train.metrics import Row
 
 __all__ = ["compare_runs"]

@@ -156,9 +156,7 @@ def _tables(report: results.Comparison) -> dict[str, Rows]:
         "The gap over training": _gap_table(runs),
         "The gap by source": _parts_table("source", [(r.name, r.gap_by_source) for r in runs]),
         "The gap by position": _parts_table(
-            "tokens read before",
-            [(r.name, r.gap_by_position) for r in runs],
-            curves.position_label,
+            "tokens read before", [(r.name, r.gap_by_position) for r in runs], curves.position_label
         ),
         "Tokens to another's final loss": _crossings_table(report.crossings),
         "Settings": _settings_table(runs),

@@ -110,11 +110,7 @@ def write_gallery(path: Path, gallery: Gallery) -> Path:
 
     script = Path(__file__).with_name("templates").joinpath("gallery.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    view = {
-        "report": clean(gallery),
-        "script": Markup(script),
-        "script_hash": f"sha256-{digest}",
-    }
+    view = {"report": clean(gallery), "script": Markup(script), "script_hash": f"sha256-{digest}"}
     with write_atomically(path) as out:
         out.write(render_template("gallery.html", view))
     return path

@@ -45,9 +45,7 @@ _MOST_KEPT = 2**24
 
 
 def bootstrap_interval(
-    values: FloatArray,
-    num_resamples: int = 10_000,
-    groups: Sequence[Hashable] | None = None,
+    values: FloatArray, num_resamples: int = 10_000, groups: Sequence[Hashable] | None = None
 ) -> Interval:
     """The mean of `values` [num_problems] with its percentile-bootstrap interval.
 
@@ -91,9 +89,7 @@ def paired_interval(
 
 
 def share_interval(
-    values: FloatArray,
-    num_resamples: int = 10_000,
-    groups: Sequence[Hashable] | None = None,
+    values: FloatArray, num_resamples: int = 10_000, groups: Sequence[Hashable] | None = None
 ) -> Interval:
     """The mean of `values` [num_problems], each from 0 to 1, with its interval.
 
@@ -114,9 +110,7 @@ def share_interval(
 
 
 def paired_share_interval(
-    values: FloatArray,
-    baseline: FloatArray,
-    groups: Sequence[Hashable] | None = None,
+    values: FloatArray, baseline: FloatArray, groups: Sequence[Hashable] | None = None
 ) -> Interval:
     """`paired_interval` for shares; `groups` and values not seen are as in `share_interval`.
 

@@ -20,12 +20,7 @@ from ledom.core.reading import exists
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.report.intervals import BoolArray, FloatArray
 from ledom.rerank.candidate_table import FEATURES, CandidateTable, build_candidate_table
-from ledom.rerank.candidates import (
-    GIVEN,
-    choose_external_scores,
-    match_candidates,
-    read_candidates,
-)
+from ledom.rerank.candidates import GIVEN, choose_external_scores, match_candidates, read_candidates
 from ledom.rerank.score_files import read_scores, scored_problems, scoring_models
 from ledom.rerank.strategies import Strategy, Vote, check_score_names, strategies
 from ledom.rerank.weights import LAMBDAS, CrossFitted, TunedWeights, question_hash

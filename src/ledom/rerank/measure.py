@@ -56,11 +56,7 @@ _CLAIMS = (
         "vote_all_terms",
         "vote_forward_tuned",
     ),
-    (
-        "Voting: adding external scores to all others helps",
-        "vote_all_external",
-        "vote_all_terms",
-    ),
+    ("Voting: adding external scores to all others helps", "vote_all_external", "vote_all_terms"),
 )
 
 

@@ -63,13 +63,7 @@ from ledom.rerank.sample import (
 )
 from ledom.rerank.score import ScoreFiles, check_room, fill_scores
 from ledom.rerank.strategies import check_score_names
-from ledom.rerank.weights import (
-    Selection,
-    TunedWeights,
-    preferred_strategy,
-    question_hash,
-    select,
-)
+from ledom.rerank.weights import Selection, TunedWeights, preferred_strategy, question_hash, select
 
 __all__ = ["Job", "rerank"]
 

@@ -12,13 +12,7 @@ from pydantic import BaseModel
 from ledom.core.errors import InputError, LedomError, ServerError
 from ledom.serve.batching import Closing, Overloaded
 
-__all__ = [
-    "ERRORS",
-    "ErrorBody",
-    "ErrorDetail",
-    "Refusal",
-    "refusal_of",
-]
+__all__ = ["ERRORS", "ErrorBody", "ErrorDetail", "Refusal", "refusal_of"]
 
 _RFC_9110 = {413: "content_too_large", 422: "unprocessable_content"}
 """Names that Python's `HTTPStatus` has only since 3.13."""
