@@ -1,7 +1,4 @@
-"""The report of `ledom compare` as files: compare.json, compare.md, compare.html.
-
-The two renderings are pure functions of the `Comparison`. No statistics are computed here.
-"""
+"""The report of `ledom compare` as files: compare.json, compare.md, compare.html."""
 
 from __future__ import annotations
 
@@ -107,7 +104,6 @@ def _claims(report: results.Comparison) -> list[_Claim]:
 
 
 def _claim(run: results.RunComparison, gap: results.FinalGap) -> _Claim:
-    """A run's final gap in words."""
     shown = verdict(gap.interval) if gap.interval else "unknown"
     others = (
         "nothing shown: these are not twins, as they differ in more than direction: "

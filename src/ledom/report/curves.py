@@ -1,7 +1,6 @@
-"""The figures of `ledom compare` as inline SVG: losses and gaps by tokens seen and by position.
+"""The figures of `ledom compare`: losses and gaps by tokens seen and by position.
 
-Each function returns an `<svg>` element as a string, or an empty string if there is nothing to
-draw.
+As in `ledom.report.figures`, each function returns an `<svg>` element or an empty text.
 """
 
 from __future__ import annotations
@@ -72,8 +71,7 @@ def gap_figure(runs: Sequence[RunComparison]) -> str:
         lines: list[_Line] = []
         for place, run in drawn:
             color = shade("pick", place)
-            known = [(point.tokens, point.interval) for point in run.gap]
-            band = [(seen, interval.low, interval.high) for seen, interval in known if interval]
+            band = [(gap.tokens, gap.low, gap.high) for gap in run.gap if gap.interval]
             if band:
                 seen, low, high = zip(*band, strict=True)
                 axes.fill_between(seen, low, high, color=color, alpha=0.16, linewidth=0)
@@ -146,7 +144,7 @@ def gap_by_position_figure(runs: Sequence[RunComparison]) -> str:
 
 
 def position_label(name: str) -> str:
-    """The range of positions in a bin, which is named by its first position.
+    """The range of positions in a bin, given its first position.
 
     >>> position_label("4")
     '4–7'

@@ -229,8 +229,6 @@ def short(name: str) -> str:
 def differences_figure(rows: Mapping[str, Interval], opponent: str) -> str:
     """Each row's paired difference from the opponent, in points, with its interval.
 
-    A line marks zero.
-
     >>> svg = differences_figure({"reverse": Interval(0.02, -0.01, 0.05)}, "the greedy answer")
     >>> svg.startswith("<svg"), "reverse" in svg
     (True, True)
@@ -254,9 +252,7 @@ def differences_figure(rows: Mapping[str, Interval], opponent: str) -> str:
 
 
 def strategies_figure(strategies: Sequence[StrategyResult]) -> str:
-    """Accuracy of each strategy as a dot with its interval, grouped by kind.
-
-    A dashed line marks the greedy one. Strategies keep the given order within their kind.
+    """Accuracy of each strategy as a dot with its interval, by kind, in the given order.
 
     >>> strategies_figure([])  # nothing to draw
     ''
@@ -299,8 +295,6 @@ def _draw_reference(axes: Axes, x: float, label: str) -> None:
 
 def by_n_figure(by_n: AccuracyByN | None, strategies: Sequence[StrategyResult]) -> str:
     """Accuracy of strategies against the number of candidates N (log2 axis).
-
-    Each line is labeled at its end.
 
     >>> by_n_figure(None, [])  # nothing was measured
     ''
@@ -345,8 +339,6 @@ def _line_styles(kinds: Sequence[str]) -> list[LineStyle]:
 
 def by_lambda_figure(curve: AccuracyByLambda | None) -> str:
     """Accuracy against lambda, the weight of the reverse model, with its interval as a band.
-
-    A line marks the chosen lambda.
 
     >>> by_lambda_figure(None)
     ''

@@ -1,6 +1,5 @@
-"""Formats results: numbers and intervals; and JSON, Markdown and HTML for all reports.
+"""Formats numbers and intervals the same way everywhere; JSON, Markdown and HTML of all reports.
 
-Numbers look the same on every page, in every table and on the terminal; unknown ones become a dash.
 A rendering is a pure function of its report. Texts in a report are untrusted, so they are clipped
 and escaped here, and their control characters are replaced.
 """
@@ -225,11 +224,10 @@ def write_pages(
 def render_template(
     name: str, view: Mapping[str, Any], figures: Mapping[str, str] | None = None
 ) -> str:
-    """Fill in a template of `templates/`, which reads the variables of `view`.
+    """Fill in a template of `templates/` with the variables of `view`; HTML escapes every text.
 
-    Its filters are the functions here that format numbers and tables; `markdown` is `escape`. HTML
-    templates escape every text. `figures` maps names to SVG elements, or to empty strings where
-    there is nothing to draw. In Markdown, blank lines that follow each other become one.
+    `figures` has SVG elements by name, or empty texts. In Markdown, blank lines that follow each
+    other become one.
 
     >>> view = {"report": {"title": "A <b> page"}, "sections": []}
     >>> page = render_template("base.html", view, {})
@@ -245,7 +243,6 @@ def render_template(
 
 @cache
 def _templates() -> Environment:
-    """The environment that compiles each template once."""
     import jinja2
 
     environment = jinja2.Environment(

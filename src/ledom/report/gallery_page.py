@@ -98,8 +98,6 @@ class Gallery:
 def write_gallery(path: Path, gallery: Gallery) -> Path:
     """Write the page; returns its path. Raises `OutputError` if it cannot be written.
 
-    The page needs no network; scripts in its texts are shown, not run.
-
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     page = write_gallery(Path(folder, "gallery.html"), Gallery("Title", "0.1.0", "", []))

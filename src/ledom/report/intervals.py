@@ -1,17 +1,18 @@
 """95% confidence intervals by bootstrap over problems, and pairwise AUC.
 
 Problems are resampled, never candidates: the candidates of one problem are not independent of each
-other. Arrays have one entry per problem. Where problems share a source, such as questions about one
-document, `groups` names it, and whole groups are resampled.
+other. Where problems share a source, such as questions about one document, `groups` [num_problems]
+names it, and each resample draws as many groups as there are, with all of their values (a cluster
+bootstrap).
 
 Resampling knows only the values seen: equal ones give an interval of zero width, and a few almost
-equal ones a very narrow one, as if no others were possible. The range of shares is known, so
-`share_interval` and `paired_share_interval` also allow for values that the sample does not have.
+equal ones a very narrow one. The range of shares is known, so `share_interval` and
+`paired_share_interval` also allow for values that the sample does not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -53,9 +54,6 @@ def bootstrap_interval(
     quantiles of the resamples' means. The same arguments give the same interval.
     See Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
 
-    `groups` [num_problems] has the group of each problem. Then each resample draws as many groups
-    as there are, with all of their values (a cluster bootstrap).
-
     Raises `InputError` for values that are empty, not finite or not one-dimensional.
 
     >>> found = bootstrap_interval(np.array([1.0, 0.0, 1.0, 1.0]))
@@ -85,7 +83,7 @@ def paired_interval(
     >>> paired_interval(np.array([0.5, 0.9]), np.array([0.25, 0.65]))  # always 0.25 better
     Interval(mean=0.25, low=0.25, high=0.25)
     """
-    return bootstrap_interval(_differences(values, baseline, _checked), num_resamples)
+    return bootstrap_interval(_differences(values, baseline), num_resamples)
 
 
 def share_interval(
@@ -94,11 +92,9 @@ def share_interval(
     """The mean of `values` [num_problems], each from 0 to 1, with its interval.
 
     This is `bootstrap_interval`, but never narrower than a bound that allows for values not seen: a
-    share u of all problems may have the value 0 (or 1) instead, where (1 - u)^num_problems = 0.025.
-    For values that are all 0, or all 1, this is the exact interval of Clopper and Pearson (1934).
-    The bound matters for equal values, for shares near 0 or 1, and for few problems, where
-    resampling alone gives intervals that are too narrow.
-    With `groups`, the number of groups counts.
+    share u of all problems may have the value 0 (or 1) instead, where (1 - u)^num_problems = 0.025
+    (with `groups`, their number counts). For values that are all 0, or all 1, this is the exact
+    interval of Clopper and Pearson (1934).
 
     Raises `InputError` as `bootstrap_interval` does, and for a value out of range.
 
@@ -106,21 +102,19 @@ def share_interval(
     >>> found.low, round(found.high, 3)
     (0.0, 0.046)
     """
-    return _interval_within(0.0, _checked_shares(values, "values"), num_resamples, groups)
+    return _interval_within(0.0, _checked(values, "values", are_shares=True), num_resamples, groups)
 
 
 def paired_share_interval(
     values: FloatArray, baseline: FloatArray, groups: Sequence[Hashable] | None = None
 ) -> Interval:
-    """`paired_interval` for shares; `groups` and values not seen are as in `share_interval`.
-
-    The difference on an unseen problem may be anything from -1 to 1.
+    """`paired_interval` for shares; the difference on an unseen problem may be from -1 to 1.
 
     >>> found = paired_share_interval(np.ones(30), np.zeros(30))
     >>> found.mean, round(found.low, 3), found.high
     (1.0, 0.769, 1.0)
     """
-    differences = _differences(values, baseline, _checked_shares)
+    differences = _differences(values, baseline, are_shares=True)
     return _interval_within(-1.0, differences, groups=groups)
 
 
@@ -140,11 +134,10 @@ def _interval_within(
 
 
 def pairwise_auc(scores: Sequence[FloatArray], correct: Sequence[BoolArray]) -> FloatArray:
-    """How well scores tell right candidates from wrong ones, problem by problem.
+    """The area under the ROC curve of each problem [num_problems]; NaN without both kinds.
 
-    `scores` and `correct` hold an array [num_candidates] per problem. Returns [num_problems]: the
-    share of (right, wrong) pairs of candidates in which the right one scores higher. A tie counts
-    1/2. This is the area under the ROC curve; NaN for a problem without both kinds.
+    `scores` and `correct` hold an array [num_candidates] per problem. The area is the share of
+    (right, wrong) pairs of candidates in which the right one scores higher; a tie counts 1/2.
 
     Raises `InputError` for a score that is NaN; infinite ones are allowed.
 
@@ -162,8 +155,6 @@ def auc_interval(
 ) -> Interval:
     """The mean `pairwise_auc` over the problems that have right and wrong candidates.
 
-    `groups` [num_problems] is as in `bootstrap_interval`.
-
     Raises `InputError` as `pairwise_auc` does, and if no problem has both kinds.
 
     >>> right = np.array([True, False])
@@ -180,31 +171,22 @@ def auc_interval(
     return share_interval(auc[known], groups=None if groups is None else [groups[i] for i in known])
 
 
-def _checked(values: FloatArray, name: str) -> FloatArray:
+def _checked(values: FloatArray, name: str, are_shares: bool = False) -> FloatArray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise InputError(f"{name} has shape {values.shape}, expected [num_problems], not empty")
-    _refuse(~np.isfinite(values), values, name, "a finite number")
-    return values
-
-
-def _checked_shares(values: FloatArray, name: str) -> FloatArray:
-    values = _checked(values, name)
-    is_outside = (values < -_ROUNDING) | (values > 1 + _ROUNDING)
-    _refuse(is_outside, values, name, "a share from 0 to 1")
-    return values
-
-
-def _refuse(bad: BoolArray, values: FloatArray, name: str, expected: str) -> None:
+    bad, expected = ~np.isfinite(values), "a finite number"
+    if are_shares and not bad.any():
+        bad, expected = (values < -_ROUNDING) | (values > 1 + _ROUNDING), "a share from 0 to 1"
     if bad.any():
         index = int(bad.argmax())
         raise InputError(f"{name}[{index}] is {values[index]}, expected {expected}")
+    return values
 
 
-def _differences(
-    values: FloatArray, baseline: FloatArray, checked: Callable[[FloatArray, str], FloatArray]
-) -> FloatArray:
-    values, baseline = checked(values, "values"), checked(baseline, "baseline")
+def _differences(values: FloatArray, baseline: FloatArray, are_shares: bool = False) -> FloatArray:
+    values = _checked(values, "values", are_shares)
+    baseline = _checked(baseline, "baseline", are_shares)
     if len(values) != len(baseline):
         raise InputError(
             f"values has {len(values)} problems and baseline {len(baseline)}; "

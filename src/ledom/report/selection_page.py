@@ -73,9 +73,7 @@ level 0.05)."""
 
 
 def write_report(folder: Path, report: SelectionReport) -> Path:
-    """Write report.json, report.md and report.html into `folder`; returns the page's path.
-
-    Raises `OutputError` if the folder cannot be written.
+    """Write report.json, report.md and report.html as `write_pages` does; returns the page's path.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -221,7 +219,7 @@ def _compared(against: Interval, opponent: str) -> str:
 
 
 def _sample(num_problems: int, against: Interval | None) -> str:
-    """What differences a sample of this size can show, going by the width of one interval."""
+    """See `Summary.sample`; this goes by the width of one interval."""
     if against is None:
         return ""
     points = 100 * _DETECTABLE * (against.high - against.low) / 2
@@ -238,7 +236,6 @@ def _sample(num_problems: int, against: Interval | None) -> str:
 
 
 def _signal(auc: Sequence[AucResult]) -> str:
-    """Which single term best tells right answers from wrong ones."""
     terms = [(row.term, row.auc) for row in auc if row.term and row.term in _TERMS]
     if not terms:
         return ""

@@ -63,8 +63,8 @@ class Word:
 def question_words(question: str, tokens: Sequence[QuestionToken]) -> list[Word]:
     """Split a question into words and white space, each word with the sum of its tokens' logprobs.
 
-    The words joined give the question again. A token belongs to the word of its first character
-    that is not white space. A token of white space alone belongs to the next word.
+    A token belongs to the word of its first character that is not white space; a token of white
+    space alone belongs to the next word.
 
     >>> token = QuestionToken(start=0, end=3, logprob=-2.5)
     >>> question_words("How many", [token])[0]
@@ -86,9 +86,7 @@ def question_words(question: str, tokens: Sequence[QuestionToken]) -> list[Word]
 
 
 def compare(picked: list[Word], rejected: list[Word]) -> tuple[list[list[Word]], list[Word]]:
-    """Both lists with gaps filled in, and the words that `rejected` explains notably worse.
-
-    Of the latter, the worst comes first.
+    """Both lists with their gaps, and the words with a `lost` mark, worst first.
 
     >>> compare([Word("red", -1.0)], [Word("red", -5.0)])[1]
     [Word(text='red', logprob=-5.0, gap=4.0)]
