@@ -2,9 +2,7 @@
 
 Features are the numbers that strategies weigh. They come from a candidate's scores and its external
 scores. The steps of a solution are its lines. A forward model scores a step given the earlier
-steps, a reverse model given the later ones. Both scores are token log-probabilities, grouped by
-line (after BiPRM, 2025, which reads steps in both directions). This module only does arithmetic on
-scores; it loads no model.
+steps, a reverse model given the later ones (after BiPRM, 2025). This module loads no model.
 
 Shapes: P problems, N candidates (padded; `mask` marks real candidates).
 """
@@ -150,9 +148,8 @@ class CandidateTable:
     def always_drawn(self) -> BoolArray:
         """[P, N]: the candidates that were drawn whatever their answers were.
 
-        These are all of them. With early stopping, they are the first round's: one more than half
-        of the planned ones. Later ones were drawn only if the first disagreed, so a random one of
-        all would be right too often where most are right.
+        With early stopping, these are only the first round's, one more than half of the planned
+        ones: later ones were drawn only if the first disagreed.
         """
         first = self.num_planned // 2 + 1 if self.num_planned else self.mask.shape[1]
         return np.asarray(self.mask & (np.arange(self.mask.shape[1]) < first))
@@ -284,11 +281,8 @@ def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) 
 def _relative_to_models(
     features: dict[str, FloatArray], mask: BoolArray, writers: NDArray[np.int64]
 ) -> tuple[dict[str, FloatArray], bool]:
-    """Subtract from features [P, N] the mean of each problem, then the mean of each writer.
-
-    It does so only if there are several writers with enough candidates each, and also returns
-    whether there are. Only the cells of `mask` [P, N] count and change; the others get 0.
-    """
+    """Subtract from features [P, N] the mean of each problem, then of each writer, if several wrote
+    enough candidates; also returns whether they did. Cells outside `mask` [P, N] get 0."""
     counts = np.bincount(writers[mask], minlength=writers.max(initial=-1) + 1)
     if len(counts) < 2 or counts.min() < _MIN_PER_MODEL:
         return features, False
@@ -355,8 +349,8 @@ def candidate_features(
 def split_steps(score: Score, text: str) -> list[list[float]]:
     """The log-probabilities of each step's tokens, from a score of the solution `text` (y or y|x).
 
-    A step is a line. A token belongs to the step of its last character; line ends and the
-    document-end token belong to no step. Empty without token scores.
+    A token belongs to the step of its last character; line ends and the document-end token belong
+    to none. Empty without token scores.
 
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="y",
     ...               logprob=-3.5, num_tokens=3, token_logprobs=[-1.0, -0.5, -2.0],

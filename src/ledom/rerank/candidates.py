@@ -1,10 +1,7 @@
 """Checks candidates, groups them by problem and answer, and finds scores that equal texts share.
 
-If several candidates of a problem share a text, it is scored once: `distinct_candidates` returns
-the first candidate with each text, and `scores_by_target` finds its score for the rest. A problem's
-pool, from which strategies choose, has all its candidates except greedy and broken-off ones.
-
-An external score is an extra field of a candidate, such as the score of a trained verifier: a
+A problem's pool, from which strategies choose, has all its candidates except greedy and broken-off
+ones. An external score is an extra field of a candidate, such as the score of a trained verifier: a
 finite number, larger for better candidates. Every candidate of the pool needs it. Strategies weigh
 it under the field's name.
 """
@@ -198,8 +195,7 @@ def read_candidates(
     try:
         choose_external_scores(found, asked, needed)
     except InputError:
-        names = _score_names(found, asked, needed)
-        read_records(path, Candidate, lambda one: _check_external_scores(one, names))
+        read_records(path, Candidate, lambda one: choose_external_scores([one], asked, needed))
         raise  # only if the file has changed: the check names the line
     return found
 
@@ -217,32 +213,18 @@ def choose_external_scores(
     >>> choose_external_scores([sure])
     ('self_certainty',)
     """
-    names = _score_names(candidates, asked, needed)
-    for candidate in candidates:
-        _check_external_scores(candidate, names)
+    pool = list(filter(_is_choice, candidates))
+    if asked is None:
+        asked = [n for n in EXTERNAL_LABELS if all(c.extra.get(n) is not None for c in pool)]
+    names = tuple(dict.fromkeys([*asked, *needed]))
+    for candidate in pool:
+        for name in names:
+            candidate.external_score(name)
     return names
 
 
-def _score_names(
-    candidates: Sequence[Candidate], asked: Sequence[str] | None, needed: Iterable[str]
-) -> tuple[str, ...]:
-    """The names that `choose_external_scores` returns, without its checks."""
-    if asked is None:
-        pool = list(filter(_is_choice, candidates))
-        asked = [n for n in EXTERNAL_LABELS if all(c.extra.get(n) is not None for c in pool)]
-    return tuple(dict.fromkeys([*asked, *needed]))
-
-
-def _check_external_scores(candidate: Candidate, names: Iterable[str]) -> None:
-    """Raise `InputError` if a candidate that may be chosen lacks one of these scores."""
-    for name in names if _is_choice(candidate) else ():
-        candidate.external_score(name)
-
-
 def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The first candidate with each text, per problem; later ones with that text share its scores.
-
-    Candidates that sampling broke off are left out.
+    """The first candidate with each text, per problem, which is scored for all; none broken off.
 
     >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
     >>> [candidate.index for candidate in distinct_candidates(twins)]
@@ -286,9 +268,7 @@ def _is_choice(candidate: Candidate) -> bool:
 def pools(
     problem_ids: Iterable[str], candidates: Iterable[Candidate]
 ) -> dict[str, list[Candidate]]:
-    """The candidates to choose from, by problem id.
-
-    Greedy candidates and those that sampling broke off are left out.
+    """The candidates to choose from, by problem id: not greedy, and not broken off.
 
     >>> drawn = [Candidate(problem_id="p", index=i, text="2", greedy=i > 0) for i in (0, 1)]
     >>> [c.index for c in pools(["p"], drawn)["p"]]
@@ -304,9 +284,7 @@ def pools(
 def labeled_problems(
     problems: Sequence[Problem], candidates: Sequence[Candidate]
 ) -> NDArray[np.bool_]:
-    """[P]: whether it is known which candidates of a problem are right.
-
-    This takes the problem's answer, or a label on each of the candidates to choose from.
+    """[P]: whether a problem has an answer, or a label on each of its candidates to choose from.
 
     >>> known = Problem(id="a", question="2 + 2?", answer="4")
     >>> labeled_problems([known, Problem(id="b", question="3 + 3?")], candidates=[])

@@ -3,10 +3,8 @@
 log P(x|y) mixes how well y explains the numbers of x with how well it explains the words. A copy of
 x with another number has the same words. So log P(x|y) minus the log of the mean P(copy|y) measures
 the numbers alone. DuPO (2025), FOBAR and RCoT rebuild a hidden part of the question by sampling;
-this score uses likelihoods instead. For a question without numbers there are no copies, and every
-solution scores 0.
-
-The copies depend only on the question. Every record lists the numbers that were chosen.
+this score uses likelihoods instead. The copies depend only on the question. A question without
+numbers has none, and every solution scores 0.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 """The cost of each strategy: generated tokens, scored tokens, FLOPs and seconds.
 
-A strategy pays for the stages that it needs: always the candidates, and the scores that it weighs.
-Tokens are counted from the files: the tokens of each candidate (its `num_tokens`, or those of its
-score), and the scored tokens of distinct texts. A generated or scored token takes 2 FLOPs per
-parameter (Kaplan et al., Scaling Laws for Neural Language Models, 2020). Attention, prompts (which
-candidates share), external scores, and the generation of supplied candidates are not counted.
+A strategy pays for the candidates and for the scores that it weighs. The scored tokens are those of
+distinct texts. A generated or scored token takes 2 FLOPs per parameter (Kaplan et al., Scaling Laws
+for Neural Language Models, 2020). Attention, prompts (which candidates share), external scores, and
+the generation of supplied candidates are not counted.
 
-Seconds are the wall-clock time spent making the files: model calls and writing records, but not
-loading models, choosing or reporting. The times of processes that share the work are added up. The
-time for candidates.jsonl is divided between greedy and other candidates by their tokens.
+Seconds are the wall-clock time spent making the files, added up over processes, without loading
+models, choosing or reporting. The time for candidates.jsonl is divided between greedy and other
+candidates by their tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Cases for a report show how well candidates explain the words of their question.
-
-`explain` compares given solutions to one problem; `case_of` makes a case for a problem of any job.
-"""
+"""Cases for a report show how well candidates explain the words of their question."""
 
 from __future__ import annotations
 

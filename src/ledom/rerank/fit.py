@@ -87,9 +87,8 @@ def tune_folder(
     """Fit the weights of every strategy on the labeled problems in a reranked `folder`.
 
     Problems and candidates are those of the last run in the folder, unless files are given.
-    Problems without scores are left out. `external_scores` get weights too (see
-    `choose_external_scores`). Raises `InputError` for a bad file, scores of other problems or
-    candidates, a folder without scores, or no problem with both right and wrong candidates.
+    Problems without scores are left out. For `external_scores` see `choose_external_scores`. Raises
+    `InputError` for a bad file, scores of other problems or candidates, and as `tune` does.
 
     >>> tune_folder(Path("no-folder"))
     Traceback (most recent call last):
@@ -115,9 +114,8 @@ def cross_fit(table: CandidateTable, num_folds: int) -> CrossFitted:
     """Weights for each fold of the problems, fitted on the other folds (cross-fitting).
 
     Problems with the same question are in one fold, so that no problem is tested with weights that
-    were fitted on it. Only labeled problems are used. Raises `InputError` for fewer than two folds,
-    for more folds than questions, and if, for some fold, the other folds have no problem with both
-    right and wrong candidates.
+    were fitted on it. Raises `InputError` as `check_folds` does, and as `tune` does on the other
+    folds.
 
     >>> from ledom.core.records import Candidate, Score
     >>> problems = [Problem(id=id, question=id, answer="4") for id in "pq"]

@@ -1,10 +1,8 @@
 """FLIP: questions written backwards from a solution, and how much they overlap with the real one.
 
-The reverse model reads y and writes some questions for it. The score is the F1 of their words and
-the words of x, which FLIP (2026) uses as a reward. Like log P(x|y), it measures how well y explains
-x, but it samples and needs no log-probabilities.
-
-The samples depend on the solution's text and the seed, not on the question.
+The reverse model reads y and writes some questions for it, whatever x is. The score is the F1 of
+their words and the words of x, which FLIP (2026) uses as a reward. Like log P(x|y), it measures how
+well y explains x, but it samples and needs no log-probabilities.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Measures every strategy on the same candidates, for a report.
+"""Measures every strategy on the same candidates, all from a `CandidateTable`, for a report.
 
-It computes accuracies with bootstrap intervals over problems, paired differences, accuracy by
-number of candidates and by lambda, reliability, and pairwise AUC, all from a `CandidateTable`. It
-also finds the problems that best show what the reverse model changes.
+It also finds the problems that best show what the reverse model changes.
 """
 
 from __future__ import annotations
@@ -264,9 +262,8 @@ def changes(table: CandidateTable, weights: TunedWeights) -> list[tuple[int, Flo
     """The problems that best show where Reverse Reward differs from the forward model's pick.
 
     Each is (row, scores [N] that pick a candidate, column of the forward model's pick). First come
-    those where Reverse Reward is right and the forward model wrong. These, and then the rest, are
-    sorted by how much log P(question) differs between the two candidates, largest first. None
-    without a reverse model's scores.
+    those where only Reverse Reward is right. These, and then the rest, are sorted by how much
+    log P(question) differs between the two candidates, largest first. None without reverse scores.
 
     >>> from ledom.core.records import Candidate, Problem, Score
     >>> from ledom.rerank.candidate_table import build_candidate_table

@@ -113,9 +113,7 @@ class Job:
 def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     """Run the job; returns the report and the path of its page.
 
-    If several processes share the job (`ledom.core.processes`), the first writes the report on all
-    problems; the others return None.
-
+    If several processes share the job (`ledom.core.processes`), all but the first return None.
     Raises `InputError` for problems and candidates that do not match, for weights tuned on one of
     the problems, and for a job that lacks a model or labels that it needs.
 
@@ -313,10 +311,7 @@ def _scores(
 
 
 def _keep_inputs(job: Job) -> None:
-    """Save this run's problems and candidates, with their labels, in the folder for `ledom tune`.
-
-    The scores may come from an earlier run with other labels on its problems and candidates.
-    """
+    """Save problems and candidates for `ledom tune`: an earlier run had perhaps other labels."""
     write_records(job.out / "problems.jsonl", job.problems)
     if job.candidates is None:
         (job.out / GIVEN).unlink(missing_ok=True)

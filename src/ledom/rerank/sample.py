@@ -1,8 +1,4 @@
-"""Samples candidates from a forward model and saves them: from problems to candidates.jsonl.
-
-All of a problem's candidates are drawn at once, or the same ones in rounds until the problem's vote
-is decided.
-"""
+"""Samples candidates from a forward model and saves them: from problems to candidates.jsonl."""
 
 from __future__ import annotations
 
@@ -104,12 +100,10 @@ def sample_candidates(
 ) -> Iterator[list[Candidate]]:
     """Yield each problem's candidates once they are ready: `num_samples` samples and a greedy one.
 
-    The greedy candidate comes last, with the index `num_samples`. Raises `DirectionError` for a
-    reverse model.
-
-    With `stop_unsure`, the first quarter of the samples is completed. The threshold is the
-    confidence that this share of them never falls below. Each later sample is broken off where its
-    confidence falls below the threshold (DeepConf's online stop).
+    The greedy candidate comes last, with the index `num_samples`. With `stop_unsure`, the first
+    quarter of the samples is completed; each later one is broken off where its confidence falls
+    below a threshold that this share of the first never falls below (DeepConf's online stop).
+    Raises `DirectionError` for a reverse model.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -277,10 +271,7 @@ def _as_candidate(
     sampling: Sampling,
     early_stop_of: int | None = None,
 ) -> Candidate:
-    """A text that a model wrote for a problem, as its candidate with this index.
-
-    `early_stop_of` is the planned number of candidates, if sampling may stop earlier.
-    """
+    """`early_stop_of` is the planned number of candidates, if sampling may stop earlier."""
     candidate = Candidate(
         problem_id=problem_id,
         index=index,

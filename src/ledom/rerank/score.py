@@ -1,8 +1,6 @@
 """Scores candidates with a model's log-probabilities: from candidates.jsonl to scores.*.jsonl.
 
-A forward model scores log P(y|x). A reverse model scores log P(x|y) and, in the same pass, its own
-log P(y). All later steps of selection are arithmetic on these records. This module does not know
-about strategies, or how a model computes.
+This module does not know about strategies, or how a model computes.
 """
 
 from __future__ import annotations
@@ -180,15 +178,13 @@ def score_candidates(
 ) -> Iterator[list[Score]]:
     """Yield the scores of each distinct candidate, by problem.
 
-    A forward model gives one record (y|x), a reverse model two (x|y and y). In a forward model's
-    score, the document-end token is part of y; in a reverse model's, the document-start token is
-    part of x.
+    A forward model gives one record (y|x), a reverse model two from one pass (x|y and y). In a
+    forward model's score, the document-end token is part of y; in a reverse model's, the
+    document-start token is part of x.
 
     `demonstrations` are problems with solutions that the model reads first, each as a document:
-    before the pair for a forward model, after it for a reverse one. With `mask_copies`, a reverse
-    model reads each solution without passages of at least that many words that also occur in the
-    question. Thoughts are left out (`read_solution`), unless `with_thoughts`: texts that are not
-    answers are read whole.
+    before the pair for a forward model, after it for a reverse one. See `read_solution` for
+    `mask_copies` and `with_thoughts`.
 
     If a pair is longer than the model's context, y loses its last tokens, and the records have
     `truncated`: true. A `ServerError` is raised after all scores that the server returned before.
@@ -219,11 +215,12 @@ def read_solution(
     mask_copies: int = 0,
     with_thoughts: bool = False,
 ) -> str:
-    """A candidate's text as the model reads it: restyled, without copies (`score_candidates`).
+    """A candidate's text as the model reads it: in the model's style.
 
-    A reasoning model's thoughts are left out: the text up to the last `</think>`, unless nothing
-    follows, and the text from a `<think>` that is never closed. A thought repeats the question and
-    would fill the model's context.
+    With `mask_copies`, a reverse model does not read passages of at least that many words that also
+    occur in the question. Without `with_thoughts`, which is for texts that are not answers, the
+    text up to the last `</think>` is left out, unless nothing follows, and that from a `<think>`
+    that is never closed: a thought repeats the question and would fill the model's context.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")

@@ -87,11 +87,9 @@ class SearchReport:
 def search_job(job: SearchJob, track: Track) -> SearchReport | None:
     """Run the job; returns the report, which is written to search.json.
 
-    If several processes share the job (`ledom.core.processes`), the first writes the report on all
-    problems; the others return None.
-
     `searched.jsonl` has a candidate for each problem: the best beam, with its `finish_reason`,
-    `score` (nats per token) and `generated` (tokens that its search generated).
+    `score` (nats per token) and `generated` (tokens that its search generated). If several
+    processes share the job (`ledom.core.processes`), all but the first return None.
 
     >>> import tempfile
     >>> from ledom.core.stage import no_progress

@@ -4,8 +4,6 @@ Each round draws n continuations of every unfinished beam to the end of its next
 beams and keeps the k best, until all of them are finished. Scores are means per token, so that
 short and long beams, finished or not, compete fairly:
 (1 - lambda) log P(y|x) / |y| + lambda log P(x|y) / |x|.
-A beam that ran out of tokens never counts as finished. It is kept only if there is space left, with
-the finish reason `length`.
 """
 
 from __future__ import annotations
@@ -88,8 +86,7 @@ def search(
     """Yield (problem id, its beams, best first, number of generated tokens) for each problem.
 
     Finished beams come before unfinished ones. Generated tokens include those of beams that were
-    not kept. Raises `DirectionError` for models of the wrong direction, and `InputError` for a
-    lambda above 0 without a reverse model.
+    not kept. Raises the errors of `check_models`.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> problem, config = Problem(id="p", question="2 + 2?"), SearchConfig(width=2, lam=0)

@@ -1,10 +1,7 @@
 """Strategies: ways to choose among the candidates of a problem, all from the same features.
 
-For each problem in a `CandidateTable`, a strategy computes the probability that its choice is
-right. `STRATEGIES` lists all of them; `strategies` adds those for external scores. This module
-loads no model.
-
-Shapes: P problems, N candidates.
+`STRATEGIES` lists all of them; `strategies` adds those for external scores. This module loads no
+model. Shapes: P problems, N candidates.
 """
 
 from __future__ import annotations
@@ -162,11 +159,8 @@ class Vote(Strategy):
     kind = "vote"
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """See `Strategy.accuracy`.
-
-        An answer gets the label of its best candidate, as labels from a file may disagree. Where no
-        candidate has an answer, the best candidate is chosen.
-        """
+        """An answer gets the label of its best candidate, as labels from a file may disagree. Where
+        no candidate has an answer, the best candidate is chosen."""
         best = leading(self.shares(table, weights)) & table.mask
         score = self.score(table, weights)
         groups = _answer_groups(table)
@@ -220,8 +214,7 @@ def is_decided(votes: Iterable[int], remaining: int) -> bool:
 def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
     """[P]: after how many candidates, in order, each problem's vote is decided; all if it never is.
 
-    See `is_decided`. Only the unweighted vote can stop: the weight of a later candidate has no
-    useful bound.
+    Only the unweighted vote can stop: the weight of a later candidate has no useful bound.
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -245,10 +238,7 @@ def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
 
 
 def _answer_groups(table: CandidateTable) -> NDArray[np.int64]:
-    """[P, N]: a number for each problem and answer, in which all candidates without one share one.
-
-    A problem may have thousands of candidates, so nothing here is of the shape [P, N, N].
-    """
+    """[P, N]: a number for each problem and answer; no answer counts as one."""
     span = int(table.answers.max(initial=-1)) + 2
     return np.arange(len(table.answers))[:, None] * span + table.answers + 1
 
@@ -316,10 +306,8 @@ with P(y) from the reverse model."""
 
 
 def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
-    """`STRATEGIES`, and the strategies that use these external scores.
-
-    Each external score gets its own pick and vote. All of them together get a pick and a vote with
-    every score of both models, and a pick and a vote with the reverse model's scores.
+    """`STRATEGIES`, and a pick and a vote for each of these external scores, and for all of them
+    with every score of both models and with the reverse model's scores.
 
     >>> list(strategies(["verifier"]))[-7:-5]
     ['external:verifier', 'vote_external:verifier']

@@ -240,10 +240,8 @@ def question_hash(question: str) -> str:
 
 @dataclass(frozen=True)
 class CrossFitted(TunedWeights):
-    """Weights fitted in folds of a table, so that no problem's choice depends on its own labels.
-
-    The other fields are those of weights fitted on all problems, which are only shown.
-    """
+    """Weights fitted in folds of a table, so that no problem's choice depends on its own labels;
+    the inherited fields are those of weights fitted on all problems, which are only shown."""
 
     folds: Sequence[tuple[NDArray[np.int64], TunedWeights]] = ()
     """For each fold, its rows in the table, and weights fitted on the other folds."""
@@ -259,7 +257,6 @@ class CrossFitted(TunedWeights):
 
     @property
     def settings(self) -> dict[str, str | float]:
-        """See `TunedWeights`; the weights of all problems are shown, but do not choose."""
         found = super().settings
         about = "these problems; each choice uses the weights of the other folds"
         return found | {"tuned on": about} if found else {}
@@ -321,7 +318,8 @@ _PREFERRED = (
     "vote_reverse_only",
     "majority",
 )
-"""The answers come from the first of these that can choose, which is known before any result."""
+"""The answers come from the first of these that can choose, which depends only on which scores and
+weights exist, so it is known before any result."""
 
 
 @dataclass(kw_only=True)
@@ -337,9 +335,7 @@ class Selection(Record):
 
 
 def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
-    """The strategy that chooses the answers: the first of a fixed list that can choose.
-
-    It depends only on which scores and weights exist, so it is known before any result.
+    """The strategy that chooses the answers: the first of `_PREFERRED` that can choose.
 
     >>> from ledom.rerank.candidate_table import build_candidate_table
     >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
@@ -354,9 +350,8 @@ def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
 def select(
     table: CandidateTable, candidates: Sequence[Candidate], name: str, weights: TunedWeights
 ) -> list[Selection]:
-    """A strategy's choice for each problem.
+    """A strategy's choice for each problem: its pick, or the best with the winning answer.
 
-    It is the candidate that the strategy picks, or the best of those with the winning answer.
     Raises `InputError` for a strategy that chooses none ("oracle") or lacks scores or weights.
 
     >>> from ledom.rerank.candidate_table import build_candidate_table
