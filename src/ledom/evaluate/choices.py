@@ -1,8 +1,7 @@
 """Multiple-choice questions: the record, and questions generated from documents and from problems.
 
-A question asks what comes after a text (`after`) or before it (`before`). A forward model predicts
-the choices of the first kind, a reverse model those of the second, so a benchmark with both kinds
-favors neither.
+A forward model predicts choices after the question's text, a reverse model choices before it, so a
+benchmark with both kinds favors neither.
 """
 
 from __future__ import annotations

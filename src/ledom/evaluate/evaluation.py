@@ -1,9 +1,6 @@
 """Runs benchmarks with one or two models, and computes all numbers from their saved answers.
 
-    out/forward/TASK.loglikelihood.jsonl   out/reverse/TASK.generate_until.jsonl   out/results.json
-
-Each answer is saved when it is made, so a stopped run resumes. Every scoring of a task is
-arithmetic on the same answers (`ledom.evaluate.scorings`).
+out/forward/TASK.loglikelihood.jsonl   out/reverse/TASK.generate_until.jsonl   out/results.json
 """
 
 from __future__ import annotations
@@ -208,10 +205,8 @@ def _kinds(tasks: Sequence[Any]) -> set[str]:
 def _measured(
     direction: Direction, scoring: str, found: JsonObject, kinds: set[str]
 ) -> Iterator[Measured]:
-    """The metrics of a benchmark, with the documents of all its tasks pooled.
-
-    A metric that is not a mean over documents, such as perplexity, is taken from the harness.
-    """
+    """The metrics of a benchmark, with the documents of all its tasks pooled; one that is not a
+    mean over documents, such as perplexity, is taken from the harness."""
     by_metric = _by_document(found["samples"])
     for (metric, name), values in [*by_metric.items()]:
         by_task = defaultdict[str, list[float]](list)

@@ -1,9 +1,8 @@
 """Fictional facts in one or both orders, and the texts that the reversal suite trains on.
 
 A fact states what an invented person is: "We know that Belu Toskan is the composer of Silent
-Harbor." The other order is: "We know that the composer of Silent Harbor is Belu Toskan." A model
-reads a fact in one order or in both. Such facts come from Berglund et al., The Reversal Curse
-(2023).
+Harbor." The other order is: "We know that the composer of Silent Harbor is Belu Toskan." Such facts
+come from Berglund et al., The Reversal Curse (2023).
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 The texts of the first section are written here. Every other section is read from the files of a
 run; if no such run is given, the gallery names the command that creates one. A section always shows
-the first items, so nothing is hand-picked. This module does not know about the page
-(`ledom.report.gallery_page`).
+the first items, so nothing is hand-picked.
 """
 
 from __future__ import annotations

@@ -131,10 +131,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Format a conversation as text with the model's own chat template.
-
-        Raises `InputError` for a model without a template.
-        """
+        """A conversation in the model's own chat template; raises `InputError` without one."""
         if self.tokenizer is None or not self.tokenizer.chat_template:
             raise InputError(f"{self.lm.name}: the model has no chat template; leave it out")
         return str(
@@ -197,10 +194,8 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """For each request, its score by `self.scoring`, and whether greedy decoding writes it.
-
-        Raises `InputError` for requests to which the scoring does not apply.
-        """
+        """For each request, its score by `self.scoring`, and whether greedy decoding writes it;
+        raises `InputError` if the scoring does not apply."""
         self.check_prefix()
         asked = [self.request(instance) for instance in requests]
         found = []
@@ -282,11 +277,8 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     # Texts
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text after (reverse: before) each context, up to the first stop string.
-
-        Everything is in reading order. A reverse model writes a text from its end, so its text is
-        cut after the last occurrence of a stop string.
-        """
+        """The text after (reverse: before) each context, up to the first stop string (reverse: from
+        the last one), in reading order."""
         draws = [*numbered(requests)]
         texts = []
         for instance, (text, cut) in zip(requests, self.write(draws), strict=True):
@@ -332,8 +324,8 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     def generation_settings(
         self, settings: JsonObject, writer: LanguageModel
     ) -> tuple[Sampling, list[str], int]:
-        """The sampling and the stop strings of the harness's settings, and the most tokens that a
-        prompt may have; raises `InputError` if the model cannot write with these settings."""
+        """The sampling, the stop strings and the most tokens of a prompt, from the harness's
+        settings; raises `InputError` if the model cannot write with these settings."""
         sampling, until = read_settings(settings, self.lm.stops_at_patterns)
         room = self.lm.context - sampling.max_tokens - len(writer.bos_ids)
         if room < 1:

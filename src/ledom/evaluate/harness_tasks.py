@@ -192,8 +192,7 @@ def leave_out_the_question(task: Any, is_same: Callable[[Any, Any], bool]) -> No
 
 
 def _asks_the_same(task: Any, example: Any, asked: Any) -> bool:
-    """Whether an example has the text of the row that is asked and, if there are choices, an answer
-    that is among them."""
+    """Whether an example has the text and, if there are choices, an answer of the row asked."""
     how = task.fewshot_cfg
     text, answer = (
         task.doc_to_text(example, how.doc_to_text),

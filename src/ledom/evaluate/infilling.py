@@ -6,10 +6,9 @@
     out/middles.jsonl      the middles of each gap, best first
 
 A reverse model writes the text before the ending without seeing the beginning. So each proposal is
-also cut at every word in its first half, and the forward model chooses among the resulting middles:
-the best has the highest mean log-probability per token of middle and ending, given the beginning. A
-forward model can propose too, for comparison. It does not see the ending, so its proposals are cut
-at the words in their second half.
+also cut at every word in its first half, and the forward model chooses the middle with the highest
+mean log-probability per token of middle and ending, given the beginning. For comparison, a forward
+model can propose too; it does not see the ending, so its proposals are cut in their second half.
 """
 
 from __future__ import annotations
@@ -169,14 +168,13 @@ def cuts(text: str, gap: Gap, direction: Direction) -> list[str]:
 def middle_spans(lm: LanguageModel, middles: Sequence[tuple[Gap, str]]) -> Iterator[TokenSpan]:
     """For each (gap, middle), the tokens of middle and ending in the text of the whole gap.
 
-    A token that straddles the end of the beginning belongs to the middle. The first token that the
-    model reads has no probability and is left out.
+    A token that straddles the end of the beginning belongs to the middle.
     """
     texts = [f"{gap.beginning}{text}{gap.ending}" for gap, text in middles]
     encodings = lm.tokenizer.encode_batch(texts)
     for (gap, _), encoding in zip(middles, encodings, strict=True):
         ids = lm.add_special_tokens(encoding.ids)
-        first = sum(1 for _, end in encoding.offsets if end <= len(gap.beginning))
+        first = sum(end <= len(gap.beginning) for _, end in encoding.offsets)
         opening = len(lm.bos_ids)
-        start = max(1, opening + first)
+        start = max(1, opening + first)  # the first token that the model reads has no probability
         yield TokenSpan(ids, start, max(start, opening + len(encoding.ids)))

@@ -5,8 +5,7 @@
     out/ranking.jsonl      the best prompts of each output
 
 By Bayes' rule, P(prompt | output) is proportional to P(prompt, output), which the forward model
-gives. Without the prior, prompts are ranked by P(output | prompt) alone. Any reverse model can
-propose; it can be trained further on outputs of the model to invert
+gives. Any reverse model can propose; it can be trained further on outputs of the model to invert
 (examples/invert_prompt.py). Compare Morris et al., Language Model Inversion (ICLR 2024), who invert
 probabilities, and Zhang et al., Extracting Prompts by Inverting LLM Outputs (EMNLP 2024).
 """
@@ -85,11 +84,10 @@ def invert(
 ) -> list[InvertedPrompt]:
     """The prompts proposed for each output, best first; ties stay in the order of drawing.
 
-    Outputs that leave no room for a prompt are left out (see `with_room`). So are proposals that
-    are empty, that reached `max_tokens` and so lack their beginning, or that do not fit the forward
-    model's context. Without `prior`, prompts are scored by log P(output | prompt), else by
-    log P(prompt, output). Before any work, raises `InputError` if no output leaves room, and
-    `DirectionError` for models of the wrong direction.
+    Left out are outputs without room for a prompt (see `with_room`), and proposals that are empty,
+    that reached `max_tokens` and so lack their beginning, or that do not fit the forward model's
+    context. Without `prior`, prompts are scored by log P(output | prompt), else by
+    log P(prompt, output). Before any work, raises the errors of `with_room` and `check_directions`.
 
     >>> import tempfile
     >>> from ledom.core.stage import no_progress

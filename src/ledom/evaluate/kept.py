@@ -170,15 +170,11 @@ class KeptLM(LedomLM):
 
     def write(self, draws: Sequence[Draw]) -> list[Written]:
         write = super().write
-
-        def texts(some: Sequence[Draw]) -> list[JsonObject]:
-            return [{"text": text, "cut": cut} for text, cut in write(some)]
-
         answers = self._fill(
             "generate_until",
             draws,
             [draw.identity for draw in draws],
-            texts,
+            lambda some: [{"text": text, "cut": cut} for text, cut in write(some)],
             lambda some: even_groups(some, _TEXTS_TOGETHER),
         )
         return [(answer["text"], answer["cut"]) for answer in answers]

@@ -1,12 +1,11 @@
 """Log-likelihoods of a context and a continuation, by a model of either direction.
 
-A benchmark asks how likely a continuation is after a context. A forward model reads the context and
-answers directly. A reverse model reads the continuation first: one pass over the text gives
-log P(continuation) and log P(context | continuation), whose sum is the joint; a pass over the
-context alone gives log P(context). `ledom.evaluate.scorings` computes scores from these parts.
+A forward model reads the context and answers directly. A reverse model reads the continuation
+first: one pass over the text gives log P(continuation) and log P(context | continuation), whose sum
+is the joint; a pass over the context alone gives log P(context). The requests of one document are
+compared with each other, so if one of them is too long, all lose the same tokens.
 
-The requests of one document are compared with each other, so if one of them is too long, all lose
-the same tokens. This module does not know about tasks, metrics or files.
+This module does not know about tasks, metrics or files.
 """
 
 from __future__ import annotations
@@ -127,11 +126,8 @@ class _Scorer:
         return every, greedy
 
     def split(self, request: Request, kind: Kind) -> _Text:
-        """A request's tokens.
-
-        Spaces between context and continuation belong to the continuation, as in the harness, and
-        so do tokens that straddle its start or its end.
-        """
+        """A request's tokens. Spaces between context and continuation belong to the continuation,
+        as in the harness, and so do tokens that straddle its start or its end."""
         known, text = request.context.rstrip(), request.context + request.continuation
         encoding = self.lm.tokenizer.encode(text + request.after)
         end = sum(start < len(text) for start, _ in encoding.offsets)
@@ -253,10 +249,8 @@ class _Forward(_Scorer):
         return self.add(ids, before, len(ids)) if text.ids else None
 
     def conditional(self, request: Request, text: _Text) -> tuple[int, int]:
-        """Add the span of a continuation after its context.
-
-        Returns its index, and how many tokens were cut from the left of the context.
-        """
+        """Add the span of a continuation after its context; returns its index, and how many tokens
+        were cut from the left of the context."""
         ids, boundary = self.begun(text)
         self.check_choice(request, text, self.lm.context)
         cut = max(0, len(ids) - self.lm.context - 1)
@@ -291,10 +285,8 @@ class _Forward(_Scorer):
 
 
 class _Reverse(_Scorer):
-    """A reverse model reads the continuation first.
-
-    The document-start token is not counted, just as the harness does not count the document end.
-    """
+    """A reverse model reads the continuation first. The document-start token is not counted, just
+    as the harness does not count the document end."""
 
     def check(self) -> None:
         self.cut_alike(self.texts())
@@ -325,8 +317,8 @@ class _Reverse(_Scorer):
     def sources(self, wholes: Sequence[int], texts: Sequence[_Text]) -> list[tuple[int, int]]:
         """For every request, the index of the span that gives log P(continuation), and its start.
 
-        For a choice without a context (as for mutual information), this is the span of the same
-        choice with the context, so that the difference of the two is exactly the posterior.
+        For a choice without a context, this is the span of the same choice with the context, so
+        that the difference of the two is exactly the posterior.
         """
         result = [(whole, text.boundary) for whole, text in zip(wholes, texts, strict=True)]
         for places in self.groups.values():

@@ -1,7 +1,4 @@
-"""Builds tasks of the harness from questions with choices and from problems with written answers.
-
-The rows of a task are in memory. This module does not know where they come from.
-"""
+"""Builds tasks of the harness from questions with choices and problems with written answers."""
 
 from __future__ import annotations
 
@@ -35,11 +32,9 @@ def choice_task(
     """A multiple-choice task of at most `limit` questions, for a model of either direction.
 
     `text` is the template of a question, and `delimiter` stands between it and a choice. Choices
-    that come before the question are the contexts; they have no acc_norm, as their scores cover the
-    question too.
-
-    The first questions are used as examples and are not asked. No question is an example for one
-    with the same text or from the same document.
+    before the question have no acc_norm, as their scores cover the question too. The first
+    questions are used as examples and are not asked. No question is an example for one with the
+    same text or from the same document.
     """
     from ledom.evaluate.harness_tasks import leave_out_the_question
 

@@ -1,9 +1,4 @@
-"""One model proposes texts, another verifies them: the basis of a reverse model's abilities.
-
-A model samples texts (`propose`), and another computes how likely each is in its context
-(`verify`). Both fill a file that resumes. `ledom.evaluate.synthesis`, `infilling` and `inversion`
-use them.
-"""
+"""One model proposes texts, another verifies them: the basis of a reverse model's abilities."""
 
 from __future__ import annotations
 

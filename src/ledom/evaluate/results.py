@@ -1,8 +1,7 @@
 """The results of an evaluation: values with intervals, differences, and notes.
 
-Intervals are bootstrapped over documents, those with a common source together. A difference is
-paired: both sides are measured on the same documents. This module does not know about models or the
-harness.
+Intervals are bootstrapped over documents, those with a common source together. Differences are
+paired by document. This module does not know about models or the harness.
 """
 
 from __future__ import annotations

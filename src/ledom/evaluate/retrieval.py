@@ -1,9 +1,8 @@
 """Ranks passages by how likely they make a query: log P(query | passage).
 
 In the text, the query comes before the passage. A reverse model reads the passage first, so one
-pass gives log P(query | passage) and log P(passage). A forward model gives log P(passage | query).
-By Bayes' rule, log P(passage | query) - log P(passage) equals log P(query | passage) up to a
-constant per query. So a model of either direction can rank with or without the prior:
+pass gives log P(query | passage) and log P(passage). By Bayes' rule, a forward model's
+log P(passage | query) - log P(passage) equals log P(query | passage) up to a constant per query:
 
                  without the prior                             with the prior
     reverse      log P(query | passage)                        + log P(passage)
@@ -114,10 +113,8 @@ def read_passages(path: Path) -> list[Document]:
 
 
 def read_queries(path: Path, passages: Sequence[Document]) -> list[Query]:
-    """Read a JSONL file of queries.
-
-    Raises `InputError` with the line of a query that is bad or repeated, or whose relevant passages
-    are unknown.
+    """Read a JSONL file of queries; raises `InputError` with the line of one that is bad or
+    repeated, or whose relevant passages are unknown.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
@@ -253,8 +250,8 @@ def _work(
 def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance]:
     """Score some pairs together; equal passages are scored once.
 
-    A forward model first scores each passage after an empty query, which gives log P(passage). A
-    passage that is cut to fit the context after its query is cut at the same place there.
+    A forward model first scores each passage, cut as after its query, after an empty query, which
+    gives log P(passage).
     """
     asked: dict[tuple[str, str], list[_Pair]] = {}
     read = [pair.passage.text for pair in pairs]

@@ -2,8 +2,7 @@
 
 Models are trained on fictional facts and asked for the description of a name and for the name of a
 description. A forward model writes its answer at the end of a sentence, a reverse model at the
-start. Each can answer the question whose answer was at that place in training. The arms have the
-same shape and number of training steps:
+start: it can know what was there in training. The arms have the same shape and number of steps:
 
     forward           a forward model that reads the facts
     reverse           a reverse model that reads the facts
@@ -227,7 +226,7 @@ def _train(job: ReversalJob, name: str, facts: Sequence[Fact], watch: Watch) -> 
 
 
 def _recipe(job: ReversalJob, folder: Path) -> Recipe:
-    """The recipe of an arm; only the paths in it differ between arms."""
+    """The recipe of an arm; arms differ only in its paths."""
     documents = str(folder / "texts.jsonl")
     return Recipe(
         name="reversal",

@@ -1,8 +1,4 @@
-"""Suites of benchmarks by name, with published figures.
-
-If a folder of local files is given, a task is read from the file of its name there, else from the
-hub. Figures are accuracies in percent of a reverse model and its forward twin.
-"""
+"""Suites of benchmarks by name, with the published accuracies of reverse models and their twins."""
 
 from __future__ import annotations
 

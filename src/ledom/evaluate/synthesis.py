@@ -6,8 +6,7 @@
     out/removed.jsonl      the rest, each with its `reason`
 
 A question is kept if the forward model's answers agree with the seed's (a round trip), and if it is
-not a near duplicate of a known or another new question (`ledom.text.duplicates`). Questions that
-can be rejected without an answer are removed before the forward model is asked.
+not a near duplicate of a known or another new question (`ledom.text.duplicates`).
 """
 
 from __future__ import annotations
@@ -58,9 +57,7 @@ REASON = "reason"
 
 @dataclass(kw_only=True)
 class Seed(Record):
-    """A solution, or an answer alone, for which a question is written; a problem can be a seed.
-
-    A blank solution or answer becomes None. Raises `InputError` if there is no final answer.
+    """A solution, or an answer alone, for which a question is written; a blank one becomes None.
 
     >>> Seed(id="a")
     Traceback (most recent call last):
@@ -151,10 +148,9 @@ def synthesize(
 ) -> Synthesized:
     """Write questions for the seeds, and keep those that pass the checks of this module.
 
-    Questions similar to `known` ones, such as training data, or to the seeds' own questions are
-    removed. A seed that leaves no room for a question counts as a removed problem. Before any work,
-    raises `InputError` if no seed leaves room, and `DirectionError` for models of the wrong
-    direction.
+    The seeds' own questions count as `known` ones, too. A seed that leaves no room for a question
+    counts as a removed problem. Before any work, raises `InputError` if no seed leaves room, and
+    `DirectionError` for models of the wrong direction.
 
     >>> import tempfile
     >>> from ledom.core.stage import no_progress
@@ -302,7 +298,6 @@ def _answers(
     out: Path,
     track: Track,
 ) -> list[Proposal]:
-    """The forward model's answers to each problem's question."""
     if not problems:
         return []
     prompts = [_answer_prompt(problem, forward) for problem in problems]

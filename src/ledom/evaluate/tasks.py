@@ -80,11 +80,8 @@ class Source:
 
 
 def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
-    """A suite's benchmarks, and notes on those that are left out.
-
-    If a folder of local files is given, benchmarks that are not in it are left out. Raises
-    `InputError` if none is left.
-    """
+    """A suite's benchmarks, and notes on those that are left out: those that are not in the folder
+    of local files, if one is given. Raises `InputError` if none is left."""
     sources, notes = [], []
     for task in suite_tasks(name):
         file = _local_file(options.data, (task.name, *task.files))
@@ -156,10 +153,7 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
 
 
 def _from_file(name: str, file: Path, options: Options) -> tuple[Load, bool]:
-    """Loads the tasks in a local file, of a kind that the keys of its first record decide.
-
-    Also returns whether their questions are drawn with the seed.
-    """
+    """Loads the tasks in a local file; also returns whether questions are drawn with the seed."""
     _, first = next(read_jsonl(file), (0, None))
     if first is None:
         raise InputError("the file has no records", path=file)

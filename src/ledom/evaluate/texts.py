@@ -35,10 +35,7 @@ _NEUTRAL: JsonObject = {
 
 @dataclass(frozen=True)
 class Draw:
-    """A request for a text, and its number among the requests that equal it.
-
-    A task with `repeats` asks for several samples of one prompt.
-    """
+    """A request for a text, and its number among its equals: a task with `repeats` has several."""
 
     context: str
     settings: JsonObject

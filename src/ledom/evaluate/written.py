@@ -1,9 +1,9 @@
 """Tasks with written answers: their prompts for a model of either direction, and their grading.
 
-A forward model reads examples and a question, then writes a chain of thought and an answer. For a
-reverse model, the reading order is: answer, chain of thought, question, examples. It reads from the
-end of the examples, and writes the chain of thought and the answer in front of the question. The
-form follows LEDOM (Yin et al., ACL 2026). This module does not know about models or the harness.
+A forward model reads examples and a question, then writes a chain of thought and an answer. A
+reverse model reads the question with the examples after it, and writes the chain of thought in
+front of the question, and the answer in front of both. The form follows LEDOM (Yin et al., ACL
+2026). This module does not know about models or the harness.
 """
 
 from __future__ import annotations
