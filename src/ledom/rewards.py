@@ -6,9 +6,8 @@
     verl: reward.custom_reward_function.path=pkg://ledom.rewards
           reward.custom_reward_function.name=compute_score
 
-Models are loaded on first use, once per process, so everything here can be pickled. Processes that
-are forked after the import of this module can compute rewards too. `ledom serve` gives the same
-rewards over HTTP.
+Models are loaded on first use, once per process, so everything here can be pickled, and processes
+forked after the import of this module can compute rewards. `ledom serve` gives the same over HTTP.
 """
 
 from __future__ import annotations
@@ -106,10 +105,10 @@ def trl_reward(
 
     TRL logs the log-probabilities next to the completions (`log_p_xy` ...), and three metrics:
     `copied_share`, the mean share of an answer that is copied from its question, `empty_share`, the
-    share of answers that are empty or a thought that was cut off, and `truncated_share`, the share
-    of answers that are longer than a model's context and were judged without their end. If a prompt
-    has no question, or its question leaves no room for an answer, the reward is None. Give a
-    trainer one reward of this kind: TRL logs two under one name, and their values get mixed.
+    share of answers that are empty or a thought that was cut off, and `truncated_share`, that of
+    answers judged without their end, to fit a model's context. If a prompt has no question, or its
+    question leaves no room for an answer, the reward is None. Give a trainer one reward of this
+    kind: TRL logs two under one name, and their values get mixed.
 
     >>> reward = trl_reward(lam=0.5)  # models are loaded by the first call
     >>> reward.__name__
@@ -227,10 +226,9 @@ async def compute_score(
 ) -> dict[str, float]:
     """The reward of an answer, for verl's `reward.custom_reward_function`; batched across calls.
 
-    verl passes no prompt, so the dataset must have the question as `extra_info["question"]`.
-    `ReverseRewardManager` does not need that. `settings` are those of `trl_reward` and come from
-    verl's `reward_kwargs`. Raises `InputError` if the dataset has no such column. For a question
-    that is empty or leaves no room for an answer, see `ReverseRewardManager`.
+    verl passes no prompt, so the dataset must have the question as `extra_info["question"]`; else
+    this raises `InputError`. `settings` are those of `trl_reward` and come from verl's
+    `reward_kwargs`. For a question without a reward, see `ReverseRewardManager`.
 
     >>> asyncio.run(compute_score("math", "#### 4"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -252,10 +250,9 @@ class ReverseRewardManager:
 
     The settings are those of `trl_reward`. verl passes none, so they are read from
     `reward.reward_kwargs` of its config. If a prompt has no question, or its question leaves no
-    room for an answer, the reward and the log-probabilities are 0, since verl needs numbers, and
-    one NaN in a component of GDPO makes the advantages of the whole batch NaN. All samples of a
-    prompt have this reward, so advantages relative to their group (GRPO) are 0. For other
-    advantages, filter the dataset.
+    room for an answer, the reward and the log-probabilities are 0: one NaN would make the
+    advantages of a whole batch NaN (GDPO). Advantages relative to the prompt's group (GRPO) are
+    then 0. For other advantages, filter the dataset.
     """
 
     def __init__(

@@ -155,11 +155,8 @@ def _summarize(
     counts: dict[str, int],
     path: Path | None,
 ) -> None:
-    """Print and save the mean reciprocal rank and how often the right result is first.
-
-    `right` and `ranking` are those of `reciprocal_ranks`. Items with the same right results are
-    resampled together. The file gets `counts`, too.
-    """
+    """Print and save the mean reciprocal rank and how often the right result is first; see
+    `reciprocal_ranks`. Items with the same right results are resampled together."""
     from ledom.evaluate.results import reciprocal_ranks, right_firsts
     from ledom.report.intervals import share_interval
 

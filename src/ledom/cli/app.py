@@ -1,7 +1,6 @@
 """The `ledom` program: its commands in groups, and the options before a command.
 
-Commands import what they need when they run, so that `ledom --help` is quick. `ledom.cli.run`
-handles errors and exit codes.
+Commands import what they need when they run, so that `ledom --help` is quick.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What commands print: lines, tables and colored questions.
-
-Results go to standard output, everything else to standard error.
-"""
+"""What commands print: results to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -53,10 +50,8 @@ def warn(warning: str | None) -> None:
 
 
 def output_console(least: int = 0) -> Console:
-    """A console on standard output that has at least `least` columns.
-
-    Lines wrap on a terminal, and where the environment sets a width.
-    """
+    """A console on standard output that has at least `least` columns; its lines wrap on a terminal,
+    and where the environment sets a width."""
     from rich.console import Console
 
     is_narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
@@ -101,7 +96,6 @@ def new_table(words: Iterable[str], numbers: Iterable[str]) -> Table:
 
 
 def _print_pairs(rows: Mapping[str, str]) -> None:
-    """Print names and values in two columns."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)

@@ -133,7 +133,6 @@ def evaluate(
 
 
 def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
-    """Train and test the models of the reversal suite."""
     from ledom.evaluate.reversal import ReversalJob, run_reversal
 
     job = ReversalJob(out, limit or ReversalJob.per_order, seed, command=options.command_line())
@@ -163,7 +162,6 @@ def show_reversal(found: ReversalResult) -> None:
 def _sources(
     tasks: list[str] | None, suite: str | None, how: Options
 ) -> tuple[list[Source], list[str]]:
-    """The tasks to measure, and notes about those that are left out."""
     from ledom.evaluate.tasks import find_source, find_suite
 
     if tasks and suite:
@@ -193,7 +191,6 @@ def show_results(found: Evaluation) -> None:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    """The cells of a row of the table."""
     if (mark := _mark(row)) == "n/a":
         value = mark
     elif row.unit == "nats":

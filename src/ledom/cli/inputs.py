@@ -97,9 +97,7 @@ def choose_problems(
     option: str = "--num-problems",
 ) -> list[Problem]:
     """The problems that the options ask for; `draws` says whether the command uses random samples.
-
-    Raises `InputError` if there are fewer than `count`, or if an option has no effect.
-    """
+    Raises `InputError` if there are fewer than `count`, or if an option has no effect."""
     given = source != GENERATOR
     reason = f"the problems come from {source}, and"
     refuse_unused(

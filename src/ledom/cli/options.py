@@ -1,8 +1,4 @@
-"""Options that commands share, with bounds, and a check that each option has an effect.
-
-The kind of `--out`, and whether it can be written, are checked when options are read, before any
-model is loaded.
-"""
+"""Options that commands share, with bounds, and a check that each option has an effect."""
 
 from __future__ import annotations
 
@@ -154,10 +150,8 @@ Dtype = Annotated[
 
 
 def _set_threads(threads: int | None) -> None:
-    """Set the threads while the command line is read; commands do not use the value.
-
-    torch reads how idle threads wait when it is imported, which must come later.
-    """
+    """Set the threads while the command line is read, before torch is imported: it then reads how
+    idle threads wait. Commands do not use the value."""
     processes.set_threads(threads)
 
 
@@ -217,10 +211,9 @@ Unused = tuple[object, str, Iterable[str]]
 
 
 def refuse_unused(context: typer.Context, *rules: Unused) -> None:
-    """Raise `InputError` for an option that the user gave and that would have no effect.
+    """Raise `InputError` for an option on the command line that would have no effect.
 
-    Every command calls it first, with one rule for each option that another option can make
-    useless. Only options on the command line count, never defaults.
+    Every command calls it first, with one rule for each option that another can make useless.
 
         refuse_unused(context, (candidates, "the candidates are given", ["samples", "top_k"]))
     """
@@ -289,9 +282,7 @@ def named_score_fields(names: list[str] | None) -> list[str] | None:
 
 
 def refuse_replaced(out: Path | None, names: Iterable[str], *read: str | Path) -> None:
-    """Raise `InputError` if a command would write a file that it reads.
-
-    `names` are the files that it writes to the folder `out`.
+    """Raise `InputError` if a command that writes `names` to `out` would replace a file it reads.
 
     >>> refuse_replaced(Path("."), ["ranking.jsonl"], "queries.jsonl", "ranking.jsonl")
     Traceback (most recent call last):
@@ -304,9 +295,7 @@ def refuse_replaced(out: Path | None, names: Iterable[str], *read: str | Path) -
 
 
 def check_files(out: Path | None, *names: str) -> None:
-    """Raise `OutputError` if a folder or a device has the name of a result.
-
-    `names` are the files that a command writes to the folder `out`, some of them only at its end.
+    """Raise `OutputError` if a folder or a device has the name of one of the results in `out`.
 
     >>> check_files(Path("/dev"), "null")  # doctest: +ELLIPSIS
     Traceback (most recent call last):

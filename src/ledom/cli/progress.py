@@ -1,7 +1,6 @@
 """The progress of a long stage: a bar on a terminal, otherwise a line every 30 seconds.
 
-Progress is printed on standard error while the stage runs. If several processes share a stage, only
-the first shows progress, and only on its own share.
+If several processes share a stage, only the first shows progress, and only on its own share.
 """
 
 from __future__ import annotations
@@ -123,8 +122,7 @@ def track_training(
 ) -> Iterator[Callable[[TrainingProgress], None]]:
     """Show steps, loss and tokens per second; yields the callback for `ledom.train.loop`.
 
-    `done` is the number of steps that an earlier run took. SIGTERM ends training with `SystemExit`
-    after the current step; a line then says how to resume.
+    SIGTERM ends training with `SystemExit` after the current step; a line then says how to resume.
     """
     valid = ""
     try:

@@ -174,7 +174,6 @@ def rerank(
 
 
 def _reranked() -> list[str]:
-    """The files that `ledom rerank` may write."""
     from ledom.rerank.candidates import GIVEN
     from ledom.rerank.score_files import SCORE_FILES
 

@@ -6,7 +6,6 @@
     141  the reader of standard output closed it, as `head -1` does
 
 If SIGINT is ignored when the program starts, as in a background job of a shell, it stays ignored.
-This is Python's own rule.
 """
 
 from __future__ import annotations
@@ -40,10 +39,7 @@ class _PipeClosed(Exception):  # noqa: N818 (not an error)
 
 
 def prepare_process() -> None:
-    """Make the standard streams safe, and silence library warnings. `main` calls it once.
-
-    `MPLBACKEND` is ignored: no window is opened, and matplotlib cannot be imported if the variable
-    names none of its backends.
+    """Make the standard streams safe, and silence library warnings.
 
     A closed stream becomes the null device; otherwise a file opened later could get the stream's
     number and receive its output. Characters that cannot be encoded are escaped. Failed writes to
@@ -57,7 +53,7 @@ def prepare_process() -> None:
         sys.stdin = None
     sys.stdout = _stream(sys.stdout, _Output(1, "w", closefd=False))
     sys.stderr = _stream(sys.stderr, _Messages(2, "w", closefd=False))
-    os.environ.pop("MPLBACKEND", None)
+    os.environ.pop("MPLBACKEND", None)  # an unknown name would break matplotlib's import
     if not sys.warnoptions and not _is_debugging():
         warnings.simplefilter("ignore")
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # on unwritable folders

@@ -148,7 +148,6 @@ def serve(
 
 
 def _serve(server: Server, service: Service) -> None:
-    """Answer until Ctrl-C or SIGTERM."""
     server.listen()
     token = service.settings.token
     access = "clients must send the token" if token else "for this machine only, without a token"

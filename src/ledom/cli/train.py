@@ -118,7 +118,6 @@ def _prepare(config: DataConfig, folder: Path) -> PreparedData:
 def _train_one(
     plan: Recipe, way: Direction, data: PreparedData, folder: Path, world: ProcessGroup
 ) -> None:
-    """Train one direction of a run."""
     from ledom.train.checkpoints import newest_step
     from ledom.train.loop import train
     from ledom.train.recipe import save_recipe

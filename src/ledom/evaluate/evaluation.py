@@ -99,10 +99,8 @@ class _Ready:
 
 
 def _evaluate_tasks(job: Job, track: Track) -> tuple[list[TaskResult], list[str]]:
-    """The results of all benchmarks, and notes on those that are left out.
-
-    All are loaded and checked before the first is run, which may take hours.
-    """
+    """The results of all benchmarks, and notes on those that are left out. All are loaded and
+    checked before the first is run, which may take hours."""
     ready: list[_Ready] = []
     failures: list[tuple[str, HubError]] = []
     with ExitStack() as stack:
@@ -138,7 +136,6 @@ def _prepare(source: Source, job: Job, track: Track) -> _Ready:
 
 
 def _evaluate_task(ready: _Ready, job: Job) -> TaskResult:
-    """The result of one benchmark, with the rows of every model and scoring."""
     source, notes = ready.source, ready.notes
     measured: list[Measured] = []
     chance = None
@@ -260,10 +257,7 @@ def _note(direction: Direction, metric: str, kinds: set[str], scoring: str) -> s
 
 
 def _entropy(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[Measured]:
-    """Mean -log P(right choice | context) forward, -log P(context | right choice) in reverse.
-
-    A model's cross-entropy is never below the true conditional entropy.
-    """
+    """Mean -log P(right choice | context) forward, -log P(context | right choice) in reverse."""
     scoring: Scoring = "conditional" if lm.direction is Direction.FORWARD else "posterior"
     values: dict[tuple[str, int], float] = {}
     documents = lm.documents

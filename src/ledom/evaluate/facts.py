@@ -89,7 +89,6 @@ def make_facts(per_order: int, seed: int = 0) -> list[Fact]:
 
 
 def _invented(rng: Random) -> str:
-    """An invented word of two syllables."""
     syllables = (rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(2))
     return ("".join(syllables) + rng.choice(_ENDINGS)).capitalize()
 

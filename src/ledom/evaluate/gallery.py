@@ -85,7 +85,6 @@ def collect(
 
 
 def _kinds(folder: Path) -> list[RunKind]:
-    """The kinds of the runs in a folder."""
     kinds = [
         kind
         for kind in RUNS

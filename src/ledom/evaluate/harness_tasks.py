@@ -113,7 +113,6 @@ def _mentioned(names: set[bytes], files: Iterable[Path]) -> bool:
 
 
 def _load_with(name: str, dataset: Path) -> list[Any]:
-    """The task `name`, with its data from the folder `dataset`."""
     if name not in _files():
         raise InputError(
             f"{name!r} is not a single task, so it cannot read this data; name one of its tasks",

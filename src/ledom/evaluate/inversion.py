@@ -188,7 +188,6 @@ def sample_pairs(
 
 
 def _distinct(proposals: Sequence[Proposal], pair_format: PairFormat) -> list[Proposal]:
-    """The distinct finished prompts for each output."""
     found: dict[tuple[str, str], Proposal] = {}
     for one in proposals:
         text = pair_format.written_question(one.text)

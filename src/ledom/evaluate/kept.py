@@ -187,11 +187,8 @@ class KeptLM(LedomLM):
         make: Callable[[Sequence[RequestT]], Sequence[JsonObject]],
         groups: Callable[[Sequence[_Asked[RequestT]]], Sequence[Sequence[_Asked[RequestT]]]],
     ) -> list[JsonObject]:
-        """The answers to all requests; missing ones are made with `make` and saved.
-
-        `texts` identify the requests (see `_stage`). `groups` splits requests into groups
-        that are answered together.
-        """
+        """The answers to all requests; missing ones are made with `make`, a group at a time, and
+        saved. `texts` identify the requests (see `_stage`)."""
         stage = self._stage(kind, texts)
 
         def answers(some: Sequence[_Asked[RequestT]]) -> Iterator[list[Answer]]:

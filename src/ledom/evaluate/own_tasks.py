@@ -71,7 +71,6 @@ def choice_task(
 
 
 def _check_examples(name: str, count: int, num_fewshot: int) -> None:
-    """Raise `InputError` if all different questions are used as examples."""
     if count <= num_fewshot:
         raise InputError(
             f"task {name!r} has {count} different questions, all used as examples; lower "

@@ -75,7 +75,6 @@ def runs_to_its_end(program: str, seconds: int = 10) -> bool:
 
 
 def _runs(program: str, folder: Path, seconds: int) -> bool:
-    """`runs_to_its_end` in an empty folder."""
     reached = folder / secrets.token_hex(16)
     file = folder / "program.txt"
     ending = f"\nopen({str(reached)!r}, 'x').close()\n"
@@ -99,11 +98,8 @@ def _runs(program: str, folder: Path, seconds: int) -> bool:
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: int) -> int:
-    """The program's exit code; 1 if it takes too long.
-
-    In short waits: a pause of all processes (of a container) uses up only one of them.
-    """
-    for _ in range(seconds):
+    """The program's exit code; 1 if it takes too long."""
+    for _ in range(seconds):  # a pause of all processes (of a container) uses up only one of them
         with suppress(subprocess.TimeoutExpired):
             return child.wait(timeout=1)
     return 1

@@ -231,7 +231,6 @@ class _Pair:
 def _work(
     lm: LanguageModel, queries: Sequence[Query], passages: Sequence[Document]
 ) -> Work[_Pair, Relevance]:
-    """The work of scoring all pairs, tile by tile."""
     wide, high = _TILE
     high = high if len(queries) > 1 else high * wide
     pairs = [

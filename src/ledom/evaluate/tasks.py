@@ -181,7 +181,6 @@ def _choices(name: str, file: Path, options: Options, direction: Direction) -> S
 
 
 def _code(name: str, file: Path | None, options: Options, direction: Direction) -> Sequence[Any]:
-    """The task of the programs in a file, or else of those on the hub."""
     if file is not None:
         problems = read_records(file, CodeProblem, unique_ids())
     else:
@@ -201,7 +200,6 @@ def _generated(name: str, options: Options, direction: Direction) -> Sequence[An
 def _neighbors(
     places: Mapping[str, Place], file: Path, options: Options, direction: Direction
 ) -> Sequence[Any]:
-    """The tasks with questions made from documents, by name."""
     documents = read_records(file, Document, unique_ids())
     try:
         asked = {n: neighbor_questions(documents, p, options.seed) for n, p in places.items()}
@@ -241,7 +239,6 @@ def _check_code(name: str, options: Options) -> None:
 
 
 def _from_harness(name: str, options: Options, direction: Direction) -> Sequence[Any]:
-    """A task or group of the harness, with its data from the hub or a local copy."""
     from ledom.evaluate.harness_tasks import build_tasks, is_file
 
     folder = _dataset_folder(options.data, name)

@@ -123,7 +123,6 @@ def _claim(run: results.RunComparison, gap: results.FinalGap) -> _Claim:
 
 
 def _claim_of_seeds(group: results.SeedGroup) -> _Claim:
-    """The gaps of pairs that differ only in their seed, in words."""
     low, high = (number(end, 4, "+") for end in (group.lowest, group.highest))
     one_sign = group.lowest > 0 or group.highest < 0
     return _Claim(
@@ -145,7 +144,6 @@ def _gap_text(gap: results.Gap) -> str:
 
 
 def _tables(report: results.Comparison) -> dict[str, Rows]:
-    """The tables that have rows, by heading."""
     runs = report.runs
     made = {
         "Models": _models_table(runs),

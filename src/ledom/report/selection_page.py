@@ -186,7 +186,6 @@ def _labeled(report: SelectionReport) -> int:
 def _sentence(
     chosen: StrategyResult | None, opponent: StrategyResult | None, report: SelectionReport
 ) -> str:
-    """How often the chosen strategy was right, and how that compares with the opponent."""
     total, labeled = report.num_problems, _labeled(report)
     if report.num_labeled == 0:
         whose = "The problem has no" if total == 1 else f"None of the {total} problems has a"
@@ -265,7 +264,6 @@ def _signal(auc: Sequence[AucResult]) -> str:
 
 
 def _view(report: SelectionReport) -> dict[str, Any]:
-    """The variables of both templates."""
     ranked = sorted(report.strategies, key=lambda strategy: -strategy.accuracy.mean)
     by_kind = {
         heading: [s for s in ranked if s.kind == kind] for kind, heading in figures.KINDS.items()
@@ -340,10 +338,7 @@ def _facts(report: SelectionReport) -> list[list[str]]:
 
 
 def _case(case: Case) -> dict[str, Any]:
-    """A case, with the question's words under the picked and the rejected answer (`panels`).
-
-    `gaps` are the words that the rejected answer explains notably worse, worst first.
-    """
+    """A case, with the question's words under the picked and the rejected answer (`panels`)."""
     by_role = {candidate.role: candidate for candidate in case.candidates}
     pair = [by_role[role] for role in ("picked", "rejected") if role in by_role]
     shown = [candidate for candidate in pair if candidate.question_tokens]

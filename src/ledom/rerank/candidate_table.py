@@ -264,10 +264,7 @@ def _group(problem: Problem) -> str:
 
 
 def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> FloatArray:
-    """[P]: the share of each problem's greedy candidates that are right.
-
-    NaN without a greedy candidate, and where it is unknown whether one is right.
-    """
+    """See `CandidateTable.greedy`."""
     by_id = {problem.id: problem for problem in problems}
     right: dict[str, list[float]] = {problem.id: [] for problem in problems}
     for candidate in candidates:

@@ -124,7 +124,6 @@ class Costs:
         )
 
     def _written(self, strategy: Strategy) -> float:
-        """Generated tokens that a strategy needs, per problem."""
         if isinstance(strategy, Greedy):
             return self.greedy
         totals = self.written.sum(axis=1)

@@ -290,10 +290,8 @@ def changes(table: CandidateTable, weights: TunedWeights) -> list[tuple[int, Flo
 
 
 def _judge(table: CandidateTable, weights: TunedWeights) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Scores [P, N] that pick a candidate, and the columns [P] of the rejected candidates.
-
-    The rejected are the forward model's picks or, without a forward model, the worst candidates.
-    """
+    """Scores [P, N] that pick a candidate, and the columns [P] of the rejected candidates: the
+    forward model's picks or, without a forward model, the worst ones."""
     if "forward" not in table.features:
         score = STRATEGIES["reverse_only"].score(table, None)
         return score, np.where(table.eligible, score, np.inf).argmin(axis=1)

@@ -150,7 +150,6 @@ def _report(
     scores: Sequence[Score],
     external_scores: Sequence[str],
 ) -> tuple[SelectionReport, Path]:
-    """Choose, measure, and write what was chosen with its report."""
     _keep_inputs(job)
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
     if job.folds:
@@ -322,7 +321,6 @@ def _keep_inputs(job: Job) -> None:
 def _cases(
     job: Job, table: CandidateTable, candidates: Sequence[Candidate], scores: Sequence[Score]
 ) -> list[Case]:
-    """The problems that best show what the reverse model changes."""
     pool_of = pools(table.problem_ids, candidates)
     scores_of = scores_by_target(candidates, scores)
     return [

@@ -304,10 +304,8 @@ def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> 
 
 
 def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> TokenSpan:
-    """The tokens to score; see `ScoredPair.logprobs`.
-
-    The demonstrations are placed where the model reads them first, after its special tokens.
-    """
+    """The tokens to score (see `ScoredPair.logprobs`), with the demonstrations where the model
+    reads them first, after its special tokens."""
     if lm.direction is Direction.FORWARD:
         first = len(lm.bos_ids)
         ids = pair.ids[:first] + shown + pair.ids[first:]

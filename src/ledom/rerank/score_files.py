@@ -73,10 +73,8 @@ def read_scores(
 
 
 def _check_as_reverse(settings: JsonObject, file: Path, reverse: Path | None) -> None:
-    """Raise `InputError` unless these scores used the same model and reading as the reverse ones.
-
-    An earlier run may have left them, and a contrast between two models is meaningless.
-    """
+    """Raise `InputError` unless these scores used the same model and reading as the reverse ones:
+    an earlier run may have left them, and a contrast between two models is meaningless."""
     remedy = f"remove {file.name}, or make it again together with the reverse scores"
     if reverse is None:
         raise InputError(f"there are no reverse scores next to it; {remedy}", path=file)

@@ -160,10 +160,7 @@ class _Search:
 def _expand(
     active: Sequence[_Search], forward: LanguageModel, config: SearchConfig, step: int
 ) -> None:
-    """Draw the next step of every open beam.
-
-    The first round has one beam, so it draws `width` times as many continuations of it.
-    """
+    """Draw the next step of every open beam."""
     sampling = config.stepwise(step)
     prompts: list[str | Generation] = []
     origins: list[tuple[_Search, Beam]] = []
@@ -180,7 +177,7 @@ def _expand(
                 prompts.append(prompt if beam.last is None else beam.last)
                 origins.append((one, beam))
         one.beams = kept
-    count = config.expansions * (1 if step else config.width)
+    count = config.expansions * (1 if step else config.width)  # the first round has one beam
     for place, texts in forward.generate(prompts, sampling, count):
         one, before = origins[place]
         for made in texts:
@@ -224,10 +221,7 @@ def _score(
 
 
 def _mean(score: Score, finished: bool) -> float:
-    """A score's mean per token.
-
-    Unless the text is `finished`, EOS and the format's words after a solution do not count, because
-    an open beam will continue.
-    """
+    """A score's mean per token. Unless the text is `finished`, EOS and the format's words after a
+    solution do not count, because an open beam will continue."""
     values = [value for value, (_, end) in score.tokens() or () if finished or end]
     return sum(values) / len(values) if values else 0.0

@@ -284,7 +284,6 @@ _PICKS = {
 
 
 def _vote(pick: Pick) -> Vote:
-    """The vote with a pick's score."""
     counts = "each candidate counts exp(score / temperature)"
     return Vote(f"vote, {pick.label}", counts, pick.features, pick.interpolated)
 

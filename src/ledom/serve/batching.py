@@ -2,21 +2,16 @@
 
 A request is a list of items. One worker computes batches of items. A batch is filled in two steps:
 
-1. One item of each new request, that is, of each request that no batch has served yet. A small
-   request is therefore in the next batch, however many items large requests have left.
-2. Further items of the other requests, in turn, up to a time limit. The limit is halved if the
-   batch completes a request. Times are estimated from earlier batches. If most of a batch's time
-   does not depend on its size, as with a remote server, the limit is raised.
+1. One item of each request that no batch has served yet. A small request is therefore in the next
+   batch, however many items large requests have left.
+2. Further items of the other requests, in turn, up to a time limit, which is halved if the batch
+   completes a request. Times are estimated from earlier batches. If most of a batch's time does not
+   depend on its size, as with a remote server, the limit is raised.
 
-Many small requests thus share one large batch, which is fastest for all of them. Large requests are
-served in short batches, so a small request waits only briefly behind them. A batch that completes
-no request also pauses between its steps to serve new requests. A batch starts as soon as the worker
-is free: batches grow under load, and an idle server adds no delay.
-
-A batch stops at its next step once nobody is waiting for any of its requests. Otherwise the whole
-batch is computed.
-
-Work that needs no model does not queue; `apart` keeps it from blocking other requests.
+Many small requests thus share one large batch, and wait only briefly behind large requests. A batch
+that completes no request also pauses between its steps to serve new requests. A batch starts as
+soon as the worker is free: batches grow under load, and an idle server adds no delay. A batch stops
+at its next step once nobody is waiting for any of its requests.
 
 This module does not know about models or protocols.
 """
@@ -172,7 +167,6 @@ class Batcher(Generic[_T, _R]):
                 self._wake.clear()
 
     def _take(self) -> _Batch[_T, _R]:
-        """The next batch."""
         usual = self._usual_cost()
         batch: _Batch[_T, _R] = []
         cost = 0.0
@@ -205,10 +199,7 @@ class Batcher(Generic[_T, _R]):
         return self._cost(queue[0].items[queue[0].taken])
 
     def _take_one(self, queue: deque[_Request[_T, _R]], batch: _Batch[_T, _R]) -> float:
-        """Move an item of the queue's first request to the batch; returns its cost.
-
-        A request with further items goes to the end of `_begun`.
-        """
+        """Move an item of the queue's first request to the batch; returns its cost."""
         cost = self._next_cost(queue)
         request = queue.popleft()
         batch.append((request, request.items[request.taken]))
@@ -228,8 +219,7 @@ class Batcher(Generic[_T, _R]):
 
     async def _do(self, batch: _Batch[_T, _R]) -> None:
         """Compute a batch. If it fails, compute each request's items alone, so that only requests
-        that cannot be computed fail.
-        """
+        that cannot be computed fail."""
         try:
             results = await self._compute(batch)
         except Exception as error:
@@ -255,10 +245,7 @@ class Batcher(Generic[_T, _R]):
         self._drop(request)
 
     async def _compute(self, batch: _Batch[_T, _R]) -> list[_R] | None:
-        """Compute a batch, step by step; None if all of its requests end first.
-
-        If the batch completes no request, new requests are served between two steps.
-        """
+        """Compute a batch, step by step; None if all of its requests end first."""
         items = [item for _, item in batch]
         steps = self._work(items)
         run = asyncio.get_running_loop().run_in_executor

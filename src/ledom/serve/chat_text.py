@@ -1,8 +1,7 @@
 """Finds the question and the answer in the text that a trainer sends.
 
 A trainer sends a prompt as its policy read it: with a chat template and special tokens, and
-possibly truncated. A reward model trained on plain questions must not see this markup. This module
-does not know about requests.
+possibly truncated. A reward model trained on plain questions must not see this markup.
 """
 
 from __future__ import annotations
@@ -160,10 +159,9 @@ def response_in(query: str, prompt: str) -> str:
 def split_dialog(text: str, between: str) -> tuple[str, str]:
     """The question and the answer of a dialog: by its chat markup, or split at `between`.
 
-    The parts before and after `between` are unchanged; see `question_of` and `answer_of`. A line
-    end of `between` may be `\\r\\n` or `\\r` in the text. The question is empty if the user has no
-    turn before the assistant's last one. Raises `InputError` if the text has neither markup nor
-    `between`, and for markup without an assistant's turn.
+    The question is empty if the user has no turn before the assistant's last one. A line end of
+    `between` may be `\\r\\n` or `\\r` in the text. Raises `InputError` if the text has neither
+    markup nor `between`, and for markup without an assistant's turn.
 
     >>> split_dialog("2 + 2?|4", between="|")
     ('2 + 2?', '4')

@@ -92,11 +92,8 @@ class Chosen:
 async def choose(
     service: Service, question: str, options: Options, path: str, body: Mapping[str, Any]
 ) -> Chosen:
-    """Draw candidates for `question` and choose one. `body` is sent to the upstream.
-
-    Raises `Refusal` or `InputError` if a limit is exceeded, the upstream fails, or the strategy
-    cannot choose.
-    """
+    """Draw candidates for `question` and choose one; `body` is sent to the upstream. Raises
+    `Refusal` or `InputError` if a limit is exceeded, the upstream fails, or nothing can choose."""
     start = time.perf_counter()
     if not service.can_draw:
         raise Refusal(
@@ -168,10 +165,8 @@ async def _draw(
 
 
 def _strategy(judge: Judge, options: Options) -> tuple[str | None, TunedWeights]:
-    """The id of the strategy that was asked for, if any, and the weights.
-
-    Raises `InputError` for a strategy that cannot choose, or that a given lambda does not change.
-    """
+    """The id of the strategy that was asked for, if any, and the weights; raises `InputError` if it
+    cannot choose, or if a given lambda does not change it."""
     weights = judge.weights if options.lam is None else default_weights(options.lam)
     usable = judge.usable(weights)
     if options.lam is not None:

@@ -1,7 +1,6 @@
 """Middleware in front of every route: it limits who may send requests, how much, and how long.
 
-The guard reads the whole body, within its limits, and passes it to the app. It cancels the work
-when the client disconnects or the time is up. It does not know about the routes.
+It cancels the work when the client disconnects or the time is up. It does not know the routes.
 """
 
 from __future__ import annotations

@@ -57,7 +57,6 @@ class Judgement:
     def probability(self) -> float:
         """The reward on a scale from 0 to 1, in the same order: exp(reward), at most 1.
 
-        For log-probabilities per token this is the weighted geometric mean of the probabilities.
         Where exp would round to 0, as for the sum over a long answer, it is a tiny number instead.
 
         >>> round(Judgement(reward=-0.5, scores={}, features={}).probability, 3)
@@ -106,15 +105,12 @@ def best_first(judged: Sequence[Judgement]) -> list[int]:
 class Judge:
     """Judges answers with a forward model, a reverse model, or both.
 
-    Passages of `mask_copies` or more words that an answer copies from its question are hidden from
-    the reverse model, because an answer that restates the question would explain it perfectly. With
-    0, the model reads everything. `empty_reward` is the reward of an empty answer, or of a thought
-    that was cut off; without it, such an answer is judged as an empty text, whose sum of
-    log-probabilities can be the highest of all.
-
-    `strategy` must score each answer alone, such as `reverse_reward`. Raises `InputError` for any
-    other strategy, if a model or weight that it needs is missing, and if `empty_reward` is not a
-    number.
+    Passages of `mask_copies` or more words (0: none) that an answer copies from its question are
+    hidden from the reverse model, because an answer that restates the question would explain it
+    perfectly. `empty_reward` is the reward of an empty answer, or of a thought that was cut off;
+    without it, such an answer is judged as an empty text, whose sum of log-probabilities can be the
+    highest of all. Raises `InputError` for a `strategy` that does not score each answer alone or
+    lacks a model or weight, and if `empty_reward` is not a number.
     """
 
     def __init__(

@@ -15,9 +15,7 @@ _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counts of requests by route and status, of batches, and of tokens. `waiting` is called when
-    the metrics are read, and returns the number of texts that are waiting for a model.
-    """
+    """Counts of requests, batches and tokens; `waiting` returns the texts waiting for a model."""
 
     def __init__(self, waiting: Callable[[], int] = lambda: 0) -> None:
         self.registry = CollectorRegistry()

@@ -79,9 +79,8 @@ class Service:
     async def judge_pairs(self, pairs: Sequence[Pair], drawn: bool = False) -> list[Judgement]:
         """The judgement of each pair, computed in batches with pairs of other requests.
 
-        Raises `Refusal` if a limit is exceeded, and `InputError` for a pair that cannot be judged.
-        Answers that were `drawn` after `check_pairs` and `check_room` may have cost money, so
-        neither their length nor a full queue is a reason to drop them.
+        Raises the errors of `check_pairs`, unless the answers were `drawn` after `check_pairs` and
+        `check_room`: they may have cost money, so neither length nor a full queue drops them.
         """
         if not drawn:
             await self.check_pairs(pairs)
@@ -123,10 +122,7 @@ class Service:
             raise Refusal(413, f"{count} texts; at most {most} per request")
 
     async def compute(self, job: Callable[[], Steps[_T]]) -> _T:
-        """Run a job that uses a model. Jobs run one at a time, in parallel with the judge.
-
-        If the client disconnects, its job ends at the next step.
-        """
+        """Run a job that uses a model. Jobs run one at a time, in parallel with the judge."""
         result: _T
         (result,) = await self._jobs.submit([job])
         return result
@@ -159,10 +155,7 @@ class Service:
             )
 
     def check_prompts(self, lm: LanguageModel, prompts: Sequence[str | Sequence[int]]) -> None:
-        """Raise `Refusal` for a prompt that is too long for the model, before it is encoded.
-
-        Encoding such a prompt would take long. Other prompts may still prove too long once encoded.
-        """
+        """Raise `Refusal` for a prompt so long that to encode it would take long."""
         for prompt in prompts:
             unit, most = "tokens", lm.context
             if isinstance(prompt, str):

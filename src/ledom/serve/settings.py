@@ -34,8 +34,8 @@ class Limits(Config):
     max_waiting: int = Field(default=4096, ge=1)
     """Texts that may wait for a model; requests beyond that are refused with 429."""
     max_connections: int | None = Field(default=None, ge=1)
-    """Concurrent connections; further ones are refused with 503. Default: twice `max_waiting`, as
-    trainers send each text over its own connection, and at least 1024."""
+    """Concurrent connections; further ones get a 503. Default: twice `max_waiting`, at least 1024,
+    as trainers send each text over its own connection."""
     batch_seconds: float = Field(default=0.05, gt=0)
     """Target time of a batch; about how long a small request waits behind a large one."""
 

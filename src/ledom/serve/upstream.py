@@ -1,9 +1,9 @@
 """The server that the gateway draws candidates from, over OpenAI's protocol.
 
-Any failure of the upstream (a timeout, an error, an invalid or incomplete answer) becomes one
-`Refusal`. Requests that may succeed later (429, 5xx, a broken connection) are retried, unless the
-upstream asks for a longer wait than the longest pause between tries. If the upstream ignores or
-rejects `n`, it gets one request per candidate. No message contains the server's key.
+Any failure of the upstream becomes one `Refusal`. Requests that may succeed later (429, 5xx, a
+broken connection) are retried, unless the upstream asks for a longer wait than the longest pause
+between tries. If the upstream ignores or rejects `n`, it gets one request per candidate. No message
+contains the server's key.
 """
 
 from __future__ import annotations
@@ -175,7 +175,6 @@ class Upstream:
         return data
 
     def _refusal(self, answer: httpx.Response, content: bytearray) -> Refusal:
-        """The error response for an answer whose status is not 200."""
         status = answer.status_code
         message = f"the upstream answered {status}"
         if status == 401:  # its message may contain parts of the key

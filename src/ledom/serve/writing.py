@@ -52,8 +52,6 @@ class Token:
 def token_texts(lm: LanguageModel, ids: Iterable[int]) -> dict[int, str]:
     """The texts of tokens as in a longer text, or the names of special tokens, by id.
 
-    A partial character appears as U+FFFD.
-
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
     >>> list(token_texts(lm, [lm.tokenizer.token_id("4"), lm.tokenizer.eos_id]).values())
@@ -196,9 +194,7 @@ def cut_at_stops(
 
 
 def tokens_of(tokens: Sequence[Token], text: str, direction: Direction) -> list[Token]:
-    """The tokens of `text`, the part of a generation that was kept; `tokens` are all of its tokens.
-
-    A token that is only partly in the text is included.
+    """The `tokens` of a generation that are at least partly in `text`, the part that was kept.
 
     >>> tokens = [Token(0, 0.0, "2"), Token(1, 0.0, " +"), Token(2, 0.0, " 2")]
     >>> [token.text for token in tokens_of(tokens, "2 ", Direction.FORWARD)]
@@ -246,11 +242,10 @@ def _tokens(lm: LanguageModel, target: TokenSpan, texts: Sequence[str], count: i
 def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> Steps[list[Token]]:
     """The tokens of a text, each with its log-probability given the tokens to its left.
 
-    A forward model predicts these directly; the first token has no log-probability. A reverse
-    model predicts each token from those to its right, so the values follow from Bayes' rule: that
-    of token i is log P(t1 .. ti) - log P(t1 .. t(i-1)), where each is scored as a text that ends
-    there. This takes one pass per prefix of the text, and a special token at its start has no
-    log-probability. In either direction the values of a continuation sum to
+    A forward model predicts these directly; the first token has no log-probability. For a reverse
+    model they follow from Bayes' rule: that of token i is log P(t1 .. ti) - log P(t1 .. t(i-1)),
+    where each is scored as a text that ends there, which takes one pass per prefix; a special token
+    at the start has no log-probability. In either direction the values of a continuation sum to
     log P(continuation | context).
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel

@@ -166,8 +166,7 @@ def _echo(
 ) -> Steps[Choices]:
     """The tokens of the prompts with their log-probabilities; see `writing.score_ids`.
 
-    If `max_tokens` is 1, one token is appended, because clients then drop the last one. It is a
-    forward model's most likely token, or EOS for a reverse model, which reads it first.
+    If `max_tokens` is 1, one token is appended, because clients then drop the last one.
     """
     if (body.max_tokens or 0) > 1 or (body.n or 1) > 1:
         raise Refusal(400, "echo scores the prompt: ask for max_tokens of 0 or 1, and n of 1")
@@ -196,7 +195,7 @@ def _echo(
 
 
 def _following(lm: LanguageModel, ids: Sequence[int], count: int) -> Token:
-    """The token after a scored prompt."""
+    """The likeliest token after a scored prompt; for a reverse model EOS, which it reads first."""
     if lm.direction is Direction.REVERSE:
         return Token(lm.tokenizer.eos_id, 0.0)
     best = writing.next_tokens(lm, ids, max(1, count))
@@ -241,8 +240,7 @@ def stream(
 ) -> StreamingResponse:
     """The events as server-sent events, ended by `[DONE]`; the last one has the key `ledom`.
 
-    As in OpenAI's protocol, `include_usage` adds an event with the usage and without choices, and
-    a null to all others.
+    As in OpenAI's protocol, `include_usage` adds an event with the usage.
     """
     if "ledom" in answer:
         events[-1]["ledom"] = answer["ledom"]

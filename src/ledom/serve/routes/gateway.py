@@ -1,7 +1,6 @@
 """OpenAI's chat and text completions as best of n: draws n candidates, returns the chosen one.
 
-The answer has the upstream's form. `usage` counts the tokens of all candidates, and `ledom` shows
-how the choice was made.
+`usage` counts the tokens of all candidates, and `ledom` shows how the choice was made.
 """
 
 from __future__ import annotations

@@ -43,7 +43,6 @@ _DEEPEST = 3  # most levels of folders below the given one
 
 @cache
 def _assets() -> dict[str, bytes]:
-    """The files of both pages by name."""
     folder = files("ledom") / "serve" / "page"
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
@@ -99,8 +98,7 @@ async def report(name: str, service: ServiceOf) -> Response:
 
 def _reports(folder: Path | None) -> dict[str, float]:
     """When the HTML files below a folder were written, by relative path. Hidden files, links, and
-    names that are not UTF-8 are left out.
-    """
+    names that are not UTF-8 are left out."""
     if folder is None:
         return {}
     found: dict[str, float] = {}

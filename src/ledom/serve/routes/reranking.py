@@ -157,14 +157,12 @@ async def _tei(body: RerankBody, texts: list[str], service: Service) -> list[Jso
 
 
 def _tei_refusal(refusal: Refusal) -> JSONResponse:
-    """TEI's form of an error."""
     kind = {429: "Overloaded", 500: "Backend", 503: "Unhealthy"}.get(refusal.status, "Validation")
     body = {"error": refusal.message, "error_type": kind}
     return JSONResponse(body, refusal.status, refusal.headers)
 
 
 def _cut(texts: list[str], num_tokens: int, service: Service) -> list[str]:
-    """The first tokens of each text."""
     encodings = service.judge.models[0].tokenizer.encode_batch(texts)
     return [
         text if len(offsets) <= num_tokens else text[: offsets[num_tokens - 1][1]]

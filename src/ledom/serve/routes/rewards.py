@@ -1,7 +1,4 @@
-"""Rewards for reinforcement learning, in the protocols of OpenRLHF, slime and verl.
-
-These trainers send one sample per request; the service batches the samples of many requests.
-"""
+"""Rewards for reinforcement learning, in the protocols of OpenRLHF, slime and verl."""
 
 from __future__ import annotations
 
