@@ -235,9 +235,7 @@ class Judge:
         return pair
 
     def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
-        """The judgement of each pair. Equal pairs are computed once.
-
-        Raises `InputError` if a log-probability is not finite.
+        """The judgement of each pair; raises `InputError` if a log-probability is not finite.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> judge = Judge(None, FakeLanguageModel(direction="reverse"))
@@ -258,19 +256,15 @@ class Judge:
 
     def judge_in_steps(self, pairs: Sequence[Pair]) -> Steps[list[Judgement]]:
         """`judge` as a generator that yields after each batch of a model."""
-        problem_of: dict[str, Problem] = {}
-        candidates: dict[Pair, Candidate] = {}
-        for pair in pairs:
-            if pair not in candidates:
-                new = Problem(id=str(len(problem_of)), question=pair.question)
-                problem = problem_of.setdefault(pair.question, new)
-                candidates[pair] = Candidate(
-                    problem_id=problem.id, index=len(candidates), text=pair.answer
-                )
-        found: dict[int, dict[str, Score]] = {c.index: {} for c in candidates.values()}
+        questions = dict.fromkeys(pair.question for pair in pairs)
+        problem_of = {q: Problem(id=str(i), question=q) for i, q in enumerate(questions)}
+        candidates = {
+            pair: Candidate(problem_id=problem_of[pair.question].id, index=i, text=pair.answer)
+            for i, pair in enumerate(dict.fromkeys(pairs))
+        }
+        problems, answers = [*problem_of.values()], [*candidates.values()]
+        found: list[dict[str, Score]] = [{} for _ in answers]
         for lm in self.models:
-            problems = list(problem_of.values())
-            answers = list(candidates.values())
             for records in score_candidates(problems, answers, lm, mask_copies=self.mask_copies):
                 for record in records:
                     found[record.index][record.target] = record

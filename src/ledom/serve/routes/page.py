@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from stat import S_ISREG
 
@@ -39,12 +37,7 @@ _REPORT_POLICY = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 )
 _DEEPEST = 3  # most levels of folders below the given one
-
-
-@cache
-def _assets() -> dict[str, bytes]:
-    folder = files("ledom") / "serve" / "page"
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+_PAGE = Path(__file__).parents[1] / "page"
 
 
 def _file(content: bytes, suffix: str, policy: str) -> Response:
@@ -67,9 +60,9 @@ async def api() -> Response:
 @router.get("/page/{name}", include_in_schema=False)
 async def asset(name: str) -> Response:
     """A file that the page loads."""
-    if name not in _assets():
+    if name not in os.listdir(_PAGE):
         raise Refusal(404, f"the page has no file {name!r:.60}")
-    return _file(_assets()[name], Path(name).suffix, _PAGE_POLICY)
+    return _file((_PAGE / name).read_bytes(), Path(name).suffix, _PAGE_POLICY)
 
 
 @router.get("/ledom/reports")
