@@ -27,9 +27,7 @@ MOST_COPIES = 1000
 
 
 def named_path(given: str | Path) -> Path:
-    """Parse an option or argument that names a file or folder; refuses an empty text.
-
-    Python treats an empty path as the current folder.
+    """Parse the path of an option or argument; refuses an empty one, which Python reads as `.`.
 
     >>> named_path("out"), named_path(".")
     (PosixPath('out'), PosixPath('.'))

@@ -31,9 +31,7 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(path: Path) -> Path:
-    """The path itself if it is a file, otherwise ledom's own recipe of that name.
-
-    Raises `RecipeError` if neither exists.
+    """The path itself, or that of ledom's own recipe; raises `RecipeError` if neither exists.
 
     >>> find_recipe(Path("tiny")).name
     'tiny.yaml'

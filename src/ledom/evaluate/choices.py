@@ -75,8 +75,7 @@ def neighbor_questions(
 ) -> list[ChoiceQuestion]:
     """Questions that ask which of four sentences comes after (or before) one from a document.
 
-    The three wrong choices come from other documents. Raises `InputError` if there are too few
-    documents.
+    The wrong choices come from other documents; raises `InputError` if there are too few.
 
     >>> pair = "{0} are the topic of this first sentence. {0} are the topic of the second one, too."
     >>> animals = ("Ants", "Bees", "Cats", "Dogs")

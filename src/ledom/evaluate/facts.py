@@ -66,9 +66,7 @@ class Fact:
 
 
 def make_facts(per_order: int, seed: int = 0) -> list[Fact]:
-    """Create `per_order` facts of each order; no two share a name or a title.
-
-    Raises `InputError` for more facts than there are titles.
+    """Create `per_order` facts of each order; raises `InputError` if there are too few titles.
 
     >>> [fact.seen for fact in make_facts(1)]
     ['name first', 'description first', 'both orders']
@@ -134,9 +132,7 @@ def reversed_texts(facts: Sequence[Fact]) -> list[str]:
 
 
 def identities(facts: Sequence[Fact]) -> list[str]:
-    """A sentence "A is A" for each name and description, which adds no knowledge.
-
-    This is the Identity Bridge (arXiv 2602.02470).
+    """A sentence "A is A" for each name and description (the Identity Bridge, arXiv 2602.02470).
 
     >>> identities([Fact("f", "Tuver Ziror", "the keeper", "name first")])
     ['The name of Tuver Ziror is Tuver Ziror.', 'The name of the keeper is the keeper.']

@@ -66,8 +66,7 @@ def collect(
 ) -> Gallery:
     """Collect all sections: first texts that the model `name` writes now, then one per run.
 
-    Raises `DirectionError` for a forward model, and `InputError` for a folder without a run of a
-    known kind.
+    Raises `DirectionError` for a forward model, and `InputError` for a folder without a known run.
     """
     found = [(kind, folder / kind.files[0]) for folder in runs for kind in _kinds(folder)]
     of_runs = [  # first, since they may be damaged, and writing takes longer than reading

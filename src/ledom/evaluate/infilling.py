@@ -43,10 +43,7 @@ class Gap(Record):
 
 @dataclass(kw_only=True)
 class Middle(Record):
-    """A text for a gap, its rank from 1, and its score in nats per token.
-
-    `direction` is the direction of the model that wrote it.
-    """
+    """A text for a gap, its rank from 1, its score in nats per token, and its model's direction."""
 
     KEY = ("gap_id", "rank")
 

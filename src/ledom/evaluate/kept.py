@@ -145,10 +145,8 @@ class KeptLM(LedomLM):
 
     @property
     def documents(self) -> dict[tuple[str, int], list[Parts]]:
-        """The parts of each (task, document), in the order of its choices.
-
-        Requests without a context are left out, unless the document has no others.
-        """
+        """The parts of each (task, document), in the order of its choices, without the requests
+        that have no context, unless the document has no others."""
         found: dict[tuple[str, int], list[Parts]] = {}
         for request, parts in self.known:
             found.setdefault(request.group, []).append(parts)  # type: ignore[arg-type]

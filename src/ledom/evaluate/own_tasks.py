@@ -86,10 +86,8 @@ def written_task(
     num_fewshot: int,
     limit: int | None,
 ) -> Any:
-    """A task of at most `limit` problems with written answers, in the direction's `FORMS`.
-
-    The first problems are used as examples, like those of `choice_task`.
-    """
+    """A task of at most `limit` problems with written answers, in the direction's `FORMS`; the
+    first problems are used as examples, as in `choice_task`."""
     _check_examples(name, len(problems), num_fewshot)
     form = FORMS[kind][direction]
     rows = []

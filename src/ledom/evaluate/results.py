@@ -162,9 +162,7 @@ def _chances(ranked: Sequence[tuple[bool, float]]) -> dict[int, float]:
 def compare(
     measured: Sequence[Measured], groups: Mapping[Key, Hashable] | None = None
 ) -> list[Row]:
-    """A row for each metric, model and scoring, with its differences from others.
-
-    `groups` has what a document shares with others that are not independent of it.
+    """A row for each metric, model and scoring; `groups` names the source of each document.
 
     >>> right = {("task", 0): 1.0, ("task", 1): 0.0}
     >>> row, = compare([Measured(Direction.FORWARD, "conditional", "acc", right)])

@@ -175,10 +175,7 @@ def _by_position(name: str, lines: list[_Line], title: str, with_zero: bool) -> 
 
 
 def _draw_lines(axes: Axes, lines: list[_Line], height: float, digits: int) -> None:
-    """Draw lines over tokens seen; those with a label are named at their ends.
-
-    What is drawn later does not change the limits of the axes.
-    """
+    """Draw lines over tokens seen; those with a label are named at their ends."""
     lines = [line for line in lines if line[1]]
     for _, points, style in lines:
         bare = style if len(points) <= _MOST_MARKERS else style | {"marker": ""}

@@ -57,9 +57,7 @@ T = TypeVar("T")
 
 
 def number(value: float | None, digits: int = 2, sign: str = "-") -> str:
-    """A number with `digits` decimals and a true minus sign; `sign="+"` marks positive ones too.
-
-    Unknown and infinite numbers become a dash.
+    """A number with `digits` decimals; a dash if it is unknown or infinite.
 
     >>> number(1.5), number(0.256, 1, "+"), number(-0.04, 1)
     ('1.50', '+0.3', '0.0')

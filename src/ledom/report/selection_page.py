@@ -86,9 +86,7 @@ def write_report(folder: Path, report: SelectionReport) -> Path:
 
 
 def render(report: SelectionReport, kind: str = "html") -> str:
-    """The report as one `html` page that needs no network and no script, or as Markdown (`md`).
-
-    The Markdown has the same words, tables and cases, but no figures.
+    """The report as Markdown (`md`), or as an `html` page that needs no network and no script.
 
     >>> page = render(SelectionReport(title="<b>Two</b> of three", warning=None))
     >>> "&lt;b&gt;Two" in page, "<script" in page

@@ -135,13 +135,11 @@ class CandidateTable:
     def eligible(self) -> BoolArray:
         """[P, N]: the candidates that a score may choose; blank ones only if there are no others.
 
-        The sum of a text's log-probabilities is highest for an empty one.
-
         >>> drawn = [Candidate(problem_id="p", index=i, text="4"[i:]) for i in (0, 1)]
         >>> build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, []).eligible
         array([[ True, False]])
         """
-        written = self.mask & ~self.blank
+        written = self.mask & ~self.blank  # sums of log-probabilities are highest for empty texts
         return np.where(written.any(axis=1, keepdims=True), written, self.mask)
 
     @property
@@ -307,9 +305,7 @@ def computable_features(targets: Collection[str]) -> list[str]:
 def candidate_features(
     scores: Mapping[str, Score | None], problem: Problem, candidate: Candidate
 ) -> dict[str, float]:
-    """Compute a candidate's `FEATURES` from its scores by target.
-
-    Raises `InputError` for a score that is None.
+    """A candidate's `FEATURES` from its scores by target; raises `InputError` for one that is None.
 
     >>> candidate = Candidate(problem_id="p", index=0, text="4")
     >>> score = Score(problem_id="p", index=0, model="m", direction="forward", target="y|x",

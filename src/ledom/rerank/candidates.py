@@ -125,9 +125,7 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
 
 
 def written_tokens(candidate: Candidate) -> int | None:
-    """The number of tokens that sampling recorded with a candidate; None without a record.
-
-    Raises `InputError` if the record is not a whole number of 0 or more.
+    """The tokens that sampling counted; None without a count. Raises `InputError` for a bad one.
 
     >>> written_tokens(Candidate(problem_id="a", index=0, text="4", extra={"num_tokens": 2}))
     2

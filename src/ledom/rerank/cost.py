@@ -71,10 +71,7 @@ class Costs:
         parameters: Mapping[str, int | None],
         timings: Mapping[str, float] | None = None,
     ) -> Costs:
-        """Count the costs of the records that the table was built from.
-
-        `timings` are the seconds that each file took, by file name.
-        """
+        """Count the costs of the table's records; `timings` are seconds by file name."""
         num = len(table.problem_ids)
         scores_of = scores_by_target(candidates, scores)
         tokens = {c.key: _tokens_of(c, scores_of[c.key]) for c in candidates}

@@ -48,8 +48,6 @@ def check_room(
 ) -> None:
     """Raise `InputError` if questions or demonstrations leave no room in the model's context.
 
-    A solution that does not fit is cut (see `score_candidates`); a question never is.
-
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(context=8)
     >>> check_room([Problem(id="p", question="2 + 2?")], lm)  # doctest: +ELLIPSIS
@@ -124,11 +122,8 @@ class ScoreFiles:
         settings: JsonObject,
         wanted: Callable[[Candidate], bool] = lambda candidate: True,
     ) -> list[Score]:
-        """The scores of the `wanted` distinct candidates in `scores.<name>.jsonl`.
-
-        Missing scores are added. `settings` lists what else changes the scores, apart from the
-        model, the texts, and how the model reads them.
-        """
+        """The scores of the `wanted` distinct candidates in `scores.<name>.jsonl`; `settings` is
+        what changes them besides the model, the texts, and how the model reads them."""
         made_with = {"model": self.lm.identity, **text_hashes(self.problems, self.candidates)}
         if self.demonstrations:
             made_with["demonstrations"] = fingerprint(

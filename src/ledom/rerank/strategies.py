@@ -200,9 +200,7 @@ def leading(shares: FloatArray) -> BoolArray:
 
 
 def is_decided(votes: Iterable[int], remaining: int) -> bool:
-    """Whether `remaining` more votes cannot change or tie the winner, whoever gets them.
-
-    `votes` are the counts of each answer so far.
+    """Whether `remaining` more votes cannot change or tie the winner, given the votes per answer.
 
     >>> is_decided([5, 2], remaining=2), is_decided([5, 2], remaining=3)
     (True, False)

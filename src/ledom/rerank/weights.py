@@ -116,9 +116,7 @@ class TunedWeights:
     def usable_with(
         self, features: Collection[str], external_scores: Sequence[str] = ()
     ) -> dict[str, Strategy]:
-        """The strategies that can choose, by id: those whose features and weights exist.
-
-        A strategy with a single feature needs no weights.
+        """The strategies by id whose features and weights exist; a single feature needs no weight.
 
         >>> list(TunedWeights({}, 0, 0, frozenset()).usable_with(["forward"]))[:3]
         ['greedy', 'random', 'forward']
@@ -267,9 +265,7 @@ class CrossFitted(TunedWeights):
 
 
 def default_weights(lam: float = 0.5) -> TunedWeights:
-    """Untuned weights of Reverse Reward: log P(y|x) and log P(x|y) with 1 - `lam` and `lam`.
-
-    Raises `InputError` for a `lam` outside [0, 1].
+    """Untuned weights of Reverse Reward: 1 - `lam` and `lam`, which must lie in [0, 1].
 
     >>> default_weights(0.25).weights["reverse_reward"]
     {'forward': 0.75, 'reverse': 0.25}
@@ -287,9 +283,7 @@ def default_weights(lam: float = 0.5) -> TunedWeights:
 def choose_weights(
     lam: float | None, file: str | Path | None, forward: str, reverse: str
 ) -> TunedWeights:
-    """The weights for a lambda or from a file if given, else the embedded pair's or the defaults.
-
-    Raises `InputError` if both are given.
+    """The weights for a lambda or from a file (not both), else the embedded pair's or the defaults.
 
     >>> choose_weights(None, None, "my-model", "my-reverse-model") == default_weights(0.5)
     True

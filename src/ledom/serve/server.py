@@ -50,10 +50,7 @@ class Server:
         self._server: uvicorn.Server | None = None
 
     def listen(self) -> None:
-        """Let clients connect; they are answered once the server runs.
-
-        Raises `InputError` if another program has begun to listen on the port.
-        """
+        """Let clients connect; raises `InputError` if another program now listens on the port."""
         try:
             self._socket.listen(_BACKLOG)
         except OSError as error:

@@ -65,9 +65,7 @@ def token_texts(lm: LanguageModel, ids: Iterable[int]) -> dict[int, str]:
 
 
 def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
-    """A prompt, given as text or ids, as text.
-
-    Raises `InputError` for ids that the tokenizer would not produce from their text.
+    """The text of a prompt; raises `InputError` if the tokenizer encodes it to other ids.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -211,9 +209,7 @@ def tokens_of(tokens: Sequence[Token], text: str, direction: Direction) -> list[
 
 
 def next_tokens(lm: LanguageModel, known: Sequence[int], count: int) -> Alternatives:
-    """The most likely tokens after the ids `known`, in model order.
-
-    At most `count`, best first; none if the model's context is full.
+    """The most likely tokens after the ids `known` (model order); none if the context is full.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(context=2)

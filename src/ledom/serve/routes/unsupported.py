@@ -81,10 +81,7 @@ _READING: _Neutral = _neutral_if_empty("""
 
 
 class _SettingsBody(Body):
-    """Base of the bodies whose unknown keys are checked.
-
-    A route has a field for each setting that it supports.
-    """
+    """Base of the bodies whose unknown keys are checked. Its fields are the supported settings."""
 
     model_config = ConfigDict(extra="allow")
 
