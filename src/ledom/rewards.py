@@ -191,18 +191,13 @@ def _pair(judge: Judge, question: Any, response: Any, prompt: Any = None) -> Pai
     """See `Judge.read_sample`; raises `InputError` for a sample that is not made of texts."""
     question = "" if question is None else question  # a missing value of a column
     for what, given in (("question of the dataset", question), ("completion", response)):
-        if not _is_text_or_messages(given):
+        is_messages = isinstance(given, Collection) and all(isinstance(m, Mapping) for m in given)
+        if not (isinstance(given, str) or is_messages):
             raise InputError(
                 f"a {what} is {given!r:.40}, expected a text or messages; correct it, or leave the "
                 "row out"
             )
     return judge.read_sample(question if prompt is None else prompt, response, _REMEDY, question)
-
-
-def _is_text_or_messages(given: Any) -> bool:
-    """Whether it is a text, or messages in a list, tuple or array."""
-    is_messages = isinstance(given, Collection) and all(isinstance(m, Mapping) for m in given)
-    return isinstance(given, str) or is_messages
 
 
 def copied_share(pair: Pair) -> float:

@@ -195,8 +195,13 @@ def sift(
         seen.add(question)
     first = _screened(problems, seen, forward, how.sampling)
     asked = [problem for problem in first if REASON not in problem.extra]
-    answers = _answers(asked, forward, how, out, track)
-    found = _sorted_out(first, _with_agreement(asked, answers), seen, how.min_agreement)
+    answers: list[Proposal] = []
+    if asked:
+        prompts = [_answer_prompt(problem, forward) for problem in asked]
+        path, count = out / "answers.jsonl", how.num_answers
+        answers = propose(forward, prompts, how.sampling, count, path, track, "answering questions")
+    answered = _with_agreement(asked, answers, forward.pair_format)
+    found = _sorted_out(first, answered, seen, how.min_agreement)
     num_cut = sum(one.finish_reason != "stop" for one in answers)
     found = replace(found, num_answers=len(answers), num_cut=num_cut)
     write_records(out / "problems.jsonl", found.problems)
@@ -291,27 +296,15 @@ def _answer_prompt(problem: Problem, forward: LanguageModel) -> Prompt:
     return Prompt(problem.id, forward.pair_format.before_solution(problem.question))
 
 
-def _answers(
-    problems: Sequence[Problem],
-    forward: LanguageModel,
-    how: SynthesisSettings,
-    out: Path,
-    track: Track,
-) -> list[Proposal]:
-    if not problems:
-        return []
-    prompts = [_answer_prompt(problem, forward) for problem in problems]
-    path, count = out / "answers.jsonl", how.num_answers
-    written = propose(forward, prompts, how.sampling, count, path, track, "answering questions")
-    return [replace(one, text=forward.pair_format.written_solution(one.text)) for one in written]
-
-
-def _with_agreement(problems: Sequence[Problem], answers: Sequence[Proposal]) -> dict[str, Problem]:
+def _with_agreement(
+    problems: Sequence[Problem], answers: Sequence[Proposal], pair_format: PairFormat
+) -> dict[str, Problem]:
     """The problems by id, each with the share of its answers that agree."""
     right: dict[str, list[bool]] = {problem.id: [] for problem in problems}
     expected = {problem.id: problem.answer or "" for problem in problems}
     for one in answers:
-        right[one.item_id].append(is_correct(one.text, expected[one.item_id]))
+        text = pair_format.written_solution(one.text)
+        right[one.item_id].append(is_correct(text, expected[one.item_id]))
     return {
         p.id: replace(p, extra=p.extra | {AGREEMENT: round(float(np.mean(right[p.id])), 5)})
         for p in problems

@@ -34,7 +34,7 @@ from ledom.core.records import (
 from ledom.core.stage import Track, Work, read_timings
 from ledom.lm import unfamiliar
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
-from ledom.report.results import Case, ChosenAnswer, Measurement, ModelInfo, SelectionReport
+from ledom.report.results import Case, ChosenAnswer, ModelInfo, SelectionReport
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.candidates import (
@@ -141,26 +141,25 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         if not parallel.is_first():
             return None
         check_folder()
-        return _report(job, candidates, scores, external_scores)
+        _keep_inputs(job)
+        table = build_candidate_table(job.problems, candidates, scores, external_scores)
+        return _report(job, table, candidates, scores)
 
 
 def _report(
-    job: Job,
-    candidates: Sequence[Candidate],
-    scores: Sequence[Score],
-    external_scores: Sequence[str],
+    job: Job, table: CandidateTable, candidates: Sequence[Candidate], scores: Sequence[Score]
 ) -> tuple[SelectionReport, Path]:
-    _keep_inputs(job)
-    table = build_candidate_table(job.problems, candidates, scores, external_scores)
     if job.folds:
         job.weights = cross_fit(table, job.folds)
-    measured = _measured(job, table, candidates, scores)
+    sizes = {str(lm.direction): lm.num_parameters for lm in job.models}
+    sizes["writer"] = 0 if job.candidates is not None else sizes["forward"]
+    costs = Costs.count(table, candidates, scores, sizes, read_timings(job.out))
     chosen = preferred_strategy(table, job.weights)
     selections = select(table, candidates, chosen, job.weights)
     write_records(job.out / "selected.jsonl", selections)
     counts = table.mask.sum(axis=1)
     report = SelectionReport(
-        **vars(measured),
+        **vars(measure(table, job.weights, costs)),
         title="Reverse Reward",
         command=job.command,
         ledom_version=__version__,
@@ -178,15 +177,6 @@ def _report(
         answers=[] if table.labeled.any() else _shown_answers(job.problems, selections),
     )
     return report, write_report(job.out, report)
-
-
-def _measured(
-    job: Job, table: CandidateTable, candidates: Sequence[Candidate], scores: Sequence[Score]
-) -> Measurement:
-    sizes = {str(lm.direction): lm.num_parameters for lm in job.models}
-    sizes["writer"] = 0 if job.candidates is not None else sizes["forward"]
-    costs = Costs.count(table, candidates, scores, sizes, read_timings(job.out))
-    return measure(table, job.weights, costs)
 
 
 def _check(job: Job, external_scores: Sequence[str]) -> None:
