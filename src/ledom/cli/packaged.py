@@ -1,7 +1,6 @@
 """Recipes and documentation pages that are installed with the code, and the command `ledom docs`.
 
-Both folders are at the root of the repository. The source tree links to them; an installed package
-has copies.
+The source tree links to both folders at its root; an installed package has copies.
 """
 
 from __future__ import annotations

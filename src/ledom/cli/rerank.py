@@ -237,11 +237,9 @@ def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candida
         return None
     needed = () if job.folds else job.weights.external_scores
     check_score_names([*(job.external_scores or ()), *needed])
-    if is_all:
-        check = candidate_check(job.problems)
-        return read_candidates(file, job.external_scores, needed, check)
+    check = candidate_check(job.problems) if is_all else None
+    found = read_candidates(file, job.external_scores, needed, check)
     wanted = {problem.id for problem in job.problems}
-    found = read_candidates(file, job.external_scores, needed)
     return [candidate for candidate in found if candidate.problem_id in wanted]
 
 

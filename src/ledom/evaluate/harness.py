@@ -1,9 +1,7 @@
 """A ledom model of either direction as a model of lm-evaluation-harness, under the name `ledom`.
 
-`LedomLM` answers the harness's three kinds of request: log-likelihoods
-(`ledom.evaluate.likelihood`), rolling log-likelihoods, and texts. For a forward model, tokens and
-numbers equal those of the harness's own HFLM. docs/evaluate.md explains the numbers of a reverse
-model.
+For a forward model, tokens and numbers equal those of the harness's own HFLM. docs/evaluate.md
+explains the numbers of a reverse model.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each program runs in its own process, in an empty folder, with limits on time, memory, file size and
 (unless it runs as root) the number of processes. Where Linux allows it, the program has no network,
 cannot look into other processes, and its children end with it. This is not a sandbox: a program can
-read and write whatever its user can. This module does not know about tasks.
+read and write whatever its user can.
 """
 
 from __future__ import annotations

@@ -13,8 +13,6 @@ start: it can know what was there in training. The arms have the same shape and 
     out/reversal/<model>/     a model's training run and its answers
     out/reversal/pair/        the proposals of both models, and their scores
     out/reversal.json         the results, and every answer
-
-A stopped run resumes.
 """
 
 from __future__ import annotations

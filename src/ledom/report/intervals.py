@@ -2,8 +2,7 @@
 
 Problems are resampled, never candidates: the candidates of one problem are not independent of each
 other. Where problems share a source, such as questions about one document, `groups` [num_problems]
-names it, and each resample draws as many groups as there are, with all of their values (a cluster
-bootstrap).
+names it, and whole groups are drawn, with all of their values (a cluster bootstrap).
 
 Resampling knows only the values seen: equal ones give an interval of zero width, and a few almost
 equal ones a very narrow one. The range of shares is known, so `share_interval` and

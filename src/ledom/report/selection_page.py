@@ -1,9 +1,8 @@
 """The report of `ledom rerank` and `ledom explain` as files: report.json, report.md, report.html.
 
-All of it is a pure function of the `SelectionReport`; no statistics are computed here. The page,
-the Markdown and the terminal open with the same summary: the main result, what the sample can show,
-which term matters. The main result is that of the report's `chosen` strategy, which was fixed
-before the problems were seen, not that of the strategy that did best on them.
+No statistics are computed here. The page, the Markdown and the terminal open with the same summary.
+Its main result is that of the report's `chosen` strategy, which was fixed before the problems were
+seen, not that of the strategy that did best on them.
 """
 
 from __future__ import annotations
