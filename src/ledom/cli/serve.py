@@ -25,8 +25,7 @@ _DEFAULTS = Settings()
 _UPSTREAM = ("upstream_model", "prompt_price", "completion_price")
 
 TOKEN_VARIABLE = "LEDOM_TOKEN"
-"""The environment variable with the token that clients must send. It is not an option, because
-other processes can read a command line."""
+"""The variable with the token that clients must send; other processes can read a command line."""
 
 Strategy = Annotated[
     str | None,

@@ -34,8 +34,7 @@ class Request:
     continuation: str
     group: Hashable = None
     after: str = ""
-    """A text after the continuation, for a reverse model only: the solved examples, which it reads
-    first."""
+    """For a reverse model: the solved examples, which it reads first."""
     examples: int = 0
     """How many characters at the start of the context are solved examples; 0 in reverse."""
 
@@ -54,8 +53,7 @@ class Parts:
     context: float | None = None
     """Reverse: log P(context | continuation)."""
     alone: float | None = None
-    """Forward: log P(continuation) without a context. Reverse: log P(context) without a
-    continuation."""
+    """Forward: log P(continuation) without a context. Reverse: log P(context) alone."""
     whole: float | None = None
     """Forward: log P(context + continuation)."""
     reversed_prompt: float | None = None

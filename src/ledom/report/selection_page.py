@@ -67,8 +67,7 @@ _TERMS = {
 }
 _FEW = 30  # with fewer problems, a percentile bootstrap is rough
 _DETECTABLE = 2.8 / 1.96
-"""Half-widths of an interval: the true difference that four of five samples detect (power 0.8,
-level 0.05)."""
+"""Half-widths of an interval: four of five samples detect so large a difference (level 0.05)."""
 
 
 def write_report(folder: Path, report: SelectionReport) -> Path:

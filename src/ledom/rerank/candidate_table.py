@@ -84,16 +84,14 @@ FEATURES = {
         ("y",), "log P(y) of the solution's least likely digit, reverse model"
     ),
 }
-"""Features by name; `candidate_features` computes them. External scores are features too, under
-their own names."""
+"""Features by name. External scores are features too, under their own names."""
 
 TOKEN_FEATURES = {
     "y|x": ("forward", "forward_mean", "forward_numbers", "forward_min_digit_logprob"),
     "x|y": ("reverse", "reverse_mean", "question_numbers", "question_min_digit_logprob"),
     "y": ("prior", "prior_mean", "prior_numbers", "prior_min_digit_logprob"),
 }
-"""The features computed from the tokens of each target's score: their sum, their mean, the sum over
-the numbers, and the least likely digit."""
+"""The features from the tokens of each target's score: sum, mean, sum over numbers, worst digit."""
 
 _MIN_PER_MODEL = 20  # candidates of each model, for a reliable mean
 _DIGIT = re.compile(r"\d")

@@ -112,8 +112,7 @@ class ScoreFiles:
     demonstrations: Sequence[Problem] = ()
     """Solved problems that the model reads first."""
     mask_copies: int = 0
-    """A reverse model skips passages of at least this many words that are copied from the question;
-    0: it reads everything."""
+    """A reverse model skips passages of at least this many words (0: none); see `read_solution`."""
 
     def fill(
         self,

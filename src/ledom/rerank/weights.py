@@ -81,8 +81,7 @@ class TunedWeights:
     external_scores: tuple[str, ...] = ()
     """The external scores that the weights need in every candidate."""
     models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """The models whose scores the weights were fitted on, by direction: see
-    `LanguageModel.identity`. Empty if unknown."""
+    """The identities of the models that made the scores, by direction; empty if unknown."""
 
     def save(self, path: str | Path) -> None:
         """Write the fields above to a JSON file."""

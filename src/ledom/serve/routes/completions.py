@@ -66,8 +66,7 @@ class SampledBody(WritingBody):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ledom: JsonObject | None = None
-    """Options of the gateway: strategy, n, lambda, model (the upstream's). They override those in
-    the name."""
+    """Options of the gateway (strategy, n, lambda, model), which override those in the name."""
 
     def for_upstream(self) -> JsonObject:
         """The keys that were given, without those that the gateway itself handles."""
