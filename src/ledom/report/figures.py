@@ -16,14 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Required, TypedDict
 
+from ledom.report import results
 from ledom.report.formatting import verdict
-from ledom.report.results import (
-    AccuracyByLambda,
-    AccuracyByN,
-    Interval,
-    Reliability,
-    StrategyResult,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -226,10 +220,10 @@ def short(name: str) -> str:
 # --- the figures of a selection ---
 
 
-def differences_figure(rows: Mapping[str, Interval], opponent: str) -> str:
+def differences_figure(rows: Mapping[str, results.Interval], opponent: str) -> str:
     """Each row's paired difference from the opponent, in points, with its interval.
 
-    >>> svg = differences_figure({"reverse": Interval(0.02, -0.01, 0.05)}, "the greedy answer")
+    >>> svg = differences_figure({"reverse": results.Interval(0.02, -0.01, 0.05)}, "greedy")
     >>> svg.startswith("<svg"), "reverse" in svg
     (True, True)
     """
@@ -251,13 +245,13 @@ def differences_figure(rows: Mapping[str, Interval], opponent: str) -> str:
     return draw_svg("differences", (HALF + 0.6, 0.75 + 0.36 * len(rows)), draw) if rows else ""
 
 
-def strategies_figure(strategies: Sequence[StrategyResult]) -> str:
+def strategies_figure(strategies: Sequence[results.StrategyResult]) -> str:
     """Accuracy of each strategy as a dot with its interval, by kind, in the given order.
 
     >>> strategies_figure([])  # nothing to draw
     ''
     """
-    rows: list[StrategyResult | str] = []
+    rows: list[results.StrategyResult | str] = []
     for kind, heading in KINDS.items():
         of_kind = [s for s in strategies if s.kind == kind]
         rows += [heading, *of_kind] if of_kind else []
@@ -293,7 +287,9 @@ def _draw_reference(axes: Axes, x: float, label: str) -> None:
     _write(axes, label, (x, 1), (0, 3), xycoords=above, ha="center", color=COLORS["muted"])
 
 
-def by_n_figure(by_n: AccuracyByN | None, strategies: Sequence[StrategyResult]) -> str:
+def by_n_figure(
+    by_n: results.AccuracyByN | None, strategies: Sequence[results.StrategyResult]
+) -> str:
     """Accuracy of strategies against the number of candidates N (log2 axis).
 
     >>> by_n_figure(None, [])  # nothing was measured
@@ -337,7 +333,7 @@ def _line_styles(kinds: Sequence[str]) -> list[LineStyle]:
     return styles
 
 
-def by_lambda_figure(curve: AccuracyByLambda | None) -> str:
+def by_lambda_figure(curve: results.AccuracyByLambda | None) -> str:
     """Accuracy against lambda, the weight of the reverse model, with its interval as a band.
 
     >>> by_lambda_figure(None)
@@ -361,7 +357,7 @@ def by_lambda_figure(curve: AccuracyByLambda | None) -> str:
     return draw_svg("by_lambda", (HALF, 2.9), draw)
 
 
-def reliability_figure(reliability: Reliability | None) -> str:
+def reliability_figure(reliability: results.Reliability | None) -> str:
     """Accuracy of the choices in each bin of a score, with intervals; fuller bins, larger dots.
 
     >>> reliability_figure(None)  # not measured

@@ -10,34 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "AccuracyByLambda",
-    "AccuracyByN",
-    "AucResult",
-    "Bin",
     "Case",
     "CaseCandidate",
     "ChosenAnswer",
-    "Comparison",
     "Cost",
-    "Crossing",
-    "Difference",
     "DirectionResult",
-    "FinalGap",
-    "Gap",
-    "GroupResult",
     "Interval",
-    "LossCurve",
-    "Measurement",
     "ModelInfo",
-    "Needed",
-    "PartGap",
     "QuestionToken",
-    "Reliability",
     "RunComparison",
-    "SeedGroup",
     "SelectionReport",
-    "StrategyResult",
-    "ValidationCurve",
 ]
 
 

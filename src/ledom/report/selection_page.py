@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ledom.report import figures
+from ledom.report import figures, results
 from ledom.report.formatting import (
     accuracy,
     bounds,
@@ -26,16 +26,6 @@ from ledom.report.formatting import (
     to_json,
     verdict,
     write_pages,
-)
-from ledom.report.results import (
-    AucResult,
-    Case,
-    Difference,
-    GroupResult,
-    Interval,
-    Needed,
-    SelectionReport,
-    StrategyResult,
 )
 from ledom.report.words import Word, compare, question_words
 
@@ -70,12 +60,12 @@ _DETECTABLE = 2.8 / 1.96
 """Half-widths of an interval: four of five samples detect so large a difference (level 0.05)."""
 
 
-def write_report(folder: Path, report: SelectionReport) -> Path:
+def write_report(folder: Path, report: results.SelectionReport) -> Path:
     """Write report.json, report.md and report.html as `write_pages` does; returns the page's path.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     page = write_report(Path(folder), SelectionReport(title="Two of three", warning=None))
+    ...     page = write_report(Path(folder), results.SelectionReport(title="Two", warning=None))
     ...     page.name, sorted(file.suffix for file in Path(folder).iterdir())
     ('report.html', ['.html', '.json', '.md'])
     """
@@ -83,10 +73,10 @@ def write_report(folder: Path, report: SelectionReport) -> Path:
     return write_pages(folder, "report", contents, partial(render, report))
 
 
-def render(report: SelectionReport, kind: str = "html") -> str:
+def render(report: results.SelectionReport, kind: str = "html") -> str:
     """The report as Markdown (`md`), or as an `html` page that needs no network and no script.
 
-    >>> page = render(SelectionReport(title="<b>Two</b> of three", warning=None))
+    >>> page = render(results.SelectionReport(title="<b>Two</b> of three", warning=None))
     >>> "&lt;b&gt;Two" in page, "<script" in page
     (True, False)
     """
@@ -95,7 +85,7 @@ def render(report: SelectionReport, kind: str = "html") -> str:
     return render_template(f"selection.{kind}", _view(report), drawn)
 
 
-def _figures(report: SelectionReport) -> dict[str, str]:
+def _figures(report: results.SelectionReport) -> dict[str, str]:
     summary = summarize(report)
     differences = {
         label: strategy.versus[summary.opponent]
@@ -119,7 +109,7 @@ class Summary:
     """The first screen of a report, in words and rows."""
 
     sentence: str
-    rows: Mapping[str, StrategyResult]
+    rows: Mapping[str, results.StrategyResult]
     """The strategies on the first screen, by their display names."""
     columns: tuple[str, ...]
     """The ids of the opponents that the rows are compared with."""
@@ -127,7 +117,7 @@ class Summary:
     """The id of the opponent in the sentence and the figure; empty without one."""
     opponent_name: str
     """The same opponent in words."""
-    claims: tuple[Difference, ...]
+    claims: tuple[results.Difference, ...]
     """The main claims."""
     sample: str
     """What differences a sample of this size can show."""
@@ -135,10 +125,10 @@ class Summary:
     """Which single term best tells right answers from wrong ones."""
 
 
-def summarize(report: SelectionReport) -> Summary:
+def summarize(report: results.SelectionReport) -> Summary:
     """The first screen of a report; a part that was not measured is empty.
 
-    >>> unlabeled = SelectionReport(title="", warning=None, num_problems=1, num_labeled=0)
+    >>> unlabeled = results.SelectionReport(title="", warning=None, num_problems=1, num_labeled=0)
     >>> summarize(unlabeled).sentence  # doctest: +ELLIPSIS
     'The problem has no right answer to compare with, so nothing was measured: ...'
     """
@@ -163,7 +153,7 @@ def summarize(report: SelectionReport) -> Summary:
     )
 
 
-def _plain(strategy: StrategyResult | None) -> str:
+def _plain(strategy: results.StrategyResult | None) -> str:
     """A strategy's name within a sentence."""
     if strategy is None:
         return ""
@@ -174,13 +164,15 @@ def _upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _labeled(report: SelectionReport) -> int:
+def _labeled(report: results.SelectionReport) -> int:
     """The number of problems that the accuracies cover."""
     return report.num_problems if report.num_labeled is None else report.num_labeled
 
 
 def _sentence(
-    chosen: StrategyResult | None, opponent: StrategyResult | None, report: SelectionReport
+    chosen: results.StrategyResult | None,
+    opponent: results.StrategyResult | None,
+    report: results.SelectionReport,
 ) -> str:
     total, labeled = report.num_problems, _labeled(report)
     if report.num_labeled == 0:
@@ -201,11 +193,11 @@ def _sentence(
     return f"{sentence}, {_compared(chosen.versus[opponent.id], _plain(opponent))}."
 
 
-def _compared(against: Interval, opponent: str) -> str:
+def _compared(against: results.Interval, opponent: str) -> str:
     """`8.3 points more than the greedy answer (95% interval 1.0 to 15.6)`."""
     more, sign = ("more", 1) if against.mean >= 0 else ("fewer", -1)
     low, high = sorted((100 * sign * against.low, 100 * sign * against.high))
-    shown = bounds(Interval(100 * sign * against.mean, low, high), 1)
+    shown = bounds(results.Interval(100 * sign * against.mean, low, high), 1)
     chance = "; it includes 0, so this may be chance" if verdict(against) == "open" else ""
     return (
         f"{number(100 * abs(against.mean), 1)} points {more} than {opponent} "
@@ -213,7 +205,7 @@ def _compared(against: Interval, opponent: str) -> str:
     )
 
 
-def _sample(num_problems: int, against: Interval | None) -> str:
+def _sample(num_problems: int, against: results.Interval | None) -> str:
     """See `Summary.sample`; this goes by the width of one interval."""
     if against is None:
         return ""
@@ -230,7 +222,7 @@ def _sample(num_problems: int, against: Interval | None) -> str:
     )
 
 
-def _signal(auc: Sequence[AucResult]) -> str:
+def _signal(auc: Sequence[results.AucResult]) -> str:
     terms = [(row.term, row.auc) for row in auc if row.term and row.term in _TERMS]
     if not terms:
         return ""
@@ -259,7 +251,7 @@ def _signal(auc: Sequence[AucResult]) -> str:
 # --- what both templates show ---
 
 
-def _view(report: SelectionReport) -> dict[str, Any]:
+def _view(report: results.SelectionReport) -> dict[str, Any]:
     ranked = sorted(report.strategies, key=lambda strategy: -strategy.accuracy.mean)
     by_kind = {
         heading: [s for s in ranked if s.kind == kind] for kind, heading in figures.KINDS.items()
@@ -285,7 +277,7 @@ def _view(report: SelectionReport) -> dict[str, Any]:
     }
 
 
-def _cost_table(ranked: Sequence[StrategyResult]) -> list[list[str]]:
+def _cost_table(ranked: Sequence[results.StrategyResult]) -> list[list[str]]:
     """Accuracy and cost per problem; only the head if no cost is known."""
     rows = [
         [
@@ -305,7 +297,9 @@ def _cost_table(ranked: Sequence[StrategyResult]) -> list[list[str]]:
     ]
 
 
-def _group_table(by_group: Sequence[GroupResult], labels: Mapping[str, str]) -> list[list[str]]:
+def _group_table(
+    by_group: Sequence[results.GroupResult], labels: Mapping[str, str]
+) -> list[list[str]]:
     """Accuracy with a row per strategy and a column per group; transposed if groups are many."""
     if not by_group:
         return []
@@ -321,7 +315,7 @@ def _group_table(by_group: Sequence[GroupResult], labels: Mapping[str, str]) -> 
     return table
 
 
-def _facts(report: SelectionReport) -> list[list[str]]:
+def _facts(report: results.SelectionReport) -> list[list[str]]:
     """The models, settings, command and version behind the report, as (name, value)."""
     facts = []
     for role, model in report.models.items():
@@ -333,7 +327,7 @@ def _facts(report: SelectionReport) -> list[list[str]]:
     return facts + [[name, value] for name, value in made_by.items() if value]
 
 
-def _case(case: Case) -> dict[str, Any]:
+def _case(case: results.Case) -> dict[str, Any]:
     """A case, with the question's words under the picked and the rejected answer (`panels`)."""
     by_role = {candidate.role: candidate for candidate in case.candidates}
     pair = [by_role[role] for role in ("picked", "rejected") if role in by_role]
@@ -353,7 +347,7 @@ def _case(case: Case) -> dict[str, Any]:
     }
 
 
-def _needed(needed: Needed) -> str:
+def _needed(needed: results.Needed) -> str:
     """`19.2 [18.7, 19.6] of 32 candidates needed, 40.1% [38.8, 41.5] saved`."""
     saved = [percent(bound) for bound in asdict(needed.saved).values()]
     return (
