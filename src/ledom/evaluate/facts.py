@@ -22,7 +22,6 @@ __all__ = [
     "identities",
     "make_facts",
     "reversed_texts",
-    "sentence",
     "texts",
 ]
 

@@ -19,7 +19,6 @@ from ledom.rerank.sample import sampling_groups
 from ledom.rerank.score import check_finite
 
 __all__ = [
-    "Likelihood",
     "Prompt",
     "Proposal",
     "check_directions",

@@ -59,16 +59,7 @@ from ledom.train.loop import Progress, train
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
 
-__all__ = [
-    "ARMS",
-    "ArmResult",
-    "Question",
-    "ReversalJob",
-    "ReversalResult",
-    "ask",
-    "ask_pair",
-    "run_reversal",
-]
+__all__ = ["ARMS", "ReversalJob", "ReversalResult", "run_reversal"]
 
 Asked = Literal["description", "name"]
 ARMS = ("forward", "reverse", "pair", "reverse training", "identity bridge")

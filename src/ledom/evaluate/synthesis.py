@@ -39,7 +39,6 @@ from ledom.text.duplicates import NearDuplicates
 from ledom.text.pair_format import ANSWER_MARK, PairFormat
 
 __all__ = [
-    "AGREEMENT",
     "REASON",
     "Seed",
     "SynthesisSettings",

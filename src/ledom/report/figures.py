@@ -36,7 +36,6 @@ __all__ = [
     "reliability_figure",
     "shade",
     "short",
-    "spread",
     "strategies_figure",
 ]
 

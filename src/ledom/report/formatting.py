@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 __all__ = [
-    "LONGEST_TEXT",
     "MISSING",
     "accuracy",
     "bounds",
@@ -33,9 +32,7 @@ __all__ = [
     "clean",
     "count",
     "difference",
-    "escape",
     "interval",
-    "markdown_table",
     "number",
     "percent",
     "render_template",

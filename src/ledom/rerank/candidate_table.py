@@ -34,12 +34,10 @@ __all__ = [
     "FEATURES",
     "TOKEN_FEATURES",
     "CandidateTable",
-    "Feature",
     "build_candidate_table",
     "candidate_features",
     "computable_features",
     "split_steps",
-    "worst_step",
 ]
 
 

@@ -38,7 +38,6 @@ __all__ = [
     "fill_candidates",
     "is_finished",
     "prompts_of",
-    "rounds",
     "sample_candidates",
     "sample_until_decided",
     "sampling_groups",

@@ -25,7 +25,6 @@ from ledom.rerank.candidates import EXTERNAL_LABELS
 
 __all__ = [
     "STRATEGIES",
-    "Bound",
     "EarlyVote",
     "Greedy",
     "Pick",
