@@ -141,7 +141,8 @@ class Batcher(Generic[_T, _R]):
     def check_room(self, count: int) -> None:
         """Raise `Overloaded` if the queue has no room for this many items."""
         if self.waiting + count > self._capacity:
-            raise Overloaded(self._seconds_to_drain())
+            batches = self.waiting / max(1.0, self._last_items)
+            raise Overloaded(min(60, max(1, math.ceil(batches * self._seconds))))
 
     async def close(self) -> None:
         """Finish all accepted requests, then stop."""
@@ -150,10 +151,6 @@ class Batcher(Generic[_T, _R]):
         if self._task is not None:
             await self._task
         self._thread.shutdown(wait=True)
-
-    def _seconds_to_drain(self) -> int:
-        batches = self.waiting / max(1.0, self._last_items)
-        return min(60, max(1, math.ceil(batches * self._seconds)))
 
     async def _run(self) -> None:
         while True:
@@ -226,11 +223,14 @@ class Batcher(Generic[_T, _R]):
             parts: dict[_Request[_T, _R], _Batch[_T, _R]] = {}
             for request, item in batch:
                 parts.setdefault(request, []).append((request, item))
-            if len(parts) == 1:
-                self._fail(batch[0][0], error)
+            if len(parts) > 1:
+                for part in parts.values():
+                    await self._do(part)
                 return
-            for part in parts.values():
-                await self._do(part)
+            (request,) = parts
+            if not request.is_over:
+                request.done.set_exception(error)
+            self._drop(request)
             return
         if results is None:
             return
@@ -238,11 +238,6 @@ class Batcher(Generic[_T, _R]):
             request.results.append(result)
             if len(request.results) == len(request.items) and not request.is_over:
                 request.done.set_result(request.results)
-
-    def _fail(self, request: _Request[_T, _R], error: Exception) -> None:
-        if not request.is_over:
-            request.done.set_exception(error)
-        self._drop(request)
 
     async def _compute(self, batch: _Batch[_T, _R]) -> list[_R] | None:
         """Compute a batch, step by step; None if all of its requests end first."""
