@@ -7,7 +7,7 @@
           reward.custom_reward_function.name=compute_score
 
 Models are loaded on first use, once per process, so everything here can be pickled, and processes
-forked after the import of this module can compute rewards. `ledom serve` gives the same over HTTP.
+forked after the import of this module can compute rewards. `ledom serve` serves the same rewards.
 """
 
 from __future__ import annotations

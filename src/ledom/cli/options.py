@@ -148,8 +148,8 @@ Dtype = Annotated[
 
 
 def _set_threads(threads: int | None) -> None:
-    """Set the threads while the command line is read, before torch is imported: it then reads how
-    idle threads wait. Commands do not use the value."""
+    """Set the threads before torch is imported, as torch then reads how idle threads wait; commands
+    do not use the value."""
     processes.set_threads(threads)
 
 

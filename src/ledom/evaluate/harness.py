@@ -166,7 +166,6 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
     @cached_property
     def convention(self) -> Convention:
-        """The special tokens that are read first."""
         bos = tuple(self.lm.bos_ids)
         if self.direction is Direction.REVERSE:
             return Convention(first=bos, prefix=bos)
@@ -292,7 +291,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
             places.setdefault((repr(draw.settings), draw.context), []).append(place)
         alike: dict[tuple[str, int, int], list[list[int]]] = {}
         for (settings, _), own in places.items():
-            numbers = [draws[place].number for place in own]
+            numbers = [draws[place].number for place in own]  # a process may own only some of them
             alike.setdefault((settings, min(numbers), max(numbers) + 1), []).append(own)
         results: list[Written] = [("", 0)] * len(draws)
         for (_, first, end), prompts in alike.items():

@@ -191,7 +191,7 @@ def leave_out_the_question(task: Any, is_same: Callable[[Any, Any], bool]) -> No
 
 
 def _asks_the_same(task: Any, example: Any, asked: Any) -> bool:
-    """Whether an example has the text and, if there are choices, an answer of the row asked."""
+    """Whether an example has the asked row's text and, if there are choices, one of its answers."""
     how = task.fewshot_cfg
     text, answer = (
         task.doc_to_text(example, how.doc_to_text),

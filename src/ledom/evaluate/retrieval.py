@@ -249,8 +249,8 @@ def _work(
 def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance]:
     """Score some pairs together; equal passages are scored once.
 
-    A forward model first scores each passage, cut as after its query, after an empty query, which
-    gives log P(passage).
+    A forward model first scores each passage after an empty query, which gives log P(passage); if
+    it is cut to fit after its query, it is cut there, too.
     """
     asked: dict[tuple[str, str], list[_Pair]] = {}
     read = [pair.passage.text for pair in pairs]

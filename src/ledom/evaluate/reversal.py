@@ -2,7 +2,7 @@
 
 Models are trained on fictional facts and asked for the description of a name and for the name of a
 description. A forward model writes its answer at the end of a sentence, a reverse model at the
-start: it can know what was there in training. The arms have the same shape and number of steps:
+start, so each can answer what was there in training. All arms have the same shape and steps:
 
     forward           a forward model that reads the facts
     reverse           a reverse model that reads the facts

@@ -35,7 +35,7 @@ _NEUTRAL: JsonObject = {
 
 @dataclass(frozen=True)
 class Draw:
-    """A request for a text, and its number among its equals: a task with `repeats` has several."""
+    """A request for a text, and its number among equal ones, which a task with `repeats` makes."""
 
     context: str
     settings: JsonObject

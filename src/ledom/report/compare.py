@@ -124,7 +124,7 @@ def _run_report(name: str, curves: dict[str, TrainingCurve], folder: Path) -> re
 
 def _differing(folder: Path, curves: dict[str, TrainingCurve]) -> list[str]:
     """See `RunComparison.differing`."""
-    # Those of the checkpoints, because recipe.yaml is that of the last to finish.
+    # From the checkpoints, because recipe.yaml is that of the direction that finished last.
     settings = [trained_settings(folder / way) for way in (_FORWARD, _REVERSE)]
     keys = [key for key in settings[0] if key in settings[1]]  # versions may have other keys
     pairs = [(key, *(own[key] for own in settings)) for key in keys if key not in _WITHOUT_EFFECT]

@@ -198,8 +198,7 @@ def write_pages(
 ) -> Path:
     """Write `name`.json, `name`.md and `name`.html into `folder`; returns the HTML page's path.
 
-    `render` makes the last two, given their kind. Raises `OutputError` if the folder cannot be
-    written.
+    `render` makes the last two. Raises `OutputError` if the folder cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

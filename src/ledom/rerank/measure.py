@@ -114,7 +114,6 @@ def _result(
 ) -> results.StrategyResult:
     strategy, own = strategies(table.external_scores)[name], weights.weights.get(name, {})
     terms = [f"{value:+.3g} {term}" for term, value in own.items() if value]
-    opponents = [other for other in _OPPONENTS if other in rights and other != name]
     return results.StrategyResult(
         id=name,
         label=strategy.label,
@@ -124,8 +123,8 @@ def _result(
         accuracy=share_interval(rights[name], groups=groups),
         versus={
             other: paired_share_interval(rights[name], rights[other], groups)
-            for other in opponents
-            if strategy.kind != "bound"
+            for other in _OPPONENTS
+            if other in rights and other != name and strategy.kind != "bound"
         },
         needed=_needed(table, groups) if isinstance(strategy, EarlyVote) else None,
         cost=costs.of(strategy) if costs else None,

@@ -300,7 +300,7 @@ def _scores(
 
 
 def _keep_inputs(job: Job) -> None:
-    """Save problems and candidates for `ledom tune`: an earlier run had perhaps other labels."""
+    """Save the problems and candidates for `ledom tune`; an earlier run's labels may differ."""
     write_records(job.out / "problems.jsonl", job.problems)
     if job.candidates is None:
         (job.out / GIVEN).unlink(missing_ok=True)

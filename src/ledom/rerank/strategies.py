@@ -136,7 +136,6 @@ class Random(Strategy):
     kind = "baseline"
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """See `Strategy.accuracy`: the share of candidates that are right."""
         drawn = table.always_drawn
         return np.asarray((table.correct & drawn).sum(axis=1) / drawn.sum(axis=1))
 
@@ -235,7 +234,7 @@ def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
 
 
 def _answer_groups(table: CandidateTable) -> NDArray[np.int64]:
-    """[P, N]: a number for each problem and answer; no answer counts as one."""
+    """[P, N]: a number for each problem and answer; candidates without one share a number."""
     span = int(table.answers.max(initial=-1)) + 2
     return np.arange(len(table.answers))[:, None] * span + table.answers + 1
 
