@@ -67,10 +67,11 @@ class Tokenizer:
         self.eos_token = eos_token
         eos_id = backend.token_to_id(eos_token)
         if eos_id is None:
+            default = ", the default if its files name no EOS" if eos_token == EOS_TOKEN else ""
             raise CheckpointError(
-                f"the tokenizer has no token {eos_token!r}; a reverse model starts from the "
-                "document-end token, so name the right one as eos_token (of a model), --eos-token "
-                "(of a command) or data.eos_token (in a recipe)"
+                f"the tokenizer has no token {eos_token!r}{default}; it ends every document, so "
+                "name the right one as eos_token (of a model), --eos-token (of a command) or "
+                "data.eos_token (in a recipe)"
             )
         self.eos_id: int = eos_id
         with _refused(backend, [eos_token]):  # a text that any tokenizer with this EOS can encode
