@@ -156,9 +156,9 @@ def test_bad_input_is_one_clear_line(
 
 def test_unwritable_places_are_refused(run: Run, corpus: Path, tokenizer_folder: Path) -> None:
     out = corpus / "a.jsonl" / "out"
-    check_refused(run("train-tokenizer", corpus, "--out", out), "is a file")
+    check_refused(run("train-tokenizer", corpus, "--out", out), "not a folder")
     check_refused(
-        run("tokenize", corpus, "--tokenizer", tokenizer_folder, "--out", out), "is a file"
+        run("tokenize", corpus, "--tokenizer", tokenizer_folder, "--out", out), "not a folder"
     )
 
 

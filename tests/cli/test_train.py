@@ -73,7 +73,7 @@ def test_a_missing_package_is_reported_before_any_work(
         ),
         (["init_from={cut}"], ("cut/model.safetensors: damaged",)),
         (["parallel.compile=true"], ("key parallel.compile: torch.compile does not", "no gcc")),
-        ([], ("r/reverse/checkpoints: this is a file",)),
+        ([], ("r/reverse/checkpoints: not a folder",)),
     ],
 )
 def test_what_would_fail_late_is_refused_before_any_work(

@@ -348,7 +348,7 @@ def test_bad_arguments_are_refused_in_one_line(run: Run, foreign: Path, tmp_path
     check_refused(run(*given, "--out", out, "--eos-token", "<x>"), "has no token '<x>'")
     check_refused(run(*given, "--out", out, "--tokenizer", tmp_path / "no"), "no tokenizer here")
     check_refused(run("import", foreign / "config.json", "--out", out), "expected a model folder")
-    check_refused(run(*given, "--out", foreign / "config.json" / "x"), "is a file")
+    check_refused(run(*given, "--out", foreign / "config.json" / "x"), "not a folder")
     assert os.listdir(tmp_path) == ["foreign"]
 
 
