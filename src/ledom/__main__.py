@@ -5,6 +5,7 @@ Files in the working directory are data: one named tokenizers.py or random.py is
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -22,6 +23,8 @@ def main() -> None:
 if __name__ == "__main__":
     # `python -m` looks for modules in the working directory first; ledom itself may be there.
     first = sys.path[0]
-    if first != str(Path(__file__).parents[1]) and Path(first).is_dir() and Path().samefile(first):
-        del sys.path[0]
+    with suppress(PermissionError):  # Python cannot look there either
+        here = first != str(Path(__file__).parents[1]) and Path(first).is_dir()
+        if here and Path().samefile(first):
+            del sys.path[0]
     main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import py_compile
+import runpy
 import signal
 import subprocess
 import sys
@@ -104,6 +105,20 @@ def test_a_compiled_file_cut_short_is_named_instead_of_ctrl_c(
 def test_an_end_of_file_is_not_taken_for_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "make_plan", fails(EOFError("no more")))
     check_refused(run("plan", RECIPE), "internal error: EOFError: no more")
+
+
+def test_the_working_directory_may_be_one_that_this_user_cannot_enter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as root's home folder after `sudo -u`; `python -m` puts it first on its path."""
+    monkeypatch.setattr(app, "prepare_process", lambda: None)
+    monkeypatch.setattr(Path, "samefile", fails(PermissionError(13, "Permission denied", ".")))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ledom", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("ledom", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("ledom ")
 
 
 def test_ctrl_c_before_the_commands_are_ready_gives_one_line(
