@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import ledom
+from ledom.core import reading
 from ledom.core.errors import InputError
 from ledom.core.reading import (
     as_type,
@@ -114,6 +115,23 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     assert not exists("x" * 5000)
     assert exists(tmp_path)
     assert exists(tmp_path / "lost")
+
+
+def test_what_this_user_may_not_read_is_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, who can read everything."""
+
+    def refuse(path: str | Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    file = tmp_path / "theirs"
+    file.write_text("a text")
+    monkeypatch.setattr(os, "lstat", refuse)  # a folder that only others may enter
+    monkeypatch.setattr(reading, "open", refuse, raising=False)
+    for check in (exists, check_regular):
+        with pytest.raises(InputError, match=f"^{re.escape(str(file))}: cannot be read: Perm"):
+            check(file)
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

@@ -147,6 +147,14 @@ def sharded_weights(model: Path) -> Iterator[Path]:
     yield model / "model.safetensors.index.json"
 
 
+def test_a_shard_that_git_has_not_downloaded_is_named(model: Path) -> None:
+    shard = next(file for file in list(sharded_weights(model)) if file.suffix == ".safetensors")
+    (model / "model.safetensors").unlink()
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(CheckpointError, match=rf"{shard.name}: .* run 'git lfs pull'$"):
+        refuse_quantized(model)
+
+
 def test_weights_in_shards_affect_the_fingerprint(model: Path) -> None:
     files = list(sharded_weights(model))
     (model / "model.safetensors").unlink()

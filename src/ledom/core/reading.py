@@ -63,7 +63,7 @@ LONGEST_NUMBER = 309
 """The maximum number of digits in an integer: that of the largest float."""
 
 _LARGEST = 2**63 - 1  # the largest integer in torch and numpy
-_FORMATS = {
+_FORMATS = {  # what a file is, and the remedy, by its first bytes
     b"\x1f\x8b": "it is compressed with gzip; unpack it first",
     b"\x28\xb5\x2f\xfd": "it is compressed with zstd; unpack it first",
     b"BZh": "it is compressed with bzip2; unpack it first",
@@ -73,21 +73,21 @@ _FORMATS = {
     b"\xff\xfe": "it is UTF-16; save it as UTF-8",
     b"\xfe\xff": "it is UTF-16; save it as UTF-8",
 }
-"""Maps a file's first bytes to a description and a remedy."""
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def exists(path: str | Path) -> bool:
-    """Whether a path exists, even as a broken link; False for a path that no file can have.
-
-    >>> exists("/"), exists("/no such file")
-    (True, False)
-    """
-    return os.path.lexists(path)
+    """Whether a path exists, even as a broken link; `InputError` if this user may not find out."""
+    try:
+        return bool(os.lstat(path))
+    except PermissionError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+    except (OSError, ValueError):
+        return False
 
 
 def check_regular(path: str | Path) -> None:
-    """Raise `InputError` for anything but a regular file; a pipe may block, a device never end.
+    """Raise `InputError` unless this is a readable file; a pipe may block, a device never end.
 
     >>> check_regular("/dev")
     Traceback (most recent call last):
@@ -95,8 +95,10 @@ def check_regular(path: str | Path) -> None:
     """
     try:
         status = os.stat(path)
-        is_short = stat.S_ISREG(status.st_mode) and status.st_size < 200
-        is_pointer = is_short and Path(path).read_bytes().startswith(b"version https://git-lfs")
+        start = b""
+        if stat.S_ISREG(status.st_mode):
+            with open(path, "rb") as file:
+                start = file.read(200)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise InputError("no such file", path=path) from None
     except OSError as error:
@@ -105,7 +107,7 @@ def check_regular(path: str | Path) -> None:
         raise InputError("this is a directory, expected a file", path=path)
     if not stat.S_ISREG(status.st_mode):
         raise InputError("this is a pipe or a device; write its contents to a file", path=path)
-    if is_pointer:
+    if status.st_size < 200 and start.startswith(b"version https://git-lfs"):
         raise InputError("this is Git LFS's pointer to the file; run 'git lfs pull'", path=path)
 
 
@@ -296,9 +298,8 @@ def _check_depth(text: bytes, data: Any) -> None:
     for _ in range(DEEPEST):
         inside = chain(*(group.values() if isinstance(group, dict) else group for group in level))
         level = [part for part in inside if isinstance(part, dict | list)]
-        if not level:
-            return
-    raise InputError(f"nested more than {DEEPEST} deep")
+    if level:
+        raise InputError(f"nested more than {DEEPEST} deep")
 
 
 def check_surrogates(text: str, what: str = "the text") -> str:

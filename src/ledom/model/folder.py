@@ -165,7 +165,7 @@ def weight_files(folder: Path, config: JsonObject) -> list[Path]:
         )
     if not found.name.endswith(".index.json"):
         return [_regular(found)]
-    return [found, *sorted(set(read_index(found).values()))]
+    return [found, *map(_regular, sorted(set(read_index(found).values())))]
 
 
 def refuse_adapter(folder: Path) -> None:

@@ -8,7 +8,6 @@ tensor by tensor, so a model of any size needs little memory.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, LedomError, OutputError, in_one_line
 from ledom.core.files import write_json
 from ledom.core.folders import temporary_folder, write_folder
-from ledom.core.reading import JsonObject, read_json_object
+from ledom.core.reading import JsonObject, exists, read_json_object
 from ledom.model.architectures import check_vocabulary
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet, readable
 from ledom.model.folder import end_ids, file_digest, read_config, snapshot
@@ -178,7 +177,7 @@ def _untied(source: _Source, model: _Model) -> PreTrainedModel:
 def _find(source: str, revision: str | None) -> _Source:
     """Find the source on this machine; if it is on the hub, download it first."""
     path = Path(source)
-    if os.path.exists(path):
+    if exists(path):
         if revision is not None:
             raise InputError(f"--revision {revision}: {source} is on this machine; leave it out")
         return _Source(snapshot(path), source)
