@@ -143,7 +143,8 @@ class CandidateTable:
         """[P, N]: the candidates that were drawn whatever their answers were.
 
         With early stopping, these are only the first round's, one more than half of the planned
-        ones: later ones were drawn only if the first disagreed.
+        ones. Later ones were drawn only if the first disagreed, so a random one of all would be
+        right too often where most are right.
         """
         first = self.num_planned // 2 + 1 if self.num_planned else self.mask.shape[1]
         return np.asarray(self.mask & (np.arange(self.mask.shape[1]) < first))

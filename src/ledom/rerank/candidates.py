@@ -222,7 +222,9 @@ def choose_external_scores(
 
 
 def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The first candidate with each text, per problem, which is scored for all; none broken off.
+    """The first candidate with each text, per problem; later ones with that text share its scores.
+
+    Candidates that sampling broke off are left out.
 
     >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
     >>> [candidate.index for candidate in distinct_candidates(twins)]
@@ -266,7 +268,7 @@ def _is_choice(candidate: Candidate) -> bool:
 def pools(
     problem_ids: Iterable[str], candidates: Iterable[Candidate]
 ) -> dict[str, list[Candidate]]:
-    """The candidates to choose from, by problem id: not greedy, and not broken off.
+    """The candidates to choose from, by problem id: all but greedy and broken-off ones.
 
     >>> drawn = [Candidate(problem_id="p", index=i, text="2", greedy=i > 0) for i in (0, 1)]
     >>> [c.index for c in pools(["p"], drawn)["p"]]

@@ -270,7 +270,7 @@ def _as_candidate(
     sampling: Sampling,
     early_stop_of: int | None = None,
 ) -> Candidate:
-    """`early_stop_of` is the planned number of candidates, if sampling may stop earlier."""
+    """A written text as a candidate; `early_stop_of` is the planned number, if it may be fewer."""
     candidate = Candidate(
         problem_id=problem_id,
         index=index,
