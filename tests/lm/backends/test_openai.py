@@ -177,7 +177,11 @@ def test_temporary_errors_are_retried(
         ((401, b'{"error": {"message": "no key"}}'), "m: the server answered 401: .*no key"),
         ((404, b"{}"), "the server answered 404"),
         ((422, b'{"error": "top_p > 1", "error_type": "validation"}'), "answered 422: top_p > 1"),
-        ((500, b"oops"), "the server answered 500: oops"),
+        ((500, b"oops"), "the server answered 500: oops$"),
+        (
+            (400, b'{"error": {"message": "the maximum context length is 1024 tokens"}}'),
+            "is 1024 tokens; give the server's limit, as in context=4096$",
+        ),
         ((200, b'{"error": {"message": "no credit"}}'), "the server failed: no credit"),
         (
             (200, b'{"choices": [{"text": "cut", "error": {"message": "gone"}}]}'),

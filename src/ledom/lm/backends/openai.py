@@ -234,9 +234,10 @@ class OpenAILanguageModel(LanguageModel):
         try:
             answer = self._complete(settings or {}, request)
         except openai.APIStatusError as error:
+            said = _said(error.body or error.message)
+            remedy = "; give the server's limit, as in context=4096" if "context" in said else ""
             raise ServerError(
-                f"{self.name}: the server answered {error.status_code}: "
-                f"{_said(error.body or error.message)}"
+                f"{self.name}: the server answered {error.status_code}: {said}{remedy}"
             ) from error
         except openai.APIConnectionError as error:
             why = f"{in_one_line(error)} ({in_one_line(error.__cause__ or error)})"
