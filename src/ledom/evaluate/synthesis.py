@@ -58,6 +58,8 @@ REASON = "reason"
 class Seed(Record):
     """A solution, or an answer alone, for which a question is written; a blank one becomes None.
 
+    Raises `InputError` if there is no final answer.
+
     >>> Seed(id="a")
     Traceback (most recent call last):
     ledom.core.errors.InputError: seed 'a' has no solution and no answer; add the key 'answer'

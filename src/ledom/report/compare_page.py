@@ -42,7 +42,10 @@ _CAUTION = (
 
 
 def write_comparison(folder: Path, report: results.Comparison) -> Path:
-    """Write compare.json, .md and .html into `folder` by `write_pages`; returns the page's path."""
+    """Write compare.json, compare.md and compare.html into `folder`; returns the page's path.
+
+    Raises `OutputError` if the folder cannot be written.
+    """
     return write_pages(folder, "compare", to_json(report), partial(render, report))
 
 
