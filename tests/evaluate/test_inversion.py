@@ -13,7 +13,7 @@ import pytest
 from command_line import Run, check_refused
 from evaluated import write_rows
 from kills import contents, run_through_kills
-from ledom.core.errors import DirectionError, InputError
+from ledom.core.errors import DirectionError, InputError, ServerError
 from ledom.core.records import write_records
 from ledom.core.stage import no_progress
 from ledom.evaluate.inversion import (
@@ -151,6 +151,21 @@ def test_models_and_outputs_must_fit(tokenizer: Tokenizer, tmp_path: Path) -> No
     full = FakeLanguageModel(tokenizer, context=size)
     with pytest.raises(InputError, match=f"'o' has {size} tokens, which leave no room .* {size};"):
         invert(outputs, reverse, full, *how)
+    assert contents(tmp_path) == {}
+
+
+def test_a_server_that_cannot_score_is_refused_before_any_sampling(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ServerError("the server gives no log-probabilities of a prompt")
+
+    reverse, forward = (FakeLanguageModel(tokenizer, way) for way in ("reverse", "forward"))
+    monkeypatch.setattr(forward, "logprobs", refuse)
+    with pytest.raises(ServerError, match="gives no log-probabilities"):
+        invert(
+            [Output(id="o", text=ANSWER)], reverse, forward, Sampling(), 2, tmp_path, no_progress
+        )
     assert contents(tmp_path) == {}
 
 

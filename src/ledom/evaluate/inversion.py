@@ -31,6 +31,7 @@ from ledom.evaluate.proposals import (
     verify,
 )
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+from ledom.rerank.score import check_scoring
 from ledom.text.pair_format import PairFormat
 
 __all__ = ["InvertedPrompt", "Output", "invert", "sample_pairs", "with_room"]
@@ -87,7 +88,8 @@ def invert(
     Left out are outputs without room for a prompt (see `with_room`), and proposals that are empty,
     that reached `max_tokens` and so lack their beginning, or that do not fit the forward model's
     context. Without `prior`, prompts are scored by log P(output | prompt), else by
-    log P(prompt, output). Before any work, raises the errors of `with_room` and `check_directions`.
+    log P(prompt, output). Before any work, raises the errors of `with_room`,
+    `check_directions` and `check_scoring`.
 
     >>> import tempfile
     >>> from ledom.core.stage import no_progress
@@ -99,6 +101,7 @@ def invert(
     '2 + 2?'
     """
     check_directions(reverse, forward)
+    check_scoring(forward)
     outputs = with_room(outputs, reverse, forward, sampling)
     prompts = [_prompt(output, reverse) for output in outputs]
     path = out / "proposals.jsonl"

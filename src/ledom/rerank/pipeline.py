@@ -33,7 +33,7 @@ from ledom.core.records import (
 )
 from ledom.core.stage import Track, Work, read_timings
 from ledom.lm import unfamiliar
-from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.results import Case, ChosenAnswer, ModelInfo, SelectionReport
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
@@ -61,7 +61,7 @@ from ledom.rerank.sample import (
     sample_until_decided,
     sampling_groups,
 )
-from ledom.rerank.score import ScoreFiles, check_room, fill_scores
+from ledom.rerank.score import ScoreFiles, check_room, check_scoring, fill_scores
 from ledom.rerank.strategies import check_score_names
 from ledom.rerank.weights import Selection, TunedWeights, preferred_strategy, question_hash, select
 
@@ -247,9 +247,8 @@ def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
         )
     if job.forward is not None:
         check_prompts(job.problems, job.forward, job.sampling)
-        if not begun:  # some servers can sample but not score; sampling may take hours
-            ids = job.forward.add_special_tokens(job.forward.tokenizer.encode("1").ids)
-            job.forward.logprobs([TokenSpan(ids, 1, len(ids))])
+        if not begun:
+            check_scoring(job.forward)
 
 
 def _candidates(job: Job, track: Track) -> list[Candidate]:

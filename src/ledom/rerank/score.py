@@ -31,6 +31,7 @@ __all__ = [
     "ScoredPair",
     "check_finite",
     "check_room",
+    "check_scoring",
     "fill_scores",
     "make_score",
     "read_solution",
@@ -74,6 +75,17 @@ def check_room(
             f"in the {room} tokens of the model's context, the first is that of problem "
             f"{problems[first].id!r} with {lengths[first]} tokens; remove these problems"
         )
+
+
+def check_scoring(lm: LanguageModel) -> None:
+    """Score one token. Raises `ServerError` for a server that samples but cannot score; without
+    this, hours of sampling would come first.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> check_scoring(FakeLanguageModel())
+    """
+    ids = lm.add_special_tokens(lm.tokenizer.encode("1").ids)
+    lm.logprobs([TokenSpan(ids, 1, len(ids))])
 
 
 def score_groups(
