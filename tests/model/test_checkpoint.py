@@ -1,7 +1,9 @@
 import json
+import logging
 import os
 import re
 import shutil
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from ledom.model.checkpoint import (
     build_model,
     load_checkpoint,
     load_config,
+    quiet,
     readable,
     save_checkpoint,
 )
@@ -344,3 +347,23 @@ def test_too_little_memory_is_not_blamed_on_the_folder():
     with pytest.raises(RuntimeError) as caught, readable("model"):
         raise full
     assert caught.value is full
+
+
+def test_warnings_return_when_the_last_of_several_quiet_blocks_ends():
+    """Two threads may load models at the same time."""
+    shown = []
+    handler = logging.Handler()
+    handler.emit = lambda record: shown.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        with ExitStack() as second:
+            with quiet():
+                second.enter_context(quiet())
+                logger.warning("in both blocks")
+            logger.warning("in the second block")
+            logger.error("an error")
+        logger.warning("in neither")
+    finally:
+        logger.removeHandler(handler)
+    assert shown == ["an error", "in neither"]

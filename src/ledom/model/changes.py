@@ -199,7 +199,8 @@ def config_settings(config: PretrainedConfig) -> dict[str, Any]:
 
 def follows_length(module: nn.Module) -> bool:
     """Whether a module's state depends on the longest text so far (LongRoPE, dynamic NTK)."""
-    kinds = getattr(module, "rope_type", None)
+    # Not getattr(module, ...): for a missing attribute, a module's own lookup is slow.
+    kinds = vars(module).get("rope_type", getattr(type(module), "rope_type", None))
     names = kinds.values() if isinstance(kinds, dict) else [kinds]
     return any(
         isinstance(name, str) and ("dynamic" in name or name == "longrope") for name in names

@@ -8,9 +8,10 @@ This module does not know about training or scoring.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -252,14 +253,13 @@ def _check_size(folder: Path, config: PretrainedConfig) -> None:
 def _pair_format(folder: Path, config: PretrainedConfig) -> PairFormat:
     template = getattr(config, _FORMAT_KEY, PairFormat.template)
     style = getattr(config, _STYLE_KEY, PairFormat.style)
-    file = folder / "config.json"
     for key, value in ((_FORMAT_KEY, template), (_STYLE_KEY, style)):
         if not isinstance(value, str):
-            raise CheckpointError(f"{file}: {key} is {value!r}; it must be a string")
+            raise CheckpointError(f"{folder}/config.json: {key} is {value!r}; it must be a string")
     try:
         return PairFormat(template, style)
     except InputError as error:
-        raise CheckpointError(f"{file}: {error}") from None
+        raise CheckpointError(f"{folder}/config.json: {error}") from None
 
 
 def load_config(folder: Path) -> PretrainedConfig:
@@ -362,16 +362,19 @@ def _reason(error: Exception) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and warnings off the screen."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    with ExitStack() as restore:
+        # To set the level instead would clear the caches of all loggers, and affect other threads.
+        for handler in [*logging.getLogger("transformers").handlers]:
+            handler.addFilter(is_error)
+            restore.callback(handler.removeFilter, is_error)
+        if transformers_logging.is_progress_bar_enabled():
+            transformers_logging.disable_progress_bar()
+            restore.callback(transformers_logging.enable_progress_bar)
         yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def choose_direction(place: object, recorded: Any, asked: Direction | str | None) -> Direction:
