@@ -159,14 +159,16 @@ class Changes:
         if now == self._first:
             return ""
         if now != self._latest[0]:
-            digest = hashlib.sha256(self._structure().encode())
-            for numbers in self._numbers().values():
-                digest.update(_bytes(numbers).cpu().numpy().data)
+            numbers = self._numbers()
+            digest = hashlib.sha256(self._structure(numbers).encode())
+            for values in numbers.values():
+                digest.update(_bytes(values).cpu().numpy().data)
             self._latest = now, f"-changed-{digest.hexdigest()[:16]}"
         return self._latest[1]
 
     def _now(self) -> object:
-        return self._structure(), _hashes(list(self._numbers().values()))
+        numbers = self._numbers()
+        return self._structure(numbers), _hashes([*numbers.values()])
 
     def _numbers(self) -> dict[str, Tensor]:
         """The weights and buffers by name, except those that a pass changes."""
@@ -179,10 +181,10 @@ class Changes:
         parts = {name: _dense(value) for name, value in found.items()}
         return {f"{name} {i}": part for name, some in parts.items() for i, part in enumerate(some)}
 
-    def _structure(self) -> str:
+    def _structure(self, numbers: dict[str, Tensor]) -> str:
         """The modules and their additions, the shapes of all tensors, and the config."""
         added = [str(_additions(module)) for module in self._model.modules()]
-        shapes = [f"{name} {x.dtype} {list(x.shape)}" for name, x in self._numbers().items()]
+        shapes = [f"{name} {x.dtype} {list(x.shape)}" for name, x in numbers.items()]
         config = json.dumps(config_settings(self._model.config), sort_keys=True, default=repr)
         attention = _custom_attention(self._model)
         return "\n".join([*_descriptions(self._model), *added, *attention, *shapes, config])
