@@ -181,6 +181,9 @@ def test_options_in_the_body_override_those_in_the_name() -> None:
     read = Options.read("ledom/majority,n=4,lambda=0.25", {"n": 2}, 9)
     assert read == Options(strategy="majority", n=2, **{"lambda": 0.25})
     assert Options.read("ledom", None, None).strategy is None
+    assert Options.read("ledom/auto", None, 3).n == 3
+    assert Options.read("ledom/auto", None, 1).n == 8  # what Haystack and LangChain always send
+    assert Options.read("ledom/auto,n=1", None, 1).n == 1
     with pytest.raises(InputError, match="'b' is not an option"):
         Options.read("ledom/a,b", None, None)
 
@@ -204,6 +207,15 @@ def test_nothing_is_sampled_for_a_strategy_that_cannot_choose(
         answer = chat(client, model=model)
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+def test_equal_candidates_are_refused_before_they_are_sampled(models: Models) -> None:
+    with gateway(models, honest) as client:
+        answer = chat(client, temperature=0)
+        one = chat(client, temperature=0, model="ledom/auto,n=1")
+    assert answer.status_code == 400
+    assert "the temperature is 0, so all 6 candidates" in answer.json()["error"]["message"]
+    assert one.json()["choices"][0]["message"]["content"] == ANSWERS[0]
 
 
 def test_nothing_is_sampled_that_could_not_be_judged(models: Models) -> None:

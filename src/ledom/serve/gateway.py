@@ -63,12 +63,14 @@ class Options(Config):
     def read(cls, model: str, given: Mapping[str, Any] | None, n: int | None) -> Options:
         """Options from a model's name, the body's `n`, and its key `ledom`, which takes precedence.
 
+        An `n` of 1 is OpenAI's default, which many clients always send: it is no option.
+
         >>> options = Options.read("ledom/vote-all-terms,lambda=0.3", {"n": 4}, n=16)
         >>> options.strategy, options.lam, options.n
         ('vote-all-terms', 0.3, 4)
         """
         name, *written = model.split(",")
-        options: JsonObject = {} if n is None else {"n": n}
+        options: JsonObject = {} if n in (None, 1) else {"n": n}
         slug = name.removeprefix(REWARD).removeprefix("/")
         if slug and slug != "auto":
             options["strategy"] = slug
@@ -105,6 +107,11 @@ async def choose(
     asked = 1 if service.upstream else body.get("max_tokens") or _MAX_TOKENS
     service.check_writing(options.n, asked)
     # Before anything is drawn, which may cost money.
+    if options.n > 1 and body.get("temperature") == 0:
+        raise InputError(
+            f"the temperature is 0, so all {options.n} candidates would have the same text; send "
+            f"one above 0, or draw one: {REWARD}/auto,n=1"
+        )
     strategy, weights = _strategy(service.judge, options)
     await service.check_pairs([Pair(question, "")])
     service.check_room(options.n)

@@ -60,7 +60,8 @@ class SampledBody(WritingBody):
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     top_k: Annotated[int | None, Field(ge=-1)] = None
     n: Annotated[int | None, Field(ge=1)] = None
-    """Texts per prompt; for the gateway, candidates to draw, one of which is returned."""
+    """Texts per prompt; for the gateway, candidates to draw, one of which is returned (1: its
+    default, 8)."""
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: str | Items[str] | None = None
     stream: bool | None = None
