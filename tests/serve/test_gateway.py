@@ -271,6 +271,7 @@ def test_a_stream_has_everything_in_the_chosen_message(models: Models) -> None:
 
     def upstream(request: httpx.Request) -> httpx.Response:
         message = {"role": "assistant", "content": "It is 7.", "tool_calls": calls, "audio": None}
+        message["reasoning_content"] = "3 and 4."
         choice = {"message": message, "logprobs": logprobs, "finish_reason": "tool_calls"}
         return httpx.Response(200, json={"choices": [choice] * json.loads(request.content)["n"]})
 
@@ -281,6 +282,7 @@ def test_a_stream_has_everything_in_the_chosen_message(models: Models) -> None:
     events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     choices = [event["choices"][0] for event in events]
     assert "".join(choice["delta"].get("content", "") for choice in choices) == "It is 7."
+    assert choices[1]["delta"] == {"reasoning_content": "3 and 4."}  # shown where it comes
     (called,) = [choice for choice in choices if "tool_calls" in choice["delta"]]
     assert called["delta"] == {"tool_calls": [{"index": 0, **calls[0]}]}
     assert called["logprobs"] == logprobs

@@ -181,6 +181,19 @@ FAILURES: dict[str, tuple[Handler, int, str]] = {
         502,
         "no text",
     ),
+    "only thoughts": (  # a client would repeat a request after a 502
+        lambda r: httpx.Response(
+            200,
+            json={
+                "choices": [
+                    {"message": {"content": "", "reasoning": "3 +"}, "finish_reason": "length"}
+                ]
+                * 6
+            },
+        ),
+        400,
+        "no candidate has text within its token limit; send a larger max_tokens",
+    ),
     "refuses": (lambda r: httpx.Response(400, text="bad model"), 400, "answered 400: bad model"),
     "broken": (lambda r: httpx.Response(500), 502, "answered 500"),
     "busy": (lambda r: httpx.Response(429, text="later"), 429, "answered 429: later"),

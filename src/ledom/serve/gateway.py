@@ -128,6 +128,8 @@ async def choose(
     elif candidates:
         judged = await service.judge_pairs([Pair(question, c.text) for c in candidates], drawn=True)
         details = await asyncio.to_thread(_select, question, candidates, judged, strategy, weights)
+    elif all(choice.get("finish_reason") == "length" for choice in drawn.choices):
+        raise Refusal(400, "no candidate has text within its token limit; send a larger max_tokens")
     else:
         source = "upstream" if service.upstream else "forward model"
         raise Refusal(502, f"the {source} sent no text to choose from")

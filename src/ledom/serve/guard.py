@@ -89,7 +89,11 @@ class Guard:
             host = headers.get("host", "localhost")
             name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
             if not is_loopback(name):
-                raise Refusal(403, f"host {name!r:.60} is not this machine; use 127.0.0.1")
+                raise Refusal(
+                    403,
+                    f"host {name!r:.60} is not this machine; use 127.0.0.1, or start the server "
+                    "with a token in LEDOM_TOKEN, which allows any host",
+                )
             return
         if path in _OPEN:
             return

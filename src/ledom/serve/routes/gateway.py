@@ -104,11 +104,15 @@ def _chat_events(model: str, chosen: Chosen) -> list[JsonObject]:
     def event(delta: JsonObject, reason: str | None = None) -> JsonObject:
         return shared | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
 
+    other, logprobs = _beside_text(chosen.choice), chosen.choice.get("logprobs")
+    calls: JsonObject = {
+        key: other.pop(key) for key in ("tool_calls", "function_call") if key in other
+    }
     events = [event({"role": "assistant", "content": ""})]
+    events += [event(other)] * bool(other)  # a thought, which clients show where it comes
     events += [event({"content": piece}) for piece in pieces(chosen.text)]
-    logprobs, other = chosen.choice.get("logprobs"), _beside_text(chosen.choice)
-    if other or logprobs:
-        events.append(event(other))
+    if calls or logprobs:
+        events.append(event(calls))
         events[-1]["choices"][0]["logprobs"] = logprobs
     reason = chosen.choice.get("finish_reason")
     events.append(event({}, reason if isinstance(reason, str) else "stop"))
