@@ -377,3 +377,12 @@ def test_each_view_is_accessible_and_fits(
         page.screenshot(path=picture, full_page=view != "write")  # this closes alternatives
         found = axe.Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_names_of_views_are_not_broken_on_a_small_phone(visit: Open) -> None:
+    page = visit("write")
+    page.set_viewport_size({"width": 320, "height": 640})
+    links = page.locator("nav a")
+    heights = [box["height"] for box in (link.bounding_box() for link in links.all())]
+    assert len(heights) == 4
+    assert max(heights) < 45  # one line each
