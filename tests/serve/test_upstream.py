@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from ledom.core.errors import InputError
-from ledom.serve.upstream import Upstream
+from ledom.serve.upstream import Drawn, Upstream
 from serving import ANSWERS, QUESTIONS, Handler, Models, chat, choices, gateway, honest
 from waiting import SECONDS, until_async
 
@@ -304,6 +304,33 @@ def test_impossible_choices_are_refused_before_anything_is_sampled(
         answer = chat(client, **more)
     assert answer.status_code in (400, 413), answer.text
     assert not asked
+
+
+@pytest.mark.slow
+def test_any_number_of_requests_reach_the_upstream_at_once() -> None:
+    count = 150
+
+    async def draw() -> list[Drawn]:
+        all_arrived = asyncio.Barrier(count)
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            await all_arrived.wait()
+            body = b'{"choices": [{"text": "4"}]}'
+            head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+            writer.write(head % len(body) + body)
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            upstream = Upstream(f"http://127.0.0.1:{port}/v1", "m", seconds=SECONDS)
+            drawn = await asyncio.gather(
+                *(upstream.draw("completions", {}, 1) for _ in range(count))
+            )
+            await upstream.close()
+        return drawn
+
+    assert [found.texts for found in asyncio.run(draw())] == [["4"]] * count
 
 
 def test_an_upstream_that_recovers_is_used(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,9 @@ class Upstream:
         if self.key:
             check_secret("the key in OPENAI_API_KEY", self.key)
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        self.client = httpx.AsyncClient(headers=headers, timeout=None)  # `draw` has its own
+        # `draw` has its own timeout. By default, httpx sends at most 100 requests at a time.
+        many = httpx.Limits(max_connections=None)
+        self.client = httpx.AsyncClient(headers=headers, timeout=None, limits=many)
 
     async def draw(self, path: str, body: Mapping[str, Any], count: int) -> Drawn:
         """Draw `count` choices. `path` is `chat/completions` or `completions`.
