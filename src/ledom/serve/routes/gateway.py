@@ -137,7 +137,7 @@ async def complete_by_choice(body: CompletionBody, service: Service) -> JsonObje
     """Complete one prompt, given as text, with the best of n candidates."""
     prompts = body.prompts()
     if len(prompts) != 1 or not isinstance(prompts[0], str):
-        raise Refusal(400, "the gateway takes one prompt, as text")
+        raise Refusal(400, "the gateway takes one prompt per request, as text")
     if body.echo or body.logprobs is not None:
         raise Refusal(400, "the gateway has no log-probabilities of tokens; see its key ledom")
     if not service.upstream:
