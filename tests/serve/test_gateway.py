@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+import ledom
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.rerank.candidate_table import build_candidate_table
@@ -107,6 +108,14 @@ def test_counts_and_cost_cover_everything_sampled(models: Models) -> None:
     assert answer["ledom"]["cost"] == pytest.approx((11 * 1.0 + 30 * 2.0) / 1e6)
     assert len(answer["ledom"]["candidates"]) == 6
     assert answer["ledom"]["answers"][0] == {"answer": "7", "count": 2}
+
+
+@pytest.mark.slow
+def test_a_choice_by_the_embedded_pair_among_unfamiliar_texts_has_a_warning(models: Models) -> None:
+    with gateway((models[0], ledom.load("tiny", "reverse")), honest) as client:
+        assert "its preference means nothing" in chat(client).json()["ledom"]["warning"]
+    with gateway(models, honest) as client:
+        assert chat(client).json()["ledom"]["warning"] is None  # another model
 
 
 @pytest.mark.slow

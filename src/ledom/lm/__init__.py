@@ -30,6 +30,7 @@ from ledom.model.foreign.aliases import what_to_run
 __all__ = [
     "BACKENDS",
     "EMBEDDED",
+    "UNLIKELY_LOSS",
     "LanguageModel",
     "backend_of",
     "embedded_folder",
@@ -196,14 +197,19 @@ FAMILIAR_LOSS = 1.0
 problems from the embedded model's templates is above 0.49; none of 60 from other templates is below
 7.8, and none of 60 from GSM8K is below 1.5."""
 
-_UNLIKELY_LOSS = 6.0
+UNLIKELY_LOSS = 6.0
 """Threshold in nats per token of a text by itself. None of 40 unseen questions from the templates
-is above 0.8, none of their second halves above 2.8; few other English texts are below 8."""
+is above 0.8, none of their second halves above 2.8; few other English texts are below 8. Given an
+empty answer, none of 60 questions from the templates is above 4.8."""
 _FEW_TOKENS = 8  # shorter texts are not judged: "A baker" may start anything
 
 
-def unfamiliar(lm: LanguageModel | None, scores: Iterable[Score]) -> str | None:
+def unfamiliar(
+    lm: LanguageModel | None, scores: Iterable[Score], most: float = FAMILIAR_LOSS
+) -> str | None:
     """A warning if at least half of the questions are unlike the embedded model's training data.
+
+    `most` is the threshold; `UNLIKELY_LOSS` allows for questions that have only bad answers.
 
     The embedded pair knows only 75 templates of school problems. On other texts it still
     confidently prefers one answer, but that means nothing. Returns None for other models, and if
@@ -222,7 +228,7 @@ def unfamiliar(lm: LanguageModel | None, scores: Iterable[Score]) -> str | None:
             loss = -score.logprob / max(1, score.num_tokens)
             losses[score.problem_id] = min(loss, losses.get(score.problem_id, loss))
     limit = f"of the question; at most {FAMILIAR_LOSS:.1f} on its kind of problem"
-    return _warning([*losses.values()], FAMILIAR_LOSS, limit, "its preference")
+    return _warning([*losses.values()], most, limit, "its preference")
 
 
 def unfamiliar_texts(
@@ -249,7 +255,7 @@ def unfamiliar_texts(
             span = lm.direction.span_to_model_order(first, len(ids), len(ids))
             losses.append(-float(lm.logprobs([TokenSpan(ids, *span)])[0].mean()))
     limit = "of this text; under 3 on its kind of problem"
-    return _warning(losses, _UNLIKELY_LOSS, limit, what)
+    return _warning(losses, UNLIKELY_LOSS, limit, what)
 
 
 def _is_embedded(lm: LanguageModel) -> bool:

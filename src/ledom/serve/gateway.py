@@ -21,6 +21,8 @@ from ledom.core.errors import InputError
 from ledom.core.options import key_values
 from ledom.core.reading import Config, JsonObject
 from ledom.core.records import Candidate, Problem
+from ledom.lm import unfamiliar
+from ledom.lm.language_model import LanguageModel
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.weights import TunedWeights, default_weights, preferred_strategy, select
 from ledom.serve import writing
@@ -127,7 +129,9 @@ async def choose(
         details = _most_frequent(calls, len(drawn.choices))
     elif candidates:
         judged = await service.judge_pairs([Pair(question, c.text) for c in candidates], drawn=True)
-        details = await asyncio.to_thread(_select, question, candidates, judged, strategy, weights)
+        details = await asyncio.to_thread(
+            _select, service.judge.reverse, question, candidates, judged, strategy, weights
+        )
     elif all(choice.get("finish_reason") == "length" for choice in drawn.choices):
         raise Refusal(400, "no candidate has text within its token limit; send a larger max_tokens")
     else:
@@ -198,6 +202,7 @@ def _strategy(judge: Judge, options: Options) -> tuple[str | None, TunedWeights]
 
 
 def _select(
+    reverse: LanguageModel | None,
     question: str,
     candidates: Sequence[Candidate],
     judged: Sequence[Judgement],
@@ -232,6 +237,7 @@ def _select(
             for candidate, judgement in zip(candidates, judged, strict=True)
         ],
         "scored_tokens": sum(judgement.num_tokens for judgement in judged),
+        "warning": unfamiliar(reverse, scores),
     }
 
 
@@ -277,6 +283,7 @@ def _most_frequent(calls: Mapping[int, str], drawn: int) -> JsonObject:
         "answers": [],
         "candidates": [],
         "scored_tokens": 0,
+        "warning": None,
     }
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
+from ledom.lm import UNLIKELY_LOSS, unfamiliar
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.candidate_table import candidate_features, computable_features
 from ledom.rerank.candidates import is_blank
@@ -145,6 +146,7 @@ class Judge:
             )
         self._strategy = picks[self.strategy]
         self._weights = self.weights.weights.get(self.strategy)
+        self._has_warned = False
 
     @property
     def strategy_weights(self) -> dict[str, float]:
@@ -269,6 +271,7 @@ class Judge:
                 for record in records:
                     found[record.index][record.target] = record
                 yield
+        self._warn_once(score for scores in found for score in scores.values())
         judged: dict[Pair, Judgement] = {}
         for pair, candidate in candidates.items():
             scores = found[candidate.index]
@@ -278,3 +281,11 @@ class Judge:
                 reward = self.empty_reward
             judged[pair] = Judgement(reward, scores, features)
         return [judged[pair] for pair in pairs]
+
+    def _warn_once(self, scores: Iterable[Score]) -> None:
+        """Log, once, that the embedded model does not know such texts: most clients only get a
+        number."""
+        if self._has_warned or not (warning := unfamiliar(self.reverse, scores, UNLIKELY_LOSS)):
+            return
+        self._has_warned = True
+        logging.getLogger("ledom").warning("judging texts %s", warning)

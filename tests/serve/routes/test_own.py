@@ -137,14 +137,22 @@ def test_vllms_score_is_the_probability(client: TestClient) -> None:
 
 
 @pytest.mark.slow
-def test_texts_unfamiliar_to_the_embedded_pair_get_a_warning() -> None:
+def test_texts_unfamiliar_to_the_embedded_pair_get_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log has it too, once, as clients of other routes only get a number."""
     recorded = json.loads((PAGE / "examples.json").read_text())["examples"][0]
     known = {"question": recorded["question"], "answers": recorded["answers"]}
     foreign = {"question": "Which treaty ended the war?", "answers": ["That of Vienna, in 1815."]}
     app = make_app(Service(Judge(None, ledom.load("tiny", "reverse")), Settings()))
     with TestClient(app, base_url="http://127.0.0.1") as client:
         assert client.post("/ledom/score", json=known).json()["warning"] is None
+        client.post("/score", json={"queries": recorded["question"], "documents": ["", "#### 9"]})
+        assert not caplog.messages  # a familiar question with bad answers
         assert "means nothing" in client.post("/ledom/score", json=foreign).json()["warning"]
+        client.post("/reward", json={"prompt": foreign["question"], "response": "In 1815."})
+    (logged,) = caplog.messages
+    assert logged.startswith("judging texts unlike anything that the embedded model was trained on")
 
 
 def test_empty_answers_can_have_a_reward_of_their_own(
