@@ -157,7 +157,11 @@ class _Garbled(httpx.AsyncByteStream):
 
 
 FAILURES: dict[str, tuple[Handler, int, str]] = {
-    "hangs": (_hangs, 504, "did not answer within"),
+    "hangs": (
+        _hangs,
+        504,
+        "did not answer within 0.3 s; ask for less, or raise the server's --max-",
+    ),
     "dies": (_dies, 502, "connection to the upstream failed"),
     "html": (lambda r: httpx.Response(200, html="<p>no"), 502, "is not valid"),
     "no choices": (lambda r: httpx.Response(200, json={"choices": []}), 502, "no usable choices"),

@@ -158,7 +158,11 @@ class Guard:
             waits = {app, watcher, started}
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if not (app.done() or watcher.done() or exchange.status):
-                raise Refusal(504, f"the request took more than {seconds:g} s; ask for less")
+                raise Refusal(
+                    504,
+                    f"the request took more than {seconds:g} s; ask for less, or raise the "
+                    "server's --max-seconds",
+                )
             await asyncio.wait({app, watcher}, return_when=asyncio.FIRST_COMPLETED)
             if not app.done():
                 raise _ClientGone

@@ -90,7 +90,9 @@ class Upstream:
                 answers = await self._ask_for(path, body, count)
         except TimeoutError:
             raise Refusal(
-                504, f"the upstream did not answer within {self.seconds:g} s; ask for less"
+                504,
+                f"the upstream did not answer within {self.seconds:g} s; ask for less, or raise "
+                "the server's --max-seconds",
             ) from None
         choices = [choice for answer in answers for choice in answer["choices"]][:count]
         read, written = _sum(answers, "prompt_tokens"), _sum(answers, "completion_tokens")
