@@ -142,6 +142,15 @@ def test_a_text_grows_to_the_left(visit: Open, server: Server) -> None:
         assert float(share.strip("<%")) == pytest.approx(100 * math.exp(one["logprob"]), abs=0.51)
 
 
+def test_a_note_says_that_a_model_does_not_know_such_a_text(visit: Open) -> None:
+    page = visit("write")
+    write_some(page, "It was the best of times, it was the worst of times.")
+    note = page.locator("#reverse-pane [data-part=status]")
+    assert "what it writes means nothing here" in note.inner_text()
+    write_some(page, recorded()["examples"][0]["write"]["reverse"]["given"])
+    assert "unlike" not in note.inner_text()
+
+
 def test_a_copied_text_is_as_the_model_wrote_it(visit: Open) -> None:
     page = visit("write", permissions=["clipboard-read", "clipboard-write"])
     written = "".join(

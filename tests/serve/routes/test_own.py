@@ -147,6 +147,11 @@ def test_texts_unfamiliar_to_the_embedded_pair_get_a_warning(
     app = make_app(Service(Judge(None, ledom.load("tiny", "reverse")), Settings()))
     with TestClient(app, base_url="http://127.0.0.1") as client:
         assert client.post("/ledom/score", json=known).json()["warning"] is None
+        prompt = {"model": "reverse", "prompt": f"\n\n{recorded['answers'][0]}"}
+        assert client.post("/ledom/generate", json=prompt).json()["warning"] is None
+        prompt["prompt"] = "It was the best of times, it was the worst of times."
+        warning = client.post("/ledom/generate", json=prompt).json()["warning"]
+        assert "what it writes means nothing here" in warning
         client.post("/score", json={"queries": recorded["question"], "documents": ["", "#### 9"]})
         assert not caplog.messages  # a familiar question with bad answers
         assert "means nothing" in client.post("/ledom/score", json=foreign).json()["warning"]

@@ -97,6 +97,8 @@ class Pane {
     this.render();
     try {
       let made = await this.ask(branch, [], job.signal);
+      const warning = made.warning ?? "";
+      this.say(warning);
       for (;;) {
         const isLast = made.done || branch.steps.length + made.steps.length >= MOST;
         const more = isLast ? null : this.ask(branch, made.steps, job.signal);
@@ -109,7 +111,7 @@ class Pane {
         if (more === null) break;
         made = await more;
       }
-      this.say(branch.done ? "" : "Paused.");
+      if (!branch.done) this.say(`Paused. ${warning}`.trim());
     } catch (error) {
       if (this.job === job) this.say(error.message);
     }
@@ -133,7 +135,7 @@ class Pane {
     // An incomplete character cannot be part of a prompt. It is dropped, and the model writes it again.
     let whole = steps.length;
     while (!done && whole && isPartial(steps[whole - 1].text)) whole -= 1;
-    return { steps: whole ? steps.slice(0, whole) : steps, next: made.next, done };
+    return { steps: whole ? steps.slice(0, whole) : steps, next: made.next, done, warning: made.warning };
   }
 
   written(branch, pending = []) {

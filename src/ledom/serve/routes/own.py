@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from ledom.core.files import LARGEST_SEED
 from ledom.core.reading import JsonObject
 from ledom.core.records import Score
-from ledom.lm import unfamiliar
+from ledom.lm import unfamiliar, unfamiliar_texts
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.report.results import QuestionToken
 from ledom.report.words import question_words
@@ -126,7 +126,8 @@ async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
     `tokens` are in reading order; if several share a character, the last one has it as its text,
     and the others have none. `next` lists the most likely next tokens; the end token (`end`) among
     them means that the text may be complete. To take an alternative, add its text to the prompt, at
-    the start (reverse) or at the end (forward), and send it again.
+    the start (reverse) or at the end (forward), and send it again. `warning` is set if the embedded
+    models do not know this kind of text.
     """
     lm = service.model(body.model)
     body.refuse_unsupported()
@@ -158,6 +159,7 @@ def _generate(lm: LanguageModel, body: GenerateBody) -> Steps[JsonObject]:
         ],
         "next": _named(lm, following),
         "end": lm.tokenizer.eos_token,
+        "warning": unfamiliar_texts(lm, [body.prompt]),
     }
 
 
