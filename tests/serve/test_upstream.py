@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from ledom.core.errors import InputError
+from ledom.serve.refusals import Refusal
 from ledom.serve.upstream import Drawn, Upstream
 from serving import ANSWERS, QUESTIONS, Handler, Models, chat, choices, gateway, honest
 from waiting import SECONDS, until_async
@@ -308,6 +309,20 @@ def test_impossible_choices_are_refused_before_anything_is_sampled(
         answer = chat(client, **more)
     assert answer.status_code in (400, 413), answer.text
     assert not asked
+
+
+def test_an_address_without_v1_is_named_if_nothing_is_found_there() -> None:
+    async def draw(address: str) -> str:
+        upstream = Upstream(address, "m")
+        transport = httpx.MockTransport(lambda request: httpx.Response(404, text="Not Found"))
+        upstream.client = httpx.AsyncClient(transport=transport)
+        with pytest.raises(Refusal) as caught:
+            await upstream.draw("completions", {}, 1)
+        return caught.value.message
+
+    lacks = "the upstream answered 404 (--upstream has no /v1 at its end, which most servers need)"
+    assert asyncio.run(draw("http://up:8001/")) == f"{lacks}: Not Found"
+    assert asyncio.run(draw("http://up:8001/v1")) == "the upstream answered 404: Not Found"
 
 
 @pytest.mark.slow

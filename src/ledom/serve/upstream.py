@@ -185,6 +185,8 @@ class Upstream:
             return Refusal(502, f"{message}: it rejects this server's key (OPENAI_API_KEY)")
         if answer.is_redirect:
             return Refusal(502, f"{message}, a redirect; give --upstream the final address")
+        if status == 404 and "/v1" not in self.base_url:
+            message += " (--upstream has no /v1 at its end, which most servers need)"
         said = self._said(content)
         message += f": {said}" if said else ""
         if status in _DECLINES:
