@@ -323,6 +323,18 @@ def test_a_tool_call_is_returned_if_most_candidates_call_a_tool(
         assert answer["ledom"]["confidence"] == pytest.approx(second / len(drawn))
 
 
+@pytest.mark.parametrize(("refusals", "is_refused"), [(2, True), (1, False)])
+@pytest.mark.slow
+def test_a_refusal_is_returned_if_most_candidates_refuse(
+    models: Models, refusals: int, is_refused: bool
+) -> None:
+    message = {"role": "assistant", "content": None, "refusal": "I cannot help with that."}
+    drawn = [{"message": message, "finish_reason": "stop"}] * refusals + choices(1)
+    with gateway(models, lambda _: httpx.Response(200, json={"choices": drawn})) as client:
+        answer = chat(client, model=f"ledom/auto,n={len(drawn)}").json()
+    assert (answer["choices"][0]["message"] == message) is is_refused
+
+
 @pytest.mark.parametrize(
     ("calls", "chosen"),
     [

@@ -242,7 +242,8 @@ def _select(
 
 
 def _tool_call(choice: JsonObject) -> str | None:
-    """The tool calls of a choice, as JSON that is the same for equal calls; None if it has none.
+    """The tool calls of a choice, as JSON that is the same for equal calls, or its refusal, as with
+    OpenAI's structured outputs; None if it has neither.
 
     >>> _tool_call({"message": {"tool_calls": [{"id": "7", "function": {"arguments": '{"a":1}'}}]}})
     '[{"function": {"arguments": {"a": 1}}}]'
@@ -250,6 +251,8 @@ def _tool_call(choice: JsonObject) -> str | None:
     message = choice.get("message")
     if not isinstance(message, dict):
         return None
+    if message.get("refusal"):
+        return json.dumps(message["refusal"])
     calls = message.get("tool_calls") or []
     if not calls and message.get("function_call"):  # OpenAI's older form
         calls = [{"function": message["function_call"]}]
@@ -272,7 +275,7 @@ def _normalized(call: Any) -> Any:
 
 
 def _most_frequent(calls: Mapping[int, str], drawn: int) -> JsonObject:
-    """Choose the most frequent tool call of `drawn` candidates; returns `Chosen.details`."""
+    """Choose the most frequent call or refusal of `drawn` candidates; returns `Chosen.details`."""
     call, _ = Counter(calls.values()).most_common(1)[0]
     return {
         "strategy": None,
