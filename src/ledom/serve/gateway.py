@@ -119,7 +119,7 @@ async def choose(
     service.check_room(options.n)
     drawn = await _draw(service, question, options, path, body)
     drawn_seconds = time.perf_counter() - start
-    calls = {i: call for i, choice in enumerate(drawn.choices) if (call := _call_or_refusal(choice))}
+    calls = {i: call for i, choice in enumerate(drawn.choices) if (call := _call(choice))}
     candidates = [
         Candidate(problem_id="question", index=place, text=text)
         for place, text in enumerate(drawn.texts)
@@ -241,11 +241,11 @@ def _select(
     }
 
 
-def _call_or_refusal(choice: JsonObject) -> str | None:
+def _call(choice: JsonObject) -> str | None:
     """The tool calls of a choice, as JSON that is the same for equal calls, or its refusal, as with
     OpenAI's structured outputs; None if it has neither.
 
-    >>> _call_or_refusal({"message": {"tool_calls": [{"id": "7", "function": {"arguments": '{"a":1}'}}]}})
+    >>> _call({"message": {"tool_calls": [{"id": "7", "function": {"arguments": '{"a":1}'}}]}})
     '[{"function": {"arguments": {"a": 1}}}]'
     """
     message = choice.get("message")
