@@ -190,6 +190,29 @@ def test_using_a_model_does_not_change_it() -> None:
     assert lm.identity == loaded
 
 
+class Repacking(torch.nn.Linear):
+    """Like bitsandbytes' 4-bit layer on a CPU: its state_dict changes the weights."""
+
+    def _save_to_state_dict(self, *given: Any) -> None:
+        self.weight.data.mul_(2)
+        super()._save_to_state_dict(*given)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated
+def test_looking_for_changes_makes_none() -> None:
+    model = load("tiny", "forward").model
+    model.lm_head = Repacking(2, 3)
+    before, contents = model.lm_head.weight.clone(), Changes(model)
+    assert contents.mark() == ""
+    assert (model.lm_head.weight == before).all()
+    seen = []
+    for scale in (1, 2):  # weights that are no parameters
+        torch.nn.init.constant_(model.model.layers[0].mlp.up_proj.weight, scale)
+        seen.append(Changes(torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})))
+    assert seen[0]._now() != seen[1]._now()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*checkpointing.*:FutureWarning")
 def test_other_outputs_and_gradient_checkpointing_do_not_count() -> None:

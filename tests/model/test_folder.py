@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -202,9 +203,12 @@ def test_only_plain_floats_are_weights_without_a_quantization_config(
     with pytest.raises(CheckpointError, match=f"{key}' is stored as {name}, like quantized"):
         load_checkpoint(model)
     config = json.loads((model / "config.json").read_text())
-    quantized = config | {"quantization_config": {"quant_method": "fp8"}}
-    (model / "config.json").write_text(json.dumps(quantized))
-    refuse_quantized(model)
+    for settings in ({"quant_method": "modelopt"}, {"bits": 4}, {"quant_method": "fp8"}):
+        quantized = config | {"quantization_config": settings}
+        (model / "config.json").write_text(json.dumps(quantized))
+        known = settings == {"quant_method": "fp8"}  # transformers skips others, or cannot load
+        with nullcontext() if known else pytest.raises(CheckpointError, match="no .* transformers"):
+            refuse_quantized(model)
 
 
 def test_a_mask_of_whole_numbers_is_no_weight(model: Path) -> None:

@@ -128,7 +128,7 @@ def check_unused(folder: Path, model: PreTrainedModel, unused: Iterable[str]) ->
     if inside:
         raise CheckpointError(
             f"{folder}: config.json describes a model without {inside[0]!r}, which the weights "
-            f"have ({len(inside)} such tensors); correct config.json, or remove them"
+            f"have ({len(inside)} such tensors); correct config.json, or give its own weights"
         )
     if beside:
         logging.getLogger("ledom").warning(

@@ -172,7 +172,11 @@ class Changes:
 
     def _numbers(self) -> dict[str, Tensor]:
         """The weights and buffers by name, except those that a pass changes."""
-        found: dict[str, object] = self._model.state_dict()
+        found: dict[str, Any] = dict(self._model.named_parameters(remove_duplicate=False))
+        for name, module in self._model.named_modules():
+            # Not the whole state_dict, in which bitsandbytes repacks weights and damages them.
+            if not module._parameters:  # torch's quantized layers keep their weights elsewhere
+                module._save_to_state_dict(found, f"{name}.", True)
         for name, buffer in self._model.named_buffers(remove_duplicate=False):
             # Some are not in state_dict, and a pass may merge two into one.
             owner = self._model.get_submodule(name.rpartition(".")[0])

@@ -293,8 +293,8 @@ def load_checkpoint(
     config = load_config(folder)  # only once, because it takes as long as loading a small model
     info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token, config)
     _check_size(folder, config)
-    refuse_quantized(folder)
     with readable(folder):
+        refuse_quantized(folder)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,

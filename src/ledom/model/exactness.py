@@ -246,11 +246,12 @@ def close(found: Tensor, expected: Tensor, limit: float, noise: float = 0.0) -> 
 def in_float32(model: PreTrainedModel) -> PreTrainedModel | None:
     """Copy a half-precision model in fp32: all its layers, or as many as fit in `_MOST_COPIED`.
 
-    Returns None for a model in another precision, and if the copy would be too large or does not
-    run (some architectures need all layers).
+    Returns None for a model in another precision or with quantized weights, and if the copy would
+    be too large or does not run (some architectures need all layers).
     """
     layers = layer_list(model)
-    if not half_precision(model) or layers is None:
+    quantized = getattr(model, "is_quantized", False)  # transformers converts no such model
+    if not half_precision(model) or layers is None or quantized:
         return None
     room = _MOST_COPIED - num_weights(model) + num_weights(layers)
     sizes = accumulate(num_weights(layer) for layer in layers)

@@ -230,22 +230,26 @@ def count_parameters(folder: Path) -> int:
 
 
 def refuse_quantized(folder: Path) -> None:
-    """Raise `CheckpointError` for quantized weights without their settings in config.json.
+    """Raise `CheckpointError` for quantized weights without settings that transformers knows.
 
-    transformers would take them for plain numbers; vLLM may find the settings in other files.
+    It would take them for plain numbers; vLLM knows more, or may find them in other files.
 
     >>> from ledom.lm import embedded_folder
     >>> refuse_quantized(embedded_folder("reverse"))
     """
-    if read_config(folder).get("quantization_config"):
-        return
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    settings = read_config(folder).get("quantization_config")
+    with suppress(ValueError):  # settings without a method, such as MLX's
+        if settings and AutoHfQuantizer.supports_quant_method(settings):
+            return
     for file, name, view in _tensors(folder):
         dtype = view.get_dtype()  # whole numbers may be buffers, such as masks
         is_weight = dtype[0] in "CF" or name.endswith(("weight", "_proj"))
         if is_weight and dtype not in _PLAIN:
             raise CheckpointError(
                 f"{file}: {name!r} is stored as {dtype}, like quantized weights, but config.json "
-                f"has no quantization_config; give {', '.join(_PLAIN)}"
+                f"has no quantization_config that transformers knows; give {', '.join(_PLAIN)}"
             )
 
 

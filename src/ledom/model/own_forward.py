@@ -104,10 +104,12 @@ class OwnForward:
             self.model.train(training)
 
     def refusal(self, error: object, what: str, remedy: str) -> CheckpointError:
-        """The error for a model that cannot be used; half precision may be the cause."""
+        """The error for a model that cannot be used; quantization or precision may be the cause."""
         kind, half = type(self.model).__name__, half_precision(self.model)
         reason = in_one_line(error)
-        if half:
+        if getattr(self.model, "is_quantized", False):
+            what, remedy = "does not run correctly with quantized weights", "give plain ones"
+        elif half:
             what, remedy = f"does not run correctly in {half}", f"try float32, or {remedy}"
         return CheckpointError(f"{kind} {what} ({reason}); {remedy}")
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaPreTrainedModel
 
 import ledom
 from architectures import tiny
@@ -141,6 +141,19 @@ def test_weights_quantized_in_place_are_used(name: str) -> None:
         assert lm.identity not in seen
         seen.append(lm.identity)
         weight.q[0, 0] += 50  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_quantized_models_may_be_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers refuses to convert them to fp32, as a copy of others is to be tested."""
+    monkeypatch.setattr(LlamaPreTrainedModel, "is_quantized", True, raising=False)
+    lm = ledom.load("tiny", "forward", dtype="bfloat16")
+    assert isinstance(lm, HFLanguageModel)
+    assert lm._reach == lm.context
+    for layer in lm.model.model.layers:
+        layer.self_attn.is_causal = False
+    with pytest.raises(CheckpointError, match="not run correctly with quantized weights .*plain"):
+        scores(lm)
 
 
 class OverTheRow(nn.Linear):
