@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from architectures import tiny
+from ledom.core.errors import CheckpointError
 from ledom.lm import load
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model import changes
@@ -188,6 +189,15 @@ def test_using_a_model_does_not_change_it() -> None:
     list(lm.generate(["a text"], Sampling(max_tokens=5)))
     lm.model.to(torch.float32)
     assert lm.identity == loaded
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_in_memory_are_refused() -> None:
+    lm = load("tiny", "forward")
+    lm.model.model.norm.to("meta")  # as after accelerate's cpu_offload
+    for use in (lambda: lm.logprobs([TokenSpan([0, 9], 1, 2)]), lambda: lm.identity):
+        with pytest.raises(CheckpointError, match="on torch's meta device .*one device"):
+            use()
 
 
 class Repacking(torch.nn.Linear):

@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ledom.core.errors import CheckpointError
 from ledom.model.native.library import library_for
 
 __all__ = [
@@ -284,7 +285,15 @@ def _additions(module: nn.Module) -> list[str]:
 
 
 def _dense(value: object) -> list[Tensor]:
-    """The plain tensors of a state entry: a quantized weight, for example, has several."""
+    """The plain tensors of a state entry: a quantized weight, for example, has several.
+
+    Raises `CheckpointError` for one that is not in memory.
+    """
+    if isinstance(value, Tensor) and value.is_meta:
+        raise CheckpointError(
+            "a weight of the model is on torch's meta device (offloaded, for example by "
+            "accelerate); move the whole model to one device"
+        )
     if isinstance(value, Tensor) and type(value.data) is Tensor and not value.is_quantized:
         return [value]
     if hasattr(value, "__tensor_flatten__"):  # a weight of torchao
