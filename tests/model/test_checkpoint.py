@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
 from transformers import AutoConfig
 
+from architectures import tiny
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
 from ledom.model.architectures import longest_text
@@ -187,6 +188,19 @@ def test_weights_for_other_uses_are_skipped_with_a_note(folder, caplog):
     load_checkpoint(folder)
     (message,) = [record.getMessage() for record in caplog.records]
     assert message == f"{folder}: 1 tensors are not used; the first is 'v_head.weight'"
+
+
+@pytest.mark.slow
+def test_a_missing_expert_is_named_as_the_reason(tmp_path, tokenizer):
+    """transformers refers to a report that it has logged."""
+    model = tiny("qwen3_moe", tokenizer)
+    save_checkpoint(tmp_path / "m", model, tokenizer, Direction.FORWARD, PairFormat())
+    file = tmp_path / "m" / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.0.mlp.experts.2.up_proj.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="cannot be loaded: experts or scales are missing"):
+        load_checkpoint(tmp_path / "m")
 
 
 def test_weights_of_another_shape_are_refused(folder):

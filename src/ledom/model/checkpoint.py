@@ -349,6 +349,8 @@ def _reason(error: Exception) -> str:
     """Why transformers cannot read a folder, in one line, without advice to run foreign code."""
     if "trust_remote_code" in str(error):
         return "the model needs its own Python code, which ledom does not run"
+    if "automatic conversion of the weights" in str(error):  # names a report that is not shown
+        return "experts or scales are missing, surplus or of another shape than config.json says"
     if found := _MISTYPED.search(str(error)):  # transformers takes no integer for a float
         key, kind, value = found.groups()
         value = {"None": "null", "True": "true", "False": "false"}.get(value, value)
