@@ -191,6 +191,23 @@ def test_weights_for_other_uses_are_skipped_with_a_note(folder, caplog):
 
 
 @pytest.mark.slow
+def test_layers_that_predict_further_tokens_are_not_used(tmp_path, tokenizer):
+    """Those of smaller DeepSeek-V3s, such as GigaChat3; transformers ignores only layer 61."""
+    model = tiny("deepseek_v3", tokenizer)
+    save_checkpoint(tmp_path, model, tokenizer, Direction.FORWARD, PairFormat())
+    weights = load_file(tmp_path / "model.safetensors")
+    last = {n.replace(".1.", ".2.", 1): w.clone() for n, w in weights.items() if ".layers.1." in n}
+    more = last | {"model.layers.2.eh_proj.weight": torch.ones(32, 64)}
+    save_file(weights | more, tmp_path / "model.safetensors", {"format": "pt"})
+    change_config(tmp_path, num_nextn_predict_layers=0)
+    with pytest.raises(CheckpointError, match="a model without 'model.layers.2.eh_proj.weight'"):
+        load_checkpoint(tmp_path)
+    change_config(tmp_path, num_nextn_predict_layers=1)
+    found = load_checkpoint(tmp_path).model
+    assert torch.equal(found(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.slow
 def test_a_missing_expert_is_named_as_the_reason(tmp_path, tokenizer):
     """transformers refers to a report that it has logged."""
     model = tiny("qwen3_moe", tokenizer)

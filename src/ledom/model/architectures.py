@@ -116,15 +116,20 @@ def check_unused(folder: Path, model: PreTrainedModel, unused: Iterable[str]) ->
     """Raise `CheckpointError` if weights of the decoder were not loaded; log any other unused ones.
 
     An additional bias, norm or layer means that config.json describes another model. Modules with
-    another purpose, such as a value head or an image encoder, are not part of the decoder.
+    another purpose, such as a value head or an image encoder, are not part of the decoder; nor are
+    layers after the last one for multi-token prediction, if the config gives their number.
     """
+    config: Any = model.config.get_text_config()
+    more = getattr(config, "num_nextn_predict_layers", None) or 0
+    later = [f".layers.{config.num_hidden_layers + number}." for number in range(more)]
     modules = {name for name, _ in model.named_modules()} - {model.base_model_prefix, ""}
     inside, beside = list[str](), list[str]()
     for name in sorted(unused):
         if not COMPUTED_BUFFERS.search(name):
             parts = name.split(".")
             owners = (".".join(parts[:count]) for count in range(1, len(parts)))
-            (inside if modules.intersection(owners) else beside).append(name)
+            is_inside = modules.intersection(owners) and not any(part in name for part in later)
+            (inside if is_inside else beside).append(name)
     if inside:
         raise CheckpointError(
             f"{folder}: config.json describes a model without {inside[0]!r}, which the weights "
