@@ -15,7 +15,7 @@ __all__ = ["NOT_BUILT", "REFUSED", "tiny"]
 REFUSED = {
     **dict.fromkeys(("cpmant", "prophetnet", "xlnet"), "sees later tokens"),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "on token ids alone"),
-    **dict.fromkeys(("emu3", "mllama"), "cannot be loaded: Unrecognized configuration class"),
+    **dict.fromkeys(("emu3", "mllama"), "no causal language model of this architecture"),
 }
 """Architectures that are refused at load, with the words of the refusal."""
 NOT_BUILT = {

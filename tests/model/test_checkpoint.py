@@ -159,7 +159,12 @@ def test_weights_that_lack_a_tensor_are_refused(folder):
     weights = load_file(file)
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"the weights lack model\.layers\.1\.mlp\.up_proj"):
+    lacks = r"the weights lack model\.layers\.1\.mlp\.up_proj\.weight"
+    with pytest.raises(CheckpointError, match=f"{lacks}; the file"):
+        load_checkpoint(folder)
+    weights["_orig_mod.up_proj.weight"] = torch.ones(3)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{lacks} and have '_orig_mod.up_proj.weight'; the"):
         load_checkpoint(folder)
 
 

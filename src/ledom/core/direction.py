@@ -8,13 +8,13 @@ causal language model that is fed *model order*. For `forward`, both orders are 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ledom.core.errors import DirectionError, InputError
 
-__all__ = ["Direction"]
+__all__ = ["Direction", "choose_direction"]
 
 SequenceT = TypeVar("SequenceT", list[int], list[str], "np.ndarray")
 
@@ -68,3 +68,26 @@ class Direction(StrEnum):
         """
         if found is not self:
             raise DirectionError(f"{model} is a {found} model; give a {self} one {purpose}")
+
+
+def choose_direction(place: object, recorded: Any, asked: Direction | str | None) -> Direction:
+    """The direction of the model in a place; raises `DirectionError` if unknown or not as `asked`.
+
+    >>> str(choose_direction("folder", "reverse", None))
+    'reverse'
+    """
+    asked = None if asked is None else Direction(asked)
+    if recorded is None and asked is None:
+        raise DirectionError(
+            f"{place}: records no direction; give the one that the model was trained in: forward "
+            "or reverse (direction=..., or --direction of a command)"
+        )
+    if recorded is not None and asked is not None and str(recorded) != str(asked):
+        raise DirectionError(
+            f"{place}: this is a {recorded} model, used as {asked}; give a model trained in the "
+            f"{asked} direction"
+        )
+    try:
+        return asked or Direction(recorded)
+    except InputError as error:
+        raise DirectionError(f"{place}: config.json: {error}") from None

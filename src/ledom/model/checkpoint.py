@@ -28,10 +28,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ledom.core.direction import Direction
+from ledom.core.direction import Direction, choose_direction
 from ledom.core.errors import (
     CheckpointError,
-    DirectionError,
     InputError,
     LedomError,
     OutputError,
@@ -63,7 +62,6 @@ __all__ = [
     "CheckpointInfo",
     "bos_ids",
     "build_model",
-    "choose_direction",
     "load_checkpoint",
     "load_config",
     "quiet",
@@ -75,6 +73,15 @@ __all__ = [
 DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
 _STYLE_KEY, BOS_KEY = "ledom_solution_style", "ledom_bos_tokens"
 _MISTYPED = re.compile(r"Field '(\S+)' expected (\w+), got \w+ \(value: (.*?)\)")
+_REASONS = {
+    "trust_remote_code": "the model needs its own Python code, which ledom does not run",
+    "Unrecognized configuration class": "transformers has no causal language model of this "
+    "architecture that reads only text; give another model",
+    # experts or quantized weights; the error names a report that is not shown
+    "automatic conversion of the weights": "experts or scales are missing, surplus or of another "
+    "shape than config.json says",
+}
+"""Reasons by words of transformers' errors that would mislead."""
 _SHARED = 16  # maximum weights per stored number: some are packed, or shared by several layers
 
 
@@ -311,9 +318,11 @@ def load_checkpoint(
             f"{list(described)}; correct config.json, or give the weights that belong to it"
         )
     if report["missing_keys"]:  # transformers would initialize them randomly
+        unknown = sorted(report["unexpected_keys"])[:1]  # such as a prefix of torch.compile
         raise CheckpointError(
-            f"{folder}: the weights lack {', '.join(sorted(report['missing_keys'])[:3])}; the "
-            "file is incomplete or belongs to another config.json"
+            f"{folder}: the weights lack {', '.join(sorted(report['missing_keys'])[:3])}"
+            f"{f' and have {unknown[0]!r}' if unknown else ''}; the file is incomplete or belongs "
+            "to another config.json"
         )
     check_unused(folder, model, report["unexpected_keys"])
     for name, buffer in model.named_buffers():
@@ -347,10 +356,9 @@ def readable(folder: str | Path) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """Why transformers cannot read a folder, in one line, without advice to run foreign code."""
-    if "trust_remote_code" in str(error):
-        return "the model needs its own Python code, which ledom does not run"
-    if "automatic conversion of the weights" in str(error):  # names a report that is not shown
-        return "experts or scales are missing, surplus or of another shape than config.json says"
+    for words, reason in _REASONS.items():
+        if words in str(error):
+            return reason
     if found := _MISTYPED.search(str(error)):  # transformers takes no integer for a float
         key, kind, value = found.groups()
         value = {"None": "null", "True": "true", "False": "false"}.get(value, value)
@@ -377,26 +385,3 @@ def quiet() -> Iterator[None]:
             transformers_logging.disable_progress_bar()
             restore.callback(transformers_logging.enable_progress_bar)
         yield
-
-
-def choose_direction(place: object, recorded: Any, asked: Direction | str | None) -> Direction:
-    """The direction of the model in a place; raises `DirectionError` if unknown or not as `asked`.
-
-    >>> str(choose_direction("folder", "reverse", None))
-    'reverse'
-    """
-    asked = None if asked is None else Direction(asked)
-    if recorded is None and asked is None:
-        raise DirectionError(
-            f"{place}: records no direction; give the one that the model was trained in: forward "
-            "or reverse (direction=..., or --direction of a command)"
-        )
-    if recorded is not None and asked is not None and str(recorded) != str(asked):
-        raise DirectionError(
-            f"{place}: this is a {recorded} model, used as {asked}; give a model trained in the "
-            f"{asked} direction"
-        )
-    try:
-        return asked or Direction(recorded)
-    except InputError as error:
-        raise DirectionError(f"{place}: config.json: {error}") from None

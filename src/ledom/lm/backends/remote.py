@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.core.direction import Direction
+from ledom.core.direction import Direction, choose_direction
 from ledom.core.errors import InputError, ServerError
-from ledom.model.checkpoint import CheckpointInfo, bos_ids, choose_direction, read_checkpoint_info
+from ledom.model.checkpoint import CheckpointInfo, bos_ids, read_checkpoint_info
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 

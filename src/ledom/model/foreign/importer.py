@@ -18,13 +18,13 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 import ledom
-from ledom.core.direction import Direction
+from ledom.core.direction import Direction, choose_direction
 from ledom.core.errors import CheckpointError, InputError, LedomError, OutputError, in_one_line
 from ledom.core.files import write_json
 from ledom.core.folders import temporary_folder, write_folder
 from ledom.core.reading import JsonObject, exists, read_json_object
 from ledom.model.architectures import check_vocabulary
-from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet, readable
+from ledom.model.checkpoint import DIRECTION_KEY, quiet, readable
 from ledom.model.folder import end_ids, file_digest, read_config, snapshot
 from ledom.model.foreign import nanochat_import
 from ledom.model.foreign.aliases import ALIASES, is_hub_name
