@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
 from architectures import tiny
 from ledom.core.direction import Direction
@@ -84,6 +85,17 @@ def test_activation_checkpointing_that_a_model_lacks_is_refused_before_any_work(
     check_models(recipe, [Direction.FORWARD], ALONE)
     with pytest.raises(RecipeError, match="activation_checkpointing: CTRLLMHeadModel does not"):
         check_models(recipe, BOTH, ALONE)
+
+
+@pytest.mark.slow
+def test_quantized_weights_are_refused_before_any_work(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bitsandbytes' are frozen, and cannot be written after the last step."""
+    recipe = started_from(tmp_path, {"forward": "llama", "reverse": "llama"}, tokenizer)
+    monkeypatch.setattr(LlamaPreTrainedModel, "is_quantized", True, raising=False)
+    with pytest.raises(RecipeError, match="the weights of .*/reverse are quantized; give plain"):
+        check_models(recipe, [Direction.REVERSE], ALONE)
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def _initial_model(recipe: Recipe, direction: Direction, tokenizer: Tokenizer) -
     """A model with random weights, or with those of `init_from`; the same in every process.
 
     `init_from` may have the other direction, and may be of any architecture. Raises `RecipeError`
-    if it does not have `tokenizer`, the data's.
+    if its weights are quantized, or if it does not have `tokenizer`, the data's.
     """
     if recipe.init_from is None:
         assert recipe.model is not None  # checked by the recipe
@@ -92,6 +92,8 @@ def _initial_model(recipe: Recipe, direction: Direction, tokenizer: Tokenizer) -
             f"key init_from: the tokenizer of {folder} is not the data's; set data.tokenizer to "
             "its tokenizer.json or leave it out; models with other tokenizers need separate runs"
         )
+    if getattr(start.model, "is_quantized", False):  # some of them are frozen, or not written back
+        raise RecipeError(f"key init_from: the weights of {folder} are quantized; give plain ones")
     # transformers gives no gradient to the padding token, which is often EOS. But every document
     # begins with EOS, so the model would not learn how documents begin.
     embedding: Any = start.model.get_input_embeddings()
