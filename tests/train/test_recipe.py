@@ -68,9 +68,9 @@ def test_a_rate_may_be_written_in_any_way(recipe, value):
     assert load_recipe(recipe, [f"optim.muon_lr={value}"]).optim.muon_lr == 0.001
 
 
-def test_a_value_may_contain_an_equals_sign(recipe):
-    changed = load_recipe(recipe, ["data.pair_format='Q={question} A={solution}'"])
-    assert changed.data.pair_format == "Q={question} A={solution}"
+@pytest.mark.parametrize("value", ["'a=b #1'", '"a=b #1" '])
+def test_a_value_may_contain_special_characters(recipe, value):
+    assert load_recipe(recipe, [f"data.train={value}"]).data.train == "a=b #1"
 
 
 @pytest.mark.slow
@@ -126,6 +126,9 @@ def test_a_value_may_contain_an_equals_sign(recipe):
         ('name="a\\n"', "key name is 'a\\n': it names the run's folder"),
         (f"name={'x' * 61}", "it names the run's folder: give 1 to 60 letters"),
         ("name=2026-01-01", "name is datetime.date(2026, 1, 1): Input should be a valid string"),
+        ("name=123", "name is 123: Input should be a valid string; put it in its own quotes"),
+        ("name=run #2", "what follows # is a comment; put a text with special characters in its"),
+        ("data.valid=#2.jsonl", "override 'data.valid=#2.jsonl': what follows # is a comment;"),
         ("optim.muon_lr=.inf", "key optim.muon_lr is inf: Input should be a finite number"),
         ("optim.muon_lr=1e400", "key optim.muon_lr is '1e400': Input should be a finite number"),
         ("data.sources=[{path: a, weight: .inf}]", "weight is inf: Input should be a finite"),

@@ -330,7 +330,9 @@ def _apply(tree: JsonObject, override: str) -> None:
                 f"override {override!r:.200}: {whole} is a value, not a group of keys; {remedy}"
             )
     try:
-        node[last], _ = parse_yaml(value)
+        node[last], root = parse_yaml(value)
+        if "#" in value[root.end_mark.index if root else 0 :]:
+            raise InputError("what follows # is a comment")
     except InputError as error:
         raise RecipeError(
             f"override {override!r:.200}: {error}; put a text with special characters in its own "
@@ -352,7 +354,9 @@ def _explain(error: ValidationError, origin: _Origin) -> str:
         return f"{place}: {message}"
     if isinstance(problem["input"], dict):  # keys of one group contradict each other
         return f"{place}: key {key}: {message}"
-    return f"{place}: key {key} is {problem['input']!r:.80}: {message}"
+    is_unquoted = problem["type"] == "string_type" and problem["input"] is not None
+    remedy = "; put it in its own quotes" if is_unquoted else ""
+    return f"{place}: key {key} is {problem['input']!r:.80}: {message}{remedy}"
 
 
 def _valid_keys(location: Sequence[int | str]) -> list[str]:
