@@ -105,6 +105,20 @@ def test_writing_through_a_link_keeps_the_link_and_permissions(tmp_path):
     assert private.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS])
+def test_a_file_system_that_refuses_permissions_is_written_to(tmp_path, monkeypatch, code):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "chmod", refuse)  # as FAT and NTFS do for files of the mount's owner
+    for text in ("first", "second"):
+        write_records(tmp_path / "a.jsonl", [Document(id="1", text=text)])
+        with write_folder(tmp_path / "model", replace=True) as folder:
+            (folder / "weights").touch(0o600)
+    assert (tmp_path / "a.jsonl").read_text() == '{"id": "1", "text": "second"}\n'
+    assert (tmp_path / "model" / "weights").exists()
+
+
 def test_an_error_while_writing_names_the_output_once(tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device", f"{tmp_path}/tokens.ds")
     with pytest.raises(OutputError) as error, writing(tmp_path):

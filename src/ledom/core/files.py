@@ -12,7 +12,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain, repeat
 from pathlib import Path
 from typing import IO, Any
@@ -75,7 +75,7 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        if path.exists():
+        with suppress(OSError):  # no earlier file, or a file system without permissions
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
 

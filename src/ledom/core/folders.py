@@ -46,7 +46,7 @@ def _follow_umask(folder: Path) -> None:
     allowed = folder.stat().st_mode & 0o666
     for file in folder.iterdir():
         if file.is_file() and file.stat().st_mode & 0o666 != allowed:
-            with suppress(PermissionError):  # a file system without permissions
+            with suppress(OSError):  # a file system without permissions
                 file.chmod(allowed)
 
 
