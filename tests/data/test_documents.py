@@ -46,6 +46,15 @@ def test_the_error_for_missing_files_names_them(tmp_path: Path) -> None:
         [*documents.texts()]
 
 
+def test_a_files_name_may_be_in_another_encoding(tmp_path: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path / "Stra") + b"\xdfe.txt"))  # Latin-1
+    file.write_text("Hello.")
+    documents = open_documents([str(tmp_path)])
+    assert list(documents.texts()) == ["Hello."]
+    assert documents.settings()["documents"].startswith("1 files, 6 bytes, state ")
+    assert documents.source == "Stra\ufffde.txt"
+
+
 def test_settings_reveal_a_changed_file(tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     file.write_bytes(jsonl(TEXTS))

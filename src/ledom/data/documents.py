@@ -143,10 +143,10 @@ class FileDocuments(Documents):
     @property
     def source(self) -> str:
         files = [file for file, _ in self.files]
-        if len(files) == 1:
-            return files[0].name
         folder = Path(os.path.commonpath(files))
-        return f"{folder.name or folder} ({len(files)} files)"
+        several = f"{folder.name or folder} ({len(files)} files)"
+        name = files[0].name if len(files) == 1 else several
+        return os.fsencode(name).decode(errors="replace")  # it may be in another encoding
 
     def settings(self) -> JsonObject:
         """The text key, and a hash of the files' names, formats, sizes, times and sampled bytes."""
@@ -154,7 +154,8 @@ class FileDocuments(Documents):
         for file, format in self.files:
             with _reading(file), file.open("rb") as source:
                 found = file.stat()
-                digest.update(f"{file} {format} {found.st_size} {found.st_mtime_ns}\n".encode())
+                state = f"{file} {format} {found.st_size} {found.st_mtime_ns}\n"
+                digest.update(os.fsencode(state))  # a name may be in another encoding
                 for start in (0, found.st_size // 2, max(0, found.st_size - _SAMPLE_BYTES)):
                     source.seek(start)
                     digest.update(source.read(_SAMPLE_BYTES))
