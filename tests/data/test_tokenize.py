@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from ledom.core.errors import InputError, OutputError, WorkerError
 from ledom.data import tokenize as module
-from ledom.data.documents import Documents, open_documents
+from ledom.data.documents import Documents, HubDocuments, open_documents
 from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.store import MANIFEST, TokenStore
 from ledom.data.tokenize import Execution, TokenizeProgress, tokenize
@@ -309,13 +309,16 @@ def test_an_unknown_executor_is_refused(make: Make) -> None:
         make(Execution("dask"))
 
 
-def test_the_number_of_tasks_follows_size_and_workers(tmp_path: Path, file: Path) -> None:
-    documents = open_documents([str(file)])
-    assert module._count_tasks(documents, Execution(workers=3)) == 3
-    with (tmp_path / "large.jsonl").open("wb") as large:
-        large.truncate(5 * 2**28 + 1)
-    documents = open_documents([str(tmp_path / "large.jsonl")])
-    assert module._count_tasks(documents, Execution(workers=3)) == 6
+def test_the_number_of_tasks_follows_size_and_workers(file: Path) -> None:
+    def count(size: int, workers: int) -> int:
+        with file.open("wb") as large:
+            large.truncate(size)
+        return module._count_tasks(open_documents([str(file)]), Execution(workers=workers))
+
+    assert [count(size, 64) for size in (0, 1, 2**22, 2**23 + 1)] == [1, 1, 1, 3]
+    assert [count(2**28, workers) for workers in (1, 3, 64, 65)] == [1, 3, 64, 64]
+    assert count(5 * 2**28 + 1, 3) == 6
+    assert module._count_tasks(HubDocuments("x"), Execution(workers=3)) == 3
 
 
 def test_the_error_for_a_file_system_without_locks_names_it(

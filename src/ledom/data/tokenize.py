@@ -54,7 +54,8 @@ __all__ = ["Execution", "TokenizeProgress", "tokenize"]
 
 TASKS = "tasks"  # the folder for the tasks' settings, logs and state
 _SETTINGS = f"{TASKS}/settings.json"
-_BYTES_PER_TASK = 1 << 28  # a few minutes of work on one core
+_BYTES_PER_TASK = 1 << 28  # at most: a few minutes of work on one core
+_LEAST_BYTES = 1 << 22  # per task, because fixed windows leave out a part of each shard
 _POLL_SECONDS = 0.5
 _SECONDS_TO_STOP = 10.0  # between asking a process to stop and killing it
 # Imports take a second. On Linux, where forking is safe, a server imports once for all tasks.
@@ -199,8 +200,11 @@ def _refuse_other_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
 
 
 def _count_tasks(documents: Documents, execution: Execution) -> int:
-    by_size = -(-(documents.num_bytes or 0) // _BYTES_PER_TASK)
-    return max(by_size, execution.workers or available_cpus(), 1)
+    workers, size = execution.workers or available_cpus(), documents.num_bytes
+    if size is None:
+        return workers
+    least, most = (-(-size // part) for part in (_BYTES_PER_TASK, _LEAST_BYTES))
+    return max(1, least, min(workers, most))
 
 
 @dataclass(frozen=True)
