@@ -1,4 +1,6 @@
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,15 @@ def test_a_store_is_the_documents_each_followed_by_eos(tmp_path, words):
     assert store.manifest.num_tokens == 7
     raw = (tmp_path / "s" / "tokens.ds").read_bytes()
     assert raw == bytes([5, 0, 6, 0, 7, 0, 0, 0, 0, 0, 8, 0, 0, 0])  # little-endian, two bytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_store_maps_its_files_privately(tmp_path, words):
+    shard = store_of(tmp_path, words, [5, 6, 7]).shards[0]
+    held = shard.tokens, shard.ends
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    found = [access for _, access, *_, name in maps if name.startswith(str(tmp_path))]
+    assert found == ["r--p"] * len(held)  # some FUSE file systems refuse r--s
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import logging
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from mmap import MAP_PRIVATE, PROT_READ, mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,12 +110,12 @@ class Shard:
     @property
     def tokens(self) -> NDArray[Any]:
         """All ids [num_tokens]."""
-        return np.memmap(self.file, self._dtype, mode="r")
+        return _mapped(self.file, self._dtype)
 
     @property
     def ends(self) -> NDArray[np.uint64]:
         """The end of each document, EOS included [num_documents]."""
-        return np.memmap(self.index_file, "<u8", mode="r")
+        return _mapped(self.index_file, np.dtype("<u8"))
 
     def verify(self) -> None:
         """Read every byte; raises an `InputError` that names a file whose checksum differs."""
@@ -128,6 +129,13 @@ class Shard:
                     "has changed; copy or tokenize it again",
                     path=file,
                 )
+
+
+def _mapped(file: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A file's numbers, read where they are used. Some FUSE file systems refuse shared mappings,
+    which `np.memmap` uses."""
+    with file.open("rb") as opened:
+        return np.frombuffer(mmap(opened.fileno(), 0, MAP_PRIVATE, PROT_READ), dtype)
 
 
 class TokenStore:
