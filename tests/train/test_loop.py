@@ -261,6 +261,10 @@ def test_a_run_shorter_than_its_checkpoint_interval_is_recognized(tmp_path, reci
     with pytest.raises(CheckpointError, match="other settings .seed: 1 there, 2 now"):
         train(short.model_copy(update={"seed": 2}), FORWARD, data, tmp_path)
     assert (finished / "model.safetensors").read_bytes() == weights
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="has a finished model but no checkpoint, so this"):
+        train(short, FORWARD, data, tmp_path)
+    assert len(metrics_of(tmp_path)) == short.optim.steps
 
 
 @pytest.mark.slow

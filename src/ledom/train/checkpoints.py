@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError
 from ledom.core.files import differences, lock_folder, write_json
-from ledom.core.reading import JsonObject, read_json
+from ledom.core.reading import JsonObject, exists, read_json
 from ledom.train.distributed import ProcessGroup
 from ledom.train.optim import OptimConfig, schedule
 from ledom.train.recipe import Recipe
@@ -138,7 +138,8 @@ class Checkpoints:
         """Load the newest checkpoint into model and optimizers; returns its step, or 0 without one.
 
         Raises `CheckpointError` if it is damaged or belongs to a run with other settings. Without a
-        checkpoint, raises it if the twin in `runs/<name>` was or is being trained with others.
+        checkpoint, raises it if the folder has a finished model, which would be replaced, and if
+        the twin in `runs/<name>` was or is being trained with others.
         """
         newest, refusal = self._world.agreed(self._start() if self._world.is_first else (None, ""))
         if refusal:
@@ -195,6 +196,11 @@ class Checkpoints:
         for unfinished in self.folder.glob("*" + _UNFINISHED):
             shutil.rmtree(unfinished, ignore_errors=True)
         finished = _finished(self.folder)
+        if not finished and exists(self.folder.with_name("model")):
+            return None, (
+                f"{self.folder.parent}: has a finished model but no checkpoint, so this run would "
+                "start again and replace it; remove the model, or give this run another name"
+            )
         if not finished:
             return None, self._twins_refusal()
         newest = finished[-1]

@@ -163,18 +163,18 @@ def _read_pairs(recipe: Recipe) -> tuple[list[Problem], dict[str, list[str]]]:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a direction of the run in `folder` has a checkpoint.
+    """Whether a direction of the run in `folder` has a checkpoint or a finished model.
 
     >>> has_begun(Path("no-run"))
     False
     """
-    return any(folder.glob("*/checkpoints/*"))
+    return any(folder.glob("*/checkpoints/*")) or any(folder.glob("*/model"))
 
 
 def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) -> None:
     """Compare the inputs' hashes with those in the run's inputs.json, then write that file.
 
-    Nothing is compared unless the run has a checkpoint, or the twin is training now. Twins that
+    Nothing is compared unless the run has begun, or the twin is training now. Twins that
     start together do this one after the other, so neither drops what the other adds. Raises
     `CheckpointError` with the key of an input that has changed, and for an input that cannot be
     read.
