@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,18 @@ def test_a_prompt_with_a_token_that_the_model_lacks_is_refused(llama: Path, dire
     message = f"token id {lm.vocab_size} is not in the vocabulary: this model's ids are 0 to"
     with pytest.raises(InputError, match=message):
         list(lm.generate(["so[new]"], Sampling(max_tokens=2)))
+
+
+def test_special_tokens_may_lie_beyond_the_models_vocabulary(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Gemma 3's smallest models have a token for images in the tokenizer only."""
+    folder = shutil.copytree(checkpoints["reverse"], tmp_path / "model")
+    expected = ledom.load(folder).logprobs([TokenSpan([5, 6], 0, 1)])
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.backend.add_special_tokens(["<image>"])
+    tokenizer.save(folder)
+    lm = ledom.load(folder)
+    assert lm.logprobs([TokenSpan([5, 6], 0, 1)]) == expected
+    with pytest.raises(InputError, match="token id 400 is not in .* ids are 0 to 399"):
+        lm.logprobs([TokenSpan(lm.tokenizer.encode("an <image>").ids, 0, 1)])

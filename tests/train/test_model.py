@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
 from architectures import tiny
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, RecipeError
-from ledom.data.prepare import PreparedData
+from ledom.core.errors import CheckpointError, InputError, RecipeError
+from ledom.core.records import Document, write_records
+from ledom.data.prepare import PreparedData, prepare_data
 from ledom.model.attention import IMPLEMENTATION
 from ledom.model.checkpoint import save_checkpoint
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
@@ -186,3 +188,23 @@ def test_windows_shorter_than_the_texts_of_the_test_are_packed_too(
     short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seq_len": 4})})
     choose_packing(model, short, tokenizer.eos_id, ProcessGroup(torch.device("cpu"), 0, 2))
     assert model.config._attn_implementation == IMPLEMENTATION
+
+
+@pytest.mark.slow
+def test_a_document_with_a_special_token_that_the_model_lacks_is_refused(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    recipe = started_from(tmp_path, {"reverse": "llama"}, tokenizer)
+    tokenizer = Tokenizer.load(tmp_path / "reverse")
+    tokenizer.backend.add_special_tokens(["<image>"])
+    tokenizer.save(tmp_path / "reverse")
+    for name in ("plain", "<image>"):
+        file = tmp_path / f"{name}.jsonl"
+        write_records(file, [Document(id=str(i), text=f"{i} {name}") for i in range(3)])
+        given = recipe.data.model_copy(update={"train": str(file), "num_documents": None})
+        config = recipe.model_copy(update={"data": given}).data_of(Direction.REVERSE)
+        data = prepare_data(config, tmp_path / name)
+        missing = f"token id {tokenizer.vocab_size - 1}, the vocabulary .* remove this special"
+        refusal = pytest.raises(InputError, match=missing)
+        with nullcontext() if name == "plain" else refusal:
+            train(recipe, Direction.REVERSE, data, tmp_path / name)

@@ -164,19 +164,22 @@ class TokenStore:
         self.manifest = _read_manifest(self.folder / MANIFEST)
         dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         self.shards = tuple(Shard(self.folder, entry, dtype) for entry in self.manifest.shards)
-        vocab_size = self.manifest.vocab_size
-        for shard in self.shards:
-            if shard.entry.max_id >= vocab_size:
-                raise InputError(
-                    f"it has the token id {shard.entry.max_id}, the vocabulary ends at "
-                    f"{vocab_size - 1}; tokenize again with the right tokenizer",
-                    path=shard.file,
-                )
+        self.check_ids(self.manifest.vocab_size, "tokenize again with the right tokenizer")
 
     @property
     def eos_id(self) -> int:
         """The document-end token."""
         return self.manifest.eos_id
+
+    def check_ids(self, vocab_size: int, remedy: str) -> None:
+        """Raise `InputError` if a token is outside a vocabulary of this size."""
+        for shard in self.shards:
+            if shard.entry.max_id >= vocab_size:
+                raise InputError(
+                    f"it has the token id {shard.entry.max_id}, the vocabulary ends at "
+                    f"{vocab_size - 1}; {remedy}",
+                    path=shard.file,
+                )
 
     def verify(self, rank: int = 0, world_size: int = 1) -> None:
         """Compare every `world_size`-th shard with its checksum, so that ranks share the work."""

@@ -141,13 +141,18 @@ def check_unused(folder: Path, model: PreTrainedModel, unused: Iterable[str]) ->
         )
 
 
-def check_vocabulary(place: object, num_tokens: int, config: PretrainedConfig) -> None:
+def check_vocabulary(
+    place: object, num_tokens: int, special_ids: set[int], config: PretrainedConfig
+) -> None:
     """Raise `CheckpointError` if a tokenizer has more tokens than the model.
 
-    >>> check_vocabulary("folder", 50_257, PretrainedConfig(vocab_size=50_304))
+    Special tokens may lie beyond the model's, as that for images of Gemma 3's smallest models; a
+    text that holds one is refused when it is read.
+
+    >>> check_vocabulary("folder", 50_257, set(), PretrainedConfig(vocab_size=50_304))
     """
     vocab_size = config.get_text_config().vocab_size
-    if vocab_size < num_tokens:
+    if not special_ids.issuperset(range(vocab_size, num_tokens)):
         raise CheckpointError(
             f"{place}: the tokenizer has {num_tokens} tokens, the model only {vocab_size}; they do "
             "not belong together"

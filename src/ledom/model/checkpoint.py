@@ -332,7 +332,9 @@ def load_checkpoint(
                 f"{folder / 'config.json'}: rotary frequencies must be finite and not negative; "
                 f"correct {rope}"
             )
-    check_vocabulary(folder, info.tokenizer.vocab_size, model.config)
+    tokenizer = info.tokenizer
+    special = tokenizer.special_ids - {tokenizer.eos_id}
+    check_vocabulary(folder, tokenizer.vocab_size, special, model.config)
     return Checkpoint(**vars(info), model=model.eval())
 
 

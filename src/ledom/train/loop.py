@@ -36,6 +36,7 @@ from ledom.data.packing import Batch, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData
 from ledom.model.checkpoint import save_checkpoint
 from ledom.model.device import configure_memory
+from ledom.model.exactness import vocab_size
 from ledom.model.native.products import use_fast_products
 from ledom.train.checkpoints import RUN, Checkpoints
 from ledom.train.distributed import (
@@ -96,6 +97,8 @@ class TrainingRun:
         check_shareable(recipe, world.size)
         made = trainable_model(recipe, direction, data.tokenizer, world)
         self.model, self.adapters = made.model, made.adapters
+        for store in (*(source.store for source in data.sources), data.valid):
+            store.check_ids(vocab_size(self.model), "remove this special token from the documents")
         self.recipe = recipe = made.recipe
         if made.notice and world.is_first:
             logging.getLogger("ledom").warning(made.notice)

@@ -85,7 +85,7 @@ def test_other_tokens_that_end_a_text_are_kept(foreign: Path, tmp_path: Path) ->
 
 def test_a_tokenizer_larger_than_the_model_is_refused(foreign: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(foreign)
-    tokenizer.backend.add_special_tokens(["<|extra|>"])
+    tokenizer.backend.add_tokens(["<|extra|>"])
     tokenizer.save(foreign)
     with pytest.raises(CheckpointError, match="has 2049 tokens, the model only 2048;"):
         import_model(str(foreign), tmp_path / "out", ImportOptions("reverse"))

@@ -133,7 +133,9 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
         skeleton = _untied(found, model)
     tensors = fit_tensors(model.tensors, skeleton, model.vocab_rows, found.name)
     largest = max(model.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    check_vocabulary(found.name, largest + 1, skeleton.config)
+    added = model.tokenizer.get_added_tokens_decoder().items()
+    special = {number for number, token in added if token.special}
+    check_vocabulary(found.name, largest + 1, special, skeleton.config)
     hashes = _hash(found, model, tensors, options.progress)
     shown = partial(options.progress, name="tensors", done=0, total=len(tensors))
     with write_folder(out) as folder:
