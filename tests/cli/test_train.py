@@ -71,6 +71,7 @@ def test_a_missing_package_is_reported_before_any_work(
             ["objective={contrastive: 1, negatives: {right}}", "data.train={problems}"],
             ("right.jsonl: none of the problems has a wrong solution",),
         ),
+        (["data.train={cut}"], ("key data.train is ", "cut': a folder, expected one JSONL file")),
         (["init_from={cut}"], ("cut/model.safetensors: damaged",)),
         (["parallel.compile=true"], ("key parallel.compile: torch.compile does not", "no gcc")),
         ([], ("r/reverse/checkpoints: not a folder",)),

@@ -207,7 +207,7 @@ def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
 
 
 def check_data(config: DataConfig) -> None:
-    """Raise `RecipeError` if a key is missing or contradicts another; this reads no file.
+    """Raise `RecipeError` if a key is missing or contradicts another, or `train` is a folder.
 
     >>> check_data(DataConfig())
     Traceback (most recent call last):
@@ -223,6 +223,11 @@ def check_data(config: DataConfig) -> None:
             raise RecipeError(
                 f"key data.train is {config.train!r} and data.sources is given too; leave one out"
             )
+    elif config.train != GENERATOR and Path(config.train).is_dir():
+        raise RecipeError(
+            f"key data.train is {config.train!r}: a folder, expected one JSONL file; name token "
+            "stores in data.sources and data.valid, and make them of other files by ledom tokenize"
+        )
     elif config.train == GENERATOR and config.num_documents is None:
         raise RecipeError("key data.num_documents is missing: the generator never ends")
     elif config.eos_token is not None and config.tokenizer is None:
