@@ -73,6 +73,7 @@ GOOD = json.dumps({"text": "fine " * 9}).encode()
 BAD_LINES = {
     b'{"txt": "a", "id": 1}': r"no key 'text', only txt, id",
     b"{}": "no key 'text', only nothing",
+    b'{"text": NaN}': "key 'text' is nan, expected a text",
     b'{"text": null}': "key 'text' is None, expected a text",
     b'{"text": ["a"]}': r"key 'text' is \['a'\], expected a text",
     b'{"text": "\\ud800"}': "one half of a surrogate pair",
@@ -80,6 +81,11 @@ BAD_LINES = {
     b'{"text": "\xff"}': "not UTF-8 text",
     b"[1]": "expected a JSON object, found list",
 }
+
+
+def test_other_keys_may_hold_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "a", "score": NaN}\n{"text": "b", "x": -Infinity}')
+    assert list(open_documents([str(tmp_path)]).texts()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("bad", BAD_LINES)

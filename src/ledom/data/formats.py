@@ -49,7 +49,8 @@ def _read_jsonl(file: Path, start: int, end: int, key: str) -> Iterator[Given]:
     for line, place in _lines(file, start, end):
         if line.strip():
             try:
-                given = text_and_source(parse_json(line), key)
+                row = parse_json(line, non_finite=True)  # as Python writes them under other keys
+                given = text_and_source(row, key)
             except InputError as error:
                 raise _error_at(file, place, str(error)) from None
             yield given
