@@ -119,6 +119,25 @@ def test_a_file_system_that_refuses_permissions_is_written_to(tmp_path, monkeypa
     assert (tmp_path / "model" / "weights").exists()
 
 
+def test_a_folder_that_cannot_be_renamed_is_replaced(tmp_path, monkeypatch):
+    """As in Docker, if the folder is in the image."""
+    path, rename = tmp_path / "model", os.replace
+    path.mkdir()
+    (path / "weights").write_text("old")
+
+    def refuse(source, target):
+        if source == path:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(os, "rename", refuse)
+    with write_folder(path, replace=True) as folder:
+        (folder / "config").write_text("new")
+    assert [file.name for file in path.iterdir()] == ["config"]
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_an_error_while_writing_names_the_output_once(tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device", f"{tmp_path}/tokens.ds")
     with pytest.raises(OutputError) as error, writing(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,7 +37,9 @@ def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
         _follow_umask(temporary)
         old = temporary.with_name(f"{temporary.name}.old")
         if replace and path.is_dir():
-            os.replace(path, old)  # at once, because a kill while it is removed would lose both
+            # Not removed yet: a kill would lose both. Overlay file systems (Docker) cannot rename a
+            # folder of a lower layer, so `move` copies it.
+            shutil.move(path, old)
         os.replace(temporary, path)
         remove(old)
 
