@@ -1,7 +1,6 @@
 import json
 import logging
 import os
-import re
 import shutil
 from contextlib import ExitStack
 
@@ -166,50 +165,6 @@ def test_weights_that_lack_a_tensor_are_refused(folder):
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=f"{lacks} and have '_orig_mod.up_proj.weight'; the"):
         load_checkpoint(folder)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model.layers.0.self_attn.q_proj.bias",  # attention_bias is false
-        "model.layers.0.self_attn.q_norm.weight",
-        "model.layers.2.mlp.up_proj.weight",  # the model has two layers
-        "lm_head.bias",
-    ],
-)
-def test_weights_without_a_place_in_the_config_are_refused(folder, name):
-    """transformers would continue without them."""
-    file = folder / "model.safetensors"
-    save_file(load_file(file) | {name: torch.ones(3)}, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=rf"a model without '{re.escape(name)}', which the"):
-        load_checkpoint(folder)
-
-
-def test_weights_for_other_uses_are_skipped_with_a_note(folder, caplog):
-    """A value head is not part of the language model; a computed buffer is not a weight."""
-    file = folder / "model.safetensors"
-    more = ("v_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq")
-    save_file(load_file(file) | {n: torch.ones(3) for n in more}, file, metadata={"format": "pt"})
-    load_checkpoint(folder)
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert message == f"{folder}: 1 tensors are not used; the first is 'v_head.weight'"
-
-
-@pytest.mark.slow
-def test_layers_that_predict_further_tokens_are_not_used(tmp_path, tokenizer):
-    """Those of smaller DeepSeek-V3s, such as GigaChat3; transformers ignores only layer 61."""
-    model = tiny("deepseek_v3", tokenizer)
-    save_checkpoint(tmp_path, model, tokenizer, Direction.FORWARD, PairFormat())
-    weights = load_file(tmp_path / "model.safetensors")
-    last = {n.replace(".1.", ".2.", 1): w.clone() for n, w in weights.items() if ".layers.1." in n}
-    more = last | {"model.layers.2.eh_proj.weight": torch.ones(32, 64)}
-    save_file(weights | more, tmp_path / "model.safetensors", {"format": "pt"})
-    change_config(tmp_path, num_nextn_predict_layers=0)
-    with pytest.raises(CheckpointError, match="a model without 'model.layers.2.eh_proj.weight'"):
-        load_checkpoint(tmp_path)
-    change_config(tmp_path, num_nextn_predict_layers=1)
-    found = load_checkpoint(tmp_path).model
-    assert torch.equal(found(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.slow

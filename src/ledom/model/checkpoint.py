@@ -333,7 +333,7 @@ def load_checkpoint(
                 f"correct {rope}"
             )
     tokenizer = info.tokenizer
-    special = tokenizer.special_ids - {tokenizer.eos_id}
+    special = tokenizer.special_ids - {tokenizer.eos_id, *info.bos_ids}
     check_vocabulary(folder, tokenizer.vocab_size, special, model.config)
     return Checkpoint(**vars(info), model=model.eval())
 
