@@ -1,7 +1,7 @@
 """The cost of each strategy: generated tokens, scored tokens, FLOPs and seconds.
 
 A strategy pays for the candidates and for the scores that it weighs. The scored tokens are those of
-distinct texts. A generated or scored token takes 2 FLOPs per parameter (Kaplan et al., Scaling Laws
+distinct texts, without greedy ones. A generated or scored token takes 2 FLOPs per parameter (Kaplan et al., Scaling Laws
 for Neural Language Models, 2020). Attention, prompts (which candidates share), external scores, and
 the generation of supplied candidates are not counted.
 
@@ -21,7 +21,12 @@ from ledom.core.records import Candidate, Score
 from ledom.report.intervals import FloatArray
 from ledom.report.results import Cost
 from ledom.rerank.candidate_table import FEATURES, CandidateTable
-from ledom.rerank.candidates import pools, scores_by_target, written_tokens
+from ledom.rerank.candidates import (
+    distinct_candidates,
+    pools,
+    scores_by_target,
+    written_tokens,
+)
 from ledom.rerank.score_files import FLIP, SCORE_FILES
 from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, needed_candidates
 
@@ -76,11 +81,12 @@ class Costs:
         scores_of = scores_by_target(candidates, scores)
         tokens = {c.key: _tokens_of(c, scores_of[c.key]) for c in candidates}
         scored = dict.fromkeys(SCORE_FILES, 0.0)
-        for score in scores:
-            scored[_STAGES[score.target]] += score.num_tokens
         written = np.zeros(table.mask.shape)
         for row, pool in enumerate(pools(table.problem_ids, candidates).values()):
             written[row, : len(pool)] = [tokens[c.key] for c in pool]
+            # No strategy weighs the scores of a greedy text.
+            for score in (s for c in distinct_candidates(pool) for s in scores_of[c.key].values()):
+                scored[_STAGES[score.target]] += score.num_tokens
         greedy = sum(tokens[c.key] for c in candidates if c.greedy)
         broken_off = sum(tokens.values()) - greedy - float(written.sum())
         files = {stage: f"scores.{stage}.jsonl" for stage in SCORE_FILES}
