@@ -173,11 +173,15 @@ def test_first_case_is_a_wrong_answer_rejected_for_a_right_one(report: dict[str,
     assert "p-1" in first
     assert "both-right" not in first
     assert "both-right" in folded
+    assert "Candidates of the case, and 1 more case<" in folded
     assert "the most likely answer is wrong" in first
     del report["models"]["forward"]
     assert "the answer that explains the question worst is wrong" in render_html(report)
     report["cases"] = report["cases"][:1]
-    assert "Where it helps" not in render_html(report)
+    page = render_html(report)
+    assert "Where it helps" not in page
+    assert "<summary>1 case<" in page  # there is no case that it could add to
+    assert "## Cases\n" in render_markdown(report)
 
 
 @pytest.mark.usefixtures("no_pictures")
