@@ -21,6 +21,7 @@ from ledom.rerank.candidates import (
     scores_by_target,
 )
 from ledom.text.answers import equal_answers
+from ledom.text.math import spelling
 from made import made_score
 
 
@@ -155,6 +156,15 @@ def test_members_of_a_class_are_equal_in_every_order(answers: tuple[str, ...]) -
     for one, other in combinations(answers, 2):
         if number_of[one] == number_of[other]:
             assert equal_answers(one, other)
+
+
+def test_a_vote_among_many_answers_converts_each_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[str] = []
+    plain_text = spelling.plain_text
+    monkeypatch.setattr(spelling, "plain_text", lambda a: (converted.append(a), plain_text(a))[1])
+    answers = [f"vote {i} of many" for i in range(30)]
+    assert [*map(AnswerClasses().number, answers)] == [*range(30)]
+    assert sorted(converted) == sorted(answers)  # not once in each of the 435 comparisons
 
 
 def test_a_percentage_does_not_join_two_numbers() -> None:

@@ -1,9 +1,9 @@
 """The cost of each strategy: generated tokens, scored tokens, FLOPs and seconds.
 
 A strategy pays for the candidates and for the scores that it weighs. The scored tokens are those of
-distinct texts, without greedy ones. A generated or scored token takes 2 FLOPs per parameter (Kaplan et al., Scaling Laws
-for Neural Language Models, 2020). Attention, prompts (which candidates share), external scores, and
-the generation of supplied candidates are not counted.
+distinct texts, without greedy ones. A generated or scored token takes 2 FLOPs per parameter (Kaplan
+et al., Scaling Laws for Neural Language Models, 2020). Attention, prompts (which candidates share),
+external scores, and the generation of supplied candidates are not counted.
 
 Seconds are the wall-clock time spent making the files, added up over processes, without loading
 models, choosing or reporting. The time for candidates.jsonl is divided between greedy and other

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 
 from ledom.text.math.in_text import (
     GROUP_SPACE,
@@ -266,6 +267,7 @@ def fold_case(unit: str) -> str:
     return unit if _CASED_UNIT.fullmatch(unit) else unit.lower()
 
 
+@lru_cache(maxsize=2**12)  # votes compare every two answers to a problem
 def text_key(answer: str) -> str:
     """A key for comparing texts; case, white space and LaTeX fonts make no difference.
 
