@@ -54,6 +54,16 @@ def test_the_informative_feature_gets_the_weight() -> None:
         assert gain > 0.1
 
 
+def test_a_useless_score_of_long_texts_does_not_outvote_the_majority() -> None:
+    """Its sums differ by hundreds of nats; a high temperature makes all votes count the same."""
+    rng = np.random.default_rng(0)
+    correct = rng.random((200, 8)) < 0.7
+    table = made_table(correct, {"forward": rng.normal(size=correct.shape) * 100})
+    own = tune(table).weights["vote_forward"]
+    majority = STRATEGIES["majority"].accuracy(table, None).mean()
+    assert STRATEGIES["vote_forward"].accuracy(table, own).mean() > majority - 0.01
+
+
 def test_interpolation_is_that_of_the_paper() -> None:
     strategy = STRATEGIES["reverse_reward"]
     assert strategy.interpolation(0.25, mean=False) == {"forward": 0.75, "reverse": 0.25}

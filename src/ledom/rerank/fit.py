@@ -27,7 +27,10 @@ from ledom.rerank.weights import LAMBDAS, CrossFitted, TunedWeights, question_ha
 
 __all__ = ["check_folds", "cross_fit", "fit_sum", "tune", "tune_folder"]
 
-_INVERSE_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
+_INVERSE_TEMPERATURES = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02),  # sums over long texts differ by hundreds of nats
+    *(0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0),
+)
 _PENALTIES = (0.3, 3.0, 30.0)
 """Factors on the squared weights, in units of one over the feature's spread. A penalty is added to
 the sum of the losses, so it shrinks the weights less with more problems."""
