@@ -172,6 +172,27 @@ def test_one_problem_with_thousands_of_candidates_takes_no_square_of_memory() ->
 
 
 @pytest.mark.slow
+def test_pairs_of_thousands_of_candidates_do_not_fill_the_memory() -> None:
+    """All pairs of 10 problems with 240 right and 560 wrong candidates each would be 11 MB."""
+    pools = [made_pools(10, seed) for seed in range(100)]
+    table = replace(
+        pools[0],
+        features={"reverse": np.hstack([pool.features["reverse"] for pool in pools])},
+        **{
+            name: np.hstack([getattr(pool, name) for pool in pools])
+            for name in ("answers", "correct", "mask", "blank")
+        },
+    )
+    tracemalloc.start()
+    try:
+        weights = fit_sum(("reverse",), table)
+        assert tracemalloc.get_traced_memory()[1] < 1e7
+    finally:
+        tracemalloc.stop()
+    assert weights["reverse"] == pytest.approx(1.083, rel=0.03)  # the weight by all pairs
+
+
+@pytest.mark.slow
 def test_cross_fitting_never_sees_the_fold_it_is_applied_to() -> None:
     table = with_few_terms(made_pools(60))
     folds = cross_fit(table, 3).folds

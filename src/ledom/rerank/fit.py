@@ -36,6 +36,7 @@ _PENALTIES = (0.3, 3.0, 30.0)
 the sum of the losses, so it shrinks the weights less with more problems."""
 _FOLDS = 5
 _NEWTON_STEPS, _CONVERGED = 100, 1e-9  # at most, and the largest step at the minimum
+_MOST = 60  # right and wrong candidates of a problem: pairs of a thousand would fill the memory
 _CLIP = 3.0  # features are clipped to this many spreads from the problem's mean
 
 
@@ -282,8 +283,16 @@ def _differences(values: FloatArray, table: CandidateTable) -> tuple[FloatArray,
 
 
 def _right_and_wrong(table: CandidateTable) -> tuple[BoolArray, BoolArray]:
-    """[P, N] each: which candidates are right, and which are wrong."""
-    return table.eligible & table.correct, table.eligible & ~table.correct
+    """[P, N] each: which candidates are right, and which are wrong; see `_thinned`."""
+    right, wrong = table.eligible & table.correct, table.eligible & ~table.correct
+    return _thinned(right), _thinned(wrong)
+
+
+def _thinned(chosen: BoolArray) -> BoolArray:
+    """At most `_MOST` of the chosen candidates [P, N] of each problem, evenly spaced."""
+    place = chosen.cumsum(axis=1)
+    total = np.maximum(chosen.sum(axis=1, keepdims=True), _MOST)
+    return np.asarray(chosen & (place * _MOST // total > (place - 1) * _MOST // total))
 
 
 def _has_pairs(table: CandidateTable) -> BoolArray:
