@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Key, Problem, Score
@@ -41,8 +43,10 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> Se
     ]
     scores = [s for chunk in score_candidates([problem], candidates, lm) for s in chunk]
     table = build_candidate_table([problem], candidates, scores)
-    judged = table.features["reverse"][0]
-    found, worst = scores_by_target(candidates, scores), int(judged.argmin())
+    judged, eligible = table.features["reverse"][0], table.eligible[0]
+    worst = int(np.where(eligible, judged, np.inf).argmin())
+    judged = np.where(eligible, judged, -np.inf)  # as in a selection, an empty answer is last
+    found = scores_by_target(candidates, scores)
     return SelectionReport(
         title="What each answer explains",
         warning=unfamiliar(lm, scores),
