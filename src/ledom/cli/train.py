@@ -41,7 +41,7 @@ def train(
 ) -> None:
     """Train a model or a pair. A stopped run resumes from its last checkpoint.
 
-    On many GPUs: torchrun --nproc-per-node 8 --no-python ledom train recipe.yaml
+    On many GPUs: torchrun --standalone --nproc-per-node 8 -m ledom train recipe.yaml
 
     Example: ledom train tiny --direction reverse --threads 1
     """

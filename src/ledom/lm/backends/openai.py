@@ -1,12 +1,12 @@
 """Uses a model on a server that speaks OpenAI's completions protocol, such as vLLM's.
 
 Scoring sends token ids in model order and reads back the log-probabilities of the prompt (`echo`),
-so a server with a reverse model scores in reverse. For this, vLLM must run without prefix caching.
-Sampling sends text if the server's tokenizer encodes it to the same ids, special tokens included,
-and ids otherwise. A reverse model must also return the ids that it wrote (`return_token_ids` of
-vLLM). The client retries transient errors (429, 5xx, a broken connection) with increasing delays.
-Settings without effect are sent too, so that no default of the server applies instead.
-Other errors raise `ServerError`, and the calling stage keeps its results so far.
+so a server with a reverse model scores in reverse. For this, an older vLLM must run without prefix
+caching (docs/footguns.md). Sampling sends text if the server's tokenizer encodes it to the same
+ids, special tokens included, and ids otherwise. A reverse model must also return the ids that it
+wrote (`return_token_ids` of vLLM). The client retries transient errors (429, 5xx, a broken
+connection) with increasing delays. Settings without effect are sent too, so that no default of the
+server applies instead. Other errors raise `ServerError`, and the calling stage keeps its results.
 """
 
 from __future__ import annotations
