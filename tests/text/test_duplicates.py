@@ -24,6 +24,16 @@ def test_one_different_word_among_forty(similarity: float, is_found: bool) -> No
     assert (seen.find(other) is not None) is is_found
 
 
+def test_hardly_any_pair_at_the_limit_is_missed() -> None:
+    """33 of 39 n-grams are shared, as above; the index once missed 24 of these 200 pairs."""
+    texts = [[f"{word}{number}" for word in WORDS] for number in range(200)]
+    seen = NearDuplicates(0.84)
+    for words in texts:
+        seen.add(" ".join(words))
+    found = [seen.find(" ".join([*words[:37], "x", *words[38:]])) for words in texts]
+    assert found == [" ".join(words) for words in texts]
+
+
 def test_letter_case_and_punctuation_do_not_count() -> None:
     seen = NearDuplicates(1.0)
     seen.add("Ava has 3 pens, and 2.5 liters of ink. How much?")
