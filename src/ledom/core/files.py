@@ -211,8 +211,8 @@ def lock_folder(
         folder.mkdir(parents=True, exist_ok=True)
         _acquire(lock, folder, holder, work, wait)
         write_json(holder, own)
-    except (NotImplementedError, OSError) as error:  # the first is for older versions of filelock
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
             raise _cannot_write(folder, error) from error
         raise OutputError(
             f"{folder}: its file system has no file locks (flock), without which two runs could "
