@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -325,7 +326,7 @@ def test_the_error_for_a_file_system_without_locks_names_it(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(*_: Any, **__: Any) -> None:
-        raise NotImplementedError("no flock")
+        raise OSError(errno.ENOLCK, "no flock")
 
     monkeypatch.setattr(FileLock, "acquire", none)
     with pytest.raises(OutputError, match="s: its file system has no file locks"):
