@@ -93,6 +93,7 @@ def test_from_documents_to_a_trained_model(
     monkeypatch.setattr(loop, "train", stopped)
     code, text = run(*arguments)
     assert code == 0, text
+    assert text.startswith("opening the token stores\n")  # nothing is prepared
     assert "stopped; every step is saved: run the same command again to resume" in text
     assert not (tmp_path / "runs/r/reverse/model").exists()
     code, text = run(*arguments)

@@ -108,8 +108,9 @@ def _check_space(plan: Recipe, directions: list[Direction], folder: Path) -> Non
 def _prepare(config: DataConfig, folder: Path) -> PreparedData:
     from ledom.data.prepare import prepare_data, shortfalls
 
-    log(f"preparing the data in {folder}")
-    with Progress("preparing the data"):
+    work = "opening the token stores" if config.sources else f"preparing the data in {folder}"
+    log(work)
+    with Progress(work):
         data = prepare_data(config, folder)
     note(*shortfalls(config, data))
     return data
