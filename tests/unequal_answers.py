@@ -59,6 +59,11 @@ UNEQUAL = [
     ("1/2x", "x/2", "it is read in two ways"),
     ("1/2x", "1/(2x)", "it is read in two ways"),
     # repeating decimals, bases, powers, factorials
+    ("0xFF", "0", "not a product with 0"),
+    ("0xA", "0xB", "other digits"),
+    ("log2(8)", "log(16)", "a base, not a factor"),
+    ("0,123", "123", "no group of digits begins with 0"),
+    ("3! 7", "42", "perhaps not a product"),
     (r"0.\overline{3}", r"0.\overline{6}", "other repeating digits"),
     (r"0.\overline{3}", "0.3", "a decimal that ends"),
     (r"0.\dot{3}", "0.3", "a decimal that ends"),
@@ -133,6 +138,11 @@ UNEQUAL = [
     (r"\sqrt2\frac{1}{2}", r"\sqrt{2.5}", "what is under the root is no mixed number"),
     (r"\overline{AB}", r"\overline{AC}", "not read: compared as text"),
     # equations and inequalities
+    (r"\pi \approx 3.14", "3.14", "not a name of the value"),
+    ("2m + n = 5", "5", "an equation, not the value of a sum of letters"),
+    ("x + x = 6", "6", "an equation"),
+    (r"2\pi + \pi = 4\pi", r"4\pi", "a wrong equation of numbers"),
+    (r"\binom{8}{3}=57", "57", "a wrong equation of numbers"),
     (r"\geq 5", r"\leq 5", "another relation"),
     (r"x \geq 5", "x > 5", "another relation"),
     ("x > 5", "5", "no number"),

@@ -15,6 +15,8 @@ UNEQUAL_QUANTITIES = [
     ("3 + 2 = 6", "5", "a false sum has no value"),
     ("2/3 of 12", "2/3", "a share of a number"),
     # units
+    ("1/3 of x", "1/3", "a part of a variable"),
+    (r"2\cdot8=36\text{ ways}", "36", "a wrong equation of numbers"),
     ("3 cubic units", "3 square units", "another power"),
     ("3 square units", "3 units", "another power"),
     ("20 m^{3}", "20 m^{2}", "another power"),

@@ -21,6 +21,14 @@ TIDIED = (
         ),
         r"\2",
     ),
+    (  # the last row at the end of a text, as a formula
+        re.compile(
+            r"&\s?+(?:=|\\equiv)?+(?!\s?[a-z][.,]?\s*\\end)"
+            r"((?:\\begin\{pmatrix\}[^&]{1,99}?\\end\{pmatrix\}|(?!\\(?:begin|end|boxed))[^&]){1,300}?)"
+            r"[.,]?\s*\\end\{(?:align|aligned|gather|gathered|split)\*?\}(?:[\s.$]|\\\])*\Z"
+        ),
+        r" \\[\1\\]",
+    ),
     (re.compile(r"(\.[0-9]+)\.{3}"), r"\1…"),  # 0.333... has not ended
     (re.compile(r"(?<=[A-J0-9)])\s?(?:です|입니다)(?=[.\s]|\Z)"), ""),  # "it is", behind the answer
     (re.compile(r"\[\[([A-J])\]\]"), r"\\boxed{\1}"),  # [[B]], as judges write it
@@ -37,7 +45,7 @@ SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
 TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 SENTENCE_END = re.compile(  # not a factorial's sign: 5! = 120, 5! ways
-    r"(?<!\b[ie]\.[eg])(?<!\bM[rst])(?<!\b[DS][rt])(?:[.?]|(?<!\\)!(?!\s?[-+*/^=<>a-z]))(?=[\s*\"'`)]|$)"
+    r"(?<!\b[ie]\.[eg])(?<!\bM[rst])(?<!\b[DS][rt])(?:[.?]|(?<!\\)!(?!\s?[-+*/^=<>\\a-z]))(?=[\s*\"'`)]|$)"
 )
 JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
 LOST_BACKSLASH = re.compile(r"[\b\f\r\t](?=[a-z])")  # JSON reads the \f of "\frac" as one character
@@ -51,7 +59,8 @@ CLAUSE = re.compile(
     rf"|\s(?={_REASON})|\s(?:when|if)\s)"
     r"(?!and (?!not\b)|or\b)(?=[^\W\d_]{2}|i\.e\.)"
     r"|\s\((?=[^()]{1,99}\)\Z)"  # a remark: 7 (3 + 4)
-    r"|,?\sor (?:about|around|roughly|approximately)\b"
+    r"|,?\sor (?:about|around|roughly|approximately)\b|\swith\s"
+    r"|(?<=[0-9])[;:]\s(?=[0-9]+\s[^\W\d_]{2})"  # 14; 7 of them are red
     r"|\s(?:for|at|when|if)\s[a-z]\s?=|\sto (?:the nearest|\w+ (?:decimal|significant))\b"
 )
 NAMED = re.compile(  # New York, because ...; CO2, not O2; a sentence that is only a name
@@ -67,6 +76,12 @@ REMARK_ON_IT = re.compile(  # what follows "the answer is" and is no answer; a v
     r"\b[^\n\d$\\]{0,200}(?:[.!?\n]|\Z))"
 )
 ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
+_SIDE = r"(?:\\\$|(?!\s(?:and|or|because|since|as)\b|\\q?quad)[^=,;&$<>≈])*"
+CHAIN = re.compile(rf"\A(?:{_SIDE}=){{2,99}}\s?")  # all but the last side of b^a = 3^5 = 243
+LETTER = re.compile(r"\s?(?:[a-df-hj-z]|\\(?:alpha|beta|theta|lambda))(?:_\{?\w\}?)?[.,]?\s?")
+LAST_REASON = re.compile(
+    r",?\s(?:since|because|which (?:occurs|happens))\s(?:[^.,\n]|\.(?=[0-9])){1,200}[.\s]*\Z"
+)
 CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
 VERDICT = re.compile(  # no later number could be the answer instead
     r"(?i:yes|no|true|false)(?=(?:[.,;!\n]|\s[-(–—])\D*\Z|\s*\Z|,?\s(?:because|since)\b)"
@@ -80,8 +95,13 @@ CHOSEN = re.compile(  # "our value of b is correct" is about a variable
     r"|(?<![不可能])选择?:?\s?(\([A-J]\)|[A-J])(?=项?[\s.!)]*$)",
     re.MULTILINE,
 )
+JUDGED = re.compile(  # the last sentence: So the statement is false.
+    r"\b(?:assertion|claim|hypothesis|proposition|sentence|statement) is "
+    r"(?:(?:therefore|thus|indeed) )?(true|false)[.!\s*]*\Z",
+    re.IGNORECASE,
+)
 LAST_CHOICE = re.compile(
-    r"(?:\b(?i:options?|choices?|choose|select|pick|go(?:ing)? with|answer|ans\.?)\s"
+    r"(?:\b(?i:options?|choices?|choose|select|pick|go(?:ing)? with|answer|ans\.?)\s(?:is\s)?"
     r"|\b[Ii]t(?:'s| is)\s"
     r"|\b(?:(?i:so|thus|hence|therefore),?|(?:is|be)(?=\s\())\s"
     r"|(?<![\s:]):\s{1,2}|(?<=[\u1100-\uffff]):"
@@ -93,7 +113,8 @@ CHOICE_PARAGRAPH = re.compile(  # a last paragraph that is a choice and what it 
     rf"\n[ \t]*\n[ \t#]{{0,8}}({_LETTER}[ \t][^\n=]{{1,200}})\s*\Z"
 )
 PREAMBLE = re.compile(  # before the answer itself: option (C), therefore 5, not 4 but 5
-    r"(?:therefore|thus|hence|then|simply),?\s|either\s|not\s[^.\n]{1,80}?\sbut\s(?:rather\s)?"
+    r"(?:therefore|thus|hence|then|simply),?\s|(?:about|around|approximately|roughly)\s|either\s"
+    r"|not\s[^\n]{1,80}?(?:\sbut\s(?:rather\s)?|[.,;]\sit(?:'s|\u2019s| is)\s)"
     r"|(?:(?:the|la|a)\s|l['\u2019])?(?:option|choice|letter|opción|opção|opzione|letra|lettre|lettera"
     r"|alternativa|réponse|antwort)\s(?=\(?[A-J]\b)|la\s(?=\(?[A-J]\b)",
     re.IGNORECASE,
@@ -106,7 +127,8 @@ LISTED_CHOICE = re.compile(
     rf"^[ \t]{{0,8}}(?:[-\u2022]\s)?(?:{_LETTER}|([A-J])[ \t]*$)", re.MULTILINE
 )
 CORRECTION = re.compile(
-    r"\b(?:(?:wait,? no|no,? wait|scratch that|correction)[,:.;!]\s(?=[^\n]{0,200}[0-9])"
+    r"\b(?:(?:wait,? no|no,? wait|scratch that|correction|oops|sorry)[,:.;!]\s(?=[^\n]{0,200}[0-9])"
+    r"|(?:wait|hmm|actually)\b[^\x00]{0,400}\b(?:it|that)(?:'s|\u2019s| is)\s(?=[-$\\(]{0,3}[0-9])"
     r"|it should (?:be|have been)\s(?=[-$\\(]{0,3}[0-9]))",
     re.IGNORECASE,
 )

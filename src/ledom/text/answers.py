@@ -45,7 +45,7 @@ def extract_answer(text: str) -> str | None:
        no" or "it should be", what follows ("the answer is correct" does not count);
     4. a choice that is called right, ends the text or is its first line, "Yes" or "No" before words
        without numbers, or the whole text, if it is a word or can be read as an answer;
-    5. the last number, or the formula, pair or list of values that contains it.
+    5. the last number before any final "because", or the formula, pair or list that contains it.
 
     Text before `</think>` counts only if no answer follows it (`split_thought`). `<answer>` tags
     count as a box. Kinds 1 to 3 take precedence over a further question ("Q: ...") of the model.
@@ -171,7 +171,7 @@ def _stated(line: str, *, is_last: bool) -> str | None:
     line = _without_slot(bare(patterns.ARROW.split(patterns.CALCULATOR.sub("", line))[-1]))
     while preamble := patterns.PREAMBLE.match(line):
         line = line[preamble.end() :]
-    line = patterns.EXCLAIMED.sub("", line)  # "The answer is 5!"
+    line = patterns.EXCLAIMED.sub("", patterns.CHAIN.sub("", line))  # "The answer is 5!"
     if verdict := patterns.VERDICT.match(line):
         return verdict[0]
     sentence = _first_sentence(line)
@@ -252,6 +252,8 @@ def _chosen(text: str) -> str | None:
     first = patterns.FIRST_CHOICE.match(text)
     if first and not patterns.LISTED_CHOICE.search(text, first.end()):
         return bare(first[1] or first[2])
+    if judged := patterns.JUDGED.search(text, max(0, len(text) - 99)):
+        return judged[1]
     last = patterns.CHOICE_PARAGRAPH.search(text, max(0, len(text) - 300))
     listed = patterns.LISTED_CHOICE.finditer(text, 0, last.start()) if last else ()
     letters = {item[1] or item[2] or item[3] for item in listed}
@@ -290,14 +292,25 @@ def _understood(line: str) -> Node | None:
     return None if patterns.PROSE.match(line) else read(line)  # "so x" is not s * o * x
 
 
+def _at_end(text: str) -> str | None:
+    """The last formula or number, before a reason in the last sentence: 7, since 3 + 4 = 7."""
+    if reason := patterns.LAST_REASON.search(text, max(0, len(text) - 300)):
+        before = text[: reason.start()]
+        if NUMBER.search(re.split(r"[.!?]\s|\n", before)[-1]):
+            text = before
+    return _last_formula(text) or _last_number(text)
+
+
 def _last_formula(text: str) -> str | None:
     """The formula or list that contains the last number, if it parses completely."""
     formulas = filter(_is_formula, FORMULA.finditer(text))
     formula, last = next(iter(deque(formulas, maxlen=1)), None), _last(NUMBER, text)
     if formula is None or (last and last.end() > formula.end()):
         return None
-    inside = formula[formula.lastindex or 0]
-    sides = [inside] if _has_values(inside) else [inside.rpartition("=")[2]]
+    inside = patterns.ARROW.split(formula[formula.lastindex or 0])[-1]
+    sides = [side for side in inside.split("=") if not patterns.LETTER.fullmatch(side)][-1:]
+    if _has_values(inside) or not sides:
+        sides = [inside]
     if formula["sum"]:
         if last and last.start() < formula.start():  # a lone π
             return None
@@ -311,9 +324,10 @@ def _last_formula(text: str) -> str | None:
 def _is_formula(found: re.Match[str]) -> bool:
     """Whether a match of `FORMULA` is more than numbers and perhaps the letter of a unit."""
     text = found["sum"]
-    return not text or bool(
-        PART.search(text) or (patterns.SIGNED.search(text) and patterns.TERM.search(text))
-    )
+    if not text:
+        is_letter = patterns.LETTER.fullmatch(found[found.lastindex or 0])
+        return not (is_letter and found.string.endswith((" of ", " for "), 0, found.start()))
+    return bool(PART.search(text) or (patterns.SIGNED.search(text) and patterns.TERM.search(text)))
 
 
 def _last_number(text: str) -> str | None:
@@ -330,7 +344,7 @@ _MARKED = (_after_hashes, _in_box, _in_tags)
 """Finders of answers with a mark of their own."""
 _STATING = (*_MARKED, _in_json, _after_mark)
 """Finders of answers that a text states to be so."""
-_FINDERS = (*_STATING, _listed, _chosen, _whole, _last_formula, _last_number)
+_FINDERS = (*_STATING, _listed, _chosen, _whole, _at_end)
 """All finders, the most certain first."""
 
 

@@ -94,8 +94,10 @@ class Atoms(ABC):
     def starts_atom(self) -> bool:
         """Whether the next token can begin a factor without a multiplication sign before it."""
         token = self.peek()
+        if token.kind == "number":  # 3!7!
+            return self.peek(-1).text == "!" and not token.spaced
         return token.text not in ("and", "or") and (
-            token.kind in ("name", "word") or token.text in _STARTS or token.text in _FUNCTIONS
+            token.kind in ("name", "word") or token.text in _STARTS | _FUNCTIONS | _FONTS
         )
 
     # ---- containers ----

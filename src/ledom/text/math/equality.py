@@ -69,7 +69,7 @@ class Comparison:
         >>> Comparison().same(read("x = 5"), read("5"))
         True
         """
-        first, second = _exact_side(first), _exact_side(second)
+        first, second = self._exact_side(first), self._exact_side(second)
         kinds = {first.kind, second.kind}
         if first == second:
             return True
@@ -101,6 +101,15 @@ class Comparison:
             and first.name == second.name
             and self._same_parts(first, second)
         )
+
+    def _exact_side(self, node: Node) -> Node:
+        r"""The last of equal constants, before any approximation of them: 2\pi of
+        \pi + \pi = 2\pi \approx 6.28; other nodes unchanged."""
+        signs = node.name.split() if node.kind == "relation" else []
+        if not signs or {"=", "~"} < {*signs, "="} or any(map(_is_variable, node.walk())):
+            return node
+        *others, last = node.parts[: [*signs, "~"].index("~") + 1]
+        return last if all(self.same(other, last) for other in others) else node
 
     def _same_parts(self, first: Node, second: Node) -> bool:
         if len(first.parts) != len(second.parts):
@@ -141,6 +150,8 @@ class Comparison:
         return self.proportional(sides[0], sides[1])
 
     def _same_relation(self, first: Node, second: Node) -> bool:
+        if first.name == "=" and second.value is not None and _is_of_letters(first.parts[0]):
+            return self.same(first.parts[1], second)
         if first.kind == second.kind and first.name == second.name:
             if self._same_parts(first, second):
                 return True
@@ -199,16 +210,10 @@ class Comparison:
         return all(is_placed(one, set()) for one in range(len(first)))
 
 
-def _exact_side(node: Node) -> Node:
-    r"""The left side of an approximation of a number, \pi/4 \approx 0.79, and the number of a true
-    equation of numbers, 3 + 2 = 5; other nodes unchanged."""
-    if node.kind == "relation" and {*node.name.split()} == {"="}:
-        values = {part.value for part in node.parts}
-        return node.parts[-1] if len(values) == 1 and None not in values else node
-    if node.kind != "relation" or node.name != "~":
-        return node
-    exact = node.parts[0]
-    return node if any(_is_variable(inner) for inner in exact.walk()) else exact
+def _is_of_letters(node: Node) -> bool:
+    """Whether a node is a sum of different letters: m + n, but not 2m + n."""
+    names = [inner.name for inner in node.walk() if _is_variable(inner)]
+    return {inner.kind for inner in node.walk()} == {"symbol", "+"} and len({*names}) == len(names)
 
 
 def _difference(equation: Node) -> Node | None:

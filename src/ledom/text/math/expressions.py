@@ -307,7 +307,7 @@ class _Reader(Atoms):
         if token.kind != "word":
             return False
         word = token.text.lower()
-        if token.quoted or is_unit(token.text) or word in NOT_UNITS:
+        if token.quoted or is_unit(token.text) or word in NOT_UNITS or word == "of":
             return True
         if len(word) > 3 or not word.isascii():  # no product of variables
             return True
@@ -315,7 +315,7 @@ class _Reader(Atoms):
             return False
         if len(word) == 3:
             return not _VARIABLES.issuperset(word)
-        return word == "of" or not (token.text.islower() or token.text.isupper())  # 5 kJ
+        return not (token.text.islower() or token.text.isupper())  # 5 kJ
 
     def _is_whole_item(self) -> bool:
         """Whether an item is only a number and the next token: 5m, but not y = 5m or 5m + 2."""
@@ -388,7 +388,7 @@ def _relation(signs: list[str], parts: list[Node]) -> Node:
     if signs == ["="] and parts[1].kind == "symbol" and parts[0].kind != "symbol":
         return Node("named", parts[1].name, (parts[0],))
     is_value = signs == ["="] or (signs == ["~"] and parts[1].kind in ("number", "quantity"))
-    if is_value and parts[0].kind == "symbol":
+    if is_value and parts[0].kind == "symbol" and parts[0].name != "pi":
         return Node("named", parts[0].name, (parts[1],)) if parts[0].name else parts[1]
     is_point = parts[0].kind == "bracket" and all(p.kind == "symbol" for p in parts[0].parts)
     if signs == ["="] and parts[1].kind == "bracket" and is_point:  # (x, y) = (1, 2)

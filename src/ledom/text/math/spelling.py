@@ -78,6 +78,7 @@ _ONE_SPELLING = {
     **dict.fromkeys(["thinspace", "enspace"], " "),
     **dict.fromkeys(["dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "flatfrac"], r"\frac"),
     "bigcup": r"\cup",
+    "colon": ":",
     "ell": "l",
     "ne": r"\neq",
     "varnothing": r"\emptyset",
@@ -92,19 +93,38 @@ _ONE_SPELLING = {
 _FONT = r"\\(?:rm|bf|it|sf|tt)"
 
 
+_BASES = {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16, "b": 2, "o": 8, "x": 16}
+
+
 def _base(word: re.Match[str]) -> str:
     """The subscript of a number in the base that a word names."""
-    return f"_{ {'binary': 2, 'octal': 8, 'decimal': 10, 'hexadecimal': 16}[word[1]] }"
+    return f"_{_BASES[word[1]]}"
+
+
+def _prefixed(found: re.Match[str]) -> str:
+    """A number with a subscript instead of the prefix for its base: 0x1F."""
+    return f"0{found[2].upper()}_{_BASES[found[1]]}"
 
 
 _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
-    (re.compile(r"\A~\s?(?=[$\\.\d-])"), r"\\approx "),  # elsewhere it is LaTeX's space
+    (  # elsewhere "~" is LaTeX's space
+        re.compile(
+            r"\A(?:~|(?:\\text\{)?(?:approximately|about|around|roughly)(?:\s?\}|\s))\s?"
+            r"(?=[$\\.\d-])"
+        ),
+        r"\\approx ",
+    ),
+    (re.compile(r"(?<![\w.])0([box])([0-9A-Fa-f]{1,16})(?![\w.^])"), _prefixed),
+    (re.compile(r"(?<![\\A-Za-z])log(2|10)(?=\()"), r"\\log_{\1}"),
+    (re.compile(r"(?<![A-Za-z])m\s?(?=\\angle)"), ""),  # the measure of an angle
+    (re.compile(r"(?<![A-Za-z])(sq|cu)\.\s?(?=[A-Za-z])"), r"\1 "),
     (re.compile(r"\A(?:\\text\{)?[Aa]ll real numbers\}?\Z"), r"\\mathbb{R}"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\{([^{}\\]{1,40})\\choose(?![A-Za-z])([^{}\\]{1,40})\}"), r"\\binom{\1}{\2}"),
     (re.compile(r"\{([^{}\\]{1,40})\\over(?![A-Za-z])([^{}\\]{1,40})\}"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\(?:text)?color\s?\{\w{1,40}\}|\\[hv]?phantom\{[^{}]*\}"), ""),
     (re.compile(rf"\{{\s?{_FONT}\s([^{{}}]*)\}}|{_FONT}\s?\{{([^{{}}]*)\}}"), r"\\text{\1\2}"),
+    (re.compile(r"\\mathbf\s?\{([A-Za-z])\}"), r" \1"),  # a vector: 2i - 3j
     (re.compile(r"\\\\\s?\[-?[\d.]+(?:pt|em|ex|mm|cm)\]"), r"\\\\"),  # space between rows
     (
         re.compile(rf"\\({'|'.join(_ONE_SPELLING)})(?![A-Za-z])"),
@@ -146,7 +166,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (SPELLED_OUT, lambda number: str(spelled(number[1]))),
     (re.compile(r"(?<=\d) (?:in )?(binary|octal|decimal|hexadecimal)\Z"), _base),
     # bases: 101 in base 2, (101)_2, \text{1F}_{16}, 101_{(2)}, 101_{\text{base 2}}
-    (re.compile(r"(?<=\d) (?:in )?base (\d{1,2})(?!\d)"), r"_{\1}"),
+    (re.compile(r"(?<=\d) (?:in )?\(?base (\d{1,2})\)?(?!\d)"), r"_{\1}"),
     (re.compile(r"(?:\\(?:text|mathrm)\s?\{|\()([\dA-F]+)[)}]\s?(?=_\s?\{?\s?\(?\d)"), r"\1"),
     (re.compile(r"_\{(?:\\(?:text|mathrm)\{\s?(?:base\s?)?\}?|\()(\d{1,2})[)}]?\}"), r"_{\1}"),
     (re.compile(r"(\d)\^\s?\{?\s?(?:\\(?:text|mathrm)\{)?\s?(st|nd|rd|th)\s?\}{0,2}"), r"\1\2"),

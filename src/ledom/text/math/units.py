@@ -83,7 +83,7 @@ milliamp mA milliampere, hertz hz, kilohertz khz, megahertz MHz mhz, gigahertz g
 degree ° deg, celsius °c, fahrenheit °f, radian rad
 meter m metre, kilometer km kilometre, decimeter dm decimetre, centimeter cm centimetre
 millimeter mm millimetre, inch in inches, foot ft feet, yard yd, mile mi
-gram g gramme, kilogram kg kilo kilogramme, milligram mg, pound, pound-weight lb, ounce oz
+gram g gm gramme, kilogram kg kilo kilogramme, milligram mg, pound, pound-weight lb, ounce oz
 ton tonne
 liter l litre, milliliter ml millilitre, tablespoon tbsp, teaspoon tsp, gallon gal, quart qt
 pint pt
@@ -95,6 +95,8 @@ _COMPOUND = {
     "mph": {"mile": 1, "hour": -1},
     "kmh": {"kilometer": 1, "hour": -1},
     "kph": {"kilometer": 1, "hour": -1},
+    "kmph": {"kilometer": 1, "hour": -1},
+    "mps": {"meter": 1, "second": -1},
 }
 _EXPONENT = re.compile(r"\^(-?\d)")
 _POWERS_AFTER = {"squared": "^2", "cubed": "^3"}
