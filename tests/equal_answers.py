@@ -215,6 +215,12 @@ EQUAL = [
     ("(5)", "5", "brackets round one value"),
     (r"\infty", "infinity", "a word for a sign"),
     # matrices
+    (
+        r"\frac{1}{2}\begin{pmatrix} 2 \\ 3 \end{pmatrix}",
+        r"\begin{pmatrix} 1 \\ 3/2 \end{pmatrix}",
+        "a factor",
+    ),
+    (r"-\begin{pmatrix} 2 & 3 \end{pmatrix}", r"\begin{bmatrix} -2 & -3 \end{bmatrix}", "a sign"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", "spaces"),
     (
         r"\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix}",

@@ -57,6 +57,7 @@ EXTRACTED_CHOICES: list[tuple[str, str | None]] = [
     ("A alternativa correta é a letra B.", "B"),
     ("La bonne réponse est la B) Paris.", "B) Paris"),
     ("La réponse est l'option B.", "B"),
+    ("therefore , option c .", "c"),
     ("La risposta corretta è la lettera B.", "B"),
     ("Die richtige Antwort ist Antwort B.", "B"),
 ]

@@ -134,6 +134,8 @@ EXTRACTED_UNMARKED: list[tuple[str, str | None]] = [
     ("There are $5$ left because 2 were eaten.", "5"),
     ("The maximum is $-7$, which occurs at $x=0$.", "-7"),
     ("So $AD=\\sqrt{576}=24$, since $AD>0$.", "24"),
+    ("This gives 42 as the final result, not 41.", "42"),
+    ("He has 3 apples and does not eat 2.", "2"),
     ("Since 3 + 4 is 7, he has 7.", "7"),
     ("Since 3 > 2, the statement is false.", "false"),
 ]

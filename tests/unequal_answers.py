@@ -169,6 +169,12 @@ UNEQUAL = [
     ("y = 2x + 3", "y = 2x - 3", "a sign"),
     ("x + y = 4", "x - y = 4", "a sign"),
     # lists, tuples, sets, intervals, matrices
+    (r"2\begin{pmatrix} 2 \\ 3 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 3 \end{pmatrix}", "a factor"),
+    (
+        r"2\begin{vmatrix} 1 & 2 \\ 3 & 4 \end{vmatrix}",
+        r"\begin{vmatrix} 2 & 4 \\ 6 & 8 \end{vmatrix}",
+        "determinants",
+    ),
     ("3 or 5", "3", "a part of it"),
     ("3 and 5", "3", "a part of it"),
     ("3, 5", "5", "a part of it"),

@@ -80,7 +80,8 @@ _SIDE = r"(?:\\\$|(?!\s(?:and|or|because|since|as)\b|\\q?quad)[^=,;&$<>≈])*"
 CHAIN = re.compile(rf"\A(?:{_SIDE}=){{2,99}}\s?")  # all but the last side of b^a = 3^5 = 243
 LETTER = re.compile(r"\s?(?:[a-df-hj-z]|\\(?:alpha|beta|theta|lambda))(?:_\{?\w\}?)?[.,]?\s?")
 LAST_REASON = re.compile(
-    r",?\s(?:since|because|which (?:occurs|happens))\s(?:[^.,\n]|\.(?=[0-9])){1,200}[.\s]*\Z"
+    r"(?:,?\s(?:since|because|rather than|instead of|which (?:occurs|happens))|,\s(?:and )?not)\s"
+    r"(?:[^.,\n]|\.(?=[0-9])){1,200}[.\s]*\Z"
 )
 CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
 VERDICT = re.compile(  # no later number could be the answer instead
@@ -106,7 +107,7 @@ LAST_CHOICE = re.compile(
     r"|\b(?:(?i:so|thus|hence|therefore),?|(?:is|be)(?=\s\())\s"
     r"|(?<![\s:]):\s{1,2}|(?<=[\u1100-\uffff]):"
     r"|(?:\A|\n[ \t]{0,8}\n)#{0,6}[ \t]{0,8}|\n[ \t]{0,8}(?=\())"
-    r"(\([A-Ja-j]\)|[A-HJ])[\s.!*)]*\Z"
+    r"(\([A-Ja-j]\)|[A-HJ]|(?<=ption\s)[a-j])[\s.!*)]*\Z"
 )
 _LETTER = r"(?:[Oo]ption\s)?(?:\(?([A-Ja-j])\)|([A-J])[.:])"
 CHOICE_PARAGRAPH = re.compile(  # a last paragraph that is a choice and what it says

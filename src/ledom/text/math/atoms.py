@@ -31,7 +31,18 @@ _FENCES = {
 _FONTS = frozenset([r"\vec", r"\hat", r"\mathcal"])
 _NO_TOKEN = Token("", "")
 _STARTS = frozenset(
-    ["(", r"\frac", r"\binom", r"\sqrt", "sqrt", r"\pi", r"\lfloor", r"\lceil", r"\lvert"]
+    [
+        "(",
+        r"\frac",
+        r"\binom",
+        r"\sqrt",
+        "sqrt",
+        r"\pi",
+        r"\lfloor",
+        r"\lceil",
+        r"\lvert",
+        r"\begin",
+    ]
 )
 _FUNCTIONS = FUNCTIONS - {"sqrt"}
 _INVERTED = frozenset(["sin", "cos", "tan"])  # \sin^{-1} x is the arcsine, never 1 / \sin x

@@ -146,11 +146,14 @@ def total(*parts: Node) -> Node:
 
 
 def product(*parts: Node) -> Node:
-    """A product.
+    """A product of scalars, or of a scalar and a matrix.
 
     >>> product(number(2), number(3)).value
     Fraction(6, 1)
     """
+    last = parts[-1]
+    if last.kind == "row" or (last.kind == "matrix" and last.name == "()"):
+        return replace(last, parts=tuple(product(*parts[:-1], cell) for cell in last.parts))
     values = _operands(parts)
     if values is not None:
         return number(math.prod(values))
