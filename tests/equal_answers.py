@@ -150,6 +150,7 @@ EQUAL = [
     (r"\log_2 8", "3", "a logarithm with a base"),
     (r"\cos(\pi)", "-1", "a function of a bracket"),
     # expressions
+    (r"\alpha \beta", r"\beta \alpha", "a product"),
     ("x^2+2x+1", "(x+1)^2", "a square multiplied out"),
     ("4X", "4x", "case of a variable"),
     ("2xy", "2yx", "a product in another order"),
@@ -287,6 +288,7 @@ EQUAL = [
     (r"\sqrt{50}-\sqrt{8}", r"3\sqrt2", "roots that simplify"),
     (r"2\sqrt{x}", r"\sqrt{4x}", "a factor in a root"),
     # text
+    ("~p", r"\neg p", "two signs of negation"),
     ("$18$", "18", "maths delimiters"),
     (r"\(18\)", "18", "maths delimiters"),
     ("**18**", "18", "emphasis"),

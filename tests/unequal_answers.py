@@ -250,6 +250,9 @@ UNEQUAL = [
     (r"\frac{\pi}{6}+2\pi k, k\in\mathbb{Z}", r"\frac{\pi}{6}", "one of many"),
     (r"\langle 1, 2 \rangle", r"\langle 2, 1 \rangle", "an order"),
     # text
+    ("T F T", "F T T", "a sequence, not a product"),
+    ("AB CD", "CD AB", "two names, not a product"),
+    ("~p", "p", "negated"),
     ("the left side", "the right side", "words are no letters with a label"),
     ("on the left", "on the right", "words are no letters with a label"),
     ("go left", "go right", "words are no letters with a label"),

@@ -30,9 +30,10 @@ from ledom.text.math.nodes import (
     product,
     quotient,
     total,
+    with_sign,
     without_repeats,
 )
-from ledom.text.math.spelling import MAX_CHARS, NotUnderstood, plain_text, text_key
+from ledom.text.math.spelling import GREEK, MAX_CHARS, NotUnderstood, plain_text, text_key
 from ledom.text.math.tokens import Token, refuse_dashes, tokens
 from ledom.text.math.units import (
     MONEY_SCALES,
@@ -196,9 +197,11 @@ class _Reader(Atoms):
         while self.peek().text == ":":
             self.take()
             parts.append(self.union())
-        only_letters = {"number", "command"}.isdisjoint(
-            token.kind for token in self.tokens[start : self.place]
-        )
+        kinds = {"Greek" if t.text in GREEK else t.kind for t in self.tokens[start : self.place]}
+        only_letters = {"number", "command"}.isdisjoint(kinds)
+        around = {self.peek(start - self.place - 1).text, self.peek().text}
+        if kinds <= {"name", "word"} and self.place > start + 1 and around <= _SEPARATORS | {""}:
+            raise NotUnderstood("a sequence or words, not a product: T F T")
         minutes = [token.text for token in self.tokens[start + 1 : self.place]]
         name = "clock" if any(map(_ZERO_AND_DIGIT.fullmatch, minutes)) else ""  # 3:05 is not 3:5
         node = parts[0] if len(parts) == 1 else Node("ratio", name, tuple(parts))
@@ -258,7 +261,7 @@ class _Reader(Atoms):
             following = self.peek().text
             if following in ("+", "-", r"\pm", r"\mp") and (sign, following) != ("+", "-"):
                 raise NotUnderstood("two signs")
-            terms.append(_with_sign(sign, self._term()))
+            terms.append(with_sign(sign, self._term()))
         return terms[0] if len(terms) == 1 else total(*terms)
 
     def _term(self) -> Node:
@@ -344,7 +347,7 @@ class _Reader(Atoms):
         sign = self.peek().text
         if sign in ("+", "-", r"\pm", r"\mp"):
             self.take()
-            return _with_sign(sign, self.power())
+            return with_sign(sign, self.power())
         return self.power()
 
     def power(self) -> Node:
@@ -373,14 +376,6 @@ def _link(items: list[Node], links: set[str]) -> str:
     if len(links) > 1:
         raise NotUnderstood("and beside or")
     return "".join(links)
-
-
-def _with_sign(sign: str, node: Node) -> Node:
-    if sign == "+":
-        return node
-    if sign == "-":
-        return product(number(-1), node)
-    return product(number(1 if sign == r"\pm" else -1), Node("pm"), node)
 
 
 def _relation(signs: list[str], parts: list[Node]) -> Node:

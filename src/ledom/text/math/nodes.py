@@ -26,6 +26,7 @@ __all__ = [
     "product",
     "quotient",
     "total",
+    "with_sign",
     "without_repeats",
 ]
 
@@ -159,6 +160,19 @@ def product(*parts: Node) -> Node:
         return number(math.prod(values))
     first = parts[0].parts if parts[0].kind == "*" else parts[:1]  # keeps long products flat
     return Node("*", parts=(*first, *parts[1:]))
+
+
+def with_sign(sign: str, node: Node) -> Node:
+    r"""A scalar or matrix after +, -, \pm or \mp.
+
+    >>> with_sign("-", number(2)).value
+    Fraction(-2, 1)
+    """
+    if sign == "+":
+        return node
+    if sign == "-":
+        return product(number(-1), node)
+    return product(number(1 if sign == r"\pm" else -1), Node("pm"), node)
 
 
 def quotient(over: Node, under: Node) -> Node:
