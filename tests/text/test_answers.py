@@ -66,6 +66,7 @@ def test_the_label_takes_precedence_over_the_answer(
         *("####", "#### \n", "#### 1x\n", "\\boxed{", "{", "}", '{"a":', "<<", "A: \n", ", x", "="),
         *("(1,", "x = 1 or ", "\\frac{", "\\(", "\\pi ", "1:", "1 1/", "<answer>", "</think>"),
         *("answer ", "answer is ", "answer*", "Answer:\n", '"answer": "', "é\n", "$\n", "x ."),
+        *("wait it is ", "a = ", "&" + "\\begin{pmatrix}1\\end{pmatrix}" * 30),
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "The answer is ", "#### ", "\\boxed{", "Answer: 1. "])

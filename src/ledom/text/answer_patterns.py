@@ -24,7 +24,7 @@ TIDIED = (
     (  # the last row at the end of a text, as a formula
         re.compile(
             r"&\s?+(?:=|\\equiv)?+(?!\s?[a-z][.,]?\s*\\end)"
-            r"((?:\\begin\{pmatrix\}[^&]{1,99}?\\end\{pmatrix\}|(?!\\(?:begin|end|boxed))[^&]){1,300}?)"
+            r"((?:\\begin\{pmatrix\}(?:(?!\\end)[^&]){1,99}\\end\{pmatrix\}|(?!\\(?:begin|end|boxed))[^&]){1,300}?)"
             r"[.,]?\s*\\end\{(?:align|aligned|gather|gathered|split)\*?\}(?:[\s.$]|\\\])*\Z"
         ),
         r" \\[\1\\]",
