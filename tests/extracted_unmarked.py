@@ -132,6 +132,8 @@ EXTRACTED_UNMARKED: list[tuple[str, str | None]] = [
     ("As 5 > 3, the only coefficient that must be positive is $a$.", "a"),
     # no marker: before a reason
     ("There are $5$ left because 2 were eaten.", "5"),
+    ("The taller plant grew 22 cm because 22 > 21.", "22"),
+    ("She must read 20 pages to reach page 80 because 80 - 60 = 20", "20"),
     ("The maximum is $-7$, which occurs at $x=0$.", "-7"),
     ("So $AD=\\sqrt{576}=24$, since $AD>0$.", "24"),
     ("This gives 42 as the final result, not 41.", "42"),

@@ -79,9 +79,9 @@ ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
 _SIDE = r"(?:\\\$|(?!\s(?:and|or|because|since|as)\b|\\q?quad)[^=,;&$<>≈])*"
 CHAIN = re.compile(rf"\A(?:{_SIDE}=){{2,99}}\s?")  # all but the last side of b^a = 3^5 = 243
 LETTER = re.compile(r"\s?(?:[a-df-hj-z]|\\(?:alpha|beta|theta|lambda))(?:_\{?\w\}?)?[.,]?\s?")
-LAST_REASON = re.compile(
-    r"(?:,?\s(?:since|because|rather than|instead of|which (?:occurs|happens))|,\s(?:and )?not)\s"
-    r"(?:[^.,\n]|\.(?=[0-9])){1,200}[.\s]*\Z"
+LAST_REASON = re.compile(  # not a calculation, which ends with its result
+    r"(?:,?\s(?:(?:since|because)\b(?![^\n]*=)|rather than|instead of|which (?:occurs|happens))"
+    r"|,\s(?:and )?not)\s(?:[^.,\n]|\.(?=[0-9])){1,200}[.\s]*\Z"
 )
 CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
 VERDICT = re.compile(  # no later number could be the answer instead
