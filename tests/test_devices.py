@@ -20,7 +20,7 @@ from ledom.lm import load
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.engine.trunk import Trunk, build_trunk
 from ledom.lm.language_model import Sampling, TokenSpan
-from ledom.model import attention
+from ledom.model import attention, changes
 from ledom.train.loop import packed_losses
 from ledom.train.optim import OptimConfig, build_optimizers
 
@@ -72,8 +72,9 @@ def test_the_check_detects_mixed_devices() -> None:
 )
 @pytest.mark.slow
 def test_scoring_and_sampling_use_one_device(
-    direction: Direction, trunk: Callable[[Any], Trunk]
+    direction: Direction, trunk: Callable[[Any], Trunk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(changes, "_dense", lambda weight: [weight])  # refuses the meta device
     lm = load("tiny", direction)
     assert isinstance(lm, HFLanguageModel)
     lm.model.to("meta")
