@@ -10,6 +10,7 @@ EQUAL_QUANTITIES = [
     ("25\\%", "25 percent", "a unit's name"),
     (r"12.5\%", "1/8", "a percent is a hundredth"),
     ("x-y", "-y + x", "a difference of letters without spaces"),
+    ("y x", "x y", "a product with a space"),
     ("2x-y=-1", "y = 2x + 1", "one line"),
     ("A and C", "A, C", "a list in words, its letters in capitals"),
     ("C)", "C", "a choice"),
@@ -18,6 +19,7 @@ EQUAL_QUANTITIES = [
     ("3 + 2 = 5", "5", "a true sum and its value"),
     ("2/3 of the cake", "2/3", "what is shared may be left out"),
     # units
+    ("5 ~cm", "5 cm", "LaTeX's space before a unit"),
     ("3/4 of a cup", "3/4", "a part of one"),
     ("20 kmph", "20 km/h", "two names of one unit"),
     ("20 mps", "20 m/s", "two names of one unit"),

@@ -8,6 +8,9 @@ from extracted_unmarked import EXTRACTED_UNMARKED
 EXTRACTED: list[tuple[str, str | None]] = [
     *EXTRACTED_CHOICES,
     *EXTRACTED_UNMARKED,
+    # a stated answer and words after it
+    ("The answer is 12.\n\nActually we can check: 3 boxes, and it is 4 per box, giving 12.", "12"),
+    ("The answers are 5; 7 or 9.", "5; 7 or 9"),
     # GSM8K's marker
     ("16 - 3 = 13\n#### 18", "18"),
     ("16 - 3 = 13\n#### 17\nNo:\n#### 1,800\n", "1,800"),

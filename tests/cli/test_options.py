@@ -66,7 +66,7 @@ ABSURD = [
     (f"rerank --max-tokens {HUGE}", "'--max-tokens'", "10000000"),
     (f"rerank --top-k {HUGE}", "'--top-k'", "10000000"),
     (f"rerank --seed {HUGE}", "'--seed'", "4611686018427387904"),
-    ("search --seed -1", "'--seed'", " 0"),
+    ("search --seed -1", "'--seed'", "than or equal to 0"),
     ("generate --before Q --seed x", "'--seed'", "a valid int"),
     (f"demo --problems {HUGE}", "'--problems'", "100000000"),
     (f"demo --samples {HUGE}", "'--samples'", "100000"),

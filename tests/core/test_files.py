@@ -138,6 +138,23 @@ def test_a_folder_that_cannot_be_renamed_is_replaced(tmp_path, monkeypatch):
     assert [*tmp_path.iterdir()] == [path]
 
 
+def test_a_folder_in_use_keeps_its_files(tmp_path, monkeypatch):
+    """As a mount point in a container, which cannot be renamed either."""
+    path, rename = tmp_path / "model", os.replace
+    path.mkdir()
+    (path / "weights").write_text("old")
+
+    def refuse(source, target):
+        if source == path:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OutputError, match="busy"), write_folder(path, replace=True) as folder:
+        (folder / "config").write_text("new")
+    assert [file.name for file in path.iterdir()] == ["weights"]
+
+
 def test_an_error_while_writing_names_the_output_once(tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device", f"{tmp_path}/tokens.ds")
     with pytest.raises(OutputError) as error, writing(tmp_path):

@@ -316,7 +316,7 @@ def test_the_number_of_tasks_follows_size_and_workers(file: Path) -> None:
             large.truncate(size)
         return module._count_tasks(open_documents([str(file)]), Execution(workers=workers))
 
-    assert [count(size, 64) for size in (0, 1, 2**22, 2**23 + 1)] == [1, 1, 1, 3]
+    assert [count(size, 64) for size in (0, 1, 2**22, 2**23 - 1, 2**23)] == [1, 1, 1, 1, 2]
     assert [count(2**28, workers) for workers in (1, 3, 64, 65)] == [1, 3, 64, 64]
     assert count(5 * 2**28 + 1, 3) == 6
     assert module._count_tasks(HubDocuments("x"), Execution(workers=3)) == 3

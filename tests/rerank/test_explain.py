@@ -17,6 +17,12 @@ def test_an_empty_question_is_refused() -> None:
         explain(Problem(id="p", question=" \n"), ["4"], lm)
 
 
+def test_only_empty_answers_are_refused() -> None:
+    lm = FakeLanguageModel(direction="reverse")
+    with pytest.raises(InputError, match="no answer has text after its thought"):
+        explain(Problem(id="p", question="2 + 2?"), ["", "<think>4"], lm)
+
+
 def test_an_empty_answer_is_neither_picked_nor_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it scores: nothing is read of it, as in a selection."""
     for sign in (1, -1):

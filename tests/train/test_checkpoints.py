@@ -303,8 +303,13 @@ def test_a_twin_with_other_settings_is_refused(tmp_path, recipe, make):
     save(Checkpoints(reverse, *make(0), same, Direction.REVERSE, ALONE), 5)
     assert begin(same) == 5
     shutil.rmtree(reverse)
+    shutil.copy(forward / "checkpoints/00000005/run.json", forward)
     (forward / "checkpoints/00000005/run.json").write_text("{")
     assert begin(other) == 0
+    shutil.rmtree(forward / "checkpoints")  # those of a finished twin, to save space
+    (forward / "model").mkdir()
+    with pytest.raises(CheckpointError, match=rf"its twin {forward} was trained with other"):
+        begin(other)
 
 
 def test_files_may_be_moved(tmp_path, recipe, make, checkpoints):

@@ -34,7 +34,7 @@ CandidateFile = Annotated[
 Folds = Annotated[
     int,
     options.selection_option(
-        help="Fit the weights on these problems by cross-fitting in K folds. 0: do not."
+        help="Fit the weights on these problems by cross-fitting in K folds; 0 for no fitting."
     ),
 ]
 Demonstrations = Annotated[

@@ -71,7 +71,10 @@ class Direction(StrEnum):
 
 
 def choose_direction(place: object, recorded: Any, asked: Direction | str | None) -> Direction:
-    """The direction of the model in a place; raises `DirectionError` if unknown or not as `asked`.
+    """The direction of the model in a place.
+
+    Raises `InputError` if `asked` is no direction, and `DirectionError` if the direction is unknown
+    or not as `asked`.
 
     >>> str(choose_direction("folder", "reverse", None))
     'reverse'

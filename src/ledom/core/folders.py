@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -37,9 +38,14 @@ def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
         _follow_umask(temporary)
         old = temporary.with_name(f"{temporary.name}.old")
         if replace and path.is_dir():
-            # Not removed yet: a kill would lose both. Overlay file systems (Docker) cannot rename a
-            # folder of a lower layer, so `move` copies it.
-            shutil.move(path, old)
+            try:  # not removed yet, because a kill would lose both
+                os.replace(path, old)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # Overlay file systems (Docker) cannot rename a folder of a lower layer.
+                shutil.copytree(path, old, symlinks=True)
+                shutil.rmtree(path)
         os.replace(temporary, path)
         remove(old)
 

@@ -203,7 +203,7 @@ def _count_tasks(documents: Documents, execution: Execution) -> int:
     workers, size = execution.workers or available_cpus(), documents.num_bytes
     if size is None:
         return workers
-    least, most = (-(-size // part) for part in (_BYTES_PER_TASK, _LEAST_BYTES))
+    least, most = -(-size // _BYTES_PER_TASK), size // _LEAST_BYTES
     return max(1, least, min(workers, most))
 
 

@@ -375,14 +375,15 @@ def _reason(error: Exception) -> str:
 def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and warnings off the screen."""
 
-    def is_error(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or not record.name.startswith("transformers")
 
     with ExitStack() as restore:
         # To set the level instead would clear the caches of all loggers, and affect other threads.
-        for handler in [*logging.getLogger("transformers").handlers]:
-            handler.addFilter(is_error)
-            restore.callback(handler.removeFilter, is_error)
+        # In CI, transformers also logs to the root logger.
+        for handler in [*logging.getLogger("transformers").handlers, *logging.getLogger().handlers]:
+            handler.addFilter(is_shown)
+            restore.callback(handler.removeFilter, is_shown)
         if transformers_logging.is_progress_bar_enabled():
             transformers_logging.disable_progress_bar()
             restore.callback(transformers_logging.enable_progress_bar)

@@ -15,7 +15,7 @@ from ledom.report.results import Case, CaseCandidate, ModelInfo, QuestionToken, 
 from ledom.rerank.candidate_table import build_candidate_table
 from ledom.rerank.candidates import scores_by_target
 from ledom.rerank.score import score_candidates
-from ledom.text.answers import extract_answer, is_right
+from ledom.text.answers import extract_answer, is_right, split_thought
 
 __all__ = ["case_of", "explain"]
 
@@ -26,7 +26,8 @@ _TARGETS = {"forward": "y|x", "reverse": "x|y", "prior": "y"}  # of the scores s
 def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> SelectionReport:
     """A report with one case: the distinct solutions, ranked by log P(x|y).
 
-    Raises `DirectionError` for a forward model, and `InputError` for an empty question.
+    Raises `DirectionError` for a forward model, and `InputError` for an empty question or if all
+    answers are empty.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -37,6 +38,8 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> Se
     Direction.REVERSE.require(lm.direction, lm.name, "to explain questions")
     if not problem.question.strip():
         raise InputError("the question is empty; give one to explain")
+    if not any(split_thought(solution)[1].strip() for solution in solutions):
+        raise InputError("no answer has text after its thought; give at least one that has")
     candidates = [
         Candidate(problem_id=problem.id, index=index, text=solution)
         for index, solution in enumerate(dict.fromkeys(solutions))

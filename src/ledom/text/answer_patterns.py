@@ -60,7 +60,7 @@ CLAUSE = re.compile(
     r"(?!and (?!not\b)|or\b)(?=[^\W\d_]{2}|i\.e\.)"
     r"|\s\((?=[^()]{1,99}\)\Z)"  # a remark: 7 (3 + 4)
     r"|,?\sor (?:about|around|roughly|approximately)\b|\swith\s"
-    r"|(?<=[0-9])[;:]\s(?=[0-9]+\s[^\W\d_]{2})"  # 14; 7 of them are red
+    r"|(?<=[0-9])[;:]\s(?=[0-9]+\s(?!and\b|or\b)[^\W\d_]{2})"  # 14; 7 of them are red
     r"|\s(?:for|at|when|if)\s[a-z]\s?=|\sto (?:the nearest|\w+ (?:decimal|significant))\b"
 )
 NAMED = re.compile(  # New York, because ...; CO2, not O2; a sentence that is only a name
@@ -77,11 +77,14 @@ REMARK_ON_IT = re.compile(  # what follows "the answer is" and is no answer; a v
 )
 ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
 _SIDE = r"(?:\\\$|(?!\s(?:and|or|because|since|as)\b|\\q?quad)[^=,;&$<>≈])*"
-CHAIN = re.compile(rf"\A(?:{_SIDE}=){{2,99}}\s?")  # all but the last side of b^a = 3^5 = 243
+CHAIN = re.compile(rf"\A(?:{_SIDE}=){{2,99}}(?!.*=)\s?")  # all but the last side of b^a = 3^5 = 243
 LETTER = re.compile(r"\s?(?:[a-df-hj-z]|\\(?:alpha|beta|theta|lambda))(?:_\{?\w\}?)?[.,]?\s?")
-LAST_REASON = re.compile(  # not a calculation, which ends with its result
-    r"(?:,?\s(?:(?:since|because)\b(?![^\n]*=)|rather than|instead of|which (?:occurs|happens))"
-    r"|,\s(?:and )?not)\s(?:[^.,\n]|\.(?=[0-9])){1,200}[.\s]*\Z"
+LAST_REASON = re.compile(  # neither a calculation nor a further clause, which end with the result
+    r"(?:,?\s(?:because|since(?!\s(?:[A-Z]|[0-9]{4}\b)))\b"
+    r"(?![^\n]*(?:=|\b(?:so|now|and (?:s?he|they|has|have|had))\b))"
+    r"|(?:,?\s(?:rather than|instead of|which (?:occurs|happens))|,\s(?:and )?not)\b"
+    r"(?!(?:\D*+[0-9][0-9.,]*+){2}))"  # two numbers: the second is the result
+    r"\s(?:[^.,\n]|\.(?=[0-9])){1,200}[.\s]*\Z"
 )
 CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
 VERDICT = re.compile(  # no later number could be the answer instead
@@ -97,7 +100,8 @@ CHOSEN = re.compile(  # "our value of b is correct" is about a variable
     re.MULTILINE,
 )
 JUDGED = re.compile(  # the last sentence: So the statement is false.
-    r"\b(?:assertion|claim|hypothesis|proposition|sentence|statement) is "
+    r"(?:\A|[.!?,\n]\s+)(?:(?:so|thus|therefore|hence),?\s)?(?:the|this)\s(?:given\s)?"
+    r"(?:assertion|claim|hypothesis|proposition|sentence|statement) is "
     r"(?:(?:therefore|thus|indeed) )?(true|false)[.!\s*]*\Z",
     re.IGNORECASE,
 )
@@ -129,7 +133,8 @@ LISTED_CHOICE = re.compile(
 )
 CORRECTION = re.compile(
     r"\b(?:(?:wait,? no|no,? wait|scratch that|correction|oops|sorry)[,:.;!]\s(?=[^\n]{0,200}[0-9])"
-    r"|(?:wait|hmm|actually)\b[^\x00]{0,400}\b(?:it|that)(?:'s|\u2019s| is)\s(?=[-$\\(]{0,3}[0-9])"
+    r"|(?:(?:wait|hmm)\b[^\x00]{0,400}\bso|actually),?\s(?:it|that)(?:'s|\u2019s| is)\s"
+    r"(?=[-$\\(]{0,3}[0-9])"
     r"|it should (?:be|have been)\s(?=[-$\\(]{0,3}[0-9]))",
     re.IGNORECASE,
 )

@@ -199,7 +199,8 @@ class Checkpoints:
         if not finished and exists(self.folder.with_name("model")):
             return None, (
                 f"{self.folder.parent}: has a finished model but no checkpoint, so this run would "
-                "start again and replace it; remove the model, or give this run another name"
+                "start again and replace it; train the other direction alone (--direction), remove "
+                "the model, or give this run another name"
             )
         if not finished:
             return None, self._twins_refusal()
@@ -222,7 +223,9 @@ class Checkpoints:
         """
         run, direction = self.folder.parent, self._run["direction"]
         (other,) = (run.with_name(str(way)) for way in Direction if way != direction)
-        started = [other] if is_training(other) else []  # it may have no checkpoint yet
+        started = (
+            [other] if is_training(other) or exists(other / "model") else []
+        )  # it may have no checkpoint yet
         twins = [*started, *_finished(other / _FOLDER)]
         if not twins or run.name != direction:
             return ""

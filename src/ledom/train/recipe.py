@@ -354,7 +354,7 @@ def _explain(error: ValidationError, origin: _Origin) -> str:
         return f"{place}: {message}"
     if isinstance(problem["input"], dict):  # keys of one group contradict each other
         return f"{place}: key {key}: {message}"
-    is_unquoted = problem["type"] == "string_type" and problem["input"] is not None
+    is_unquoted = problem["type"] == "string_type" and not isinstance(problem["input"], list | None)
     remedy = "; put it in its own quotes" if is_unquoted else ""
     return f"{place}: key {key} is {problem['input']!r:.80}: {message}{remedy}"
 

@@ -200,7 +200,8 @@ class _Reader(Atoms):
         kinds = {"Greek" if t.text in GREEK else t.kind for t in self.tokens[start : self.place]}
         only_letters = {"number", "command"}.isdisjoint(kinds)
         around = {self.peek(start - self.place - 1).text, self.peek().text}
-        if kinds <= {"name", "word"} and self.place > start + 1 and around <= _SEPARATORS | {""}:
+        is_listed = self.place > start + 1 and around <= _SEPARATORS | {""}
+        if kinds <= {"name", "word"} and is_listed and self.tokens[start].text.isupper():
             raise NotUnderstood("a sequence or words, not a product: T F T")
         minutes = [token.text for token in self.tokens[start + 1 : self.place]]
         name = "clock" if any(map(_ZERO_AND_DIGIT.fullmatch, minutes)) else ""  # 3:05 is not 3:5

@@ -114,7 +114,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
         ),
         r"\\approx ",
     ),
-    (re.compile(r"\u00ac\s?|(?<![^\s(])~(?=[A-Za-z(])"), r"\\neg "),
+    (re.compile(r"\u00ac\s?|(?<![^\s(])(?<![0-9]\s)~(?=[A-Za-z(])"), r"\\neg "),
     (re.compile(r"(?<![\w.])0([box])([0-9A-Fa-f]{1,16})(?![\w.^])"), _prefixed),
     (re.compile(r"(?<![\\A-Za-z])log(2|10)(?=\()"), r"\\log_{\1}"),
     (re.compile(r"(?<![A-Za-z])m\s?(?=\\angle)"), ""),  # the measure of an angle
