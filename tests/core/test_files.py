@@ -119,37 +119,39 @@ def test_a_file_system_that_refuses_permissions_is_written_to(tmp_path, monkeypa
     assert (tmp_path / "model" / "weights").exists()
 
 
-def test_a_folder_that_cannot_be_renamed_is_replaced(tmp_path, monkeypatch):
-    """As in Docker, if the folder is in the image."""
+@pytest.fixture
+def refuse_rename(tmp_path, monkeypatch):
+    """A function that lets every renaming of the folder `model` fail with a code."""
     path, rename = tmp_path / "model", os.replace
     path.mkdir()
     (path / "weights").write_text("old")
 
-    def refuse(source, target):
-        if source == path:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-        rename(source, target)
+    def refuse(code):
+        def replace(source, target):
+            if source == path:
+                raise OSError(code, os.strerror(code))
+            rename(source, target)
 
-    monkeypatch.setattr(os, "replace", refuse)
-    monkeypatch.setattr(os, "rename", refuse)
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(os, "rename", replace)
+
+    return refuse
+
+
+def test_a_folder_that_cannot_be_renamed_is_replaced(tmp_path, refuse_rename):
+    """As in Docker, if the folder is in the image."""
+    refuse_rename(errno.EXDEV)
+    path = tmp_path / "model"
     with write_folder(path, replace=True) as folder:
         (folder / "config").write_text("new")
     assert [file.name for file in path.iterdir()] == ["config"]
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_a_folder_in_use_keeps_its_files(tmp_path, monkeypatch):
+def test_a_folder_in_use_keeps_its_files(tmp_path, refuse_rename):
     """As a mount point in a container, which cannot be renamed either."""
-    path, rename = tmp_path / "model", os.replace
-    path.mkdir()
-    (path / "weights").write_text("old")
-
-    def refuse(source, target):
-        if source == path:
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", refuse)
+    refuse_rename(errno.EBUSY)
+    path = tmp_path / "model"
     with pytest.raises(OutputError, match="busy"), write_folder(path, replace=True) as folder:
         (folder / "config").write_text("new")
     assert [file.name for file in path.iterdir()] == ["weights"]

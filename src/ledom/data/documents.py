@@ -144,8 +144,7 @@ class FileDocuments(Documents):
     def source(self) -> str:
         files = [file for file, _ in self.files]
         folder = Path(os.path.commonpath(files))
-        several = f"{folder.name or folder} ({len(files)} files)"
-        name = files[0].name if len(files) == 1 else several
+        name = f"{folder.name or folder} ({len(files)} files)" if len(files) > 1 else folder.name
         return os.fsencode(name).decode(errors="replace")  # it may be in another encoding
 
     def settings(self) -> JsonObject:

@@ -30,6 +30,7 @@ __all__ = [
     "has_plain_logits",
     "is_linear",
     "is_llama_shaped",
+    "is_quantized",
     "layer_list",
     "layer_matrices",
     "longest_text",
@@ -90,6 +91,11 @@ def half_precision(model: PreTrainedModel) -> str:
     """bfloat16 or float16 if any of a model's weights have it (a few may be fp32), else ""."""
     dtypes = {str(weight.dtype).removeprefix("torch.") for weight in model.parameters()}
     return next((name for name in ("bfloat16", "float16") if name in dtypes), "")
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether transformers loaded quantized weights, which it neither converts nor trains."""
+    return bool(getattr(model, "is_quantized", False))
 
 
 def layer_matrices(model: PreTrainedModel) -> set[int]:

@@ -173,7 +173,7 @@ class Changes:
 
     def _numbers(self) -> dict[str, Tensor]:
         """The weights and buffers by name, except those that a pass changes."""
-        found: dict[str, Any] = dict(self._model.named_parameters(remove_duplicate=False))
+        found: dict[str, object] = dict(self._model.named_parameters(remove_duplicate=False))
         for name, module in self._model.named_modules():
             # Not the whole state_dict, in which bitsandbytes repacks weights and damages them.
             if not module._parameters:  # torch's quantized layers keep their weights elsewhere

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from ledom.core.errors import CheckpointError
-from ledom.model.architectures import half_precision, layer_list, num_weights
+from ledom.model.architectures import half_precision, is_quantized, layer_list, num_weights
 from ledom.model.attention import IMPLEMENTATION, packed_attention
 from ledom.model.folder import numbers_in
 from ledom.model.own_forward import OwnForward, reset_length
@@ -250,8 +250,7 @@ def in_float32(model: PreTrainedModel) -> PreTrainedModel | None:
     be too large or does not run (some architectures need all layers).
     """
     layers = layer_list(model)
-    quantized = getattr(model, "is_quantized", False)  # transformers converts no such model
-    if not half_precision(model) or layers is None or quantized:
+    if not half_precision(model) or layers is None or is_quantized(model):
         return None
     room = _MOST_COPIED - num_weights(model) + num_weights(layers)
     sizes = accumulate(num_weights(layer) for layer in layers)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ledom.core.errors import CheckpointError, in_one_line
-from ledom.model.architectures import half_precision
+from ledom.model.architectures import half_precision, is_quantized
 from ledom.model.attention import IMPLEMENTATION, turn, without_autocast
 from ledom.model.changes import follows_length
 
@@ -107,7 +107,7 @@ class OwnForward:
         """The error for a model that cannot be used; quantization or precision may be the cause."""
         kind, half = type(self.model).__name__, half_precision(self.model)
         reason = in_one_line(error)
-        if getattr(self.model, "is_quantized", False):
+        if is_quantized(self.model):
             what, remedy = "does not run correctly with quantized weights", "give plain ones"
         elif half:
             what, remedy = f"does not run correctly in {half}", f"try float32, or {remedy}"

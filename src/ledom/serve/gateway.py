@@ -65,7 +65,7 @@ class Options(Config):
     def read(cls, model: str, given: Mapping[str, Any] | None, n: int | None) -> Options:
         """Options from a model's name, the body's `n`, and its key `ledom`, which takes precedence.
 
-        An `n` of 1 is OpenAI's default, which many clients always send: it is no option.
+        The body's `n` is ignored if it is 1, OpenAI's default, because many clients always send it.
 
         >>> options = Options.read("ledom/vote-all-terms,lambda=0.3", {"n": 4}, n=16)
         >>> options.strategy, options.lam, options.n

@@ -223,9 +223,8 @@ class Checkpoints:
         """
         run, direction = self.folder.parent, self._run["direction"]
         (other,) = (run.with_name(str(way)) for way in Direction if way != direction)
-        started = (
-            [other] if is_training(other) or exists(other / "model") else []
-        )  # it may have no checkpoint yet
+        # It may have no checkpoint: not yet, or no longer.
+        started = [other] if is_training(other) or exists(other / "model") else []
         twins = [*started, *_finished(other / _FOLDER)]
         if not twins or run.name != direction:
             return ""

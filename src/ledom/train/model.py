@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import RecipeError, in_one_line
+from ledom.model.architectures import is_quantized
 from ledom.model.checkpoint import build_model, load_checkpoint
 from ledom.model.device import fast_bfloat16
 from ledom.model.exactness import packing_reach
@@ -92,7 +93,7 @@ def _initial_model(recipe: Recipe, direction: Direction, tokenizer: Tokenizer) -
             f"key init_from: the tokenizer of {folder} is not the data's; set data.tokenizer to "
             "its tokenizer.json or leave it out; models with other tokenizers need separate runs"
         )
-    if getattr(start.model, "is_quantized", False):  # some of them are frozen, or not written back
+    if is_quantized(start.model):  # some of them are frozen, or not written back
         raise RecipeError(f"key init_from: the weights of {folder} are quantized; give plain ones")
     # transformers gives no gradient to the padding token, which is often EOS. But every document
     # begins with EOS, so the model would not learn how documents begin.

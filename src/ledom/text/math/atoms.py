@@ -30,21 +30,8 @@ _FENCES = {
 }
 _FONTS = frozenset([r"\vec", r"\hat", r"\mathcal"])
 _NO_TOKEN = Token("", "")
-_STARTS = frozenset(
-    [
-        "(",
-        r"\frac",
-        r"\binom",
-        r"\sqrt",
-        "sqrt",
-        r"\pi",
-        r"\lfloor",
-        r"\lceil",
-        r"\lvert",
-        r"\begin",
-    ]
-)
 _FUNCTIONS = FUNCTIONS - {"sqrt"}
+_STARTS = _FUNCTIONS | _FONTS | words(r"( \frac \binom \sqrt sqrt \pi \lfloor \lceil \lvert \begin")
 _INVERTED = frozenset(["sin", "cos", "tan"])  # \sin^{-1} x is the arcsine, never 1 / \sin x
 _MAYBE_FUNCTIONS = words("f g h phi varphi sigma tau mu psi zeta Gamma Phi Psi Lambda")
 _MATRICES = {
@@ -108,7 +95,7 @@ class Atoms(ABC):
         if token.kind == "number":  # 3!7!
             return self.peek(-1).text == "!" and not token.spaced
         return token.text not in ("and", "or") and (
-            token.kind in ("name", "word") or token.text in _STARTS | _FUNCTIONS | _FONTS
+            token.kind in ("name", "word") or token.text in _STARTS
         )
 
     # ---- containers ----
