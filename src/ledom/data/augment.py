@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from random import Random
 
 from ledom.core.records import Candidate, Problem
@@ -36,10 +37,10 @@ class _Program:
     answer: str
 
     @classmethod
-    def read(cls, problem: Problem) -> _Program | None:
-        """The program of a problem's solution, or None unless its equations are true and lead to
-        the answer."""
-        styled = STYLES["equations"](problem.solution or "", problem.answer)
+    @lru_cache(maxsize=1)  # all wrong solutions of a problem start from the same program
+    def read(cls, solution: str | None, answer: str | None) -> _Program | None:
+        """The program of a solution, or None unless its equations are true and lead to the answer."""
+        styled = STYLES["equations"](solution or "", answer)
         *lines, last = styled.splitlines()
         equations = [tuple(line.split(" = ")) for line in lines]
         answer = last.removeprefix(f"{ANSWER_MARK} ")
@@ -126,7 +127,7 @@ def renumber(problem: Problem, rng: Random, known: Collection[str] = frozenset()
     The question is not in `known`. Results stay positive, and whole numbers stay whole. None if no
     such numbers are found, or if the solution uses a number that nothing in the question explains.
     """
-    if (program := _Program.read(problem)) is None:
+    if (program := _Program.read(problem.solution, problem.answer)) is None:
         return None
     question = normalize_numbers(problem.question)
     numbers = set(IN_QUESTION.findall(question))
@@ -154,7 +155,7 @@ def corrupt(problem: Problem, rng: Random) -> str | None:
 
     Its answer differs from the right one. None if no such mistake is found.
     """
-    if (program := _Program.read(problem)) is None:
+    if (program := _Program.read(problem.solution, problem.answer)) is None:
         return None
     numbers = IN_QUESTION.findall(normalize_numbers(problem.question))
     for _ in range(_TRIES):
@@ -170,7 +171,7 @@ def miscalculate(problem: Problem, rng: Random) -> str | None:
 
     None if none is found.
     """
-    if (program := _Program.read(problem)) is None:
+    if (program := _Program.read(problem.solution, problem.answer)) is None:
         return None
     for _ in range(_TRIES):
         at = rng.randrange(len(program.equations))

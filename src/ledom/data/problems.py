@@ -190,6 +190,7 @@ def is_true(equation: str) -> bool:
     return all(side == first for side in others)
 
 
+@lru_cache(maxsize=2**14)  # the same few numbers and sides are read again and again
 def value_of(side: str) -> Fraction:
     """The exact value of numbers joined by + - * /; * and / come first, from left to right.
 
