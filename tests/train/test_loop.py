@@ -189,12 +189,14 @@ def test_a_stopped_run_finishes_its_step_and_resumes_exactly(
         assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, step + 1))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
     with monkeypatch.context() as patch:
         patch.setattr(Muon, "step", press_after(Muon.step, signal.SIGINT))
         check_stop(1, KeyboardInterrupt)  # between the optimizers
     check_stop(3, KeyboardInterrupt, leave_at(3))
     check_stop(4, SystemExit, press_after(lambda progress: None, signal.SIGTERM))
+    check_stop(5, SystemExit, press_after(lambda progress: None, signal.SIGHUP))
     with monkeypatch.context() as patch:
         patch.setattr(loop, "validate", press_after(validate, signal.SIGINT))
         check_stop(10, KeyboardInterrupt)

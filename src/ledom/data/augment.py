@@ -39,7 +39,7 @@ class _Program:
     @classmethod
     @lru_cache(maxsize=1)  # all wrong solutions of a problem start from the same program
     def read(cls, solution: str | None, answer: str | None) -> _Program | None:
-        """The program of a solution, or None unless its equations are true and lead to the answer."""
+        """The program of a solution; None unless its equations are true and lead to the answer."""
         styled = STYLES["equations"](solution or "", answer)
         *lines, last = styled.splitlines()
         equations = [tuple(line.split(" = ")) for line in lines]

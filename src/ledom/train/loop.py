@@ -61,6 +61,7 @@ _ALONE = ProcessGroup(torch.device("cpu"))
 _DEFAULT_HANDLERS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,  # the terminal was closed
 }
 
 
@@ -176,11 +177,10 @@ class TrainingRun:
         return self.step % every == 0 or self.step == self.recipe.optim.steps
 
     def _stop_if(self, received: set[int]) -> None:
-        stops = (signal.SIGINT, signal.SIGTERM)
-        interrupted, terminated = self.world.total(*(stop in received for stop in stops))
+        interrupted, stopped = self.world.total(signal.SIGINT in received, bool(received))
         if interrupted:
             raise KeyboardInterrupt
-        if terminated:
+        if stopped:
             raise SystemExit(0)
 
     def _train_step(self) -> Row:
@@ -247,11 +247,12 @@ def train(
     Returns the folder of the finished model (bf16 weights). Metrics go to metrics.jsonl: `step`,
     `loss` (the objective's; by default nats per token over the batch), `gradient_norm` (before
     clipping), `tokens`, `tokens_per_second`, and at validations `valid_loss` (always nats per
-    token) with its parts (see `validate`). SIGTERM ends the process with code 0 and Ctrl-C raises
-    KeyboardInterrupt, both after the current step and a checkpoint. If a periodic checkpoint cannot
-    be written, `Progress.notice` reports it and the run continues. Raises `TrainingError` if the
-    loss or the gradient is not finite, `CheckpointError` if the folder belongs to another run, and
-    `OutputError` if it cannot be written or another process trains there.
+    token) with its parts (see `validate`). SIGTERM and SIGHUP end the process with code 0 and
+    Ctrl-C raises KeyboardInterrupt, all after the current step and a checkpoint. If a periodic
+    checkpoint cannot be written, `Progress.notice` reports it and the run continues. Raises
+    `TrainingError` if the loss or the gradient is not finite, `CheckpointError` if the folder
+    belongs to another run, and `OutputError` if it cannot be written or another process trains
+    there.
     """
     with lock_folder(folder, "trains") if world.is_first else nullcontext():
         if world.device.type == "cpu":
@@ -338,7 +339,7 @@ def validate(
 
 @contextmanager
 def _stop_requests() -> Iterator[set[int]]:
-    """Within this block, record SIGINT (Ctrl-C) and SIGTERM in a set instead of acting on them.
+    """Within this block, record SIGINT (Ctrl-C), SIGTERM and SIGHUP instead of acting on them.
 
     A signal that already has a custom handler is left alone.
     """
