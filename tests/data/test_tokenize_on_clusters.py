@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import runpy
+import shlex
+import shutil
 import stat
 import sys
 import types
@@ -30,6 +32,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, line in {
         "sbatch": f'for last; do :; done; cat "$last" >> {folder}/jobs; echo Submitted job 42',
         "scontrol": "echo node1",
+        "squeue": f'test "$2" = --jobs=42 && cat {folder}/queued',
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{line}\n")
         (folder / name).chmod(stat.S_IRWXU)
@@ -56,11 +59,14 @@ def test_slurm_gets_one_job_with_all_tasks(tmp_path: Path, make: Make, cluster: 
         "--array=0-2%7",
         "--cpus-per-task=1",
         "--job-name=ledom-tokenize",
+        "--kill-on-invalid-dep=yes",
     ):
         assert f"#SBATCH {line}\n" in asked
     assert "--qos" not in asked
     pickled = tmp_path / "s" / "tasks" / "executor.pik"
     assert f"launch_pickled_pipeline {pickled}" in asked
+    programs = shlex.split(asked[asked.index("export PATH=") :])[1]
+    assert shutil.which("launch_pickled_pipeline", path=programs.removeprefix("PATH="))
     # Run each job of the array as Slurm would; the last one finishes the store.
     for task in range(3):
         assert not (tmp_path / "s" / MANIFEST).is_file()
@@ -71,6 +77,20 @@ def test_slurm_gets_one_job_with_all_tasks(tmp_path: Path, make: Make, cluster: 
             assert process.wait() == 0, process.said()
     assert ids_of(TokenStore(tmp_path / "s")) == EXPECTED
     assert ids_of(make(execution)) == EXPECTED
+
+
+def test_a_store_that_slurm_works_on_is_refused(tmp_path: Path, make: Make, cluster: Path) -> None:
+    execution = Execution("slurm", tasks=2, slurm={"partition": "cpu"})
+    (cluster / "queued").write_text("42_[0-1] cpu ledom-to\n")
+    assert make(execution) is None
+    part = tmp_path / "s" / "00000_unshuffled.ds.7.part"  # a running task writes it
+    part.write_bytes(b"tokens")
+    for again in (execution, Execution(tasks=2)):
+        with pytest.raises(InputError, match=r"s: Slurm job 42 still works.* end it: scancel 42"):
+            make(again)
+    assert part.read_bytes() == b"tokens"
+    (cluster / "queued").write_text("")
+    assert make(execution) is None
 
 
 def test_slurm_requires_its_programs_and_a_partition(

@@ -120,7 +120,9 @@ def tokenize(
     ] = None,
     slurm: Annotated[
         list[str] | None,
-        typer.Option(help="An option of sbatch, such as partition=cpu (repeatable)."),
+        typer.Option(
+            help="An option of sbatch, such as partition=cpu or mem-per-cpu=4G (repeatable)."
+        ),
     ] = None,
     out: Annotated[
         Path, options.out_folder("Folder for the store. Finished shards there are kept.")
@@ -152,7 +154,7 @@ def tokenize(
 def _log_store(store: TokenStore | None, out: Path) -> None:
     if store is None:
         log(f"submitted; the last job to finish writes {out / 'manifest.json'}")
-        log("run the same command again to repeat jobs that failed")
+        log(f"if a job fails, {out / 'tasks' / 'slurm_logs'} says why; the same command repeats it")
         return
     counts = store.manifest
     log(

@@ -12,7 +12,6 @@ their files, for any number of tasks.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from ledom.core.files import check_settings, lock_folder, write_json, writing
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
+from ledom.data.slurm import JOB_FILE, refuse_queued, slurm_options
 from ledom.data.store import (
     MANIFEST,
     ShardEntry,
@@ -142,6 +142,7 @@ def tokenize(
 def _tokenize(
     documents: Documents, tokenizer: Tokenizer, out: Path, execution: Execution
 ) -> TokenStore | None:
+    refuse_queued(out / TASKS / JOB_FILE)
     tasks = _begin(documents, tokenizer, out, execution)
     _drop_damaged(out, tasks, token_dtype(tokenizer).itemsize)
     if (out / MANIFEST).is_file():
@@ -150,13 +151,16 @@ def _tokenize(
     logger.disable("datatrove")
     try:
         options = {"tasks": tasks, "logging_dir": str(out / TASKS)}
-        EXECUTORS[execution.executor](steps, execution, out, options).run()
+        executor = EXECUTORS[execution.executor](steps, execution, out, options)
+        executor.run()
     except subprocess.CalledProcessError as error:
         raise InputError(f"sbatch refused the job (exit code {error.returncode})") from error
     finally:
         logger.enable("datatrove")
     store = finish(out, tasks, tokenizer)
-    if store is None and execution.executor != "slurm":  # on Slurm, jobs are only queued
+    if execution.executor == "slurm":  # jobs are only queued
+        (out / TASKS / JOB_FILE).write_text(str(executor.job_id))
+    elif store is None:
         raise WorkerError(
             f"{out}: not all of the {tasks} tasks have finished, see {out / TASKS / 'logs'}; "
             "run the same command again to resume"
@@ -374,13 +378,7 @@ def _local(steps: list[Any], execution: Execution, out: Path, options: Options) 
 
 
 def _slurm(steps: list[Any], execution: Execution, out: Path, options: Options) -> Any:
-    if shutil.which("sbatch") is None:
-        raise InputError("executor slurm: sbatch was not found; run this on a machine with Slurm")
-    sbatch = {"time": "24:00:00", **execution.slurm}
-    if "partition" not in sbatch:
-        raise InputError("executor slurm: give its partition, as --slurm partition=NAME")
-    options |= {"time": sbatch.pop("time"), "partition": sbatch.pop("partition"), "qos": ""}
-    options |= {"job_name": "ledom-tokenize", "sbatch_args": sbatch}
+    options |= slurm_options(execution.slurm)
     return SlurmPipelineExecutor(steps, workers=execution.workers or -1, **options)
 
 

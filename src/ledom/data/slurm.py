@@ -1,0 +1,49 @@
+"""What ledom asks of Slurm for tokenizing: the options of its jobs, and whether any still run."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ledom.core.errors import InputError
+
+__all__ = ["JOB_FILE", "refuse_queued", "slurm_options"]
+
+JOB_FILE = "slurm_job"  # the id of the last job that was submitted
+
+
+def slurm_options(given: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of datatrove's executor for these options of sbatch."""
+    if shutil.which("sbatch") is None:
+        raise InputError("executor slurm: sbatch was not found; run this on a machine with Slurm")
+    # Slurm would otherwise keep the job that sums up the tasks forever once a task has failed.
+    sbatch = {"time": "24:00:00", "kill-on-invalid-dep": "yes", **given}
+    if "partition" not in sbatch:
+        raise InputError("executor slurm: give its partition, as --slurm partition=NAME")
+    return {
+        "time": sbatch.pop("time"),
+        "partition": sbatch.pop("partition"),
+        "qos": "",
+        "job_name": "ledom-tokenize",
+        # Jobs call datatrove's programs by name, also if this environment is not activated.
+        "env_command": f'export PATH={shlex.quote(sysconfig.get_path("scripts"))}:"$PATH"',
+        "sbatch_args": sbatch,
+    }
+
+
+def refuse_queued(file: Path) -> None:
+    """Raise `InputError` while Slurm has the job in this file: its tasks write the same shards."""
+    if not file.is_file() or shutil.which("squeue") is None:
+        return
+    job = file.read_text()
+    asked = subprocess.run(["squeue", "--noheader", f"--jobs={job}"], capture_output=True)
+    if asked.stdout.strip():  # an error means that Slurm has forgotten the job
+        raise InputError(
+            f"Slurm job {job} still works on this store; wait for it, or end it: scancel {job}",
+            path=file.parents[1],
+        )
