@@ -58,3 +58,20 @@ def test_another_run_in_a_new_folder_keeps_its_lock(tmp_path: Path) -> None:
                 pass
 
     assert in_a_child(second) == 0
+
+
+def test_tasks_of_srun_are_told_of_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    for tasks, remedy in (
+        ("2", "if srun started both, start them with torchrun"),
+        ("1", "stop it"),
+    ):
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+        with (
+            lock_folder(tmp_path, "trains"),
+            pytest.raises(OutputError, match=f"which trains there; {remedy}"),
+            lock_folder(tmp_path, "trains"),
+        ):
+            pass

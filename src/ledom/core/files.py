@@ -238,9 +238,10 @@ def _acquire(lock: BaseFileLock, folder: Path, holder: Path, work: str, wait: bo
             who = "process {process} on {host}".format(**other) if other else "another process"
             who += f", which {work} there"
             if not wait:
-                raise OutputError(
-                    f"{folder}: in use by {who}; stop it, or write to another folder"
-                ) from None
+                remedy = "stop it, or write to another folder"
+                if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" and "RANK" not in os.environ:
+                    remedy = "if srun started both, start them with torchrun to share the work"
+                raise OutputError(f"{folder}: in use by {who}; {remedy}") from None
             logging.getLogger("ledom").warning(
                 "%s: waiting for %s; to start without it, stop it or write to another folder",
                 *(folder, who),
