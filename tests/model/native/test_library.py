@@ -20,12 +20,20 @@ from ledom.model.native.library import workspace
 from ledom.model.prefix_tree import PrefixTree
 from ledom.model.tree_attention import TreeAttention
 
+KERNELS = library._SOURCES
+
 
 @pytest.fixture(autouse=True)
-def without_optimization(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling then takes a fifth of the time, or a twentieth with the compiler's checks."""
-    flags = tuple(flag for flag in library._FLAGS if flag != "-O3")
-    monkeypatch.setattr(library, "_FLAGS", flags)
+def empty_kernels(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Functions that do nothing, in two files: compiling them takes a fraction of the time."""
+    folder = tmp_path_factory.mktemp("sources")
+    names = ["panel_width", *library._SIGNATURES]
+    sources = {folder / "first.c": names[:1], folder / "others.c": names[1:]}
+    for source, some in sources.items():
+        source.write_text("".join(f"void {name}(void) {{}}\n" for name in some))
+    monkeypatch.setattr(library, "_SOURCES", [*sources])
 
 
 @pytest.fixture
@@ -37,7 +45,6 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     library._library.cache_clear()
 
 
-@pytest.mark.slow
 def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert library._library() is not None
     (file,) = fresh.iterdir()
@@ -48,7 +55,6 @@ def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.slow
 def test_the_compiler_command_may_have_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "cc -O2 -D'SOME NAME=1'")
     assert library._library() is not None
@@ -59,7 +65,13 @@ def test_the_compiler_command_may_have_arguments(monkeypatch: pytest.MonkeyPatch
 def test_no_input_leads_to_undefined_behavior(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Uses the compiler's own sanitizer, which writes to standard error."""
+    """Uses the compiler's own sanitizer, which writes to standard error.
+
+    Without optimization, compiling takes a twentieth of the time.
+    """
+    flags = tuple(flag for flag in library._FLAGS if flag != "-O3")
+    monkeypatch.setattr(library, "_FLAGS", flags)
+    monkeypatch.setattr(library, "_SOURCES", KERNELS)
     monkeypatch.setenv("CC", "cc -fsanitize=undefined,float-cast-overflow")
     if library._library() is None:
         pytest.skip("this compiler has no such check")
@@ -74,7 +86,6 @@ def test_no_input_leads_to_undefined_behavior(
     assert "runtime error" not in capfd.readouterr().err
 
 
-@pytest.mark.slow
 def test_threads_may_compile_at_the_same_time(fresh: Path) -> None:
     openmp = library._openmp()
     assert openmp is not None
@@ -149,7 +160,6 @@ def test_a_damaged_library_is_compiled_again(fresh: Path) -> None:
 
 
 @pytest.mark.parametrize("there", ["a file", "a folder without room"])
-@pytest.mark.slow
 def test_an_unwritable_cache_does_no_harm(
     there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +175,6 @@ def test_an_unwritable_cache_does_no_harm(
         library._library.cache_clear()
 
 
-@pytest.mark.slow
 def test_a_full_cache_does_no_harm(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler reports a full disk like any other failure."""
     compiler = fresh.parent / "cc"
@@ -178,14 +187,12 @@ def test_a_full_cache_does_no_harm(fresh: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.slow
 def test_it_works_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "cache_folder", lambda: None)
     assert library._library() is not None
 
 
 @pytest.mark.parametrize("name", ["a home", "дом", "caf\udce9"])  # the last is not UTF-8
-@pytest.mark.slow
 def test_the_cache_folder_may_have_any_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
