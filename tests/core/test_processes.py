@@ -23,6 +23,7 @@ from command_line import Run
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
 from ledom.core.records import Problem, write_records
+from ledom.model.native.library import _openmp
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, Reply
 from started import Started, ledom, port_of_a_group, started
@@ -362,7 +363,9 @@ def test_idle_threads_sleep_soon_unless_the_user_sets_how_they_wait(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's OpenMP is libgomp on Linux only")
 def test_torch_reads_the_setting_for_idle_threads() -> None:
-    code = "from ledom.core.processes import set_threads; set_threads(2); import torch"
+    """Its OpenMP library is loaded alone: the rest of torch takes two seconds."""
+    code = "import ctypes; from ledom.core.processes import set_threads; set_threads(2)"
+    code += f"; ctypes.CDLL({_openmp()!r})"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     environment["OMP_DISPLAY_ENV"] = "verbose"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
