@@ -106,6 +106,7 @@ EXTRACTED_UNMARKED: list[tuple[str, str | None]] = [
     ("答案：42。因为 3 个", "42"),
     ("Die Antwort ist 42. Das sind 3 mehr.", "42"),
     ("**Respuesta:** 42\n\nSon 3 más.", "42"),
+    ("Ответ: 42. Это 3 раза.", "42"),
     ("\uff11\uff12 + \uff13 = \uff11\uff15", "15"),
     ("The answer is \u202b5\u202c.", "5"),
     ("only version v2 here", None),

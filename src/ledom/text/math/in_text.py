@@ -66,6 +66,7 @@ _TIME = r"(?:(?::[0-9]+)+|(?:\s:\s[0-9]+)+)?(?:\s?[aApP]\.?[mM]\b)?"
 _POWER = rf"(?:(?:\^|\*\*)(?:\{{?[-\u2212]?[0-9]+\}}?|\([-\u2212]?[0-9]+\))|{_RAISED})"
 _SHARE = r"\sand\s(?:an?|one)[\s-](?:half|third|quarter|fourth|fifth|sixth|eighth|tenth)\b"
 NUMBER = re.compile(
+    r"(?=[-\u2212\u2013±\\$€£¥₹₱₩UR.0-9])"  # a faster search: few characters begin a number
     # not the 2 of m^2, m^(-2), m**2, H_{2}O or mod 2
     r"(?<![A-Za-z0-9_.^])(?<!\^[-\u2212{(])(?<!\^[{(][-\u2212])(?<![\w)]\*\*)(?<!_\{)"
     r"(?<!mod )(?<!mod\{)"
