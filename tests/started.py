@@ -31,6 +31,7 @@ _IMPORTED = [
     "openai",
     "transformers.models.llama.modeling_llama",
     "torch.distributed.fsdp",
+    "pytest",  # of test modules whose functions run in the processes
 ]
 
 

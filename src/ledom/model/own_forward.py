@@ -6,7 +6,7 @@ Shapes: T tokens read, N outputs wanted, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -64,12 +64,13 @@ class OwnForward:
         with turn(self.model), self._precision():
             before = self._current()
             self.use(name)
-            reset_length(self.model)
+            following = [*filter(follows_length, self.model.modules())]
+            _reset(following)
             try:
                 yield
             finally:
                 self._assign(before)
-                reset_length(self.model)
+                _reset(following)
 
     def use(self, name: str | None) -> None:
         """Make every layer run the attention registered under a name, or, without one, the model's
@@ -120,7 +121,11 @@ def _is_ours(name: str | None) -> bool:
 
 def reset_length(model: nn.Module) -> None:
     """Forget earlier texts, because dynamic NTK keeps the frequencies of the longest one."""
-    for module in filter(follows_length, model.modules()):
+    _reset(filter(follows_length, model.modules()))
+
+
+def _reset(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
         kinds: Any = module.rope_type
         prefixes = [f"{layer_type}_" for layer_type in kinds] if isinstance(kinds, dict) else [""]
         for prefix in prefixes:
