@@ -6,6 +6,7 @@ The other device is torch's `meta`, which computes nothing. Values read from it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,13 @@ def test_the_check_detects_mixed_devices() -> None:
 )
 @pytest.mark.slow
 def test_scoring_and_sampling_use_one_device(
-    direction: Direction, trunk: Callable[[Any], Trunk], monkeypatch: pytest.MonkeyPatch
+    direction: Direction,
+    trunk: Callable[[Any], Trunk],
+    checkpoints: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(changes, "_dense", lambda weight: [weight])  # refuses the meta device
-    lm = load("tiny", direction)
+    lm = load(checkpoints[direction])
     assert isinstance(lm, HFLanguageModel)
     lm.model.to("meta")
     lm._trunk = trunk(lm.model)
@@ -95,12 +99,14 @@ def test_scoring_and_sampling_use_one_device(
     ):
         for _, written in lm.generate(["a", "bc"], sampling, 3):
             assert [one.ids for one in written] == [[0] * 4] * 3
-    assert lm.identity["hash"] != load("tiny", direction).identity["hash"]
+    assert lm.identity["hash"] != load(checkpoints[direction]).identity["hash"]
 
 
 @pytest.mark.parametrize("one_call", [False, True])
 @pytest.mark.slow
-def test_training_uses_one_device(one_call: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_uses_one_device(
+    one_call: bool, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if one_call:  # as on a GPU
 
         def varlen_attention(q: Any, k: Any, v: Any, starts: Any, *_: Any) -> Any:
@@ -110,7 +116,7 @@ def test_training_uses_one_device(one_call: bool, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(attention, "has_varlen", lambda *_: True)
         monkeypatch.setattr(attention, "varlen_attention", varlen_attention)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # fails for `meta`
-    lm = load("tiny", "reverse")
+    lm = load(checkpoints["reverse"])
     assert isinstance(lm, HFLanguageModel)
     model = lm.model.to("meta")
     batch = pack([np.arange(40), np.arange(30)], lm.direction, lm.tokenizer.eos_id)

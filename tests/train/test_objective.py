@@ -200,13 +200,13 @@ def test_fine_tuning_starts_from_a_checkpoint_and_resumes_exactly(recipe, data, 
             "init_from": str(tmp_path / "given"),
             "model": None,
             "objective": objective,
-            "optim": recipe.optim.model_copy(update={"steps": 16, "decay_steps": 6}),
+            "optim": recipe.optim.model_copy(update={"steps": 10, "decay_steps": 4}),
             "train": recipe.train.model_copy(update={"seq_len": 400}),
         }
     )
 
     def interrupt(progress):
-        if progress.step == 7:
+        if progress.step == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -217,5 +217,5 @@ def test_fine_tuning_starts_from_a_checkpoint_and_resumes_exactly(recipe, data, 
     assert weights[0] == weights[1]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
-    assert len(losses) == 16
+    assert len(losses) == 10
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.5
