@@ -78,6 +78,12 @@ class Atoms(ABC):
         self.place += 1
         return token
 
+    def accept(self, text: str) -> bool:
+        """Consume the next token if it has this text; returns whether it does."""
+        found = self.peek().text == text
+        self.place += found
+        return found
+
     def expect(self, text: str) -> None:
         """Consume the next token, which must have this text."""
         if self.take().text != text:
@@ -103,8 +109,7 @@ class Atoms(ABC):
     def union(self) -> Node:
         r"""A sum, or sets joined by \cup."""
         parts = [self.sum()]
-        while self.peek().text == r"\cup":
-            self.take()
+        while self.accept(r"\cup"):
             parts.append(self.sum())
         if len(parts) == 1:
             return parts[0]
@@ -156,9 +161,8 @@ class Atoms(ABC):
 
     def group(self) -> Node:
         r"""An argument of a command: {...}, or the atom after it."""
-        if self.peek().text != "{":
+        if not self.accept("{"):
             return self.atom()
-        self.take()
         node = self.sum()
         self.expect("}")
         return node
@@ -260,9 +264,8 @@ class Atoms(ABC):
     def _digit_text(self) -> str:
         """The digits of an argument that is a plain number; "" for other arguments."""
         try:
-            if self.peek().text != "{":
+            if not self.accept("{"):
                 return self._digit().text
-            self.take()
             text = self.take().text
             return text if self.take().text == "}" else ""
         except NotUnderstood:
@@ -285,8 +288,7 @@ class Atoms(ABC):
 
     def _name(self, token: Token) -> Node:
         name = self.fold(token.text)
-        if self.peek().text == "_":
-            self.take()
+        if self.accept("_"):
             name += f"_{self._subscript()}"
         if self.peek().text == "(" and (token.text in _MAYBE_FUNCTIONS or token.text.isupper()):
             raise NotUnderstood("a function or a product: f(2), P(A)")
@@ -320,8 +322,7 @@ class Atoms(ABC):
 
     def _root(self) -> Node:
         index = None
-        if self.peek().text == "[":
-            self.take()
+        if self.accept("["):
             index = self.sum()
             self.expect("]")
         inside = self.group()
@@ -329,11 +330,9 @@ class Atoms(ABC):
 
     def _function(self, name: str) -> Node:
         exponent, base = None, None
-        if name == "log" and self.peek().text == "_":
-            self.take()
+        if name == "log" and self.accept("_"):
             base = self._digit_or_group()
-        if self.peek().text == "^":
-            self.take()
+        if self.accept("^"):
             exponent = self.group()
             if exponent.value == -1 and name in _INVERTED:
                 name, exponent = f"arc{name}", None
@@ -354,10 +353,7 @@ class Atoms(ABC):
             while self.starts_atom() and self.peek().text not in _FUNCTIONS:
                 node = product(node, self.power())
             arguments = (node,)
-        if self.peek().text != "°":
-            return tuple(map(_radians, arguments))
-        self.take()
-        return (_degrees(node),)
+        return (_degrees(node),) if self.accept("°") else tuple(map(_radians, arguments))
 
 
 _COMMANDS: dict[str, Callable[[Atoms], Node]] = {

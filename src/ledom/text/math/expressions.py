@@ -194,8 +194,7 @@ class _Reader(Atoms):
         start = self.place
         parts = [self.union()]
         refuse_dashes(self.tokens[start : self.place])
-        while self.peek().text == ":":
-            self.take()
+        while self.accept(":"):
             parts.append(self.union())
         kinds = {"Greek" if t.text in GREEK else t.kind for t in self.tokens[start : self.place]}
         only_letters = {"number", "command"}.isdisjoint(kinds)
@@ -235,10 +234,8 @@ class _Reader(Atoms):
             if token.text == r"\cdot":
                 continue
             if token.text == "^":
-                is_braced = self.peek().text == "{"
-                if is_braced:
-                    self.take()
-                sign = self.take().text if self.peek().text == "-" else ""
+                is_braced = self.accept("{")
+                sign = "-" if self.accept("-") else ""
                 pieces.append(f"^{sign}{self.take().text}")
                 if is_braced:
                     self.expect("}")
@@ -354,14 +351,12 @@ class _Reader(Atoms):
     def power(self) -> Node:
         """An atom with a factorial or an exponent after it."""
         base = self.atom()
-        while self.peek().text == "!":
-            self.take()
+        while self.accept("!"):
             if self.peek().text == "!":
                 raise NotUnderstood("!!")
             base = call("factorial", base)
-        if self.peek().text != "^":
+        if not self.accept("^"):
             return base
-        self.take()
         exponent = self.group() if self.peek().text == "{" else self.factor()
         if self.peek().text in ("^", "!"):
             raise NotUnderstood("two exponents")
