@@ -39,9 +39,7 @@ PassagePrior = Annotated[
     bool,
     typer.Option(help="Add log P(passage), how likely the passage is on its own, to each score."),
 ]
-TopPassages = Annotated[
-    int, typer.Option(min=1, max=options.MOST_PROBLEMS, help="Passages to keep per query.")
-]
+TopPassages = Annotated[int, options.count_option(help="Passages to keep per query.")]
 Seeds = Annotated[
     str,
     typer.Argument(
@@ -92,9 +90,7 @@ def rank(
     query: QueryText,
     passages: Annotated[Path, options.path_argument(help="A JSONL file of passages (id, text).")],
     model: options.Model = "tiny",
-    direction: Annotated[
-        str | None, typer.Option(help="Direction of a model whose config.json records none.")
-    ] = None,
+    direction: options.Direction = None,
     prior: PassagePrior = False,
     top: TopPassages = 10,
     out: options.OutForFile = None,

@@ -39,6 +39,7 @@ TokenizerFile = Annotated[
 ]
 TextKey = Annotated[str, typer.Option(help="The key, or column, that holds the text.")]
 
+_most_option = partial(typer.Option, min=0, max=1000)
 _MOST_TASKS = 100_000
 _VARIED = ("train", "wrong", "valid")  # the files of ledom augment
 
@@ -48,10 +49,7 @@ def train_tokenizer(
     vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary, EOS included.")] = 2048,
     split_digits: Annotated[bool, typer.Option(help="Make every digit a separate token.")] = True,
     num_documents: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=options.MOST_PROBLEMS, help="Read only the first N documents. Default: all."
-        ),
+        int | None, options.count_option(help="Read only the first N documents. Default: all.")
     ] = None,
     format: Format = None,
     text_key: TextKey = "text",
@@ -168,23 +166,15 @@ def augment(
         Path, options.path_argument(help="A JSONL file of problems with solutions.")
     ],
     variants: Annotated[
-        int,
-        typer.Option(
-            min=0, max=1000, help="Maximum number of variants with other numbers per problem."
-        ),
+        int, _most_option(help="Maximum number of variants with other numbers per problem.")
     ] = 6,
     wrong: Annotated[
-        int,
-        typer.Option(
-            min=0, max=1000, help="Maximum number of wrong solutions per problem or variant."
-        ),
+        int, _most_option(help="Maximum number of wrong solutions per problem or variant.")
     ] = 4,
     false_results: Annotated[
         int,
-        typer.Option(
-            min=0,
-            max=1000,
-            help="Maximum number of further wrong solutions, each with one false equation.",
+        _most_option(
+            help="Maximum number of further wrong solutions, each with one false equation."
         ),
     ] = 0,
     out: Annotated[Path, options.out_folder("Folder for the results.")] = Path("ledom-augment"),

@@ -43,9 +43,8 @@ Data = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    _task_option(
-        min=1,
-        max=options.MOST_PROBLEMS,
+    options.count_option(
+        rich_help_panel="Tasks",
         help="Use only the first N documents of each task; for reversal, N facts per order.",
     ),
 ]

@@ -39,12 +39,13 @@ def named_path(given: str | Path) -> Path:
 
 path_option = partial(typer.Option, parser=named_path, metavar="PATH")
 path_argument = partial(typer.Argument, parser=named_path)
+count_option = partial(typer.Option, min=1, max=MOST_PROBLEMS)
 
 # Options by their groups in `--help`.
 problem_option = partial(typer.Option, rich_help_panel="Problems")
 sampling_option = partial(typer.Option, rich_help_panel="Sampling")
 samples_option = partial(sampling_option, min=1, max=MOST_SAMPLES)
-scoring_option = partial(typer.Option, rich_help_panel="Scoring")
+scoring_option = partial(typer.Option, rich_help_panel="Scoring", min=0, max=MOST_COPIES)
 selection_option = partial(typer.Option, rich_help_panel="Selection")
 model_option = partial(typer.Option, rich_help_panel="Models and hardware")
 
@@ -60,9 +61,8 @@ Problems = Annotated[
 ]
 NumProblems = Annotated[
     int | None,
-    problem_option(
-        min=1,
-        max=MOST_PROBLEMS,
+    count_option(
+        rich_help_panel="Problems",
         help="Take only the first N. Default: the whole file, or 40 generated.",
     ),
 ]
@@ -122,8 +122,6 @@ Lambda = Annotated[
 MaskCopies = Annotated[
     int,
     scoring_option(
-        min=0,
-        max=MOST_COPIES,
         help="Hide from the reverse model passages of N or more words that an answer copies from "
         "the question. 0: hide nothing. Cost: none.",
     ),
@@ -135,6 +133,9 @@ _MODEL = (
 )
 Model = Annotated[str, model_option(help=_MODEL)]
 ModelOrNone = Annotated[str, model_option(help=f"{_MODEL} none: no model.")]
+Direction = Annotated[
+    str | None, typer.Option(help="Direction of a model whose config.json records none.")
+]
 Device = Annotated[
     str | None, model_option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")
 ]
@@ -221,12 +222,6 @@ def refuse_unused(context: typer.Context, *rules: Unused) -> None:
             source = context.get_parameter_source(name)
             if name in flags and source is not None and source.name == "COMMANDLINE":
                 raise InputError(f"{flags[name]} would have no effect: {reason}; leave it out")
-
-
-def in_panel(context: typer.Context, name: str) -> set[str]:
-    """The parameters that `--help` shows in a group."""
-    shown = {p.name: getattr(p, "rich_help_panel", None) for p in context.command.params}
-    return {parameter or "" for parameter, panel in shown.items() if panel == name}
 
 
 def unused_by_models(*names: str) -> tuple[Unused, ...]:

@@ -72,8 +72,6 @@ StopUnsure = Annotated[
 Contrast = Annotated[
     int,
     options.scoring_option(
-        min=0,
-        max=options.MOST_COPIES,
         help="Also score K copies of each question with one number changed. Cost: each answer is "
         "read once more, and about half of the question K times.",
     ),
@@ -81,8 +79,6 @@ Contrast = Annotated[
 Flip = Annotated[
     int,
     options.scoring_option(
-        min=0,
-        max=options.MOST_COPIES,
         help="Also write K questions backwards from each answer, and compare them with the real "
         "one (FLIP). Cost: K questions per answer.",
     ),
@@ -92,9 +88,7 @@ Flip = Annotated[
 def demo(
     context: typer.Context,
     out: options.Out = Path("ledom-demo"),
-    problems: Annotated[
-        int, typer.Option(min=1, max=options.MOST_PROBLEMS, help="Number of problems.")
-    ] = _DEMO_PROBLEMS,
+    problems: Annotated[int, options.count_option(help="Number of problems.")] = _DEMO_PROBLEMS,
     samples: options.Samples = _DEMO_SAMPLES,
     seed: options.Seed = 0,
     threads: options.Threads = None,
@@ -202,7 +196,8 @@ def _unused_with(
     early_stop: bool,
 ) -> tuple[options.Unused, ...]:
     """The rules for options that these make useless."""
-    sampling = options.in_panel(context, "Sampling") - {"candidates"}
+    panels = {p.name or "": getattr(p, "rich_help_panel", None) for p in context.command.params}
+    sampling = {name for name, panel in panels.items() if panel == "Sampling"} - {"candidates"}
     return (
         *options.unused_when_greedy(temperature),
         (early_stop, "--early-stop already stops sampling", ["stop_unsure"]),

@@ -74,10 +74,8 @@ Reports = Annotated[
 ]
 MaxWaiting = Annotated[
     int,
-    typer.Option(
-        min=1,
-        max=options.MOST_PROBLEMS,
-        help="Maximum number of texts waiting for a model; beyond it, status 429.",
+    options.count_option(
+        help="Maximum number of texts waiting for a model; beyond it, status 429."
     ),
 ]
 MaxCandidates = Annotated[

@@ -194,9 +194,7 @@ def export(
     out: Annotated[
         Path, options.out_folder("Folder for the released model. A store gets its card in place.")
     ] = Path("ledom-export"),
-    direction: Annotated[
-        str | None, typer.Option(help="Direction of a model whose config.json records none.")
-    ] = None,
+    direction: options.Direction = None,
     license: Annotated[
         str | None, typer.Option(help="License for the card, such as apache-2.0.")
     ] = None,
