@@ -157,26 +157,35 @@ class Vote(Strategy):
     kind = "vote"
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """An answer gets the label of its best candidate, as labels from a file may disagree. Where
-        no candidate has an answer, the best candidate is chosen."""
-        best = leading(self.shares(table, weights)) & table.mask
-        score = self.score(table, weights)
+        """Where no candidate has an answer, the best candidate is chosen. Labels from a file may
+        disagree about an answer: it is then right to the share of its candidates with the label
+        right. So votes for the same answer are equally right, whichever text they prefer."""
+        drawn = replace(table, mask=self._drawn(table))
         groups = _answer_groups(table)
-        highest = np.full(groups.max(initial=0) + 1, -np.inf)  # of each answer's scores
-        np.maximum.at(highest, groups[table.mask], score[table.mask])
-        chosen = best & ~(highest[groups] > score)
+        has_answer = drawn.mask & (table.answers >= 0)
+        score = self.score(drawn, weights)
+        best = np.where(
+            has_answer.any(axis=1, keepdims=True),
+            has_answer & leading(self.shares(drawn, weights)),
+            drawn.mask & (score == score.max(axis=1, keepdims=True)),
+        )
+        shares = _share(groups, table.correct, table.mask)
+        right = np.where(table.answers >= 0, shares, table.correct)
         # A tie is between answers, not candidates.
-        num_chosen = np.bincount(groups.ravel(), chosen.ravel())[groups]
-        parts = np.where(chosen, 1 / np.maximum(num_chosen, 1), 0.0)
-        return np.asarray((parts * table.correct).sum(axis=1) / parts.sum(axis=1))
+        parts = best / np.maximum(np.bincount(groups.ravel(), best.ravel())[groups], 1)
+        return np.asarray((parts * right).sum(axis=1) / parts.sum(axis=1))
+
+    def _drawn(self, table: CandidateTable) -> BoolArray:
+        """[P, N]: the candidates that vote."""
+        return table.mask
 
 
 class EarlyVote(Vote):
     """A vote for which no more candidates are drawn once it is decided."""
 
-    def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        drawn = np.arange(table.mask.shape[1]) < needed_candidates(table)[:, None]
-        return super().accuracy(replace(table, mask=table.mask & drawn), weights)
+    def _drawn(self, table: CandidateTable) -> BoolArray:
+        places = np.arange(table.mask.shape[1])
+        return np.asarray(table.mask & (places < needed_candidates(table)[:, None]))
 
 
 class Bound(Strategy):
@@ -231,6 +240,12 @@ def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
                 needed[row] = drawn
                 break
     return needed
+
+
+def _share(groups: NDArray[np.int64], some: BoolArray, mask: BoolArray) -> FloatArray:
+    """[P, N]: the share of `some` among the cells of each cell's group that are in the mask."""
+    found, sizes = (np.bincount(groups.ravel(), cells.ravel()) for cells in (some & mask, mask))
+    return np.asarray((found / np.maximum(sizes, 1))[groups])
 
 
 def _answer_groups(table: CandidateTable) -> NDArray[np.int64]:
