@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 
-from ledom.text.math.in_text import SPELLED
+from ledom.text.math.in_text import ORDINALS, SPELLED
 
 __all__ = ["IN_QUESTION", "NUMBER", "changeable"]
 
@@ -57,8 +57,7 @@ _MEANINGS = {
     "2000": r"tons?|pounds?",
     "5280": r"miles?|feet",
 }
-_PARTS = "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
-_SPELLED = SPELLED | dict(zip(_PARTS.split(), range(3, 13), strict=True))
+_SPELLED = SPELLED | ORDINALS
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6}
 _WORD = rf"(?:{'|'.join([*_SPELLED, *_SCALES])})s?"
 _SPELLED_OUT = re.compile(rf"\b{_WORD}(?:(?:[ -]| and ){_WORD})*\b", re.IGNORECASE)

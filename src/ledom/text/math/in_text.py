@@ -20,6 +20,7 @@ __all__ = [
     "FORMULA",
     "GROUP_SPACE",
     "NUMBER",
+    "ORDINALS",
     "PART",
     "SIGNED",
     "SPELLED",
@@ -148,11 +149,13 @@ def spelled(words: str) -> int:
 
 
 _ORDINALS = "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
+ORDINALS = dict(zip(_ORDINALS.split(), range(3, 13), strict=True))
+"""The numbers of ordinals that name parts of a whole too."""
 DENOMINATORS = {
     "half": 2,
     "halve": 2,
     "quarter": 4,
-    **dict(zip(_ORDINALS.split(), range(3, 13), strict=True)),
+    **ORDINALS,
     **{f"{word}th": SPELLED[word] for word in _ONES.split()[13:]},
     **{f"{word[:-1]}ieth": SPELLED[word] for word in _TENS.split()},
     "hundredth": 100,
