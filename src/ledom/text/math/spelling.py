@@ -71,19 +71,17 @@ _ONE_SPELLING = {
     **dict.fromkeys(["le", "leqslant"], r"\leq"),
     **dict.fromkeys(["langle", "lparen"], "("),
     **dict.fromkeys(["rangle", "rparen"], ")"),
-    **dict.fromkeys(["left", "right", "displaystyle", "textstyle"], ""),
-    **dict.fromkeys(["rm", "bf", "it", "sf", "tt"], ""),
-    **dict.fromkeys(words("small normalsize large Large LARGE huge Huge scriptstyle"), ""),
+    **dict.fromkeys(words("left right displaystyle textstyle scriptstyle rm bf it sf tt"), ""),
+    **dict.fromkeys(words("small normalsize large Large LARGE huge Huge"), ""),
     **dict.fromkeys(words("boldsymbol bm pmb mathit underline checkmark"), ""),
     **dict.fromkeys(["thinspace", "enspace"], " "),
+    **dict.fromkeys(["degree", "textdegree"], "°"),
     **dict.fromkeys(["dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "flatfrac"], r"\frac"),
     "bigcup": r"\cup",
     "colon": ":",
     "ell": "l",
     "ne": r"\neq",
     "varnothing": r"\emptyset",
-    "degree": "°",
-    "textdegree": "°",
     "lbrace": r"\{",
     "rbrace": r"\}",
     "lbrack": "[",
@@ -91,21 +89,7 @@ _ONE_SPELLING = {
     "vert": "|",
 }
 _FONT = r"\\(?:rm|bf|it|sf|tt)"
-
-
 _BASES = {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16, "b": 2, "o": 8, "x": 16}
-
-
-def _base(word: re.Match[str]) -> str:
-    """The subscript of a number in the base that a word names."""
-    return f"_{_BASES[word[1]]}"
-
-
-def _prefixed(found: re.Match[str]) -> str:
-    """A number with a subscript instead of the prefix for its base: 0x1F."""
-    return f"0{found[2].upper()}_{_BASES[found[1]]}"
-
-
 _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (  # elsewhere "~" is LaTeX's space
         re.compile(
@@ -115,7 +99,10 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
         r"\\approx ",
     ),
     (re.compile(r"\u00ac\s?|(?<![^\s(])(?<![0-9]\s)~(?=[A-Za-z(])"), r"\\neg "),
-    (re.compile(r"(?<![\w.])0([box])([0-9A-Fa-f]{1,16})(?![\w.^])"), _prefixed),
+    (  # 0x1F
+        re.compile(r"(?<![\w.])0([box])([0-9A-Fa-f]{1,16})(?![\w.^])"),
+        lambda found: f"0{found[2].upper()}_{_BASES[found[1]]}",
+    ),
     (re.compile(r"(?<![\\A-Za-z])log(2|10)(?=\()"), r"\\log_{\1}"),
     (re.compile(r"(?<![A-Za-z])m\s?(?=\\angle)"), ""),  # the measure of an angle
     (re.compile(r"(?<![A-Za-z])(sq|cu)\.\s?(?=[A-Za-z])"), r"\1 "),
@@ -165,7 +152,10 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (re.compile(r"(?<=[.\d])\\(overline|bar)\s?(\d)"), r"\\\1{\2}"),
     (SPELLED_FRACTION, spelled_fraction),
     (SPELLED_OUT, lambda number: str(spelled(number[1]))),
-    (re.compile(r"(?<=\d) (?:in )?(binary|octal|decimal|hexadecimal)\Z"), _base),
+    (
+        re.compile(r"(?<=\d) (?:in )?(binary|octal|decimal|hexadecimal)\Z"),
+        lambda word: f"_{_BASES[word[1]]}",
+    ),
     # bases: 101 in base 2, (101)_2, \text{1F}_{16}, 101_{(2)}, 101_{\text{base 2}}
     (re.compile(r"(?<=\d) (?:in )?\(?base (\d{1,2})\)?(?!\d)"), r"_{\1}"),
     (re.compile(r"(?:\\(?:text|mathrm)\s?\{|\()([\dA-F]+)[)}]\s?(?=_\s?\{?\s?\(?\d)"), r"\1"),
