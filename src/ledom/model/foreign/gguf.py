@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ledom.core.errors import CheckpointError, in_one_line, needs_extra
 from ledom.core.reading import JsonObject, check_regular
+from ledom.model.architectures import num_weights
 from ledom.model.checkpoint import readable
 from ledom.model.foreign.sentencepiece import SPACE, USER_DEFINED, build_sentencepiece
 from ledom.model.foreign.tensors import StoredTensor, from_torch
@@ -110,19 +111,12 @@ def _complete(file: Path, model: Any, missing: Any, reader: Any) -> None:
         unused = tuple(f"blk.{layer}." for layer in beyond)
         tensors = {name: t for name, t in tensors.items() if not name.startswith(unused)}
     stored = sum(int(tensor.n_elements) for tensor in tensors.values())
-    taken = sum(weight.numel() for weight in model.parameters())
+    taken = num_weights(model)
     if missing or stored != taken:
-        what = (
-            f"the tensor {min(missing)!r} is missing"
-            if missing
-            else (f"it holds {stored} weights, and transformers takes {taken} of them")
-        )
+        what = f"it holds {stored} weights, and transformers takes {taken} of them"
+        what = f"the tensor {min(missing)!r} is missing" if missing else what
         raise CheckpointError(f"{file}: {what}; {_FOLDER}")
-    found = {
-        key.removeprefix(f"{kind}."): field.contents()
-        for key, field in fields.items()
-        if key.startswith(f"{kind}.")
-    }
+    found = {key: field.contents() for key, field in _under(f"{kind}.", fields).items()}
     _set_layers(file, kind, found, config)
     rope = getattr(config, "rope_parameters", None) or {"rope_type": "none"}
     if "rope.freq_base_swa" in found and "sliding_attention" in rope:
@@ -132,6 +126,11 @@ def _complete(file: Path, model: Any, missing: Any, reader: Any) -> None:
         _set_rotation(file, rope, found, config)
         if factors is not None:
             _set_factors(file, rope, factors.data, config)
+
+
+def _under(prefix: str, named: Mapping[str, Any]) -> JsonObject:
+    """The values whose names have a prefix, by the rest of the name."""
+    return {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
 
 
 def _set_layers(file: Path, kind: str, found: JsonObject, config: Any) -> None:
@@ -168,8 +167,7 @@ def _set_rotation(file: Path, rope: JsonObject, found: JsonObject, config: Any) 
     share = found.get("rope.dimension_count", width) / width
     if share != rope.get("partial_rotary_factor", 1.0):
         rope["partial_rotary_factor"] = share
-    prefix = "rope.scaling."
-    scaling = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    scaling = _under("rope.scaling.", found)
     factor = scaling.pop("factor", 0) or found.get("rope.scale_linear", 0)
     kind = scaling.pop("type", "linear" if factor else "none")
     context = scaling.pop("original_context_length", None)
@@ -227,12 +225,7 @@ def own_tokenizer(file: Path, tokenizer: RustTokenizer, fields: Any) -> RustToke
 
     Raises `CheckpointError` if the file names no way to split a text, or an unknown one.
     """
-    prefix = "tokenizer.ggml."
-    found = {
-        key.removeprefix(prefix): field.contents()
-        for key, field in fields.items()
-        if key.startswith(prefix)
-    }
+    found = {key: field.contents() for key, field in _under("tokenizer.ggml.", fields).items()}
     written = json.loads(tokenizer.to_str())  # no file
     size = len(found["tokens"])
     written["added_tokens"] = [t for t in written["added_tokens"] if t["id"] < size]
