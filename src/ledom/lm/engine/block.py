@@ -129,7 +129,8 @@ class Block:
             new_values = values.new_empty(len(kept), heads, room + _COLUMN_STEP, width)
             new_keys[..., :room], new_values[:, :, :room] = keys[kept], values[kept]
             self.own[layer] = new_keys, new_values
-        self._rows, self._addresses = np.arange(len(kept)), None
+        self._rows = np.arange(len(kept))
+        vars(self).pop("_addresses", None)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention by plain matmuls; see `attend_to`."""
@@ -138,15 +139,12 @@ class Block:
 
     def addresses(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The arguments `own` (for all layers) and `about` of `cache_attention`."""
-        if self._addresses is None:
-            self._addresses = self._find()
         own, about = self._addresses
         about[1] = self.age
         return own, about
 
-    _addresses: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
-
-    def _find(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    @cached_property
+    def _addresses(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         prompts, of = self.prompts, self.prompt_of
         assert isinstance(prompts, _Apart)
         own = [
@@ -183,7 +181,7 @@ class Block:
         if 0 < len(used) <= (known - 1 if isinstance(self.prompts, _Apart) else _DROP_AT * known):
             self.prompt_of = places
             self.prompts = self.prompts.only(used)
-        self._addresses = None
+        vars(self).pop("_addresses", None)
 
     def _move(self, kept: NDArray[np.int64]) -> None:
         """Move the texts to the first rows, because plain matmuls do not allow gaps."""

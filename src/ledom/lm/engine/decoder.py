@@ -164,19 +164,14 @@ class Decoder(Writer):
         for batch in batches(unread, _READ_TOGETHER):
             texts = [unread[place] for place in batch]
             self._prefilled.update(zip(texts, self._prefill(texts), strict=True))
-        found: dict[object, int] = {}
-        prompts: list[Prefilled] = []
-        prompt_of = []
+        prompts: dict[object, Prefilled] = {}
+        keys: list[object] = []
         for job in jobs:
-            key = tuple(job.prompt) if job.kv_cache is None else id(job.kv_cache[0])
-            if key not in found:
-                found[key] = len(prompts)
-                kept = job.kv_cache
-                prompts.append(
-                    self._prefilled[tuple(job.prompt)] if kept is None else (None, *kept)
-                )
-            prompt_of.append(found[key])
-        return prompts, prompt_of
+            prompt, kept = tuple(job.prompt), job.kv_cache
+            keys.append(prompt if kept is None else id(kept[0]))
+            prompts[keys[-1]] = self._prefilled[prompt] if kept is None else (None, *kept)
+        places = {key: place for place, key in enumerate(prompts)}
+        return [*prompts.values()], [places[key] for key in keys]
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[Prefilled]:
         """Read sorted prompts in one packed row; returns a `Prefilled` for each."""
