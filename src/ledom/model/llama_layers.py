@@ -56,7 +56,7 @@ class Layer:
             setattr(self, name, Int8Weight(getattr(self, name)))
 
     def bias(self, part: _Part) -> Tensor | None:
-        """The weight `qkv`, `q` or `kv`."""
+        """The bias of `qkv`, `q` or `kv`."""
         if self.qkv_bias is None or part == "qkv":
             return self.qkv_bias
         return self.qkv_bias[: self.inner] if part == "q" else self.qkv_bias[self.inner :]

@@ -108,7 +108,7 @@ class _Model:
     notes: list[str] = field(default_factory=list)
 
 
-def import_model(source: str, out: Path, options: ImportOptions | None = None) -> Imported:
+def import_model(source: str, out: Path, options: ImportOptions = ImportOptions()) -> Imported:
     """Import a model from `source` (alias, USER/NAME on the hub, folder, GGUF file) to `out`.
 
     Raises `InputError` for any other name, `CheckpointError` for files that are missing, damaged or
@@ -119,7 +119,6 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     Traceback (most recent call last):
     ledom.core.errors.InputError: no-such: no such folder or file, nor a checkpoint that ledom ...
     """
-    options = options or ImportOptions()
     if out.exists() or out.is_symlink():
         raise OutputError(f"{out}: exists already; give another folder, or remove this one")
     found = _find(source, options.revision)
