@@ -96,10 +96,11 @@ class Shard:
         self.index_file = folder / f"{entry.file}.index"
         self.entry = entry
         self._dtype = dtype
-        for file, size in (
-            (self.file, entry.num_tokens * dtype.itemsize),
-            (self.index_file, entry.num_documents * 8),
-        ):
+        self._files = (  # with their sizes and checksums
+            (self.file, entry.num_tokens * dtype.itemsize, entry.sha256),
+            (self.index_file, entry.num_documents * 8, entry.index_sha256),
+        )
+        for file, size, _ in self._files:
             found = file.stat().st_size if file.is_file() else "nothing"
             if found != size:
                 raise InputError(
@@ -119,10 +120,7 @@ class Shard:
 
     def verify(self) -> None:
         """Read every byte; raises an `InputError` that names a file whose checksum differs."""
-        for file, theirs in (
-            (self.file, self.entry.sha256),
-            (self.index_file, self.entry.index_sha256),
-        ):
+        for file, _, theirs in self._files:
             if (ours := file_hash(file)) != theirs:
                 raise InputError(
                     f"its checksum {ours[:12]}... is not the manifest's {theirs[:12]}...: the file "
