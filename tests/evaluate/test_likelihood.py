@@ -21,7 +21,8 @@ from ledom.core.errors import InputError
 from ledom.evaluate.likelihood import Convention, score
 from ledom.evaluate.scorings import SCORINGS, Parts, Request, Scoring
 from ledom.lm.backends.fake import FakeLanguageModel
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
+from ledom.lm.generation import Prompts, PromptTexts
+from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -75,12 +76,8 @@ class TableModel(LanguageModel):
         return self.direction.to_reading_order(values), self.direction.to_reading_order(hits)
 
     def generate(
-        self,
-        prompts: Sequence[str | Generation],
-        sampling: Sampling,
-        num_samples: int = 1,
-        first_sample: int = 0,
-    ) -> Iterator[tuple[int, list[Generation]]]:
+        self, prompts: Prompts, sampling: Sampling, num_samples: int = 1, first_sample: int = 0
+    ) -> Iterator[PromptTexts]:
         raise NotImplementedError
 
 

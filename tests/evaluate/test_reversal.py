@@ -31,6 +31,7 @@ from ledom.evaluate.reversal import (
     make_questions,
     run_reversal,
 )
+from ledom.lm.generation import Prompts, PromptTexts
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import train_tokenizer
@@ -77,12 +78,8 @@ class Memory(LanguageModel):
         return TOKENIZER.decode(target.ids) in self.sentences
 
     def generate(
-        self,
-        prompts: Sequence[str | Generation],
-        sampling: Sampling,
-        num_samples: int = 1,
-        first_sample: int = 0,
-    ) -> Iterator[tuple[int, list[Generation]]]:
+        self, prompts: Prompts, sampling: Sampling, num_samples: int = 1, first_sample: int = 0
+    ) -> Iterator[PromptTexts]:
         for place, prompt in enumerate(prompts):
             assert isinstance(prompt, str)
             yield place, [Generation(self._write(prompt), [], "stop")] * num_samples

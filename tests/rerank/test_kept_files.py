@@ -23,7 +23,8 @@ from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
-from ledom.lm.language_model import Generation, Sampling, TokenSpan
+from ledom.lm.generation import Prompts, PromptTexts
+from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.rerank import sample, score
 from ledom.rerank import step_search as search_module
 from ledom.rerank.contrast import fill_contrast
@@ -53,12 +54,8 @@ class Company(FakeLanguageModel):
         return [values * company for values in super().logprobs(targets)]
 
     def generate(
-        self,
-        prompts: Sequence[str | Generation],
-        sampling: Sampling,
-        num_samples: int = 1,
-        first_sample: int = 0,
-    ) -> Iterator[tuple[int, list[Generation]]]:
+        self, prompts: Prompts, sampling: Sampling, num_samples: int = 1, first_sample: int = 0
+    ) -> Iterator[PromptTexts]:
         company = replace(sampling, seed=sampling.seed + 1000 * len(prompts))
         yield from super().generate(prompts, company, num_samples, first_sample)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ledom.lm.confidence import Confidence
 
-__all__ = ["FinishReason", "Generation", "ModelSpan", "TokenSpan"]
+__all__ = ["FinishReason", "Generation", "ModelSpan", "PromptTexts", "Prompts", "TokenSpan"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,10 @@ class Generation:
     Models via Self-Certainty, 2025). None if the backend does not see the whole distribution."""
     confidence: Confidence | None = field(default=None, compare=False)
     """Confidence of the sampled tokens, EOS included, if `Sampling.confidence` is set."""
+
+
+Prompts = Sequence[str | Generation]
+"""Texts, or generations that stopped at the pattern, to continue."""
+
+PromptTexts = tuple[int, list[Generation]]
+"""The index of a prompt, and all texts written for it."""

@@ -21,7 +21,7 @@ from ledom.core.errors import InputError
 from ledom.core.files import digest
 from ledom.core.reading import check_counts, is_number, require
 from ledom.lm.confidence import ConfidenceSettings
-from ledom.lm.generation import FinishReason, Generation, ModelSpan, TokenSpan
+from ledom.lm.generation import FinishReason, Generation, ModelSpan, Prompts, PromptTexts, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -227,7 +227,7 @@ class LanguageModel(ABC):
         check_counts(first_sample=first_sample)
         return range(int(first_sample), int(first_sample) + int(num_samples))
 
-    def check_request(self, prompts: Sequence[str | Generation], sampling: Sampling) -> None:
+    def check_request(self, prompts: Prompts, sampling: Sampling) -> None:
         """Raise `InputError` if `prompts` is not a list, or if the request is not supported."""
         if not isinstance(sampling, Sampling):
             raise InputError(f"sampling is {sampling!r:.60}; give a ledom.Sampling")
@@ -250,7 +250,7 @@ class LanguageModel(ABC):
         return InputError(f"{self.name}: this backend {what}; {remedy}")
 
     def text_prompts(
-        self, prompts: Sequence[str | Generation], sampling: Sampling
+        self, prompts: Prompts, sampling: Sampling
     ) -> tuple[list[str], list[list[int]]]:
         """The prompts and their ids in model order, for a backend that cannot continue generations.
         Raises `InputError` like `check_request` and `prompt_ids`."""
@@ -359,12 +359,8 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def generate(
-        self,
-        prompts: Sequence[str | Generation],
-        sampling: Sampling,
-        num_samples: int = 1,
-        first_sample: int = 0,
-    ) -> Iterator[tuple[int, list[Generation]]]:
+        self, prompts: Prompts, sampling: Sampling, num_samples: int = 1, first_sample: int = 0
+    ) -> Iterator[PromptTexts]:
         """Write `num_samples` texts per prompt; yields (prompt index, texts) when complete.
 
         The samples are numbered from `first_sample`. A prompt is either a text or a generation that
@@ -381,7 +377,7 @@ class LanguageModel(ABC):
 
     def generate_in_steps(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
-    ) -> Iterator[list[tuple[int, list[Generation]]]]:
+    ) -> Iterator[list[PromptTexts]]:
         """Like `generate`, but yields after each step the prompts completed in it, often none.
 
         A caller that stops iterating ends the work. A step is one token of each text. For a backend
@@ -392,7 +388,7 @@ class LanguageModel(ABC):
 
     def generate_with_greedy(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int
-    ) -> Iterator[tuple[int, list[Generation]]]:
+    ) -> Iterator[PromptTexts]:
         """Like `generate`, but each prompt's samples are followed by its greedy text."""
         greedy = dict(self.generate(prompts, sampling.greedy))
         for place, texts in self.generate(prompts, sampling, num_samples):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.files import digest
+from ledom.lm.generation import Prompts, PromptTexts
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
@@ -70,12 +71,8 @@ class FakeLanguageModel(LanguageModel):
         return self.direction.to_reading_order(np.array(values, np.float32))
 
     def generate(
-        self,
-        prompts: Sequence[str | Generation],
-        sampling: Sampling,
-        num_samples: int = 1,
-        first_sample: int = 0,
-    ) -> Iterator[tuple[int, list[Generation]]]:
+        self, prompts: Prompts, sampling: Sampling, num_samples: int = 1, first_sample: int = 0
+    ) -> Iterator[PromptTexts]:
         self.text_prompts(prompts, sampling)
         numbers = self.sample_numbers(num_samples, first_sample)
         for place, prompt in enumerate(prompts):

@@ -40,7 +40,7 @@ from ledom.lm.engine.decoder import Decoder, decodes_exactly
 from ledom.lm.engine.own_decoder import LoneDecoder, keeps_exactly
 from ledom.lm.engine.pattern import PatternSearch
 from ledom.lm.engine.trunk import build_trunk, longest_packed, round_weights
-from ledom.lm.generation import ModelSpan
+from ledom.lm.generation import ModelSpan, Prompts, PromptTexts
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.architectures import num_weights
 from ledom.model.attention import turn
@@ -255,34 +255,26 @@ class HFLanguageModel(LanguageModel):
         return found
 
     def generate(
-        self,
-        prompts: Sequence[str | Generation],
-        sampling: Sampling,
-        num_samples: int = 1,
-        first_sample: int = 0,
-    ) -> Iterator[tuple[int, list[Generation]]]:
+        self, prompts: Prompts, sampling: Sampling, num_samples: int = 1, first_sample: int = 0
+    ) -> Iterator[PromptTexts]:
         numbers = self.sample_numbers(num_samples, first_sample)
         return chain.from_iterable(self._generate(prompts, sampling, numbers))
 
     def generate_in_steps(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
-    ) -> Iterator[list[tuple[int, list[Generation]]]]:
+    ) -> Iterator[list[PromptTexts]]:
         return self._generate(prompts, sampling, self.sample_numbers(num_samples))
 
     def generate_with_greedy(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int
-    ) -> Iterator[tuple[int, list[Generation]]]:
+    ) -> Iterator[PromptTexts]:
         # In one batch, because greedy texts alone would leave it nearly empty toward the end.
         numbers = self.sample_numbers(num_samples)
         return chain.from_iterable(self._generate(prompts, sampling, numbers, with_greedy=True))
 
     def _generate(
-        self,
-        prompts: Sequence[str | Generation],
-        sampling: Sampling,
-        numbers: range,
-        with_greedy: bool = False,
-    ) -> Iterator[list[tuple[int, list[Generation]]]]:
+        self, prompts: Prompts, sampling: Sampling, numbers: range, with_greedy: bool = False
+    ) -> Iterator[list[PromptTexts]]:
         """Write each prompt's samples with these numbers, then its greedy text if requested.
 
         Yields after each step; see `generate_in_steps`.

@@ -29,7 +29,7 @@ from ledom.core.options import check_secret
 from ledom.core.reading import JsonObject, check_counts, require
 from ledom.lm.backends.remote import RateLimit, model_info, read_logprobs, run_concurrently
 from ledom.lm.confidence import Confidence, of_alternatives
-from ledom.lm.generation import ModelSpan
+from ledom.lm.generation import ModelSpan, Prompts, PromptTexts
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 
 __all__ = ["OpenAILanguageModel"]
@@ -130,12 +130,8 @@ class OpenAILanguageModel(LanguageModel):
         return self.direction.to_reading_order(read_logprobs(values[start:end]))
 
     def generate(
-        self,
-        prompts: Sequence[str | Generation],
-        sampling: Sampling,
-        num_samples: int = 1,
-        first_sample: int = 0,
-    ) -> Iterator[tuple[int, list[Generation]]]:
+        self, prompts: Prompts, sampling: Sampling, num_samples: int = 1, first_sample: int = 0
+    ) -> Iterator[PromptTexts]:
         texts, contexts = self.text_prompts(prompts, sampling)
         numbers = self.sample_numbers(num_samples, first_sample)
         # From a text, a server adds its tokenizer's own special tokens, and it cannot flip the ids.

@@ -20,6 +20,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, in_one_line, needs_extra
 from ledom.core.files import digest
 from ledom.lm.confidence import of_alternatives
+from ledom.lm.generation import Prompts, PromptTexts
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import read_checkpoint_info
 from ledom.model.folder import count_parameters
@@ -101,12 +102,8 @@ class VLLMLanguageModel(LanguageModel):
         return results
 
     def generate(
-        self,
-        prompts: Sequence[str | Generation],
-        sampling: Sampling,
-        num_samples: int = 1,
-        first_sample: int = 0,
-    ) -> Iterator[tuple[int, list[Generation]]]:
+        self, prompts: Prompts, sampling: Sampling, num_samples: int = 1, first_sample: int = 0
+    ) -> Iterator[PromptTexts]:
         texts, contexts = self.text_prompts(prompts, sampling)
         numbers = self.sample_numbers(num_samples, first_sample)
         together = max(1, _TOGETHER // len(numbers))
