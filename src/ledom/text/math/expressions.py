@@ -67,6 +67,7 @@ _SEPARATORS = frozenset([",", ";", "and", "or"])
 _LABEL_SIGNS = frozenset(["%", "°", "/", "^", "¢"])
 _LABEL_WORDS = _LABEL_SIGNS | ONE_LETTER_UNITS | frozenset("23")
 _VARIABLES = frozenset("abcxyz")
+_SIGNS = frozenset(["+", "-", r"\pm", r"\mp"])
 _TIMES = frozenset(["*", r"\cdot", r"\times", r"\ast"])
 _OVER = frozenset(["/", r"\div"])
 
@@ -254,10 +255,9 @@ class _Reader(Atoms):
     def sum(self) -> Node:
         """Terms joined by signs. Two signs in a row raise `NotUnderstood`, except in 3 + -4i."""
         terms = [self._term()]
-        while (sign := self.peek().text) in ("+", "-", r"\pm", r"\mp"):
-            self.take()
-            following = self.peek().text
-            if following in ("+", "-", r"\pm", r"\mp") and (sign, following) != ("+", "-"):
+        while self.peek().text in _SIGNS:
+            sign, following = self.take().text, self.peek().text
+            if following in _SIGNS and (sign, following) != ("+", "-"):
                 raise NotUnderstood("two signs")
             terms.append(with_sign(sign, self._term()))
         return terms[0] if len(terms) == 1 else total(*terms)
@@ -342,11 +342,8 @@ class _Reader(Atoms):
 
     def factor(self) -> Node:
         """A power, with or without a sign."""
-        sign = self.peek().text
-        if sign in ("+", "-", r"\pm", r"\mp"):
-            self.take()
-            return with_sign(sign, self.power())
-        return self.power()
+        sign = self.take().text if self.peek().text in _SIGNS else "+"
+        return with_sign(sign, self.power())
 
     def power(self) -> Node:
         """An atom with a factorial or an exponent after it."""
