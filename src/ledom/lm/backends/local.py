@@ -246,7 +246,7 @@ class HFLanguageModel(LanguageModel):
         self, hidden: torch.Tensor, labels: torch.Tensor, read: _Reader
     ) -> NDArray[np.float32]:
         """Apply `read` to outputs [T, width] and labels [T], with the logits in bounded chunks."""
-        rows = min(max(1, _LOGITS_BYTES // (4 * vocab_size(self.model))), _LOGITS_ROWS)
+        rows = min(max(1, _LOGITS_BYTES // (4 * self.vocab_size)), _LOGITS_ROWS)
         parts = [
             read(self._trunk.logits(outputs).float(), chunk)
             for outputs, chunk in zip(hidden.split(rows), labels.split(rows), strict=True)
@@ -364,13 +364,12 @@ class HFLanguageModel(LanguageModel):
         certainty = job.certainty / (len(ids) + (job.finish_reason == "stop"))
         asked = sampling.confidence
         confidence = confidence_of(job.confidences, asked.window) if asked else None
-        reason = job.finish_reason
+        reason, state = job.finish_reason, None
         assert reason is not None
-        if reason != "pattern":
-            return Generation(text, ids, reason, None, certainty, confidence)
-        key, context = digest(f"{start.key} {text}"), [*job.prompt, *job.ids]
-        kept = job.kv_cache, start.version
-        state = GenerationState(self._key, context, key, start.prompt, written, whole, *kept)
+        if reason == "pattern":
+            key, context = digest(f"{start.key} {text}"), [*job.prompt, *job.ids]
+            kept = job.kv_cache, start.version
+            state = GenerationState(self._key, context, key, start.prompt, written, whole, *kept)
         return Generation(text, ids, reason, state, certainty, confidence)
 
 
