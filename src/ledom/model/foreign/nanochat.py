@@ -105,16 +105,15 @@ class _Attention(nn.Module):
         mask: Tensor | None,
         **packing: Any,
     ) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
-            for project in (self.c_q, self.c_k, self.c_v)
-        )
+        def heads(x: Tensor) -> Tensor:
+            parts: Tensor = x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+            return parts
+
+        q, k, v = (heads(project(x)) for project in (self.c_q, self.c_k, self.c_v))
         if value_embedding is not None:
             gate = torch.sigmoid(self.ve_gate(x[..., : self.config.value_gate_channels]))
             scaled = self.config.value_gate_scale * gate.transpose(1, 2)[..., None]
-            v = v + scaled * value_embedding.unflatten(-1, (-1, self.config.head_dim)).transpose(
-                1, 2
-            )
+            v = v + scaled * heads(value_embedding)
         q, k = (_norm(_rotate(part, *rotation)) for part in (q, k))
         if self.config.query_key_scale != 1:
             q, k = q * self.config.query_key_scale, k * self.config.query_key_scale
