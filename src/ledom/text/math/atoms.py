@@ -134,18 +134,12 @@ class Atoms(ABC):
         if name not in _MATRICES:
             raise NotUnderstood(name)
         rows: list[Node] = []
-        cells: list[Node] = []
-        while True:
-            cells.append(self.sum())
-            sign = self.take().text
-            if sign != "&":
-                rows.append(Node("row", parts=tuple(cells)))
-                cells = []
-            if sign == r"\\" and self.peek().text == r"\end":
-                sign = self.take().text
-            if sign == r"\end":
-                break
-            if sign not in ("&", r"\\"):
+        while not (rows and self.accept(r"\end")):
+            cells = [self.sum()]
+            while self.accept("&"):
+                cells.append(self.sum())
+            rows.append(Node("row", parts=tuple(cells)))
+            if not self.accept(r"\\") and self.peek().text != r"\end":
                 raise NotUnderstood("a matrix")
         if self._braced().text != name:
             raise NotUnderstood("a matrix")
@@ -244,13 +238,11 @@ class Atoms(ABC):
     def _proper_fraction(self) -> Node | None:
         r"""The fraction of a mixed number, 2 1/2 or 2\frac{1}{2}; None without one."""
         start = self.place
-        kinds = [self.peek(ahead).kind for ahead in range(3)]
-        texts = [self.peek(ahead).text for ahead in range(3)]
-        if kinds[0] == kinds[2] == "number" and texts[1] == "/":
-            digits = texts[0], texts[2]
+        over, slash, under = map(self.peek, range(3))
+        if over.kind == under.kind == "number" and slash.text == "/":
+            digits = over.text, under.text
             self.place += 3
-        elif texts[0] == r"\frac":
-            self.take()
+        elif self.accept(r"\frac"):
             digits = self._digit_text(), self._digit_text()
         else:
             return None
@@ -321,12 +313,11 @@ class Atoms(ABC):
         return product(*letters)
 
     def _root(self) -> Node:
-        index = None
-        if self.accept("["):
-            index = self.sum()
-            self.expect("]")
-        inside = self.group()
-        return call("sqrt", inside) if index is None else call("root", inside, index)
+        if not self.accept("["):
+            return call("sqrt", self.group())
+        index = self.sum()
+        self.expect("]")
+        return call("root", self.group(), index)
 
     def _function(self, name: str) -> Node:
         exponent, base = None, None

@@ -139,9 +139,8 @@ class _Reader(Atoms):
             if name or signs or not (name := self._other_subject(start)):
                 raise
             parts.append(self._quantity())
-        while (sign := self.peek().text) in _RELATIONS:
-            self.take()
-            signs.append(_RELATIONS[sign])
+        while self.peek().text in _RELATIONS:
+            signs.append(_RELATIONS[self.take().text])
             parts.append(self._quantity())
         if [token.text for token in self.tokens[start : self.place]].count(r"\pm") > 1:
             raise NotUnderstood("two or four values")
