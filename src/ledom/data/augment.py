@@ -294,11 +294,10 @@ def _compute(
             text = _written(result, exact=strict)
             if text is None or (strict and "." in text and "." not in rest[-1]):
                 return None
-            for side in rest[:-1]:
-                if strict:
-                    sides.append(_replace(side, values))
-                    if value_of(sides[-1]) != result:
-                        return None
+            for side in rest[:-1] if strict else ():
+                sides.append(_replace(side, values))
+                if value_of(sides[-1]) != result:
+                    return None
         except (ValueError, ZeroDivisionError, KeyError):
             return None
         if strict and values.get(rest[-1], text) != text:
