@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from ledom.core.direction import Direction
@@ -15,21 +17,32 @@ from ledom.core.records import Problem
 from ledom.evaluate.choices import ChoiceQuestion
 from ledom.evaluate.written import FORMS, CodeProblem, is_right, prompt
 
-__all__ = ["GROUP", "choice_task", "written_task"]
+__all__ = ["GROUP", "Options", "choice_task", "written_task"]
 
 GROUP = "ledom_group"
 """Key of a task's rows, for intervals: rows with the same value are not independent."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """The settings with which tasks are created."""
+
+    data: Path | None = None
+    """Folder of local task files."""
+    limit: int | None = None
+    """Documents per task, from its start; None for all."""
+    num_fewshot: int = 0
+    """Solved examples that the model reads before a question."""
+    seed: int = 0
+    """Seed of generated questions."""
+    allow_code: bool = False
+    """Whether programs that a model writes may be run here."""
+
+
 def choice_task(
-    name: str,
-    questions: Sequence[ChoiceQuestion],
-    text: str,
-    delimiter: str,
-    num_fewshot: int,
-    limit: int | None,
+    name: str, questions: Sequence[ChoiceQuestion], text: str, delimiter: str, options: Options
 ) -> Any:
-    """A multiple-choice task of at most `limit` questions, for a model of either direction.
+    """A multiple-choice task, for a model of either direction.
 
     `text` is the template of a question, and `delimiter` stands between it and a choice. Choices
     before the question have no acc_norm, as their scores cover the question too. The first
@@ -38,6 +51,7 @@ def choice_task(
     """
     from ledom.evaluate.harness_tasks import leave_out_the_question
 
+    num_fewshot = options.num_fewshot
     _check_examples(name, len(questions), num_fewshot)
     places = {question.place for question in questions}
     if len(places) > 1:
@@ -56,7 +70,7 @@ def choice_task(
     ]
     task = _make(
         name,
-        rows[num_fewshot:][:limit],
+        rows[num_fewshot:][: options.limit],
         output_type="multiple_choice",
         doc_to_text="answer_index" if before else "text",
         doc_to_choice="choices",
@@ -83,15 +97,15 @@ def written_task(
     kind: str,
     direction: Direction,
     problems: Sequence[Problem] | Sequence[CodeProblem],
-    num_fewshot: int,
-    limit: int | None,
+    options: Options,
 ) -> Any:
-    """A task of at most `limit` problems with written answers, in the direction's `FORMS`; the
-    first problems are used as examples, as in `choice_task`."""
+    """A task of problems with written answers, in the direction's `FORMS`; the first problems are
+    used as examples, as in `choice_task`."""
+    num_fewshot = options.num_fewshot
     _check_examples(name, len(problems), num_fewshot)
     form = FORMS[kind][direction]
     rows = []
-    for asked in problems[num_fewshot:][:limit]:
+    for asked in problems[num_fewshot:][: options.limit]:
         text = form.question(asked)
         others = (one for one in problems if form.question(one) != text)
         examples = [*islice(others, num_fewshot)]

@@ -30,7 +30,7 @@ from ledom.evaluate.choices import (
     neighbor_questions,
     problem_questions,
 )
-from ledom.evaluate.own_tasks import choice_task, written_task
+from ledom.evaluate.own_tasks import Options, choice_task, written_task
 from ledom.evaluate.suites import Published, SuiteTask, suite_tasks
 from ledom.evaluate.written import CodeProblem
 
@@ -44,22 +44,6 @@ _FROM_HUB = (
     "it comes from the hub; without a network, give --data FOLDER with local task files or copies "
     "of datasets (ledom docs evaluate)"
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """The settings with which tasks are created."""
-
-    data: Path | None = None
-    """Folder of local task files."""
-    limit: int | None = None
-    """Documents per task, from its start; None for all."""
-    num_fewshot: int = 0
-    """Solved examples that the model reads before a question."""
-    seed: int = 0
-    """Seed of generated questions."""
-    allow_code: bool = False
-    """Whether programs that a model writes may be run here."""
 
 
 Load = Callable[[Direction], Sequence[Any]]
@@ -177,7 +161,7 @@ def _from_file(name: str, file: Path, options: Options) -> tuple[Load, bool]:
 
 def _choices(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
     questions = read_records(file, ChoiceQuestion, unique_ids())
-    return [choice_task(name, questions, _QUESTION, " ", options.num_fewshot, options.limit)]
+    return [choice_task(name, questions, _QUESTION, " ", options)]
 
 
 def _code(name: str, file: Path | None, options: Options, direction: Direction) -> Sequence[Any]:
@@ -188,13 +172,13 @@ def _code(name: str, file: Path | None, options: Options, direction: Direction) 
 
         load = partial(load_dataset, CODE_TASKS[name], split="test")
         problems = [CodeProblem.from_json(row) for row in _reach(name, load, _FROM_HUB)]
-    return [written_task(name, "code", direction, problems, options.num_fewshot, options.limit)]
+    return [written_task(name, "code", direction, problems, options)]
 
 
 def _generated(name: str, options: Options, direction: Direction) -> Sequence[Any]:
     count = (options.limit or 200) + options.num_fewshot
     questions = _GENERATED[name](count, options.seed)
-    return [choice_task(name, questions, "{}", "\n\n", options.num_fewshot, options.limit)]
+    return [choice_task(name, questions, "{}", "\n\n", options)]
 
 
 def _neighbors(
@@ -205,10 +189,7 @@ def _neighbors(
         asked = {n: neighbor_questions(documents, p, options.seed) for n, p in places.items()}
     except InputError as error:
         raise InputError(error.reason, path=file) from None
-    return [
-        choice_task(name, own, "{}", " ", options.num_fewshot, options.limit)
-        for name, own in asked.items()
-    ]
+    return [choice_task(name, own, "{}", " ", options) for name, own in asked.items()]
 
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
@@ -227,7 +208,7 @@ def _problems(name: str, source: str, options: Options, direction: Direction) ->
                 f"problem {problem.id!r} of {source} has no answer to compare with; add the key "
                 "'answer', or remove it"
             )
-    return [written_task(name, "text", direction, problems, options.num_fewshot, options.limit)]
+    return [written_task(name, "text", direction, problems, options)]
 
 
 def _check_code(name: str, options: Options) -> None:
