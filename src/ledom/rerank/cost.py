@@ -129,14 +129,13 @@ class Costs:
     def _written(self, strategy: Strategy) -> float:
         if isinstance(strategy, Greedy):
             return self.greedy
-        totals = self.written.sum(axis=1)
         if isinstance(strategy, Random):
             drawn = self.table.always_drawn
             return float(((self.written * drawn).sum(axis=1) / drawn.sum(axis=1)).mean())
         if isinstance(strategy, EarlyVote):
             drawn = np.arange(self.written.shape[1]) < needed_candidates(self.table)[:, None]
             return float((self.written * drawn).sum(axis=1).mean())
-        return float(totals.mean()) + self.broken_off
+        return float(self.written.sum(axis=1).mean()) + self.broken_off
 
 
 def _tokens_of(candidate: Candidate, scores: Mapping[str, Score]) -> int:
