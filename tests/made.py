@@ -66,11 +66,12 @@ def made_table(
 ) -> CandidateTable:
     """A table of labeled problems [P, N] without greedy candidates; right answers are number 0."""
     from ledom.rerank.candidate_table import CandidateTable
+    from ledom.rerank.candidates import question_hash
 
     rows = range(len(correct))
     columns: dict[str, Any] = {
         "problem_ids": [str(row) for row in rows],
-        "questions": [f"question {row}" for row in rows],
+        "question_hashes": [question_hash(f"question {row}") for row in rows],
         "labeled": np.ones(len(rows), bool),
         "features": features,
         "answers": np.where(correct, 0, 1),

@@ -17,8 +17,9 @@ from ledom.lm import embedded_folder, unfamiliar_texts
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model.checkpoint import load_checkpoint
+from ledom.rerank.candidates import question_hash
 from ledom.rerank.explain import explain
-from ledom.rerank.weights import TunedWeights, question_hash
+from ledom.rerank.weights import TunedWeights
 
 pytestmark = pytest.mark.slow
 

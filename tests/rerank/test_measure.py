@@ -10,7 +10,7 @@ import pytest
 from ledom.core.records import Candidate, Problem
 from ledom.report.results import Interval, Measurement, StrategyResult
 from ledom.rerank.candidate_table import FEATURES, CandidateTable, build_candidate_table
-from ledom.rerank.candidates import labeled_problems
+from ledom.rerank.candidates import labeled_problems, question_hash
 from ledom.rerank.fit import tune
 from ledom.rerank.measure import changes, measure
 from ledom.rerank.weights import CrossFitted, TunedWeights
@@ -140,8 +140,8 @@ def test_copies_of_a_question_do_not_narrow_an_interval() -> None:
     """Every problem four times, under other ids, has the intervals of one copy."""
     pools = ["112", "222", "121", "211", "122"]
     once, four = unequal(*pools), unequal(*pools * 4)
-    once = replace(once, questions=[f"question {i}" for i in range(5)])
-    four = replace(four, questions=[f"question  {i % 5}" for i in range(20)])
+    hashes = [question_hash(f"question {i}") for i in range(5)]
+    once, four = replace(once, question_hashes=hashes), replace(four, question_hashes=hashes * 4)
     reports = [measure(table, TunedWeights({}, 0, 0, frozenset())) for table in (once, four)]
     for name in ("random", "majority", "majority_stopped"):
         one, other = (by_name(report)[name] for report in reports)

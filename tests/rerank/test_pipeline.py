@@ -21,8 +21,9 @@ from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import TokenSpan
 from ledom.model.checkpoint import save_checkpoint
+from ledom.rerank.candidates import question_hash
 from ledom.rerank.pipeline import Job, rerank
-from ledom.rerank.weights import default_weights, question_hash
+from ledom.rerank.weights import default_weights
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 

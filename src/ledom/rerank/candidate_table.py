@@ -26,6 +26,7 @@ from ledom.rerank.candidates import (
     labeled_problems,
     planned_candidates,
     pools,
+    question_hash,
     scores_by_target,
 )
 from ledom.text.answers import extract_answer, is_right
@@ -101,8 +102,8 @@ class CandidateTable:
     """The candidates of P problems."""
 
     problem_ids: list[str]
-    questions: list[str]
-    """[P]: the text of each question."""
+    question_hashes: list[str]
+    """[P]: see `question_hash`; problems with the same question are not independent."""
     labeled: BoolArray
     """[P]: whether it is known which candidates are right; see `labeled_problems`."""
     features: dict[str, FloatArray]
@@ -160,7 +161,7 @@ class CandidateTable:
         return replace(
             self._with_cells(lambda values: values[rows]),
             problem_ids=[self.problem_ids[i] for i in rows],
-            questions=[self.questions[i] for i in rows],
+            question_hashes=[self.question_hashes[i] for i in rows],
             labeled=self.labeled[rows],
             greedy=self.greedy[rows],
             groups=[self.groups[i] for i in rows],
@@ -238,7 +239,7 @@ def build_candidate_table(
     features, by_model = _relative_to_models(features, mask & ~blank, writers)
     return CandidateTable(
         problem_ids=[*pool_of],
-        questions=[problem.question for problem in problems],
+        question_hashes=[question_hash(problem.question) for problem in problems],
         labeled=labeled_problems(problems, candidates),
         features=features,
         answers=answers,

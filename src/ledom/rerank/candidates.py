@@ -8,6 +8,7 @@ it under the field's name.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from ledom.text.math.notation import has_content
 __all__ = [
     "EXTERNAL_LABELS",
     "GIVEN",
+    "HASH_LENGTH",
     "AnswerClasses",
     "candidate_check",
     "check_problems",
@@ -45,6 +47,7 @@ __all__ = [
     "match_candidates",
     "planned_candidates",
     "pools",
+    "question_hash",
     "read_candidates",
     "scores_by_target",
     "text_hashes",
@@ -60,6 +63,7 @@ EXTERNAL_LABELS = {
 }
 """Labels of the external scores that sampling writes; any other's label is its field's name."""
 
+HASH_LENGTH = 12  # of `question_hash`
 _MAX_INDEX = 2**63  # other JSON readers parse larger numbers as floats
 
 
@@ -250,6 +254,16 @@ def text_hashes(problems: Sequence[Problem], candidates: Sequence[Candidate]) ->
         "candidates": len(distinct),
         "texts": fingerprint((c.problem_id, str(c.index), c.text) for c in distinct),
     }
+
+
+def question_hash(question: str) -> str:
+    r"""A short fingerprint of a question's words, ignoring white space.
+
+    >>> question_hash("What is\n2 + 2? ") == question_hash("What is 2 + 2?")
+    True
+    """
+    words = " ".join(question.split())
+    return hashlib.sha256(words.encode()).hexdigest()[:HASH_LENGTH]
 
 
 def is_blank(text: str) -> bool:

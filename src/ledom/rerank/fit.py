@@ -23,7 +23,7 @@ from ledom.rerank.candidate_table import FEATURES, CandidateTable, build_candida
 from ledom.rerank.candidates import GIVEN, choose_external_scores, match_candidates, read_candidates
 from ledom.rerank.score_files import read_scores, scored_problems, scoring_models
 from ledom.rerank.strategies import Strategy, Vote, check_score_names, strategies
-from ledom.rerank.weights import LAMBDAS, CrossFitted, TunedWeights, question_hash
+from ledom.rerank.weights import LAMBDAS, CrossFitted, TunedWeights
 
 __all__ = ["check_folds", "cross_fit", "fit_sum", "tune", "tune_folder"]
 
@@ -77,7 +77,7 @@ def tune(table: CandidateTable) -> TunedWeights:
         weights,
         len(table.problem_ids),
         int(table.mask.sum(axis=1).max()),
-        frozenset(map(question_hash, table.questions)),
+        frozenset(table.question_hashes),
         table.external_scores,
     )
 
@@ -130,7 +130,7 @@ def cross_fit(table: CandidateTable, num_folds: int) -> CrossFitted:
     >>> [(rows.tolist(), weights.num_problems) for rows, weights in fitted.folds]
     [([0], 1), ([1], 1)]
     """
-    check_folds(num_folds, len({*map(question_hash, table.questions)}))
+    check_folds(num_folds, len({*table.question_hashes}))
     fold = _folds(table, num_folds, seed=1)
     folds = [
         (np.flatnonzero(fold == i), tune(table.select(np.flatnonzero(fold != i))))
@@ -155,10 +155,9 @@ def check_folds(num_folds: int, num_problems: int) -> None:
 
 def _folds(table: CandidateTable, num_folds: int, seed: int) -> NDArray[np.int64]:
     """[P]: a fold for each problem; problems with equal questions are in one fold."""
-    hashes = [question_hash(question) for question in table.questions]
-    place = {own: i for i, own in enumerate(dict.fromkeys(hashes))}
+    place = {own: i for i, own in enumerate(dict.fromkeys(table.question_hashes))}
     fold_of = np.random.default_rng(seed).permutation(len(place)) % num_folds
-    return fold_of[[place[own] for own in hashes]]
+    return fold_of[[place[own] for own in table.question_hashes]]
 
 
 @dataclass(frozen=True)

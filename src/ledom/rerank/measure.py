@@ -22,7 +22,7 @@ from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.candidates import EXTERNAL_LABELS
 from ledom.rerank.cost import Costs
 from ledom.rerank.strategies import STRATEGIES, EarlyVote, Pick, needed_candidates, strategies
-from ledom.rerank.weights import LAMBDAS, TunedWeights, preferred_strategy, question_hash
+from ledom.rerank.weights import LAMBDAS, TunedWeights, preferred_strategy
 
 __all__ = ["changes", "measure"]
 
@@ -78,7 +78,6 @@ def measure(
     if not len(rows):
         return results.Measurement(num_labeled=0)
     table, weights = table.select(rows), weights.select(rows)
-    groups = [question_hash(question) for question in table.questions]
     able = weights.usable_with(table.features, table.external_scores)
     rights = {name: one.accuracy(table, weights.of(name)) for name, one in able.items()}
     # A strategy that cannot choose for every problem is left out (greedy may lack candidates).
@@ -86,20 +85,20 @@ def measure(
     return results.Measurement(
         num_labeled=len(table.problem_ids),
         settings=weights.settings if "reverse_reward" in rights else {},
-        strategies=[_result(name, rights, table, weights, costs, groups) for name in rights],
+        strategies=[_result(name, rights, table, weights, costs) for name in rights],
         headline=[
             results.Difference(
                 claim=claim,
-                difference=paired_share_interval(rights[a], rights[b], groups),
+                difference=paired_share_interval(rights[a], rights[b], table.question_hashes),
                 main=(claim, a, b) in _MAIN_CLAIMS,
             )
             for claim, a, b in _CLAIMS
             if a in rights and b in rights
         ],
         accuracy_by_n=_by_number(table, weights, rights),
-        accuracy_by_lambda=_by_lambda(table, weights, groups),
-        reliability=_reliability(table, weights, groups),
-        auc=_aucs(table, weights, groups),
+        accuracy_by_lambda=_by_lambda(table, weights),
+        reliability=_reliability(table, weights),
+        auc=_aucs(table, weights),
         by_group=_by_group(table, rights),
     )
 
@@ -110,8 +109,8 @@ def _result(
     table: CandidateTable,
     weights: TunedWeights,
     costs: Costs | None,
-    groups: list[str],
 ) -> results.StrategyResult:
+    groups = table.question_hashes
     strategy, own = strategies(table.external_scores)[name], weights.weights.get(name, {})
     terms = [f"{value:+.3g} {term}" for term, value in own.items() if value]
     return results.StrategyResult(
@@ -126,20 +125,20 @@ def _result(
             for other in _OPPONENTS
             if other in rights and other != name and strategy.kind != "bound"
         },
-        needed=_needed(table, groups) if isinstance(strategy, EarlyVote) else None,
+        needed=_needed(table) if isinstance(strategy, EarlyVote) else None,
         cost=costs.of(strategy) if costs else None,
     )
 
 
-def _needed(table: CandidateTable, groups: list[str]) -> results.Needed:
+def _needed(table: CandidateTable) -> results.Needed:
     """How many candidates decide a problem's vote, and what share of the candidates this saves."""
     needed = needed_candidates(table).astype(float)
     planned = np.maximum(table.mask.sum(axis=1), max(table.num_planned, 1))
     mean = float(planned.mean())
     return results.Needed(
-        candidates=bootstrap_interval(needed, groups=groups),
+        candidates=bootstrap_interval(needed, groups=table.question_hashes),
         of=int(mean) if mean.is_integer() else round(mean, 1),
-        saved=share_interval(1 - needed / planned, groups=groups),
+        saved=share_interval(1 - needed / planned, groups=table.question_hashes),
     )
 
 
@@ -165,9 +164,8 @@ def _by_number(
     return results.AccuracyByN(n=numbers, strategies=curves)
 
 
-def _by_lambda(
-    table: CandidateTable, weights: TunedWeights, groups: list[str]
-) -> results.AccuracyByLambda | None:
+def _by_lambda(table: CandidateTable, weights: TunedWeights) -> results.AccuracyByLambda | None:
+    groups = table.question_hashes
     strategy = STRATEGIES["reverse_reward"]
     in_use = weights.interpolation
     if in_use is None or not strategy.available(table):
@@ -187,9 +185,7 @@ def _by_lambda(
     )
 
 
-def _reliability(
-    table: CandidateTable, weights: TunedWeights, groups: list[str]
-) -> results.Reliability:
+def _reliability(table: CandidateTable, weights: TunedWeights) -> results.Reliability:
     """Accuracy by the winning answer's share of the vote that chooses the answers."""
     name = preferred_strategy(table, weights)
     strategy, own = strategies(table.external_scores)[name], weights.of(name)
@@ -202,8 +198,8 @@ def _reliability(
     edges = np.unique(np.searchsorted(in_order, in_order[starts]))
     bins = []
     for rows in np.split(order, edges[edges > 0]):
-        own_groups = [groups[row] for row in rows]
-        interval = share_interval(right[rows], num_resamples=2000, groups=own_groups)
+        groups = [table.question_hashes[row] for row in rows]
+        interval = share_interval(right[rows], num_resamples=2000, groups=groups)
         bins.append(
             results.Bin(
                 mean_score=float(confidence[rows].mean()),
@@ -216,9 +212,7 @@ def _reliability(
     return results.Reliability(score="the winning answer's share of votes", bins=bins)
 
 
-def _aucs(
-    table: CandidateTable, weights: TunedWeights, groups: list[str]
-) -> list[results.AucResult]:
+def _aucs(table: CandidateTable, weights: TunedWeights) -> list[results.AucResult]:
     """Pairwise AUC, on eligible candidates, of every feature and every pick with tuned weights."""
     correct = [table.correct[i, here] for i, here in enumerate(table.eligible)]
     if not any(c.any() and not c.all() for c in correct):
@@ -226,7 +220,8 @@ def _aucs(
 
     def row(name: str, values: FloatArray, term: str | None = None) -> results.AucResult:
         scores = [values[i, here] for i, here in enumerate(table.eligible)]
-        return results.AucResult(score=name, auc=auc_interval(scores, correct, groups), term=term)
+        auc = auc_interval(scores, correct, table.question_hashes)
+        return results.AucResult(score=name, auc=auc, term=term)
 
     rows = [
         row(feature.label, table.features[name], name)

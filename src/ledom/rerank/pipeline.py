@@ -44,6 +44,7 @@ from ledom.rerank.candidates import (
     labeled_problems,
     match_candidates,
     pools,
+    question_hash,
     scores_by_target,
     written_tokens,
 )
@@ -63,7 +64,7 @@ from ledom.rerank.sample import (
 )
 from ledom.rerank.score import ScoreFiles, check_room, check_scoring, fill_scores
 from ledom.rerank.strategies import check_score_names
-from ledom.rerank.weights import Selection, TunedWeights, preferred_strategy, question_hash, select
+from ledom.rerank.weights import Selection, TunedWeights, preferred_strategy, select
 
 __all__ = ["Job", "rerank"]
 

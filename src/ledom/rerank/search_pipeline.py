@@ -26,7 +26,7 @@ from ledom.report.formatting import to_json
 from ledom.report.intervals import FloatArray, paired_share_interval, share_interval
 from ledom.report.results import Interval
 from ledom.rerank.candidate_table import build_candidate_table
-from ledom.rerank.candidates import check_problems
+from ledom.rerank.candidates import check_problems, question_hash
 from ledom.rerank.sample import (
     check_prompts,
     fill_candidates,
@@ -37,7 +37,6 @@ from ledom.rerank.sample import (
 from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.step_search import SearchConfig, check_models, search, search_groups
 from ledom.rerank.strategies import STRATEGIES
-from ledom.rerank.weights import question_hash
 from ledom.text.answers import is_correct
 
 __all__ = ["SearchJob", "SearchReport", "search_job"]

@@ -6,7 +6,6 @@ be tested on the same problems.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -26,7 +25,7 @@ from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.language_model import SPELLED_OUT
 from ledom.report.intervals import FloatArray
 from ledom.rerank.candidate_table import CandidateTable
-from ledom.rerank.candidates import pools
+from ledom.rerank.candidates import HASH_LENGTH, pools, question_hash
 from ledom.rerank.strategies import (
     STRATEGIES,
     Pick,
@@ -47,7 +46,6 @@ __all__ = [
     "choose_weights",
     "default_weights",
     "preferred_strategy",
-    "question_hash",
     "select",
 ]
 
@@ -55,8 +53,7 @@ LAMBDAS = np.linspace(0, 1, 41)
 """The grid of lambda."""
 
 _FORMAT = 3  # of the weights file
-_HASH_LENGTH = 12
-_Hash = Annotated[str, StringConstraints(pattern=f"^[0-9a-f]{{{_HASH_LENGTH}}}$")]
+_Hash = Annotated[str, StringConstraints(pattern=f"^[0-9a-f]{{{HASH_LENGTH}}}$")]
 
 
 @dataclass(frozen=True)
@@ -223,16 +220,6 @@ def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, 
 def _scoring(model: Mapping[str, str]) -> dict[str, str]:
     """A model's identity without the settings that matter to few scores."""
     return {key: value.removesuffix(SPELLED_OUT) for key, value in model.items()}
-
-
-def question_hash(question: str) -> str:
-    r"""A short fingerprint of a question's words, ignoring white space.
-
-    >>> question_hash("What is\n2 + 2? ") == question_hash("What is 2 + 2?")
-    True
-    """
-    words = " ".join(question.split())
-    return hashlib.sha256(words.encode()).hexdigest()[:_HASH_LENGTH]
 
 
 @dataclass(frozen=True)
