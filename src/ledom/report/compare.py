@@ -146,7 +146,7 @@ def _direction(curve: TrainingCurve) -> results.DirectionResult:
         tokens_per_second=median(speeds) if speeds else None,
         training=_training_curve(tokens, curve.rows),
         validation=results.ValidationCurve(
-            step=[int(row["step"]) for row in rows],
+            step=[row["step"] for row in rows],
             tokens=[seen for seen, _ in validations],
             loss=[row[LOSS] for row in rows],
             by_position=_over_time(rows, "by_position"),
@@ -177,12 +177,11 @@ def _with_gap(
     report: results.RunComparison, forward: TrainingCurve, reverse: TrainingCurve
 ) -> results.RunComparison:
     """Add the gap at each step where both were validated, and at the last of them its parts."""
-    backward = {int(row["step"]): row for _, row in reverse.validations}
+    backward = {row["step"]: row for _, row in reverse.validations}
     both = [
-        (seen, row, backward[int(row["step"])])
+        (seen, row, other)
         for seen, row in forward.validations
-        if int(row["step"]) in backward
-        and row.get("valid_data") == backward[int(row["step"])].get("valid_data")
+        if (other := backward.get(row["step"])) and row.get("valid_data") == other.get("valid_data")
     ]
     if not both:
         return report
@@ -192,7 +191,7 @@ def _with_gap(
         found = gap_of(row, other, _RESAMPLES if row is first else _RESAMPLES_BEFORE_LAST)
         mean = other[LOSS] - row[LOSS] if found is None else found.mean
         low, high = (found.low, found.high) if found else (None, None)
-        gaps.append(results.Gap(step=int(row["step"]), tokens=seen, mean=mean, low=low, high=high))
+        gaps.append(results.Gap(step=row["step"], tokens=seen, mean=mean, low=low, high=high))
     return replace(
         report,
         gap=gaps,
