@@ -234,7 +234,8 @@ def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
         return
     if job.early_stop and job.stop_unsure:
         raise InputError("early_stop already stops sampling; set stop_unsure to 0")
-    known = {SELF_CERTAINTY} if job.forward is not None and job.forward.reports_certainty else set()
+    assert job.forward is not None  # as `_check` has seen
+    known = {SELF_CERTAINTY} if job.forward.reports_certainty else set()
     if job.sampling.confidence is not None:
         known |= {*CONFIDENCE}
     lacking = set(external_scores) - known
@@ -246,10 +247,9 @@ def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
             f"candidates sampled here will have no score field {min(lacking)!r}; {remedy}, or "
             "leave out the field or the weights that need it"
         )
-    if job.forward is not None:
-        check_prompts(job.problems, job.forward, job.sampling)
-        if not begun:
-            check_scoring(job.forward)
+    check_prompts(job.problems, job.forward, job.sampling)
+    if not begun:
+        check_scoring(job.forward)
 
 
 def _candidates(job: Job, track: Track) -> list[Candidate]:
