@@ -171,6 +171,9 @@ def test_an_adapter_is_not_mistaken_for_its_base(model: Path) -> None:
     (model / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
     with pytest.raises(CheckpointError, match=r"has an adapter .*merge_and_unload"):
         fingerprint(model)
+    (model / "config.json").unlink()  # peft saves only the adapter
+    with pytest.raises(CheckpointError, match=r"has an adapter .*merge_and_unload"):
+        read_config(model)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

@@ -240,9 +240,11 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _is_plain_layer(layer: Any, base: nn.Module) -> bool:
+    if not all(_is_plain(module, base) for module in layer.modules()):
+        return False  # what replaced the attention may not have its settings
     attention = layer.self_attn
     scaled: bool = attention.scaling == attention.head_dim**-0.5
-    return scaled and all(_is_plain(module, base) for module in layer.modules())
+    return scaled
 
 
 def _is_plain(module: nn.Module, base: nn.Module) -> bool:

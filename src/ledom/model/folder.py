@@ -113,6 +113,7 @@ def read_config(folder: Path) -> JsonObject:
     """
     file = folder / "config.json"
     if not exists(file):
+        refuse_adapter(folder)
         inner = folder / "model"  # where a training run's folder has the finished model
         remedy = f"give {inner}" if os.path.isfile(inner / "config.json") else "give a model folder"
         raise CheckpointError(f"{folder}: no config.json here; {remedy}")

@@ -176,6 +176,29 @@ def test_a_module_that_mixes_tokens_is_noticed_after_loading() -> None:
             np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+class Halved(nn.Module):
+    """Wraps a layer's attention, as peft's adaption prompts do; it has no settings of its own."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = attention
+
+    def forward(self, **given: Any) -> tuple[Tensor, Any]:
+        out, weights = self.wrapped(**given)
+        return out / 2, weights
+
+
+@pytest.mark.slow
+def test_another_module_in_place_of_the_attention_is_used() -> None:
+    lm = loaded()
+    before = scores(lm)
+    for layer in lm.model.model.layers:
+        layer.self_attn = Halved(layer.self_attn)
+    for found, expected, old in zip(scores(lm), alone(lm), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+        assert np.abs(found - old).max() > 0.1
+
+
 @pytest.mark.slow
 def test_hooks_on_all_modules_are_applied() -> None:
     lm, before = loaded(), loaded().identity
