@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    LlamaPreTrainedModel,
+    PreTrainedModel,
+)
 
 import ledom
 from architectures import tiny
@@ -138,6 +143,30 @@ def test_auto_is_float32_for_a_model_that_does_not_run_in_bf16(
     with pytest.raises(CheckpointError, match="sees later tokens"):
         ledom.load(folder, device="cpu")
     assert said()[0].startswith("float32: the model does not run in bfloat16 (")
+
+
+@pytest.mark.slow
+def test_auto_is_the_only_precision_in_which_quantized_weights_run(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of torchao's weights keep the precision in which they were saved."""
+    model = tiny("llama", tokenizer)
+    half = torch.bfloat16
+    save_checkpoint(tmp_path, model, tokenizer, Direction.REVERSE, PairFormat(), half)
+    forward = LlamaForCausalLM.forward
+
+    @wraps(forward)
+    def in_half(self: Any, *args: Any, **options: Any) -> Any:
+        if self.dtype != half:
+            raise RuntimeError("expected m1 and m2 to have the same dtype")
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(LlamaPreTrainedModel, "is_quantized", True, raising=False)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", in_half)
+    assert ledom.load(tmp_path, device="cpu").precision == "bfloat16"
+    with pytest.raises(CheckpointError, match="the same dtype.*; try bfloat16, or give plain ones"):
+        ledom.load(tmp_path, device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize("kept", ["bfloat16", "float16", "float32"])

@@ -110,6 +110,8 @@ class OwnForward:
         reason = in_one_line(error)
         if is_quantized(self.model):
             what, remedy = "does not run correctly with quantized weights", "give plain ones"
+            if isinstance(error, Exception):  # such as one of two dtypes in a matmul
+                remedy = f"try {'float32' if half else 'bfloat16'}, or {remedy}"
         elif half:
             what, remedy = f"does not run correctly in {half}", f"try float32, or {remedy}"
         return CheckpointError(f"{kind} {what} ({reason}); {remedy}")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ledom.core.errors import InputError
+from ledom.model.architectures import is_quantized
 from ledom.model.attention import without_autocast
 from ledom.model.checkpoint import Checkpoint
 from ledom.model.device import fast_bfloat16
@@ -83,7 +84,8 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
     try:
         exact = [_logprobs(checkpoint, text) for text in _TEXTS]
     except Exception:  # models that do not run on ids alone are refused elsewhere
-        return checkpoint
+        # Quantized weights may run only in the precision that they were saved in.
+        return load("auto") if is_quantized(checkpoint.model) else checkpoint
     # Two large models might not fit in memory, so a large one is loaded again if it is needed.
     in_memory = checkpoint if checkpoint.model.num_parameters() <= _FEW_PARAMETERS else None
     del checkpoint
