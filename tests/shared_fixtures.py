@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -186,3 +187,18 @@ def four_threads() -> Iterator[None]:
     yield
     assert torch.get_num_threads() == 4
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; without it, tests are skipped."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    flags = ["--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    root = ["--no-sandbox"] if os.geteuid() == 0 else []  # usual in a container
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=flags + root)
+        yield browser
+        browser.close()

@@ -67,6 +67,20 @@ def test_numpy_numbers_are_written(tmp_path: Path, report: dict[str, Any]) -> No
     assert written["accuracy_by_n"]["strategies"]["greedy"] == [0.5, None]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_opened_page_is_accessible(
+    tmp_path: Path, report: dict[str, Any], browser: Any, scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(write_report(tmp_path, report).as_uri())
+    page.locator("details").evaluate_all("all => all.forEach(one => (one.open = true))")
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    page.close()
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_a_place_that_cannot_be_written_is_an_output_error(
     tmp_path: Path, report: dict[str, Any]

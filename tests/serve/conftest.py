@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -64,18 +61,3 @@ def models(checkpoints: dict[str, Path]) -> Models:
     return ledom.load(checkpoints["forward"], "forward"), ledom.load(
         checkpoints["reverse"], "reverse"
     )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium; without it, tests are skipped."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    flags = ["--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    root = ["--no-sandbox"] if os.geteuid() == 0 else []  # usual in a container
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=flags + root)
-        yield browser
-        browser.close()
