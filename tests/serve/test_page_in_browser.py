@@ -239,6 +239,7 @@ def test_the_twin_gets_the_generated_question(visit: Open) -> None:
     page.get_by_role("button", name="Ask the twin this question").click()
     assert page.locator("#forward-pane textarea").input_value() == question + "\n\n"
     page.locator("#forward-pane .branch").nth(1).wait_for()
+    page.locator("#forward-pane [data-part=status]", has_text="Complete.").wait_for()
 
 
 def test_answers_are_judged_and_lambda_ranks_without_a_request(visit: Open, server: Server) -> None:
@@ -266,6 +267,7 @@ def test_answers_are_judged_and_lambda_ranks_without_a_request(visit: Open, serv
             ]
             order = sorted(range(3), key=lambda i: -score[i])
             assert texts(page, "#ranking h3") == [f"Answer {i + 1}" for i in order]
+            assert texts(page, "#judge-status") == [f"Answer {order[0] + 1} ranks first."]
     assert requests == []
     first = found[order[0]]["scores"]["x|y"]["words"]
     assert texts(page, "#ranking > li:first-child .question") == [question]
@@ -281,6 +283,7 @@ def test_answers_can_be_sampled(visit: Open) -> None:
     page.locator("#answers textarea").nth(before + 3).wait_for()
     values = [area.input_value() for area in page.locator("#answers textarea").all()]
     assert len(set(values)) == before + 4
+    assert texts(page, "#judge-status") == ["Added 4 answers."]
 
 
 def test_answers_to_a_long_question_are_sampled_within_the_context(visit: Open) -> None:

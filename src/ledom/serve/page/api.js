@@ -26,6 +26,9 @@ async function send(method, path, body, output) {
   }
 }
 
+// A description's words; those between backticks are code.
+const words = (text) => text.split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part));
+
 // The summary is the description's first sentence; the other sentences appear when the route is opened.
 function route(method, path, operation, description) {
   const [first, ...others] = operation.description.split(/(?<=\.)\s+/);
@@ -38,8 +41,8 @@ function route(method, path, operation, description) {
     onclick: () => send(method.toUpperCase(), path, input?.value, output),
   }, "Send");
   const head = el("summary", {}, el("code", { class: "method" }, method.toUpperCase()), " ",
-    el("code", {}, path), " ", el("span", { class: "muted" }, first));
-  return el("details", {}, head, el("p", {}, others.join(" ")), input, button, output);
+    el("code", {}, path), " ", el("span", { class: "muted" }, ...words(first)));
+  return el("details", {}, head, el("p", {}, ...words(others.join(" "))), input, button, output);
 }
 
 // The section of a tag, created on first use.

@@ -94,6 +94,7 @@ export class Judge {
       const { choices } = await api("/v1/completions", body, signal);
       for (const area of $("answers").querySelectorAll("textarea")) if (!area.value.trim()) area.closest(".answer").remove();
       for (const choice of choices) this.add(choice.text);
+      this.say(`Added ${choices.length} answers.`);
     });
   }
 
@@ -105,7 +106,6 @@ export class Judge {
     this.say(message);
     try {
       await task(job.signal);
-      this.say("");
     } catch (error) {
       if (!job.signal.aborted) this.say(error.message);
     }
@@ -144,6 +144,7 @@ export class Judge {
     this.cards.forEach((card, i) => card.update(scores[i], worst, perToken));
     const order = this.cards.map((_, i) => i).sort((a, b) => scores[b] - scores[a] || a - b);
     $("ranking").replaceChildren(...order.map((i) => this.cards[i].root));
+    this.say(`Answer ${order[0] + 1} ranks first.`);
   }
 }
 

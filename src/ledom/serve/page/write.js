@@ -111,7 +111,7 @@ class Pane {
         if (more === null) break;
         made = await more;
       }
-      if (!branch.done) this.say(`Paused. ${warning}`.trim());
+      this.say(`${branch.done ? "Complete" : "Paused"}. ${warning}`.trim());
     } catch (error) {
       if (this.job === job) this.say(error.message);
     }
