@@ -109,11 +109,24 @@ def test_invalid_counts_are_treated_as_unknown(models: Models, usage: Any) -> No
     assert answer.json()["usage"] is answer.json()["ledom"]["cost"] is None
 
 
+@pytest.mark.parametrize("content", [ANSWERS[0], "", None])
+def test_a_single_candidate_is_returned_as_it_is(models: Models, content: str | None) -> None:
+    choice = {"finish_reason": "length", "message": {"role": "assistant", "content": content}}
+    long = [{"role": "user", "content": "Give this chat a title. " * 500}]  # as chat clients ask
+    with gateway(models, lambda request: httpx.Response(200, json={"choices": [choice]})) as client:
+        (model,) = [m["id"] for m in client.get("/v1/models").json()["data"] if "=" in m["id"]]
+        answer = chat(client, model=model, messages=long)
+        several = chat(client, messages=long)
+    assert answer.json()["choices"] == [{"index": 0, **choice}]
+    assert answer.json()["ledom"]["candidates"] == []  # it was not judged
+    assert "leaves no room for an answer" in several.json()["error"]["message"]
+
+
 def test_an_answer_in_parts_is_read(models: Models) -> None:
     parts = [{"type": "text", "text": "3 + 4 = 7"}, {"type": "text", "text": "\n#### 7"}]
     sent = {"choices": [{"message": {"role": "assistant", "content": parts}}]}
     with gateway(models, lambda request: httpx.Response(200, json=sent)) as client:
-        answer = chat(client, ledom={"n": 1}).json()
+        answer = chat(client, ledom={"n": 2}).json()
     assert answer["ledom"]["candidates"][0]["text"] == "3 + 4 = 7\n#### 7"
     assert answer["choices"][0]["message"]["content"] == parts
 

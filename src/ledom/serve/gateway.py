@@ -115,8 +115,9 @@ async def choose(
             f"one above 0, or draw one: {REWARD}/auto,n=1"
         )
     strategy, weights = _strategy(service.judge, options)
-    await service.check_pairs([Pair(question, "")])
-    service.check_room(options.n)
+    if options.n > 1 or service.upstream is None:
+        await service.check_pairs([Pair(question, "")])
+        service.check_room(options.n)
     drawn = await _draw(service, question, options, path, body)
     drawn_seconds = time.perf_counter() - start
     calls = {i: call for i, choice in enumerate(drawn.choices) if (call := _call(choice))}
@@ -125,7 +126,9 @@ async def choose(
         for place, text in enumerate(drawn.texts)
         if text.strip() and place not in calls
     ]
-    if len(calls) > len(candidates):
+    if options.n == 1:
+        details = _unjudged(0, 1.0)
+    elif len(calls) > len(candidates):
         details = _most_frequent(calls, len(drawn.choices))
     elif candidates:
         judged = await service.judge_pairs([Pair(question, c.text) for c in candidates], drawn=True)
@@ -276,13 +279,18 @@ def _normalized(call: Any) -> Any:
 
 def _most_frequent(calls: Mapping[int, str], drawn: int) -> JsonObject:
     """Choose the most frequent call or refusal of `drawn` candidates; returns `Chosen.details`."""
-    call, _ = Counter(calls.values()).most_common(1)[0]
+    call, count = Counter(calls.values()).most_common(1)[0]
+    return _unjudged(next(place for place, other in calls.items() if other == call), count / drawn)
+
+
+def _unjudged(chosen: int, confidence: float) -> JsonObject:
+    """`Chosen.details` of a choice that needs no scores."""
     return {
         "strategy": None,
         "weights": None,
-        "chosen": next(place for place, other in calls.items() if other == call),
+        "chosen": chosen,
         "answer": None,
-        "confidence": sum(other == call for other in calls.values()) / drawn,
+        "confidence": confidence,
         "answers": [],
         "candidates": [],
         "scored_tokens": 0,

@@ -51,9 +51,10 @@ class Service:
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> service = Service(Judge(FakeLanguageModel(), None), Settings())
         >>> service.can_draw, service.model_names
-        (True, ['ledom/auto', 'forward'])
+        (True, ['ledom/auto', 'ledom/auto,n=1', 'forward'])
         """
-        return [f"{REWARD}/auto"] * self.can_draw + list(self.models)
+        drawn = [f"{REWARD}/auto", f"{REWARD}/auto,n=1"] if self.can_draw else []
+        return drawn + list(self.models)
 
     @property
     def can_draw(self) -> bool:
