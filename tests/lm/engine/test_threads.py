@@ -94,9 +94,9 @@ def test_threads_that_share_rows_change_nothing(direction: Direction) -> None:
 
 
 @pytest.mark.slow
-def test_models_can_be_loaded_by_several_threads_at_once() -> None:
+def test_models_can_be_loaded_by_several_threads_at_once(checkpoints: dict[str, Path]) -> None:
     with ThreadPoolExecutor(4) as pool:
-        loaded = list(pool.map(HFLanguageModel, map(embedded_folder, [*Direction] * 2)))
+        loaded = list(pool.map(HFLanguageModel, [*checkpoints.values()] * 2))
     assert loaded[0].fingerprint == loaded[2].fingerprint != loaded[1].fingerprint
 
 

@@ -139,12 +139,12 @@ def test_any_mixture_of_symbols_is_parsed_or_rejected(text: str) -> None:
 )
 def test_hostile_texts_of_any_length_are_fast(unit: str) -> None:
     started = time.process_time()
-    for size in (50, 399, 100_000):
+    for size in (50, 399, 40_000):
         text = (unit * size)[:size]
         for answer in (text, "5" + text, "The answer is " + text):
             assert not equal_answers(answer, "7")
             assert equal_answers(answer, answer) == has_content(answer)
-    assert time.process_time() - started < 10  # seconds; where it grows too fast it takes hours
+    assert time.process_time() - started < 2  # seconds; where it grows too fast it takes minutes
 
 
 @pytest.mark.parametrize(
