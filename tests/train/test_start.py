@@ -297,7 +297,7 @@ def test_the_first_token_of_a_document_can_be_learned(
             num_key_value_heads=2,
             tie_word_embeddings=tied,
         ),
-        optim=OptimConfig(steps=40, warmup_steps=2),
+        optim=OptimConfig(steps=20, warmup_steps=2, adamw_lr=0.02),
         train=TrainConfig(batch_size=4, seq_len=8, precision="float32"),
     )
     write_records(recipe.data.train, [Document(id=str(i), text="aba") for i in range(12)])
