@@ -211,7 +211,8 @@ def test_when_a_process_is_killed_the_others_end_and_the_run_resumes(
 
 def test_kills_at_any_time_do_not_change_the_result_of_a_run(tmp_path, recipe, data_folder):
     often = recipe.train.model_copy(update={"checkpoint_every": 2, "validate_every": 7})
-    recipe = recipe.model_copy(update={"train": often})
+    few = recipe.optim.model_copy(update={"steps": 12, "decay_steps": 4})
+    recipe = recipe.model_copy(update={"train": often, "optim": few})
     alone, folder = tmp_path / "alone", tmp_path / "killed"
 
     def work(out):
