@@ -79,7 +79,7 @@ def test_long_hostile_texts_take_linear_time(unit: str, prefix: str) -> None:
         equal_answers(extract_answer(text), "7")
         equal_answers(text, "7")
         seconds.append(time.process_time() - start)
-    assert seconds[1] < 24 * max(seconds[0], 0.003)
+    assert seconds[1] < 24 * max(seconds[0], 0.005)
 
 
 @pytest.mark.slow

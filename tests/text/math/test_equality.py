@@ -144,7 +144,7 @@ def test_hostile_texts_of_any_length_are_fast(unit: str) -> None:
         for answer in (text, "5" + text, "The answer is " + text):
             assert not equal_answers(answer, "7")
             assert equal_answers(answer, answer) == has_content(answer)
-    assert time.process_time() - started < 2  # seconds; where it grows too fast it takes minutes
+    assert time.process_time() - started < 5  # seconds; where it grows too fast it takes minutes
 
 
 @pytest.mark.parametrize(
