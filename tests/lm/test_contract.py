@@ -162,7 +162,7 @@ def test_the_longest_text_that_fits_is_scored(lm: LanguageModel) -> None:
 
 def test_bad_targets_are_refused(lm: LanguageModel) -> None:
     ids = list(whole_text(lm, TEXTS[0]).ids)
-    with pytest.raises(InputError, match="the first token read has no log-probability"):
+    with pytest.raises(InputError, match="no log-probability; leave it out of the span"):
         lm.logprobs([TokenSpan(ids, 0, len(ids))])
     size = lm.tokenizer.vocab_size
     for wrong in (-100, size, 10**12):  # torch gives the label -100 a probability of 1

@@ -216,7 +216,8 @@ class LanguageModel(ABC):
         inside = 0 <= target.start <= target.end <= length
         require({long: length - 1 <= self.context, outside: inside, unknown: 0 <= odd <= highest})
         start, end = self.direction.span_to_model_order(target.start, target.end, length)
-        first = "the first token read has no log-probability; call LanguageModel.add_special_tokens"
+        first = "the first token read has no log-probability; leave it out of the span "
+        first += "(LanguageModel.add_special_tokens puts a special token there)"
         require({first: start > 0 or end == 0})
         return self.direction.to_model_order(ids.tolist()), start, end
 
