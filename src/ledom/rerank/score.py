@@ -89,7 +89,7 @@ def check_scoring(lm: LanguageModel) -> None:
 
 
 def score_groups(
-    candidates: Sequence[Candidate], together: int = _TOGETHER
+    candidates: Sequence[Candidate], together: int | None = None
 ) -> list[list[Candidate]]:
     """Split candidates into groups of at most `together`, each of which is scored together.
 
@@ -99,6 +99,7 @@ def score_groups(
     >>> [[c.key for c in group] for group in score_groups(drawn, together=4)]
     [[('a', 0), ('a', 1), ('a', 2)], [('b', 0), ('b', 1), ('b', 2)]]
     """
+    together = together or _TOGETHER
     by_problem: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_problem.setdefault(candidate.problem_id, []).append(candidate)
