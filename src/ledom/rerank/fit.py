@@ -211,47 +211,55 @@ def _cross_validate(features: tuple[str, ...], table: CandidateTable) -> _Fit:
         (table.select(np.flatnonzero(fold != i)), table.select(np.flatnonzero(fold == i)))
         for i in range(_FOLDS)
     ]
+    fitted = [_fit_pairs(features, most, _PENALTIES) for most, _ in splits]
     fits = {
-        penalty: [(rest, _fit_pairs(features, most, penalty)) for most, rest in splits]
-        for penalty in _PENALTIES
+        penalty: [(rest, weights) for (_, rest), weights in zip(splits, own, strict=True)]
+        for penalty, own in zip(_PENALTIES, zip(*fitted, strict=True), strict=True)
     }
     best = min(
         _PENALTIES, key=lambda one: np.mean([_held_out_loss(features, *fit) for fit in fits[one]])
     )
-    return _Fit(_fit_pairs(features, table, best), fits[best])
+    (weights,) = _fit_pairs(features, table, [best])
+    return _Fit(weights, fits[best])
 
 
 def _fit_pairs(
-    features: tuple[str, ...], table: CandidateTable, penalty: float
-) -> dict[str, float]:
-    """Minimize the pairwise logistic loss plus the penalty; zero weights without any pair.
+    features: tuple[str, ...], table: CandidateTable, penalties: Sequence[float]
+) -> list[dict[str, float]]:
+    """For each penalty, the weights of the features; zero weights without any pair."""
+    table = table.select(np.flatnonzero(_has_pairs(table)))
+    num_problems = len(table.problem_ids)
+    if num_problems == 0:
+        return [dict.fromkeys(features, 0.0) for _ in penalties]
+    spread = _spread(features, table)
+    values = np.clip(_relative(features, table) / spread, -_CLIP, _CLIP)
+    pairs = _differences(values, table)
+    fits = [_minimize(*pairs, penalty / num_problems) / spread for penalty in penalties]
+    return [dict(zip(features, weights.tolist(), strict=True)) for weights in fits]
+
+
+def _minimize(differences: FloatArray, shares: FloatArray, ridge: float) -> FloatArray:
+    """The weights [F] with the least pairwise logistic loss plus `ridge` times their squares.
 
     It uses Newton's method with step halving, which takes a few products; an optimizer from torch
     or scipy would take seconds to import.
     """
-    table = table.select(np.flatnonzero(_has_pairs(table)))
-    if len(table.problem_ids) == 0:
-        return dict.fromkeys(features, 0.0)
-    spread = _spread(features, table)
-    values = np.clip(_relative(features, table) / spread, -_CLIP, _CLIP)
-    differences, shares = _differences(values, table)
-    ridge = penalty / len(table.problem_ids)
 
     def loss(weights: FloatArray) -> float:
         return _pairwise_loss(differences @ weights, shares) + ridge * float(weights @ weights)
 
-    weights = np.zeros(len(features))
+    weights = np.zeros(differences.shape[1])
     for _ in range(_NEWTON_STEPS):
         wrong = np.exp(-np.logaddexp(0, differences @ weights))  # probability of the wrong order
         gradient = 2 * ridge * weights - (shares * wrong) @ differences
         curvature = (differences.T * (shares * wrong * (1 - wrong))) @ differences
-        step = np.linalg.solve(curvature + 2 * ridge * np.eye(len(features)), gradient)
+        step = np.linalg.solve(curvature + 2 * ridge * np.eye(len(weights)), gradient)
         while loss(weights - step) > loss(weights) and np.abs(step).max() > _CONVERGED:
             step /= 2
         weights -= step
         if np.abs(step).max() <= _CONVERGED:
             break
-    return dict(zip(features, (weights / spread).tolist(), strict=True))
+    return weights
 
 
 def _held_out_loss(
@@ -271,14 +279,19 @@ def _differences(values: FloatArray, table: CandidateTable) -> tuple[FloatArray,
 
     A pair's share is its weight in the mean over pairs, then over problems with pairs.
     """
-    differences, shares = [values[:0, 0]], [np.zeros(0)]
     rights, wrongs = _right_and_wrong(table)
-    rows = np.flatnonzero(_has_pairs(table))
-    for row in rows:
-        found = values[row][rights[row]][:, None] - values[row][wrongs[row]]
-        differences.append(found.reshape(-1, *found.shape[2:]))
-        shares.append(np.full(len(differences[-1]), 1 / (len(differences[-1]) * len(rows))))
-    return np.concatenate(differences), np.concatenate(shares)
+    num_wrong = wrongs.sum(axis=1)
+    row, column = np.nonzero(rights)
+    partners = num_wrong[row]  # of each right candidate
+    first = np.cumsum(num_wrong)[row] - np.cumsum(
+        partners
+    )  # its first partner, less its first pair
+    partner = np.repeat(first, partners) + np.arange(partners.sum())
+    differences = values[np.repeat(row, partners), np.repeat(column, partners)]
+    differences -= values[wrongs][partner]
+    num_pairs = rights.sum(axis=1) * num_wrong
+    share = 1 / np.maximum(num_pairs * np.count_nonzero(num_pairs), 1)
+    return differences, np.repeat(share, num_pairs)
 
 
 def _right_and_wrong(table: CandidateTable) -> tuple[BoolArray, BoolArray]:
