@@ -27,3 +27,9 @@ def choices_in_front(tmp_path: Path) -> Path:
 @pytest.fixture
 def models(tokenizer: Tokenizer) -> dict[Direction, FakeLanguageModel]:
     return {direction: FakeLanguageModel(tokenizer, direction) for direction in Direction}
+
+
+@pytest.fixture
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness itself without its report on the environment: it runs pip, for 0.7 s each."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)

@@ -34,6 +34,7 @@ FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_environment")
 @pytest.mark.parametrize("num_fewshot", [0, 2])
 def test_the_numbers_equal_those_of_the_harness_itself(
     num_fewshot: int, choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path

@@ -349,6 +349,7 @@ def test_the_embedded_pair_prefers_the_right_solution(problems: list[Problem]) -
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_environment")
 def test_the_harness_itself_and_our_command_give_the_same_numbers(
     run: Run, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,11 +68,8 @@ def refused(name: str, options: Options = Options()) -> str:  # noqa: B008
 @pytest.mark.slow
 def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledom.evaluate.harness_tasks._registry", None)  # saves 16 s
-    with pytest.raises(InputError, match="unknown task 'arc_eazy'"):
+    with pytest.raises(InputError, match="unknown task 'arc_eazy'; did you mean .*arc_easy"):
         find_source("arc_eazy", Options())  # before any other task runs
-    misspelled = refused("arc_eazy")
-    assert "did you mean" in misspelled
-    assert "arc_easy" in misspelled
     unknown = refused("no such thing at all")
     assert "'no such thing at all'; a task is a file (.jsonl, .yaml), problems_after," in unknown
     assert "the suites are ledom, r2l, problems" in unknown

@@ -102,7 +102,8 @@ def _folder_manager(group: str) -> Any | None:
             todo += entry.cfg["task"]
         elif item not in _files():
             tags.add(item.encode())
-    outside = (file for file in _yaml_files() if folder not in file.parents)
+    inside = {*folder.rglob("*.yaml")}
+    outside = (file for file in _yaml_files() if file not in inside)
     return None if tags and _mentioned(tags, outside) else manager
 
 
