@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Run, check_refused
+from ledom.text.tokenizer import Tokenizer
 from waiting import SECONDS
 
 
@@ -47,17 +48,19 @@ def test_a_removed_working_directory_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("safe", [[], ["-P"]])  # with -P as from the script `ledom`
-def test_modules_in_the_working_directory_are_not_imported(tmp_path: Path, safe: list[str]) -> None:
+def test_modules_in_the_working_directory_are_not_imported(
+    tokenizer: Tokenizer, tmp_path: Path, safe: list[str]
+) -> None:
     """Without -P, Python itself imports some of its own modules from there before ledom starts."""
     for name in ("typer", "tokenizers", "datatrove", *(["types", "random"] if safe else [])):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')\n")
     (tmp_path / "corpus.jsonl").write_text('{"text": "a b a b"}\n')
-    program = [sys.executable, *safe, "-m", "ledom"]
-    for command in (
-        "train-tokenizer corpus.jsonl --vocab-size 257 --out t",
-        "tokenize corpus.jsonl --tokenizer t --workers 1 --out s",
-    ):
-        done = subprocess.run(
-            [*program, *command.split()], cwd=tmp_path, capture_output=True, timeout=SECONDS
-        )
-        assert done.returncode == 0, done.stderr
+    tokenizer.save(tmp_path / "t")
+    command = "-m ledom tokenize corpus.jsonl --tokenizer t --workers 1 --out s"
+    done = subprocess.run(
+        [sys.executable, *safe, *command.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stderr

@@ -241,6 +241,7 @@ def test_huge_texts_are_truncated(report: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")  # each is drawn from its own section alone
 def test_missing_sections_render(report: dict[str, Any]) -> None:
     smallest = {"title": "T", "warning": None}
     assert "T" in _Page(render_html(smallest)).text
