@@ -110,12 +110,35 @@ def killed_after(count: int) -> Any:
     return track
 
 
+@pytest.fixture(scope="module")
+def _wholes() -> dict[Callable[..., None], dict[str, bytes]]:
+    """The files of uninterrupted work."""
+    return {}
+
+
+@pytest.fixture
+def whole(
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    work: Callable[..., None],
+    _wholes: dict[Callable[..., None], dict[str, bytes]],
+) -> dict[str, bytes]:
+    """The files that the work leaves without a stop; they do not depend on their folder."""
+    if work not in _wholes:
+        work(tokenizer, tmp_path / "whole")
+        _wholes[work] = contents(tmp_path / "whole")
+    return _wholes[work]
+
+
 @pytest.mark.parametrize("work", [reranked, stopped_early, searched])
 @pytest.mark.parametrize("seed", range(3))
 def test_any_kills_leave_the_same_bytes(
-    tokenizer: Tokenizer, tmp_path: Path, work: Callable[..., None], seed: int
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    work: Callable[..., None],
+    whole: dict[str, bytes],
+    seed: int,
 ) -> None:
-    work(tokenizer, tmp_path / "whole")
     moments = random.Random(seed)
     killed = 0
     for _ in range(4):
@@ -123,15 +146,18 @@ def test_any_kills_leave_the_same_bytes(
         killed += in_a_child(lambda t=track: work(tokenizer, tmp_path / "out", t)) == signal.SIGKILL  # type: ignore[misc]
     work(tokenizer, tmp_path / "out")
     assert killed > 0
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize("work", [reranked, stopped_early])
 def test_any_number_of_processes_leaves_the_same_bytes(
-    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[..., None]
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    work: Callable[..., None],
+    whole: dict[str, bytes],
 ) -> None:
     """Two shares computed in turn stand for two processes; a single one then joins them."""
-    work(tokenizer, tmp_path / "whole")
     monkeypatch.setattr(parallel, "size", lambda: 2)
     monkeypatch.setattr(parallel, "wait", lambda: None)
     monkeypatch.setattr(parallel, "from_first", lambda text: text)
@@ -151,7 +177,7 @@ def test_any_number_of_processes_leaves_the_same_bytes(
     names = [part.name for part in (tmp_path / "out").glob("*.part*")]
     assert sorted(names) == ["candidates.jsonl.part", "candidates.jsonl.part.1"]
     work(tokenizer, tmp_path / "out")
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == whole
 
 
 def test_groups_are_whole_problems_if_they_fit() -> None:
