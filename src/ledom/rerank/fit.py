@@ -283,9 +283,8 @@ def _differences(values: FloatArray, table: CandidateTable) -> tuple[FloatArray,
     num_wrong = wrongs.sum(axis=1)
     row, column = np.nonzero(rights)
     partners = num_wrong[row]  # of each right candidate
-    first = np.cumsum(num_wrong)[row] - np.cumsum(
-        partners
-    )  # its first partner, less its first pair
+    # The place of its first partner, less that of its first pair.
+    first = np.cumsum(num_wrong)[row] - np.cumsum(partners)
     partner = np.repeat(first, partners) + np.arange(partners.sum())
     differences = values[np.repeat(row, partners), np.repeat(column, partners)]
     differences -= values[wrongs][partner]
