@@ -8,23 +8,25 @@ import inspect
 import json
 import pickle
 import re
-import subprocess
-import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import ledom
 from ledom import rewards
 from ledom.core.errors import InputError
 from ledom.rewards import ReverseRewardManager, compute_score, copied_share, trl_reward
 from ledom.serve.judge import Judge, Pair
-from waiting import SECONDS, until
+from started import started
+from waiting import until
 
 QUESTION, ANSWERS = "Ava has 3 pens.", ["it is 12", "3 + 4 = 7", ""]
 
@@ -82,24 +84,23 @@ def test_trl_gets_rewards(
     assert again == found
 
 
+def fork_from_a_trainer(folders: str) -> None:
+    """As AReaL does, after starting torch's threads, which do not survive a fork."""
+    torch.set_num_threads(2)
+    torch.ones(800, 800) @ torch.ones(800, 800)
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        reward = trl_reward(**json.loads(folders))
+        found = pool.submit(reward, prompts=[QUESTION] * 3, completions=ANSWERS).result()
+        print(found)  # noqa: T201
+
+
 @pytest.mark.slow
 def test_a_worker_forked_from_a_trainer_gets_rewards(
-    models: dict[str, str], expected: list[float]
+    models: dict[str, str], expected: list[float], tmp_path: Path
 ) -> None:
-    """AReaL calls rewards in such workers. torch's threads do not survive the fork."""
-    program = f"""
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-import torch
-from ledom.rewards import trl_reward
-torch.ones(800, 800) @ torch.ones(800, 800)
-with ProcessPoolExecutor(1, get_context("fork")) as pool:
-    given = dict(prompts=[{QUESTION!r}] * 3, completions={ANSWERS!r})
-    print(pool.submit(trl_reward(**{models!r}), **given).result())
-"""
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    assert json.loads(found.stdout) == pytest.approx(expected), found.stderr
+    with started(tmp_path / "said", json.dumps(models), run=fork_from_a_trainer) as process:
+        assert process.wait() == 0, process.said()
+        assert json.loads(process.said()) == pytest.approx(expected)
 
 
 @pytest.mark.slow
