@@ -171,7 +171,7 @@ def weight_files(folder: Path, config: JsonObject) -> list[Path]:
 
 def refuse_adapter(folder: Path) -> None:
     """Raise `CheckpointError` for an adapter, which transformers would merge into the weights."""
-    if (folder / "adapter_config.json").exists():
+    if exists(folder / "adapter_config.json"):
         raise CheckpointError(
             f"{folder}: has an adapter (adapter_config.json); merge it into its base model with "
             "peft's merge_and_unload() and save the result with its tokenizer, or remove its files"
