@@ -390,7 +390,7 @@ def test_schemathesis_finds_no_5xx_and_no_undocumented_status(pair: Models) -> N
                 assert status in known, (case.path, sent, answer.status_code)
 
             few = settings(
-                max_examples=6,
+                max_examples=15,
                 deadline=None,
                 derandomize=True,
                 database=None,
