@@ -65,7 +65,7 @@ def test_tasks_of_srun_are_told_of_torchrun(
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
     for tasks, remedy in (
-        ("2", "if srun started both, start them with torchrun"),
+        ("2", "if srun started both, start one task per machine"),
         ("1", "stop it"),
     ):
         monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)

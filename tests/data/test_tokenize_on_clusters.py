@@ -88,6 +88,9 @@ def test_a_store_that_slurm_works_on_is_refused(tmp_path: Path, make: Make, clus
     for again in (execution, Execution(tasks=2)):
         with pytest.raises(InputError, match=r"s: Slurm job 42 still works.* end it: scancel 42"):
             make(again)
+    (cluster / "queued").unlink()
+    with pytest.raises(InputError, match=r"cannot tell whether Slurm job 42 .*queued.*; try again"):
+        make(execution)
     assert part.read_bytes() == b"tokens"
     (cluster / "queued").write_text("")
     assert make(execution) is None

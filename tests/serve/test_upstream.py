@@ -118,7 +118,8 @@ def test_a_single_candidate_is_returned_as_it_is(models: Models, content: str | 
         answer = chat(client, model=model, messages=long)
         several = chat(client, messages=long)
     assert answer.json()["choices"] == [{"index": 0, **choice}]
-    assert answer.json()["ledom"]["candidates"] == []  # it was not judged
+    details = answer.json()["ledom"]
+    assert (details["candidates"], details["confidence"]) == ([], None)  # it was not judged
     assert "leaves no room for an answer" in several.json()["error"]["message"]
 
 

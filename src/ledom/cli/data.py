@@ -39,7 +39,7 @@ TokenizerFile = Annotated[
 ]
 TextKey = Annotated[str, typer.Option(help="The key, or column, that holds the text.")]
 
-_most_option = partial(typer.Option, min=0, max=1000)
+_limit_option = partial(typer.Option, min=0, max=1000)
 _MOST_TASKS = 100_000
 _VARIED = ("train", "wrong", "valid")  # the files of ledom augment
 
@@ -166,14 +166,14 @@ def augment(
         Path, options.path_argument(help="A JSONL file of problems with solutions.")
     ],
     variants: Annotated[
-        int, _most_option(help="Maximum number of variants with other numbers per problem.")
+        int, _limit_option(help="Maximum number of variants with other numbers per problem.")
     ] = 6,
     wrong: Annotated[
-        int, _most_option(help="Maximum number of wrong solutions per problem or variant.")
+        int, _limit_option(help="Maximum number of wrong solutions per problem or variant.")
     ] = 4,
     false_results: Annotated[
         int,
-        _most_option(
+        _limit_option(
             help="Maximum number of further wrong solutions, each with one false equation."
         ),
     ] = 0,

@@ -45,7 +45,7 @@ count_option = partial(typer.Option, min=1, max=MOST_PROBLEMS)
 problem_option = partial(typer.Option, rich_help_panel="Problems")
 sampling_option = partial(typer.Option, rich_help_panel="Sampling")
 samples_option = partial(sampling_option, min=1, max=MOST_SAMPLES)
-scoring_option = partial(typer.Option, rich_help_panel="Scoring", min=0, max=MOST_COPIES)
+scoring_option = partial(typer.Option, rich_help_panel="Scoring", min=0, max=MOST_COPIES)  # counts
 selection_option = partial(typer.Option, rich_help_panel="Selection")
 model_option = partial(typer.Option, rich_help_panel="Models and hardware")
 

@@ -240,7 +240,9 @@ def _acquire(lock: BaseFileLock, folder: Path, holder: Path, work: str, wait: bo
             if not wait:
                 remedy = "stop it, or write to another folder"
                 if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" and "RANK" not in os.environ:
-                    remedy = "if srun started both, start them with torchrun to share the work"
+                    remedy = (
+                        "if srun started both, start one task per machine, see ledom docs footguns"
+                    )
                 raise OutputError(f"{folder}: in use by {who}; {remedy}") from None
             logging.getLogger("ledom").warning(
                 "%s: waiting for %s; to start without it, stop it or write to another folder",

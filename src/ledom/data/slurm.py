@@ -41,8 +41,13 @@ def refuse_queued(file: Path) -> None:
     if not file.is_file() or shutil.which("squeue") is None:
         return
     job = file.read_text()
-    asked = subprocess.run(["squeue", "--noheader", f"--jobs={job}"], capture_output=True)
-    if asked.stdout.strip():  # an error means that Slurm has forgotten the job
+    command = ["squeue", "--noheader", f"--jobs={job}"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    found, error = asked.stdout.strip(), asked.stderr.strip()
+    if asked.returncode and "Invalid job id" not in error:  # Slurm has not just forgotten the job
+        problem = f"squeue cannot tell whether Slurm job {job} still works on this store ({error})"
+        raise InputError(f"{problem}; try again later, or remove {file}", path=file.parents[1])
+    if found:
         raise InputError(
             f"Slurm job {job} still works on this store; wait for it, or end it: scancel {job}",
             path=file.parents[1],

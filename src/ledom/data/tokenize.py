@@ -142,7 +142,8 @@ def tokenize(
 def _tokenize(
     documents: Documents, tokenizer: Tokenizer, out: Path, execution: Execution
 ) -> TokenStore | None:
-    refuse_queued(out / TASKS / JOB_FILE)
+    if not (out / MANIFEST).is_file():
+        refuse_queued(out / TASKS / JOB_FILE)
     tasks = _begin(documents, tokenizer, out, execution)
     _drop_damaged(out, tasks, token_dtype(tokenizer).itemsize)
     if (out / MANIFEST).is_file():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ledom.core.errors import CheckpointError, in_one_line
+from ledom.core.errors import CheckpointError, in_one_line, is_out_of_memory
 from ledom.model.architectures import half_precision, is_quantized
 from ledom.model.attention import IMPLEMENTATION, turn, without_autocast
 from ledom.model.changes import follows_length
@@ -110,7 +110,7 @@ class OwnForward:
         reason = in_one_line(error)
         if is_quantized(self.model):
             what, remedy = "does not run correctly with quantized weights", "give plain ones"
-            if isinstance(error, Exception):  # such as one of two dtypes in a matmul
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):  # two dtypes
                 remedy = f"try {'float32' if half else 'bfloat16'}, or {remedy}"
         elif half:
             what, remedy = f"does not run correctly in {half}", f"try float32, or {remedy}"

@@ -81,14 +81,18 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
     checkpoint = load(torch.float32 if device.type == "cpu" else "auto")
     if checkpoint.model.dtype != torch.float32:
         return checkpoint
+    exact: list[Tensor] | None = None
     try:
         exact = [_logprobs(checkpoint, text) for text in _TEXTS]
-    except Exception:  # models that do not run on ids alone are refused elsewhere
-        # Quantized weights may run only in the precision that they were saved in.
-        return load("auto") if is_quantized(checkpoint.model) else checkpoint
+    except Exception:
+        if not is_quantized(checkpoint.model):
+            return checkpoint  # models that do not run on ids alone are refused elsewhere
     # Two large models might not fit in memory, so a large one is loaded again if it is needed.
     in_memory = checkpoint if checkpoint.model.num_parameters() <= _FEW_PARAMETERS else None
     del checkpoint
+    if exact is None:
+        log("the stored precision: these quantized weights do not run in float32")
+        return load("auto")
     rough = load(torch.bfloat16)
     try:
         found = [_logprobs(rough, text) for text in _TEXTS]

@@ -127,7 +127,7 @@ async def choose(
         if text.strip() and place not in calls
     ]
     if options.n == 1:
-        details = _unjudged(0, 1.0)
+        details = _unjudged(0, None)
     elif len(calls) > len(candidates):
         details = _most_frequent(calls, len(drawn.choices))
     elif candidates:
@@ -283,7 +283,7 @@ def _most_frequent(calls: Mapping[int, str], drawn: int) -> JsonObject:
     return _unjudged(next(place for place, other in calls.items() if other == call), count / drawn)
 
 
-def _unjudged(chosen: int, confidence: float) -> JsonObject:
+def _unjudged(chosen: int, confidence: float | None) -> JsonObject:
     """`Chosen.details` of a choice that needs no scores."""
     return {
         "strategy": None,

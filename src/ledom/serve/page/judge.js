@@ -132,6 +132,8 @@ export class Judge {
     $("warning").hidden = !$("warning").textContent;
     this.cards = found.results.map((result) => new Card(answers[result.index], result, found.results));
     $("verdict").hidden = false;
+    this.first = null;
+    this.say("");
     this.rank();
   }
 
@@ -144,7 +146,8 @@ export class Judge {
     this.cards.forEach((card, i) => card.update(scores[i], worst, perToken));
     const order = this.cards.map((_, i) => i).sort((a, b) => scores[b] - scores[a] || a - b);
     $("ranking").replaceChildren(...order.map((i) => this.cards[i].root));
-    this.say(`Answer ${order[0] + 1} ranks first.`);
+    if (order[0] !== this.first && order.length > 1) this.say(`Answer ${order[0] + 1} ranks first.`);
+    this.first = order[0];
   }
 }
 
