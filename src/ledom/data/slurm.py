@@ -12,13 +12,15 @@ from typing import Any
 
 from ledom.core.errors import InputError
 
-__all__ = ["JOB_FILE", "refuse_queued", "slurm_options"]
+__all__ = ["JOB_FILE", "ExecutorOptions", "refuse_queued", "slurm_options"]
+
+ExecutorOptions = dict[str, Any]  # keyword arguments of datatrove's executors
 
 JOB_FILE = "slurm_job"  # the id of the last job that was submitted
 
 
-def slurm_options(given: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of datatrove's executor for these options of sbatch."""
+def slurm_options(given: Mapping[str, str]) -> ExecutorOptions:
+    """The executor's options for these options of sbatch."""
     if shutil.which("sbatch") is None:
         raise InputError("executor slurm: sbatch was not found; run this on a machine with Slurm")
     # Slurm would otherwise keep the job that sums up the tasks forever once a task has failed.

@@ -32,7 +32,7 @@ from ledom.core.files import check_settings, lock_folder, write_json, writing
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
-from ledom.data.slurm import JOB_FILE, refuse_queued, slurm_options
+from ledom.data.slurm import JOB_FILE, ExecutorOptions, refuse_queued, slurm_options
 from ledom.data.store import (
     MANIFEST,
     ShardEntry,
@@ -370,25 +370,24 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-Options = dict[str, Any]  # keyword arguments of datatrove's executors
-
-
-def _local(steps: list[Any], execution: Execution, out: Path, options: Options) -> LocalExecutor:
+def _local(
+    steps: list[Any], execution: Execution, out: Path, options: ExecutorOptions
+) -> LocalExecutor:
     workers = execution.workers or available_cpus()
     return LocalExecutor(steps, out, execution, workers=workers, **options)
 
 
-def _slurm(steps: list[Any], execution: Execution, out: Path, options: Options) -> Any:
+def _slurm(steps: list[Any], execution: Execution, out: Path, options: ExecutorOptions) -> Any:
     options |= slurm_options(execution.slurm)
     return SlurmPipelineExecutor(steps, workers=execution.workers or -1, **options)
 
 
-def _ray(steps: list[Any], execution: Execution, out: Path, options: Options) -> Any:
+def _ray(steps: list[Any], execution: Execution, out: Path, options: ExecutorOptions) -> Any:
     with needs_extra("ray", "ray"):
         import ray  # noqa: F401
     return RayPipelineExecutor(steps, workers=execution.workers or -1, **options)
 
 
-_Make = Callable[[list[Any], Execution, Path, Options], Any]
+_Make = Callable[[list[Any], Execution, Path, ExecutorOptions], Any]
 EXECUTORS: dict[str, _Make] = {"local": _local, "slurm": _slurm, "ray": _ray}
 """Functions that create executors, by name: local processes, Slurm, or a Ray cluster."""

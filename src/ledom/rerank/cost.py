@@ -28,7 +28,7 @@ from ledom.rerank.candidates import (
     written_tokens,
 )
 from ledom.rerank.score_files import FLIP, SCORE_FILES
-from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, needed_candidates
+from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy
 
 __all__ = ["Costs"]
 
@@ -133,8 +133,7 @@ class Costs:
             drawn = self.table.always_drawn
             return float(((self.written * drawn).sum(axis=1) / drawn.sum(axis=1)).mean())
         if isinstance(strategy, EarlyVote):
-            drawn = np.arange(self.written.shape[1]) < needed_candidates(self.table)[:, None]
-            return float((self.written * drawn).sum(axis=1).mean())
+            return float((self.written * strategy.drawn(self.table)).sum(axis=1).mean())
         return float(self.written.sum(axis=1).mean()) + self.broken_off
 
 

@@ -160,7 +160,7 @@ class Vote(Strategy):
         """Where no candidate has an answer, the best candidate is chosen. Labels from a file may
         disagree about an answer: it is then right to the share of its candidates with the label
         right. So votes for the same answer are equally right, whichever text they prefer."""
-        drawn = replace(table, mask=self._drawn(table))
+        drawn = replace(table, mask=self.drawn(table))
         groups = _answer_groups(table)
         has_answer = drawn.mask & (table.answers >= 0)
         score = self.score(drawn, weights)
@@ -169,13 +169,13 @@ class Vote(Strategy):
             has_answer & leading(self.shares(drawn, weights)),
             drawn.mask & (score == score.max(axis=1, keepdims=True)),
         )
-        shares = _share(groups, table.correct, table.mask)
-        right = np.where(table.answers >= 0, shares, table.correct)
+        labels = _share(groups, table.correct, table.mask)
+        right = np.where(table.answers >= 0, labels, table.correct)
         # A tie is between answers, not candidates.
         parts = best / np.maximum(np.bincount(groups.ravel(), best.ravel())[groups], 1)
         return np.asarray((parts * right).sum(axis=1) / parts.sum(axis=1))
 
-    def _drawn(self, table: CandidateTable) -> BoolArray:
+    def drawn(self, table: CandidateTable) -> BoolArray:
         """[P, N]: the candidates that vote."""
         return table.mask
 
@@ -183,7 +183,7 @@ class Vote(Strategy):
 class EarlyVote(Vote):
     """A vote for which no more candidates are drawn once it is decided."""
 
-    def _drawn(self, table: CandidateTable) -> BoolArray:
+    def drawn(self, table: CandidateTable) -> BoolArray:
         places = np.arange(table.mask.shape[1])
         return np.asarray(table.mask & (places < needed_candidates(table)[:, None]))
 
