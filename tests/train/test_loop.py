@@ -177,9 +177,11 @@ def press_after(original, number):
 
 @pytest.mark.slow
 def test_a_stopped_run_finishes_its_step_and_resumes_exactly(
-    tmp_path, uninterrupted, recipe, data, monkeypatch
+    tmp_path, uninterrupted, recipe, data, monkeypatch, request
 ):
     """It could not resume from the middle of a step. Callers or signals may stop it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
 
     def check_stop(step, error, on_progress=lambda progress: None):
         with pytest.raises(error) as stopped:
