@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -114,12 +115,13 @@ def test_a_single_candidate_is_returned_as_it_is(models: Models, content: str | 
     choice = {"finish_reason": "length", "message": {"role": "assistant", "content": content}}
     long = [{"role": "user", "content": "Give this chat a title. " * 500}]  # as chat clients ask
     with gateway(models, lambda request: httpx.Response(200, json={"choices": [choice]})) as client:
-        (model,) = [m["id"] for m in client.get("/v1/models").json()["data"] if "=" in m["id"]]
-        answer = chat(client, model=model, messages=long)
+        (model,) = [m for m in client.get("/v1/models").json()["data"] if "=" in m["id"]]
+        answer = chat(client, model=model["id"], messages=long)
         several = chat(client, messages=long)
     assert answer.json()["choices"] == [{"index": 0, **choice}]
     details = answer.json()["ledom"]
     assert (details["candidates"], details["confidence"]) == ([], None)  # it was not judged
+    assert model["max_model_len"] is None  # the upstream does not report its limit
     assert "leaves no room for an answer" in several.json()["error"]["message"]
 
 
@@ -164,6 +166,10 @@ def _dies(request: httpx.Request) -> httpx.Response:
     raise httpx.RemoteProtocolError("peer closed connection without complete body")
 
 
+def _falls_silent(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadError("")
+
+
 class _Garbled(httpx.AsyncByteStream):
     """Bytes that do not match the headers."""
 
@@ -178,6 +184,7 @@ FAILURES: dict[str, tuple[Handler, int, str]] = {
         "did not answer within 0.3 s; ask for less, or raise the server's --max-",
     ),
     "dies": (_dies, 502, "connection to the upstream failed"),
+    "falls silent": (_falls_silent, 502, "connection to the upstream failed: ReadError"),
     "html": (lambda r: httpx.Response(200, html="<p>no"), 502, "is not valid"),
     "no choices": (lambda r: httpx.Response(200, json={"choices": []}), 502, "no usable choices"),
     "strange": (lambda r: httpx.Response(200, json={"choices": [7]}), 502, "no usable choices"),
@@ -243,6 +250,23 @@ def test_a_failing_upstream_gives_one_clear_line(
         assert answer.status_code == status, answer.text
         assert message in answer.json()["error"]["message"]
         assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.slow
+def test_an_upstream_that_cannot_be_reached_fails_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ledom.serve.upstream._PAUSES", ())
+    monkeypatch.setattr("ledom.serve.upstream._CONNECT_SECONDS", 0.1)
+    full = socket.create_server(("127.0.0.1", 0), backlog=0)
+    host, port = full.getsockname()
+    upstream = Upstream(f"http://{host}:{port}/v1", "big", seconds=SECONDS)
+
+    async def draw() -> None:
+        with pytest.raises(Refusal, match="connection to the upstream failed: ConnectTimeout"):
+            await upstream.draw("completions", {}, 1)
+        await upstream.close()
+
+    with full, socket.create_connection((host, port)):  # further connections are dropped
+        asyncio.run(draw())
 
 
 @pytest.mark.slow

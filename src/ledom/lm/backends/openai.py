@@ -5,12 +5,14 @@ so a server with a reverse model scores in reverse. For this, an older vLLM must
 caching (docs/footguns.md). Sampling sends text if the server's tokenizer encodes it to the same
 ids, special tokens included, and ids otherwise. A reverse model must also return the ids that it
 wrote (`return_token_ids` of vLLM). The client retries transient errors (429, 5xx, a broken
-connection) with increasing delays. Settings without effect are sent too, so that no default of the
-server applies instead. Other errors raise `ServerError`, and the calling stage keeps its results.
+connection) with increasing delays, which a warning announces once. Settings without effect are sent
+too, so that no default of the server applies instead. Other errors raise `ServerError`, and the
+calling stage keeps its results.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +40,8 @@ _ENDED = ("stop", "eos", "eos_token")  # finish reasons of a complete text (Open
 _NEUTRAL: JsonObject = {"top_k": -1, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Settings that have no effect. Without them, a server would apply its own defaults, such as those
 in the model's generation_config.json (vLLM) or a top_k of 40 (llama.cpp)."""
+_CONNECT_SECONDS = 5.0  # for one try to connect; the client tries again
+_ANNOUNCED = "2"  # the retry that a warning announces, a few seconds after the first request
 _T = TypeVar("_T")
 
 
@@ -73,7 +77,7 @@ class OpenAILanguageModel(LanguageModel):
         check_counts(max_retries=max_retries)
         require({f"timeout is {timeout}; it must be above 0": 0 < timeout < math.inf})
         key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
-        self._client = _client(model, key, base_url, max_retries=max_retries, timeout=timeout)
+        self._client = _client(model, key, base_url, max_retries, timeout)
         info = model_info("openai", model, tokenizer, direction, eos_token, bos_token)
         super().__init__(
             name=model,
@@ -291,14 +295,20 @@ def _said(error: object) -> str:
     return in_one_line(error.get("message") or error if isinstance(error, dict) else error)
 
 
-def _client(model: str, key: str | None, base_url: str | None, **options: Any) -> Any:
+def _client(
+    model: str, key: str | None, base_url: str | None, max_retries: int, timeout: float
+) -> Any:
     """OpenAI's client; raises `InputError` for an unusable key or address."""
     with needs_extra("openai", "openai"):
         import openai
     if key is not None:
         check_secret("the key in OPENAI_API_KEY", key)
+    seconds = openai.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
     try:
-        client = openai.OpenAI(api_key=key, base_url=base_url, **options)
+        client = openai.OpenAI(
+            api_key=key, base_url=base_url, max_retries=max_retries, timeout=seconds
+        )
+        client._prepare_request = _announcer(model)  # called before each try; does nothing itself
     except openai.OpenAIError as error:
         raise InputError(f"{model}: {in_one_line(error)}") from None
     except Exception:  # the error type depends on its HTTP library
@@ -309,3 +319,22 @@ def _client(model: str, key: str | None, base_url: str | None, **options: Any) -
             f"{model}: base_url is {base_url!r}; give an address such as http://127.0.0.1:8000/v1"
         )
     return client
+
+
+def _announcer(model: str) -> Callable[[Any], None]:
+    """A function that warns, once, before a request that is sent again: OpenAI's client is silent.
+
+    It does not refer to the client, which closes its connections as soon as nothing does.
+    """
+    announced: list[str] = []
+
+    def announce(request: Any) -> None:
+        if request.headers.get("x-stainless-retry-count") == _ANNOUNCED and not announced:
+            announced.append(str(request.url))
+            logging.getLogger("ledom").warning(
+                "%s: no usable answer from the server at %s yet; trying again, with longer pauses",
+                model,
+                *announced,
+            )
+
+    return announce
