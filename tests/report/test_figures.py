@@ -13,6 +13,8 @@ from ledom.report.figures import (
     by_lambda_figure,
     by_n_figure,
     differences_figure,
+    draw_svg,
+    label_ends,
     reliability_figure,
     spread,
     strategies_figure,
@@ -135,6 +137,12 @@ def test_a_long_name_keeps_its_distinctive_end() -> None:
 def test_lines_are_labeled_with_their_last_value() -> None:
     texts = {" ".join(text.split()) for text in _texts(by_n_figure(BY_N, STRATEGIES))}
     assert {"greedy 40.0", "漢字 vote 62.5"} <= texts
+
+    def draw(axes: Any) -> None:
+        axes.plot([1, 8], [0.5, -0.5])
+        label_ends(axes, {"gap": (8, -0.5)}, ["#000"], height=2)
+
+    assert "gap  \N{MINUS SIGN}0.5" in _texts(draw_svg("line", (4, 2), draw))
 
 
 def test_the_lambda_figure_marks_the_chosen_value() -> None:

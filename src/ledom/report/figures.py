@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 from ledom.report import results
-from ledom.report.formatting import verdict
+from ledom.report.formatting import number, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,7 +162,7 @@ def label_ends(
     for (name, (n, value)), y, color in zip(ends.items(), heights, colors, strict=True):
         dashes = "-" if n == last else ":"  # a line that ends early is far from its name
         axes.plot([n, right], [value, y], dashes, color=color, linewidth=0.7, clip_on=False)
-        text = f"{short(name)}  {value:.{digits}f}"
+        text = f"{short(name)}  {number(value, digits)}"
         _write(axes, text, (right, y), (3, 0), va="center", color=color, annotation_clip=False)
 
 

@@ -229,8 +229,10 @@ def test_tokenizers_are_served(server: Server) -> None:
     (eos,) = tokens(server, "<|end|>")
     spelled = post(server, "/tokenize", prompt="a <|end|>")["tokens"]
     assert eos not in spelled
-    names = [row["id"] for row in httpx.get(f"{server.url}/v1/models").json()["data"]]
+    rows = httpx.get(f"{server.url}/v1/models").json()["data"]
+    names = [row["id"] for row in rows]
     assert {"forward", "reverse"} <= set(names)
+    assert {row["max_model_len"] for row in rows} == {info["model_max_length"]}
     for name in names:
         assert httpx.get(f"{server.url}/v1/models/{name}").json()["id"] == name
     assert httpx.get(f"{server.url}/v1/models/gpt").status_code == 404

@@ -333,4 +333,12 @@ async def model(name: str, service: ServiceOf) -> JsonObject:
 
 
 def _model(name: str, service: Service) -> JsonObject:
-    return {"id": name, "object": "model", "created": service.started, "owned_by": "ledom"}
+    gateway = [] if service.upstream else service.judge.models  # an upstream's limit is unknown
+    used = [service.models[name]] if name in service.models else gateway
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "ledom",
+        "max_model_len": min((lm.context for lm in used), default=None),
+    }
