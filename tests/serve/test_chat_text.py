@@ -237,10 +237,18 @@ def test_math_with_angle_brackets_and_bars_is_not_markup() -> None:
 
 
 @pytest.mark.slow
-def test_special_tokens_at_the_start_take_linear_time() -> None:
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<s> " * 1_000_000 + "many?",  # removing one at a time would take minutes
+        f"<|im_start|>user\nHow{' ' * 1_000_000}many?",  # so would a search at each space
+        "[INST] " + "<<SYS>>" * 500_000 + "many?",
+    ],
+)
+def test_hostile_prompts_take_linear_time(prompt: str) -> None:
     start = time.perf_counter()
-    assert question_of("<s> " * 1_000_000 + "How many?") == "How many?"
-    assert time.perf_counter() - start < SECONDS / 10  # removing one at a time would take minutes
+    assert question_of(prompt).endswith("many?")
+    assert time.perf_counter() - start < SECONDS / 10
 
 
 def test_an_empty_answer_stays_empty() -> None:

@@ -42,7 +42,7 @@ _TURN = re.compile(
 )
 _ROLES = {"[inst]": "user"} | dict.fromkeys(("model", "chatbot", "ai", "[/inst]"), "assistant")
 _NO_QUESTION = re.compile(  # in the user's turn: of Llama 2, of GLM
-    r"\s*<<SYS>>.*?<</SYS>>|/nothink\s*\Z", re.DOTALL
+    r"\A\s*<<SYS>>.*?<</SYS>>|/nothink\s*\Z", re.DOTALL
 )
 _FINAL = re.compile(  # gpt-oss, Gemma 4, Muse and Command think in other channels
     r"<\|channel\|>final\b(?:[^<]|<\|constrain\|>)*<\|message\|>|<channel\|>"
