@@ -208,3 +208,16 @@ def test_a_document_with_a_special_token_that_the_model_lacks_is_refused(
         refusal = pytest.raises(InputError, match=missing)
         with nullcontext() if name == "plain" else refusal:
             train(recipe, Direction.REVERSE, data, tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma4_text"])  # one and two tables
+def test_eos_is_trained_though_the_model_started_from_calls_it_padding(
+    kind: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    recipe = started_from(tmp_path, {"reverse": kind}, tokenizer)
+    plain = tiny(kind, tokenizer)
+    model = run_model._initial_model(recipe, Direction.REVERSE, tokenizer)
+    for each, trained in ((plain, False), (model, True)):
+        each(input_ids=torch.tensor([[tokenizer.eos_id, 40, 41]])).logits[0, 1].sum().backward()
+        table = [m for m in each.modules() if isinstance(m, torch.nn.Embedding)][-1]
+        assert bool(table.weight.grad[tokenizer.eos_id].any()) is trained

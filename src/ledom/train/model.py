@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
@@ -96,9 +96,10 @@ def _initial_model(recipe: Recipe, direction: Direction, tokenizer: Tokenizer) -
     if is_quantized(start.model):  # some of them are frozen, or not written back
         raise RecipeError(f"key init_from: the weights of {folder} are quantized; give plain ones")
     # transformers gives no gradient to the padding token, which is often EOS. But every document
-    # begins with EOS, so the model would not learn how documents begin.
-    embedding: Any = start.model.get_input_embeddings()
-    embedding.padding_idx = None
+    # begins with EOS, so the model would not learn how documents begin. Gemma 4 has several tables.
+    for module in start.model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
     return start.model
 
 
