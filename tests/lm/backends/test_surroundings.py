@@ -157,6 +157,28 @@ def test_quantized_models_may_be_in_half_precision(monkeypatch: pytest.MonkeyPat
         scores(lm)
 
 
+class Leaking(nn.Linear):
+    """Adds a little of the mean over the row, as bitsandbytes' 8 bits depend on its outliers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.03 * x.mean(-2, keepdim=True))
+
+
+@pytest.mark.slow
+def test_a_leak_smaller_than_rounding_is_found_in_quantized_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(LlamaPreTrainedModel, "is_quantized", True, raising=False)
+    lm = ledom.load("tiny", "forward", dtype="bfloat16")
+    assert isinstance(lm, HFLanguageModel)
+    old: Any = lm.model.get_submodule("model.layers.1.mlp.up_proj")
+    new = Leaking(old.in_features, old.out_features, bias=False)
+    new.weight = old.weight
+    lm.model.model.layers[1].mlp.up_proj = new
+    with pytest.raises(CheckpointError, match="not run correctly with quantized weights .*plain"):
+        scores(lm)
+
+
 class OverTheRow(nn.Linear):
     """A linear module whose result depends on all tokens in the row, like row quantization."""
 
