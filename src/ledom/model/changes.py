@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from inspect import isroutine
@@ -61,22 +61,23 @@ _PIECE = 2**24  # bytes hashed at a time on a GPU
 _FACTOR = 0x9E3779B9
 
 
-def weights_state(weights: Sequence[Tensor], copied: bool = True) -> object:
+def weights_state(weights: Mapping[str, Tensor], copied: bool = True) -> object:
     """A value that differs from an earlier one if a weight has changed since.
 
-    It holds the weights' addresses and torch's version counters. torch does not count changes made
-    through `data` or to tensors created in inference mode. So if the weights are `copied`, it also
-    holds hashes of their values, which takes about as long as reading them once.
+    It holds the addresses of the weights (given by name) and torch's version counters. torch does
+    not count changes made through `data` or to tensors created in inference mode. So if the weights
+    are `copied`, it also holds hashes of their values, which takes about as long as reading them
+    once. Raises `CheckpointError` for a weight that is not in memory.
 
     >>> weight = torch.ones(3, 5)
-    >>> before = weights_state([weight])
-    >>> weights_state([weight]) == before
+    >>> before = weights_state({"w": weight})
+    >>> weights_state({"w": weight}) == before
     True
     >>> weight.data[1, 4] = 2
-    >>> weights_state([weight]) == before
+    >>> weights_state({"w": weight}) == before
     False
     """
-    dense = [part for weight in weights for part in _dense(weight)]
+    dense = [part for name, weight in weights.items() for part in _dense(weight, name)]
     known = [
         (w.data_ptr(), w.shape, w.stride(), 0 if w.is_inference() else w._version) for w in dense
     ]
@@ -183,7 +184,7 @@ class Changes:
             owner = self._model.get_submodule(name.rpartition(".")[0])
             if "original" in name or not follows_length(owner):
                 found[name] = buffer
-        parts = {name: _dense(value) for name, value in found.items()}
+        parts = {name: _dense(value, name) for name, value in found.items()}
         return {f"{name} {i}": part for name, some in parts.items() for i, part in enumerate(some)}
 
     def _structure(self, numbers: dict[str, Tensor]) -> str:
@@ -284,21 +285,21 @@ def _additions(module: nn.Module) -> list[str]:
     return [_PROCESS, *found] if found else []
 
 
-def _dense(value: object) -> list[Tensor]:
+def _dense(value: object, name: str) -> list[Tensor]:
     """The plain tensors of a state entry: a quantized weight, for example, has several.
 
     Raises `CheckpointError` for one that is not in memory.
     """
     if isinstance(value, Tensor) and value.is_meta:
         raise CheckpointError(
-            "a weight of the model is on torch's meta device (offloaded, for example by "
+            f"the model's weight {name!r} is on torch's meta device (offloaded, for example by "
             "accelerate); move the whole model to one device"
         )
     if isinstance(value, Tensor) and type(value.data) is Tensor and not value.is_quantized:
         return [value]
     if hasattr(value, "__tensor_flatten__"):  # a weight of torchao
-        names = value.__tensor_flatten__()[0]
-        return [part for name in names for part in _dense(getattr(value, name))]
+        inner = value.__tensor_flatten__()[0]
+        return [part for key in inner for part in _dense(getattr(value, key), name)]
     torch.save(value, kept := BytesIO())
     return [torch.frombuffer(kept.getbuffer(), dtype=torch.uint8)]
 

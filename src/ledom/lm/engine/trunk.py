@@ -147,7 +147,7 @@ class Trunk:
 
     def _state(self) -> object:
         """A value that differs from an earlier one if the model has changed since."""
-        return weights_state(list(self.model.parameters()), copied=False)
+        return weights_state(dict(self.model.named_parameters()), copied=False)
 
     def _read(self) -> None:
         """Read the model's weights."""
@@ -203,7 +203,7 @@ class LlamaTrunk(Trunk):
 
     def _state(self) -> object:
         copied = self._rounded or self._packed is not None
-        weights = weights_state(list(self.model.parameters()), copied)
+        weights = weights_state(dict(self.model.named_parameters()), copied)
         if not is_llama_shaped(self.model):
             return weights
         layers = used_layers(self.base)
