@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -216,12 +217,19 @@ def follows_length(module: nn.Module) -> bool:
 
 
 def _descriptions(model: nn.Module) -> list[str]:
-    """The modules with their settings; one that is used several times is listed each time."""
+    """The modules with their settings; one that is used several times is listed each time.
+
+    The functions of transformers' files follow, because a caller may replace these too.
+    """
     found = []
     for name, module in model.named_modules(remove_duplicate=False):
         kind: Any = type(module)
         kind_name = _class_name(kind, getattr(kind, "forward", None))
         found.append(f"{name} {kind_name} {_settings(module)}")
+    homes = {type(module).__module__ for module in model.modules()}
+    for home in sorted(home for home in homes if home.startswith("transformers.")):
+        functions = filter(isroutine, vars(sys.modules[home]).values())
+        found.extend(f"{home} {_function(function)}" for function in functions)
     return found
 
 
@@ -256,11 +264,16 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 def _function(function: Any) -> str:
-    """A function's name; only those of known libraries are recognized in other processes."""
+    """A function's name; only those of known libraries are recognized in other processes.
+
+    >>> _function(json.dumps)
+    'json.dumps'
+    """
     if isinstance(function, partial) and _is_plain([*function.args, function.keywords]):
         return f"{_function(function.func)} {function.args} {function.keywords}"
     name = ".".join(str(getattr(function, key, "")) for key in ("__module__", "__qualname__"))
-    return name if name.startswith(_LIBRARIES) else f"{_PROCESS} {id(function)}"
+    known = name.startswith(_LIBRARIES) or name.partition(".")[0] in sys.stdlib_module_names
+    return name if known else f"{_PROCESS} {id(function)}"
 
 
 def _is_plain(value: object) -> bool:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaPreTrainedModel
 
 import ledom
@@ -155,6 +156,24 @@ def test_quantized_models_may_be_in_half_precision(monkeypatch: pytest.MonkeyPat
         layer.self_attn.is_causal = False
     with pytest.raises(CheckpointError, match="not run correctly with quantized weights .*plain"):
         scores(lm)
+
+
+@pytest.mark.slow
+def test_a_function_replaced_in_transformers_after_loading_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm = loaded()
+    before, known = scores(lm), lm.identity
+    rotate: Any = modeling_llama.apply_rotary_pos_emb
+    monkeypatch.setattr(
+        modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: rotate(q, k, cos, -sin)
+    )
+    for found, expected, old in zip(scores(lm), alone(lm), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+        assert np.abs(found - old).max() > 0.1
+    assert lm.identity != known
+    monkeypatch.undo()
+    assert lm.identity == known
 
 
 class Leaking(nn.Linear):
