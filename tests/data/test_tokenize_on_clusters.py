@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ledom.core.errors import InputError, MissingExtraError, WorkerError
+from ledom.data import slurm
 from ledom.data import tokenize as module
 from ledom.data.store import MANIFEST, TokenStore
 from ledom.data.tokenize import Execution
@@ -79,7 +80,9 @@ def test_slurm_gets_one_job_with_all_tasks(tmp_path: Path, make: Make, cluster: 
     assert ids_of(make(execution)) == EXPECTED
 
 
-def test_a_store_that_slurm_works_on_is_refused(tmp_path: Path, make: Make, cluster: Path) -> None:
+def test_a_store_that_slurm_works_on_is_refused(
+    tmp_path: Path, make: Make, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     execution = Execution("slurm", tasks=2, slurm={"partition": "cpu"})
     (cluster / "queued").write_text("42_[0-1] cpu ledom-to\n")
     assert make(execution) is None
@@ -91,9 +94,13 @@ def test_a_store_that_slurm_works_on_is_refused(tmp_path: Path, make: Make, clus
     (cluster / "queued").unlink()
     with pytest.raises(InputError, match=r"cannot tell whether Slurm job 42 .*queued.*; try again"):
         make(execution)
+    monkeypatch.setattr(slurm, "_SECONDS", 0.1)
+    (cluster / "squeue").write_text("#!/bin/sh\nexec sleep 9\n")
+    with pytest.raises(InputError, match=r"Slurm job 42 still works .*\(no answer in 0.1 s\); try"):
+        make(execution)
     assert part.read_bytes() == b"tokens"
-    (cluster / "queued").write_text("")
-    assert make(execution) is None
+    (cluster / "squeue").write_text("#!/bin/sh\necho Invalid job id specified >&2; exit 1\n")
+    assert make(execution) is None  # Slurm forgets finished jobs
 
 
 def test_slurm_requires_its_programs_and_a_partition(

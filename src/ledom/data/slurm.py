@@ -17,6 +17,7 @@ __all__ = ["JOB_FILE", "ExecutorOptions", "refuse_queued", "slurm_options"]
 ExecutorOptions = dict[str, Any]  # keyword arguments of datatrove's executors
 
 JOB_FILE = "slurm_job"  # the id of the last job that was submitted
+_SECONDS = 60  # for an answer of Slurm
 
 
 def slurm_options(given: Mapping[str, str]) -> ExecutorOptions:
@@ -44,9 +45,12 @@ def refuse_queued(file: Path) -> None:
         return
     job = file.read_text()
     command = ["squeue", "--noheader", f"--jobs={job}"]
-    asked = subprocess.run(command, capture_output=True, text=True)
-    found, error = asked.stdout.strip(), asked.stderr.strip()
-    if asked.returncode and "Invalid job id" not in error:  # Slurm has not just forgotten the job
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        code, found, error = asked.returncode, asked.stdout.strip(), asked.stderr.strip()
+    except subprocess.TimeoutExpired:
+        code, found, error = 1, "", f"no answer in {_SECONDS} s"
+    if code and "Invalid job id" not in error:  # Slurm has not just forgotten the job
         problem = f"squeue cannot tell whether Slurm job {job} still works on this store ({error})"
         raise InputError(f"{problem}; try again later, or remove {file}", path=file.parents[1])
     if found:
