@@ -110,7 +110,12 @@ class TokenizePart(PipelineStep):  # type: ignore[misc]
         for leftover in self.out.glob(f"{shard.name}.*.part*"):  # left by a task that was killed
             leftover.unlink(missing_ok=True)
         part, sources = Path(f"{shard}.{os.getpid()}.part"), SourceRuns()
-        write_shard(part, self._texts(sources, rank, world_size), tokenizer)
+        try:
+            write_shard(part, self._texts(sources, rank, world_size), tokenizer)
+        except BaseException:  # such as a full disk
+            for file in (part, Path(f"{part}.index")):
+                file.unlink(missing_ok=True)
+            raise
         os.replace(f"{part}.index", f"{shard}.index")
         os.replace(part, shard)
         entry = finalize_shard(shard, token_dtype(tokenizer))
