@@ -253,6 +253,19 @@ def test_two_processes_in_one_folder_are_refused(tmp_path, recipe, data):
 
 
 @pytest.mark.slow
+def test_a_run_does_not_write_into_the_folder_of_a_later_one(tmp_path, recipe, data):
+    folder = tmp_path / "forward"
+
+    def replace(progress):
+        shutil.rmtree(folder)
+        folder.mkdir()
+
+    with pytest.raises(OutputError, match="forward: was removed or replaced while this run"):
+        train(recipe, FORWARD, data, folder, replace)
+    assert not [*folder.iterdir()]
+
+
+@pytest.mark.slow
 def test_a_run_shorter_than_its_checkpoint_interval_is_recognized(tmp_path, recipe, data):
     rare = recipe.train.model_copy(update={"checkpoint_every": 1000})
     optim = recipe.optim.model_copy(update={"steps": 3})

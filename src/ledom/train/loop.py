@@ -116,10 +116,13 @@ class TrainingRun:
         )
         self.step = self.checkpoints.restore()
 
-    def run(self, on_progress: Callable[[Progress], None]) -> OutputError | None:
+    def run(
+        self, on_progress: Callable[[Progress], None], check_folder: Callable[[], None]
+    ) -> OutputError | None:
         """Take the remaining steps; a stop request takes effect after the current step.
 
-        Returns the failure of the last checkpoint, if any.
+        `check_folder` is called before anything is written. Returns the failure of the last
+        checkpoint, if any.
         """
         settings = {"direction": str(self.direction), **self.recipe.model_dump(mode="json")}
         metrics = open_metrics(self.folder, self.step, self.recipe.train.trackers, settings)
@@ -135,6 +138,7 @@ class TrainingRun:
                         row |= validate(
                             self.model, self.data, self.direction, self.recipe, self.world
                         )
+                    check_folder()
                     log(row)
                     failure = self._save()
                     notice = f"{failure}; training continues" if failure else None
@@ -251,16 +255,18 @@ def train(
     Ctrl-C raises KeyboardInterrupt, all after the current step and a checkpoint. If a periodic
     checkpoint cannot be written, `Progress.notice` reports it and the run continues. Raises
     `TrainingError` if the loss or the gradient is not finite, `CheckpointError` if the folder
-    belongs to another run, and `OutputError` if it cannot be written or another process trains
-    there.
+    belongs to another run, and `OutputError` if it cannot be written or is removed meanwhile, or
+    if another process trains there.
     """
-    with lock_folder(folder, "trains") if world.is_first else nullcontext():
+    lock = lock_folder(folder, "trains")
+    with lock if world.is_first else nullcontext(lambda: None) as check_folder:
         if world.device.type == "cpu":
             configure_memory()
         if world.is_first:
             (folder / RUN).unlink(missing_ok=True)  # left by a killed start; a twin may read it
         run = TrainingRun(recipe, direction, data, folder, world)
-        failure = run.run(on_progress)
+        failure = run.run(on_progress, check_folder)
+        check_folder()
         finished = run.finish()  # smaller than a checkpoint, so it may fit where that did not
         if failure is not None:
             raise OutputError(f"{failure}; the finished model is in {finished}") from failure
