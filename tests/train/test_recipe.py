@@ -105,6 +105,7 @@ def test_a_value_may_contain_special_characters(recipe, value):
             "objective.target=1",
             "objective.target and objective.contrastive need a file as data.train",
         ),
+        ("data.pair_format='{question}'", "key data.pair_format is '{question}': pair format"),
         ("optim.steps", "override 'optim.steps': write it as key.key=value"),
         ("model=9b", "key model is '9b': no preset '9b'; the presets are tiny,"),
         ("name.first=x", "override 'name.first=x': name is a value, not a group of keys"),

@@ -15,7 +15,14 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 from ledom.core import processes
 from ledom.core.errors import InputError, RecipeError
@@ -92,6 +99,11 @@ class DataConfig(Config):
     more problems: arithmetic needs far more examples than reading."""
     seed: NonNegativeInt = Field(default=0, le=LARGEST_SEED)
     """The seed of the generator."""
+
+    @field_validator("pair_format")
+    @classmethod
+    def _check_pair_format(cls, template: str) -> str:
+        return PairFormat(template).template  # now, since the finished model records it
 
     @property
     def pairs(self) -> PairFormat:
