@@ -54,6 +54,17 @@ def tokenizer_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
+def test_a_store_in_the_folder_of_its_documents_keeps_them(
+    run: Run, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "a.part1.jsonl", TEXTS[:2])
+    options = ("--tokenizer", tokenizer_folder, "--workers", 1)
+    code, text = run("tokenize", tmp_path, *options, "--out", tmp_path)
+    assert code == 0, text
+    assert TokenStore(tmp_path).manifest.num_documents == 2
+    assert (tmp_path / "a.part1.jsonl").is_file()
+
+
 def test_from_documents_to_a_trained_model(
     run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,7 +187,7 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
     settings = {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id, "tasks": tasks}
     settings |= documents.settings() | {"source": documents.source}
     if found is None:
-        for leftover in out.glob("*.part*"):  # from tasks with other settings
+        for leftover in out.glob("*_unshuffled.ds.*.part*"):  # from tasks with other settings
             leftover.unlink(missing_ok=True)
         refuse_to_replace(out)
         _refuse_other_tokenizer(out, tokenizer)
