@@ -179,17 +179,20 @@ def test_reverse_scores_equal_those_of_tokens_flipped_by_hand(
     assert value == pytest.approx(sum(joint[len(both) - len(alone) :]), abs=1e-4)
 
 
+@pytest.mark.parametrize("others", [[], [7, 9]])
 def test_reverse_rolling_windows_start_at_the_texts_end(
-    reverse: LedomLM, folders: dict[str, Path]
+    others: list[int], folders: dict[str, Path]
 ) -> None:
-    """A text of two windows: the last 48 tokens follow the end marker; the others follow as
-    many of the tokens read before them as fit into the context."""
-    text = "Ava has 3 pens. " * 6
+    """A text of two windows: the last 48 tokens follow the end marker (less after several special
+    tokens); the others follow as many of the tokens read before them as fit into the context."""
+    reverse = LedomLM(ledom.load(folders["reverse"], device="cpu"))
+    reverse.lm.bos_ids = special = [*others, reverse.eot_token_id]
+    text, room = "Ava has 3 pens. " * 6, CONTEXT - len(others)
     ids = reverse.lm.tokenizer.encode(text).ids[::-1]
-    assert CONTEXT < len(ids) < 2 * CONTEXT
-    first = plain(folders["reverse"], [reverse.eot_token_id, *ids[:CONTEXT]])
-    rest = len(ids) - CONTEXT
-    second = plain(folders["reverse"], ids[-CONTEXT - 1 :])[-rest:]
+    assert CONTEXT < len(ids) < 2 * room
+    first = plain(folders["reverse"], [*special, *ids[:room]])[len(others) :]
+    rest = len(ids) - room
+    second = plain(folders["reverse"], ids[-room - 1 :])[-rest:]
     (found,) = reverse.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,)]))
     assert found == pytest.approx(sum(first) + sum(second), abs=1e-3)
 

@@ -22,6 +22,7 @@ from ledom.evaluate.texts import Draw, numbered, read_settings
 from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.model.device import default_device
+from ledom.rerank.score import check_finite
 
 with needs_extra("lm-eval", "eval", "evaluation"):
     from lm_eval.api.model import TemplateLM
@@ -256,14 +257,18 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return [self.rolling(str(instance.args[0])) for instance in requests]
 
     def rolling(self, text: str) -> float:
-        """log P(text) in nats; the model reads `prefix_token_id` first."""
+        """log P(text) in nats; the model reads its special tokens first."""
         ids = self.direction.to_model_order(self.tok_encode(text))
-        windows = map(
-            make_disjoint_window,
-            get_rolling_token_windows(ids, self.prefix_token_id, self.lm.context, 1),
-        )
-        targets = [self._window(*window) for window in windows]
-        return float(sum(float(values.sum(dtype=float)) for values in self.lm.logprobs(targets)))
+        last, room = self.prefix_token_id, self.lm.context + 1 - len(self.convention.prefix)
+        targets: list[TokenSpan] = []
+        for window in get_rolling_token_windows(ids, last, room, 1):
+            known, predicted = make_disjoint_window(window)
+            known = known if targets else [*self.convention.prefix]
+            targets.append(self._window(known, predicted))
+        every = self.lm.logprobs(targets)
+        for values in every:
+            check_finite(values, self.lm, "a text")
+        return float(sum(float(values.sum(dtype=float)) for values in every))
 
     def _window(self, known: list[int], predicted: list[int]) -> TokenSpan:
         """Tokens in model order as a span in reading order."""
