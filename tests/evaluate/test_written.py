@@ -29,6 +29,14 @@ def test_a_forward_model_reads_examples_first_and_writes_after_the_question() ->
     )
 
 
+@pytest.mark.parametrize("direction", Direction)
+def test_examples_do_not_contain_the_stop_string_in_their_solutions(direction: Direction) -> None:
+    shown = Problem(id="s", question="How many?", answer="5", solution="So\n\n  \n  2 + 3\n= 5")
+    text = prompt("text", direction, ASKED, [shown])
+    assert "So\n  2 + 3\n= 5\n" in text
+    assert text.count("\n\n") == 1  # between the example and the question
+
+
 @pytest.mark.parametrize(
     ("direction", "text", "answer"),
     [

@@ -27,6 +27,7 @@ _ANSWER = " is the answer of the following question."
 _CHAIN = "The above is the thought chain."
 _SOLUTION = "# The above solves the following task."
 _CHECK = re.compile(r"\bcheck\b")
+_BLANK_LINES = re.compile(r"\n\s*\n")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _PUNCTUATION = re.compile(r"(?<![0-9])[.,;:!?'\"()‘’“”](?![0-9])|(?<=[^\W\d_])-(?=[^\W\d_])")
 """Signs that do not matter in words, but do next to a digit: -5, 1.5, 5!, 7:30."""
@@ -81,7 +82,8 @@ class Form:
 
 
 def _chain(problem: Problem) -> str:
-    return f"{problem.solution.strip()}\n" if problem.solution else ""
+    """An example's chain of thought, without blank lines, which are stop strings."""
+    return _BLANK_LINES.sub("\n", f"{problem.solution.strip()}\n") if problem.solution else ""
 
 
 def prompt(kind: str, direction: Direction, problem: Any, examples: Sequence[Any] = ()) -> str:
