@@ -189,30 +189,6 @@ def test_written_answers_fit_into_a_short_context(
     assert row["value"] == 1
 
 
-@pytest.mark.slow
-def test_harness_prompts_come_with_a_note_for_reverse_models(
-    tmp_path: Path, models: dict[Direction, FakeLanguageModel]
-) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl", [{"q": "2 + 3 =", "a": "5"}])
-    file = tmp_path / "own.yaml"
-    file.write_text(
-        f"""
-task: own
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {rows}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{q}}}}"
-doc_to_target: "{{{{a}}}}"
-metric_list: [{{metric: exact_match}}]
-"""
-    )
-    found = evaluate(find_source(str(file), Options()), tmp_path / "out", *models.values())
-    (note,) = found["tasks"][0]["notes"]
-    assert note.startswith("reverse: the harness's prompt asks for text after it")
-    assert found["tasks"][0]["num_documents"] == 1
-
-
 def test_truncation_and_choices_that_are_prefixes_are_noted(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

@@ -147,7 +147,9 @@ def _evaluate_task(ready: _Ready, job: Job) -> TaskResult:
         if lm.known:
             measured += [*_other_scorings(lm, tasks, job), *_entropy(lm, tasks)]
             counts = [len(parts) for parts in lm.documents.values()]
-            chance = float(np.mean([1 / one for one in counts])) if max(counts) > 1 else None
+            several = any(getattr(task, "multiple_target", False) for task in tasks)
+            known = max(counts) > 1 and not several
+            chance = float(np.mean([1 / one for one in counts])) if known else None
         notes += _notes(lm, source, tasks, job.chat)
         groups = _groups(found["samples"])
     if (distinct := len({*groups.values()})) < len(groups):
@@ -222,7 +224,8 @@ def _measured(
             metric, _, name = key.partition(",")
             known = (metric, name) in by_metric or metric.endswith("_stderr")
             if not known and isinstance(value, int | float) and name:
-                yield Measured(direction, scoring, _shown(metric, name) + of, {}, float(value))
+                shown, note = _shown(metric, name) + of, _note(direction, metric, kinds, scoring)
+                yield Measured(direction, scoring, shown, {}, float(value), note)
 
 
 def _shown(metric: str, name: str) -> str:
@@ -246,12 +249,10 @@ def _note(direction: Direction, metric: str, kinds: set[str], scoring: str) -> s
     """A caution about a metric of a reverse model; empty if there is none."""
     if direction is Direction.FORWARD:
         return ""
-    greedy = (
-        "exact_match" if "multiple_choice" in kinds else "acc" if "loglikelihood" in kinds else ""
-    )
-    if metric == greedy:
+    greedy = {"multiple_choice": "exact_match", "loglikelihood": "acc"}
+    if metric in {greedy.get(kind) for kind in kinds}:
         return "not applicable: a reverse model does not write the continuation"
-    if metric in ("acc_norm", "acc_bytes") and scoring == "Bayes":
+    if metric in ("acc_norm", "acc_bytes", "perplexity") and scoring == "Bayes":
         return "approximate: log P(context) treats the context as a whole document"
     return ""
 

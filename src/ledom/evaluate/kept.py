@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ledom.core.errors import needs_extra
+from ledom.core.errors import InputError, LedomError, in_one_line, needs_extra
 from ledom.core.files import fingerprint
 from ledom.core.reading import JsonObject
 from ledom.core.records import Key, Record
@@ -87,13 +87,21 @@ class KeptLM(LedomLM):
         asked: dict[str, list[Any]] = {}
         _set_seeds(tasks)
         for task in tasks:
-            task.build_all_requests(
-                limit=limit,
-                apply_chat_template=chat,
-                fewshot_as_multiturn=chat,
-                chat_template=self.apply_chat_template if chat else None,
-                tokenizer_name=self.tokenizer_name if chat else "",
-            )
+            try:
+                task.build_all_requests(
+                    limit=limit,
+                    apply_chat_template=chat,
+                    fewshot_as_multiturn=chat,
+                    chat_template=self.apply_chat_template if chat else None,
+                    tokenizer_name=self.tokenizer_name if chat else "",
+                )
+            except LedomError:
+                raise
+            except Exception as error:  # a task's templates and functions can raise anything
+                raise InputError(
+                    f"task {task.config.task!r}: the harness could not make its prompts "
+                    f"({in_one_line(error)}); check the task's settings and data"
+                ) from error
             for instance in task.instances:
                 asked.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
         if asked.keys() - {"generate_until"}:
