@@ -131,6 +131,14 @@ EXTRACTED_UNMARKED: list[tuple[str, str | None]] = [
     ("There are $\\frac{16}{2}=8$ possible choices of $a$.", "8"),
     ("Subtract the others: $36 - 7 - 2 - 10 = 17 = x$.", "17"),
     ("As 5 > 3, the only coefficient that must be positive is $a$.", "a"),
+    # no marker: the result of a calculation, before words that say for what
+    ("She reads 3 * 30 = 90 pages in 30 days.", "90"),
+    ("It makes 5*3 = 15 boxes every 3 days.", "15"),
+    ("He needs 80 / 8 = $<<80/8=10>>10 for 8 cans", "$10"),
+    ("3 * 4 = 12 eggs for 2 days so he has 8 left", "8"),
+    ("2/3 = 67 percent of 3 is 2", "2"),
+    ("3 + 4 = 7 in one box and 3 * 4 = 12 of them in 4", "12"),
+    ("He gets 24 * 2 points/answer = 48 points.\nThen 48 + 16 = 64 points.", "64"),
     # no marker: before a reason
     ("There are $5$ left because 2 were eaten.", "5"),
     ("The taller plant grew 22 cm because 22 > 21.", "22"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 TIDIED = (
+    (re.compile(r"<<[^<>\n=]*=[^<>\n]*>>"), ""),  # GSM8K's calculator
     (
         re.compile(
             r"</?s>|<(?:bos|eos|pad|(?:start|end)_of_turn)>|<\|[^<>|\s]{1,40}\|>"
@@ -43,7 +44,6 @@ PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")  # read
 # A sum of numbers alone is a step of a calculation; 5m and T-5 are not expressions.
 SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
 TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
-CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 SENTENCE_END = re.compile(  # not a factorial's sign: 5! = 120, 5! ways
     r"(?<!\b[ie]\.[eg])(?<!\bM[rst])(?<!\b[DS][rt])(?:[.?]|(?<!\\)!(?!\s?[-+*/^=<>\\a-z]))(?=[\s*\"'`)]|$)"
 )
@@ -80,7 +80,10 @@ _SIDE = r"(?:\\\$|(?!\s(?:and|or|because|since|as)\b|\\q?quad)[^=,;&$<>≈])*"
 CHAIN = re.compile(rf"\A(?:{_SIDE}=){{2,99}}(?!.*=)\s?")  # all but the last side of b^a = 3^5 = 243
 LETTER = re.compile(r"\s?(?:[a-df-hj-z]|\\(?:alpha|beta|theta|lambda))(?:_\{?\w\}?)?[.,]?\s?")
 LAST_REASON = re.compile(  # neither a calculation nor a further clause, which end with the result
-    r"(?:,?\s(?:because|since(?!\s(?:[A-Z]|[0-9]{4}\b)))\b"
+    r"(?:(?P<result>=\s?[$€£]?[0-9][0-9.,]*%?"  # 3 * 30 = 90 miles in 30 days
+    r"(?![^\n]*(?:[=;]|\b(?:so|now|which|is|are|was|has|have|had|left|leaves)\b))"
+    r"(?: [^\W\d_]+(?:[-/][^\W\d_]+)*){0,6}?)(?=\s(?:in|every|for|per|over|to|of|than|on|from)\b)"
+    r"|,?\s(?:because|since(?!\s(?:[A-Z]|[0-9]{4}\b)))\b"
     r"(?![^\n]*(?:=|\b(?:so|now|and (?:s?he|they|has|have|had))\b))"
     r"|(?:,?\s(?:rather than|instead of|which (?:occurs|happens))|,\s(?:and )?not)\b"
     r"(?!(?:\D*+[0-9][0-9.,]*+){2}))"  # two numbers: the second is the result

@@ -45,7 +45,8 @@ def extract_answer(text: str) -> str | None:
        no" or "it should be", what follows ("the answer is correct" does not count);
     4. a choice that is called right, ends the text or is its first line, "Yes" or "No" before words
        without numbers, or the whole text, if it is a word or can be read as an answer;
-    5. the last number before any final "because", or the formula, pair or list that contains it.
+    5. the last number before any final "because", or before what follows a result ("= 90 pages in
+       30 days"), or the formula, pair or list that contains it.
 
     Text before `</think>` counts only if no answer follows it (`split_thought`). `<answer>` tags
     count as a box. Kinds 1 to 3 take precedence over a further question ("Q: ...") of the model.
@@ -168,7 +169,7 @@ def _after_mark(text: str) -> str | None:
 
 def _stated(line: str, *, is_last: bool) -> str | None:
     """The answer in a line; only in a text's last line may it lack a number."""
-    line = _without_slot(bare(patterns.ARROW.split(patterns.CALCULATOR.sub("", line))[-1]))
+    line = _without_slot(bare(patterns.ARROW.split(line)[-1]))
     while preamble := patterns.PREAMBLE.match(line):
         line = line[preamble.end() :]
     line = patterns.EXCLAIMED.sub("", patterns.CHAIN.sub("", line))  # "The answer is 5!"
@@ -295,7 +296,7 @@ def _understood(line: str) -> Node | None:
 def _at_end(text: str) -> str | None:
     """The last formula or number, before a reason in the last sentence: 7, since 3 + 4 = 7."""
     if reason := patterns.LAST_REASON.search(text, max(0, len(text) - 300)):
-        before = text[: reason.start()]
+        before = text[: max(reason.start(), reason.end("result"))]
         if NUMBER.search(re.split(r"[.!?]\s|\n", before)[-1]):
             text = before
     return _last_formula(text) or _last_number(text)

@@ -184,8 +184,9 @@ class Atoms(ABC):
             self.expect(r"\}")
             return Node("set", parts=inside.parts if inside.kind == "list" else (inside,))
         if token.text == "{":
-            self.place -= 1
-            return self.group()
+            inside = self.listing(splits=False)
+            self.expect("}")
+            return inside
         if token.text in _FENCES:
             closing, name = _FENCES[token.text]
             inside = self.sum()

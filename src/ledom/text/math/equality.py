@@ -120,8 +120,8 @@ class Comparison:
         """The answer "(C) 15" equals both the choice "C" and "15"."""
         if second.kind == "choice":
             return first.name == second.name and self._same_parts(first, second)
-        if second.kind == "symbol":
-            return first.name == second.name.lower()
+        if second.kind == "symbol" and second.name.lower() == first.name:
+            return True
         return self.same(first.parts[0], second)
 
     def _same_lists(self, first: Node, second: Node) -> bool:

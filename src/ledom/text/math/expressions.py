@@ -50,7 +50,7 @@ _SAYS = r"-\s(?=[A-Z][a-z]|the\s|[a-z]{4,}(?:\s|\Z))"  # A - Paris; A - 5 is a d
 _CHOICE = re.compile(
     r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?"
     rf"(?:\(?([A-Ja-j])\)|([A-J])(?:[.:](?=\s)|(?=\s{_SAYS})))\s?\}}?[\s:]*(?:{_SAYS})?"
-    r"(?!(?<!\s)-|-(?!\d)|[+*/^_=(<>\s]|(?:and|or)\b)(.+)"
+    r"(?!(?<!\s)[-+]|[-+](?!\d)|[*/^_=(<>\s]|(?:and|or)\b)(.+)"
 )
 _ZERO_AND_DIGIT = re.compile("0[0-9]")
 _RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=")} | {
@@ -87,7 +87,7 @@ def read(answer: str) -> Node | None:
         if said.count("}") > said.count("{"):  # \text{(C) 15}
             said = said.removesuffix("}")
         meaning = _read(plain_text(said)) or Node("text", text_key(said))
-        if meaning.kind != "symbol":
+        if meaning.kind != "symbol" or meaning.name not in "abcdefghij":
             return Node("choice", letter.lower(), (meaning,))
     return _read(text)
 

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 ANSWER_MARK = re.compile(
-    r"(?i:(?:\b|_)(?:answers?(?: (?:here|option|choice|letter))?|ans"
+    r"(?i:(?:(?<!/)\b|_)(?:answers?(?: (?:here|option|choice|letter))?|ans"
     r"|(?:correct|right|best) (?:option|choice|response|statement|letter)s?)\b"
     r"(?: (?:to|of) (?:the|this|your|our) (?:\w+ ){0,3}?(?:question|problem)\b)?[\\*_\"'`}\s]{0,8}"
     r"(?:(?:is|are|was|(?:would|must|should|will|has to|turns out to) be|equals)\b|[:=])"
