@@ -107,8 +107,8 @@ def rank(
 
     options.refuse_unused(context, *options.unused_by_models(model))
     from_file = _is_file(query, "query", out)
-    options.check_files(out, "scores.jsonl", "ranking.jsonl", "retrieval.json")
-    options.refuse_replaced(out, ["ranking.jsonl"], passages, *([query] if from_file else []))
+    results = "scores.jsonl", "ranking.jsonl", "retrieval.json"
+    options.check_results(out, *results, read=(passages, query))
     found = retrieval.read_passages(passages)
     if from_file:
         queries = retrieval.read_queries(Path(query), found)
@@ -208,9 +208,9 @@ def synthesize(
         *options.unused_when_greedy(temperature, "samples", "answers"),
         *options.unused_by_models(forward, reverse),
     )
-    options.check_files(out, "proposals.jsonl", "answers.jsonl", "synthesis.json")
-    options.check_files(out, "problems.jsonl", "removed.jsonl")
-    options.refuse_replaced(out, ["problems.jsonl", "removed.jsonl"], seeds, *(known or ()))
+    options.check_results(out, "proposals.jsonl", "answers.jsonl", "synthesis.json")
+    read = seeds, *(known or ())
+    options.check_results(out, "problems.jsonl", "removed.jsonl", read=read)
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     counts = (1, 1) if temperature == 0 else (samples, answers)
     settings = SynthesisSettings(sampling, *counts, agreement, similarity)
@@ -301,9 +301,9 @@ def invert(
         (from_file, "for a file of outputs no prompts are printed", ["top"]),
         *options.unused_by_models(forward, reverse),
     )
-    options.check_files(out, "proposals.jsonl", "scores.jsonl", "ranking.jsonl", "inversion.json")
+    results = "proposals.jsonl", "scores.jsonl", "ranking.jsonl", "inversion.json"
+    options.check_results(out, *results, read=[output])
     if from_file:
-        options.refuse_replaced(out, ["ranking.jsonl"], output)
         outputs = read_records(output, inversion.Output, unique_ids())
     else:
         outputs = [inversion.Output(id="output", text=read_words(output, "output").rstrip("\n"))]

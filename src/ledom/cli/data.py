@@ -189,8 +189,7 @@ def augment(
     from ledom.data.prepare import DataConfig, read_split
 
     files = [f"{name}.jsonl" for name in _VARIED]
-    options.check_files(out, *files)
-    options.refuse_replaced(out, files, problems)
+    options.check_results(out, *files, read=[problems])
     warn = logging.getLogger("ledom").warning
     given, held_out = read_split(DataConfig(train=str(problems)), warn)
     kept = [record for record in given if isinstance(record, Problem)]

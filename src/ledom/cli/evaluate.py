@@ -103,7 +103,7 @@ def evaluate(
         (forward == "none", "there is no forward model", ["add_bos"]),
         *options.unused_by_models(forward, reverse),
     )
-    options.check_files(out, "results.json", "reversal.json")
+    options.check_results(out, "results.json", "reversal.json")
     if suite == REVERSAL and not tasks:
         _measure_reversal(out, limit, seed)
         return

@@ -274,23 +274,11 @@ def named_score_fields(names: list[str] | None) -> list[str] | None:
     return [] if names == ["none"] else names or None
 
 
-def refuse_replaced(out: Path | None, names: Iterable[str], *read: str | Path) -> None:
-    """Raise `InputError` if a command that writes `names` to `out` would replace a file it reads.
+def check_results(out: Path | None, *names: str, read: Iterable[str | Path | None] = ()) -> None:
+    """Raise an error if a command cannot write these results to `out`, or if one of them would
+    replace a file that the command has `read`.
 
-    >>> refuse_replaced(Path("."), ["ranking.jsonl"], "queries.jsonl", "ranking.jsonl")
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: --out . would replace ranking.jsonl; give another folder
-    """
-    written = set() if out is None else {real_path(out / name) for name in names}
-    for path in read:
-        if real_path(path) in written:
-            raise InputError(f"--out {out} would replace {path}; give another folder")
-
-
-def check_files(out: Path | None, *names: str) -> None:
-    """Raise `OutputError` if a folder or a device has the name of one of the results in `out`.
-
-    >>> check_files(Path("/dev"), "null")  # doctest: +ELLIPSIS
+    >>> check_results(Path("/dev"), "null")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ledom.core.errors.OutputError: /dev/null: cannot be written: not a regular file; remove it, ...
     """
@@ -300,6 +288,10 @@ def check_files(out: Path | None, *names: str) -> None:
             raise OutputError(
                 f"{path}: cannot be written: not a regular file; remove it, or give another --out"
             )
+    written = set(map(real_path, paths))
+    for file in read:
+        if file is not None and real_path(file) in written:
+            raise InputError(f"--out {out} would replace {file}; give another folder")
 
 
 @contextmanager

@@ -183,9 +183,9 @@ def _check_results(
     that is for the first problems would replace the file."""
     from ledom.rerank.candidates import GIVEN
 
-    options.check_files(out, *names)
+    options.check_results(out, *names)
     if num_problems is not None:
-        options.refuse_replaced(out, ["problems.jsonl", GIVEN], *(file for file in read if file))
+        options.check_results(out, "problems.jsonl", GIVEN, read=read)
 
 
 def _unused_with(

@@ -73,7 +73,7 @@ def explain(
         (not any(is_file), "it selects candidates from files, and none is given", ["problem_id"]),
         *options.unused_by_models(reverse),
     )
-    options.check_files(out, "report.html", "report.md", "report.json")
+    options.check_results(out, "report.html", "report.md", "report.json")
     text = read_words(question, "question")
     text = text.strip() if question == "-" else text
     written = _solutions(solutions, is_file, problem_id)
@@ -138,7 +138,7 @@ def generate(
         raise InputError("nothing to write from; give --before ENDING, --after BEGINNING or both")
     if before == after == "-":
         raise InputError("there is only one standard input; give a text for --before or --after")
-    options.check_files(out, "proposals.jsonl", "scores.jsonl", "gaps.jsonl", "middles.jsonl")
+    options.check_results(out, "proposals.jsonl", "scores.jsonl", "gaps.jsonl", "middles.jsonl")
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     beginning = None if after is None else read_text(after, "beginning")
     ending = None if before is None else read_text(before, "ending")

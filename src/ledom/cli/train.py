@@ -84,7 +84,7 @@ def _check_plan(plan: Recipe, directions: list[Direction], folder: Path) -> None
     for way in directions:
         options.check_folder(folder / str(way) / "checkpoints")
         options.check_folder(folder / str(way) / "model")
-        options.check_files(folder / str(way), "metrics.jsonl")
+        options.check_results(folder / str(way), "metrics.jsonl")
         check_lengths(plan, way)
     check_packages(plan)
     check_pairs(plan)
@@ -146,7 +146,7 @@ def compare(
     from ledom.report.compare import compare_runs
     from ledom.report.compare_page import claims, write_comparison
 
-    options.check_files(out, "compare.html", "compare.md", "compare.json")
+    options.check_results(out, "compare.html", "compare.md", "compare.json")
     with Progress("comparing the runs"):
         report = compare_runs(runs)
     report = replace(report, ledom_version=ledom.__version__, command=options.command_line())
