@@ -276,7 +276,7 @@ def named_score_fields(names: list[str] | None) -> list[str] | None:
 
 def check_results(out: Path | None, *names: str, read: Iterable[str | Path | None] = ()) -> None:
     """Raise an error if a command cannot write these results to `out`, or if one of them would
-    replace a file that the command has `read`.
+    replace one of the files that the command will `read`.
 
     >>> check_results(Path("/dev"), "null")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
