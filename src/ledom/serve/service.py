@@ -102,12 +102,15 @@ class Service:
 
         def check() -> None:
             self.judge.check(pairs)
-            if size <= limits.max_tokens // 4:  # a character is at most four tokens, one per byte
+            most = limits.max_tokens
+            if size <= most // 4:  # a character is at most four tokens, one per byte
                 return
-            texts = [text for pair in pairs for text in (pair.question, pair.answer)]
-            count = sum(len(ids) for ids in self.judge.models[0].tokenizer.encode_ids(texts))
-            if count > limits.max_tokens:
-                raise Refusal(413, f"{count} tokens; at most {limits.max_tokens} per request")
+            encode, count = self.judge.models[0].tokenizer.encode_ids, 0
+            for text in (text for pair in pairs for text in (pair.question, pair.answer)):
+                for start in range(0, len(text), most):  # a whole huge text would take gigabytes
+                    count += len(encode([text[start : start + most]])[0])
+                    if count > most:
+                        raise Refusal(413, f"more than {most} tokens in a request; send less")
 
         await apart(size, check)
 
