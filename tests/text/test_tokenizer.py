@@ -165,6 +165,15 @@ def test_a_prefix_after_an_added_token_stays(llama_like):
         assert joined == whole.ids, text[:cut]
 
 
+@pytest.mark.parametrize("form", ["prepend", "metaspace"])
+def test_an_unknown_character_is_no_added_token(form):
+    """<unk> is an added token, but in the place of a character it has no prefix."""
+    one = sentencepiece_like(form, byte_fallback=False)
+    unknown = one.encode("it is 🎉🎉 so").ids
+    assert one.encode("it").ids + one.encode_inside(" is 🎉🎉 so") == unknown
+    assert one.backend.token_to_id("<unk>") in unknown
+
+
 def test_changes_to_the_backend_count_inside_a_document_too(llama_like):
     size = llama_like.vocab_size
     assert len(llama_like.encode_inside("so[new]so")) > 3

@@ -222,12 +222,11 @@ class Tokenizer:
         with _refused(self._backend, [text]):
             (found,) = inside.encode_batch([text], add_special_tokens=False)
         added = self._backend.get_added_tokens_decoder()
-        apart = {number for number, token in added.items() if not token.normalized}
-        first = next((i for i, number in enumerate(found.ids) if number in apart), None)
-        if first is None:
-            return list(found.ids)
-        start, _ = found.offsets[first]
-        return [*found.ids[:first], *self.encode_ids([text[start:]])[0]]
+        apart = {n: token.content.strip() for n, token in added.items() if not token.normalized}
+        for i, (number, (start, end)) in enumerate(zip(found.ids, found.offsets, strict=True)):
+            if text[start:end].strip() == apart.get(number):  # not so if <unk> replaces a character
+                return [*found.ids[:i], *self.encode_ids([text[start:]])[0]]
+        return list(found.ids)
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts in parallel, without offsets: a third faster than `encode_batch`."""
