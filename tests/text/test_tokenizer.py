@@ -174,6 +174,16 @@ def test_an_unknown_character_is_no_added_token(form):
     assert one.backend.token_to_id("<unk>") in unknown
 
 
+def test_a_prefix_before_each_word_stays():
+    """T5's, mBART's and XLM-RoBERTa's tokenizers split a text into words before they add spaces."""
+    one, words = sentencepiece_like("metaspace"), pre_tokenizers.WhitespaceSplit()
+    one.backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Metaspace()])
+    text = "two  blanks, upon (a time)"
+    whole = one.encode(text)
+    for cut in (3, 4, 11, 12, 19, 20, 25):  # before and after spaces, and inside words
+        assert one.encode(text[:cut]).ids + one.encode_inside(text[cut:]) == whole.ids, text[:cut]
+
+
 def test_changes_to_the_backend_count_inside_a_document_too(llama_like):
     size = llama_like.vocab_size
     assert len(llama_like.encode_inside("so[new]so")) > 3

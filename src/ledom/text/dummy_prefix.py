@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
-__all__ = ["WithoutPrefix"]
+__all__ = ["WithoutPrefix", "ids_inside"]
 
 
 @dataclass
@@ -51,6 +52,39 @@ def without_prefix(backend: Tokenizer) -> Tokenizer:
     settings = json.loads(backend.to_str())  # no file
     inside = settings | {part: _inside(settings[part]) for part in ("normalizer", "pre_tokenizer")}
     return backend if inside == settings else Tokenizer.from_str(json.dumps(inside))
+
+
+def ids_inside(backend: Tokenizer, inside: Tokenizer, text: str) -> list[int]:
+    """The ids of a text without the space before its first word; `inside` has no dummy prefix.
+
+    Some tokenizers also put a space before each word, or after each added token.
+
+    >>> from tokenizers import models, pre_tokenizers
+    >>> backend = Tokenizer(models.WordLevel({"?": 0, "_so": 1, "so": 2}, "?"))
+    >>> words = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace("_")]
+    >>> backend.pre_tokenizer = pre_tokenizers.Sequence(words)
+    >>> [ids_inside(backend, without_prefix(backend), text) for text in ("so so", " so so")]
+    [[2, 1], [1, 1]]
+    """
+    found, whole = (  # the batch call, unlike `encode`, lets other threads run
+        each.encode_batch([text], add_special_tokens=False)[0] for each in (inside, backend)
+    )
+    later = {start: i for i, start in reversed([*_word_starts(whole)])}
+    for i, start in _word_starts(found):
+        if start > 0 and start in later:  # the first word counts if white space came before it
+            return [*found.ids[:i], *whole.ids[later[start] :]]
+    return list(found.ids)
+
+
+def _word_starts(encoding: Encoding) -> Iterator[tuple[int, int]]:
+    """Each word's first token and character; words that have no characters are left out.
+
+    Words are the parts that a tokenizer never merges; added tokens are among them.
+    """
+    words = [None, *encoding.word_ids]
+    for i, (start, end) in enumerate(encoding.offsets):
+        if words[i] != words[i + 1] and start < end:
+            yield i, start
 
 
 def _inside(part: Any) -> Any:

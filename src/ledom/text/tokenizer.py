@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from ledom.core.errors import CheckpointError, InputError
 from ledom.core.files import write_atomically, write_json
 from ledom.core.reading import JsonObject, check_regular, check_surrogates, read_json_object
-from ledom.text.dummy_prefix import WithoutPrefix
+from ledom.text.dummy_prefix import WithoutPrefix, ids_inside
 
 __all__ = ["Encoding", "Tokenizer", "recorded_eos", "refuse_to_replace", "train_tokenizer"]
 
@@ -209,8 +209,8 @@ class Tokenizer:
         """The ids of a text that continues a document, without the tokenizer's dummy prefix.
 
         Tokenizers like sentencepiece's put a space before a text (the dummy prefix), and some also
-        after each added token; only the first one is wrong inside a document. If a token of ab ends
-        after a, ids(a) + encode_inside(b) equals ids(ab).
+        before each word or after each added token; only the first one is wrong inside a document.
+        If a token of ab ends after a, ids(a) + encode_inside(b) equals ids(ab).
 
         >>> tokenizer = train_tokenizer(["so so"], 260)
         >>> tokenizer.encode_inside(" so") == tokenizer.encode("so so").ids[1:]
@@ -218,15 +218,8 @@ class Tokenizer:
         """
         if (inside := self._without_prefix(self._backend)) is self._backend:
             return self.encode_ids([text])[0]
-        # Unlike the backend's `encode`, the batch call lets other threads run.
         with _refused(self._backend, [text]):
-            (found,) = inside.encode_batch([text], add_special_tokens=False)
-        added = self._backend.get_added_tokens_decoder()
-        apart = {n: token.content.strip() for n, token in added.items() if not token.normalized}
-        for i, (number, (start, end)) in enumerate(zip(found.ids, found.offsets, strict=True)):
-            if text[start:end].strip() == apart.get(number):  # not so if <unk> replaces a character
-                return [*found.ids[:i], *self.encode_ids([text[start:]])[0]]
-        return list(found.ids)
+            return ids_inside(self._backend, inside, text)
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts in parallel, without offsets: a third faster than `encode_batch`."""
