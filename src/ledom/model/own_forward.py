@@ -111,7 +111,8 @@ class OwnForward:
         if is_quantized(self.model):
             what, remedy = "does not run correctly with quantized weights", "give plain ones"
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):  # two dtypes
-                remedy = f"try {'float32' if half else 'bfloat16'}, or {remedy}"
+                full = self.model.dtype == torch.float32  # scales may be in half precision
+                remedy = f"try {'bfloat16' if full else 'float32'}, or {remedy}"
         elif half:
             what, remedy = f"does not run correctly in {half}", f"try float32, or {remedy}"
         return CheckpointError(f"{kind} {what} ({reason}); {remedy}")
