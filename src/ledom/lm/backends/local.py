@@ -129,7 +129,7 @@ class HFLanguageModel(LanguageModel):
     @property
     def model(self) -> PreTrainedModel:
         """The transformers model; its weights and modules may be changed in place, but it cannot be
-        replaced."""
+        replaced. What only wraps it, as PEFT's prompt tuning does, has no effect on results."""
         return self._model
 
     def _changed(self) -> str:
