@@ -228,7 +228,7 @@ def _descriptions(model: nn.Module) -> list[str]:
         found.append(f"{name} {kind_name} {_settings(module)}")
     homes = {type(module).__module__ for module in model.modules()}
     for home in sorted(home for home in homes if home.startswith("transformers.")):
-        functions = filter(isroutine, vars(sys.modules[home]).values())
+        functions = filter(isroutine, [*vars(sys.modules[home]).values()])  # threads may import
         found.extend(f"{home} {_function(function)}" for function in functions)
     return found
 
