@@ -174,7 +174,8 @@ def refuse_adapter(folder: Path) -> None:
     if exists(folder / "adapter_config.json"):
         raise CheckpointError(
             f"{folder}: has an adapter (adapter_config.json); merge it into its base model with "
-            "peft's merge_and_unload() and save the result with its tokenizer, or remove its files"
+            "peft's merge_and_unload() and save the result with its tokenizer, or remove its files "
+            "(prompt, prefix and P-tuning cannot be merged)"
         )
 
 
