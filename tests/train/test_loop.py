@@ -314,6 +314,15 @@ def test_a_loss_that_is_nan_stops_the_run(tmp_path, recipe, data):
     assert all(math.isfinite(row["loss"] + row["gradient_norm"]) for row in rows)
 
 
+def test_a_last_step_that_breaks_the_weights_is_not_saved(tmp_path, recipe, data):
+    rates = {"muon_lr": 1e12, "adamw_lr": 1e12, "warmup_steps": 0, "steps": 1, "decay_steps": 0}
+    broken = recipe.model_copy(update={"optim": recipe.optim.model_copy(update=rates)})
+    with pytest.raises(TrainingError, match="the validation loss is nan at step 1, which is not"):
+        train(broken, FORWARD, data, tmp_path)
+    assert metrics_of(tmp_path) == []
+    assert newest_step(tmp_path) == 0
+
+
 @pytest.mark.slow
 def test_a_full_disk_is_reported_and_the_run_continues(
     tmp_path, uninterrupted, recipe, data, monkeypatch

@@ -138,6 +138,8 @@ class TrainingRun:
                         row |= validate(
                             self.model, self.data, self.direction, self.recipe, self.world
                         )
+                        # The step's loss is from before its update, which may break the weights.
+                        _check_finite({"validation loss": row["valid_loss"]}, self.step)
                     check_folder()
                     log(row)
                     failure = self._save()
@@ -204,7 +206,7 @@ class TrainingRun:
         # Read only now: on a GPU this waits for all of the above.
         value = self.world.total(loss)[0]
         gradient_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
-        _check_finite(value, gradient_norm, self.step + 1)
+        _check_finite({"loss": value, "gradient's norm": gradient_norm}, self.step + 1)
         return {
             "step": self.step + 1,
             "loss": value,
@@ -254,7 +256,7 @@ def train(
     token) with its parts (see `validate`). SIGTERM and SIGHUP end the process with code 0 and
     Ctrl-C raises KeyboardInterrupt, all after the current step and a checkpoint. If a periodic
     checkpoint cannot be written, `Progress.notice` reports it and the run continues. Raises
-    `TrainingError` if the loss or the gradient is not finite, `CheckpointError` if the folder
+    `TrainingError` if a loss or the gradient is not finite, `CheckpointError` if the folder
     belongs to another run, and `OutputError` if it cannot be written or is removed meanwhile, or
     if another process trains there.
     """
@@ -273,8 +275,8 @@ def train(
         return finished
 
 
-def _check_finite(loss: float, gradient_norm: float, step: int) -> None:
-    for what, value in (("loss", loss), ("gradient's norm", gradient_norm)):
+def _check_finite(values: dict[str, float], step: int) -> None:
+    for what, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(
                 f"the {what} is {value} at step {step}, which is not saved; lower optim.muon_lr "
