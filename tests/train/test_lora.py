@@ -109,6 +109,8 @@ def test_unusual_layers_take_adapters_without_a_warning(tokenizer, kind):
 def test_layers_that_cannot_be_adapted_are_refused_before_the_first_step(tokenizer, kind, reason):
     with pytest.raises(RecipeError, match=rf"^key lora: \w+ does not .*{reason}.*leave lora out"):
         add_adapters(tiny(kind, tokenizer), LoraConfig(rank=2), seed=0)
+    with pytest.raises(RecipeError, match=r"^key lora: Mixtral\w+ .*; set lora.dropout to 0$"):
+        add_adapters(tiny("mixtral", tokenizer), LoraConfig(rank=2, dropout=0.1), seed=0)
 
 
 def test_without_peft_the_error_names_the_remedy(recipe, data, monkeypatch):

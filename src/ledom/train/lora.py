@@ -68,10 +68,10 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
             _check(model)
             return adapted
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-            reason = in_one_line(error)
+            reason = in_one_line(error)  # experts that are stored as one weight have no dropout
+            remedy = "set lora.dropout to 0" if "lora_dropout" in reason else "leave lora out"
             raise RecipeError(
-                f"key lora: {type(model).__name__} does not support adapters ({reason}); leave "
-                "lora out"
+                f"key lora: {type(model).__name__} does not support adapters ({reason}); {remedy}"
             ) from None
 
 
