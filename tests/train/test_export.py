@@ -161,12 +161,14 @@ def test_the_card_names_the_stores_that_a_recipe_mixes(tmp_path, checkpoints, to
     )
     sources = [{"path": str(tmp_path / name), "weight": 1} for name in ("prose", "sums", "gone")]
     data = {"sources": sources, "valid": str(tmp_path / "held")}
-    recipe = yaml.safe_dump({"name": "mix", "data": data})
+    recipe = yaml.safe_dump({"name": "mix", "data": data, "init_from": "that-of-its-twin"})
+    (run / "reverse" / "run.json").write_text('{"recipe": {"init_from": "its-own"}}')
     (run / "recipe.yaml").write_text(f"{recipe}\nmade: 2020-01-01\n")  # a YAML date
     card = (export_model(find_run(run / "reverse"), tmp_path / "out") / "README.md").read_text()
     assert "| prose | the prose | 3 |" in card
     assert "| sums | the sums | 1 |" in card
     assert "- path: sums" in card
+    assert "init_from: its-own" in card
     assert "made: '2020-01-01'" in card
     assert str(tmp_path) not in card
     assert "| valid | the held | 2 |" in card

@@ -29,7 +29,7 @@ from ledom.core.errors import CheckpointError, OutputError
 from ledom.core.files import write_atomically, write_json
 from ledom.core.folders import write_folder
 from ledom.core.hub import render_card
-from ledom.core.reading import JsonObject, as_type, exists
+from ledom.core.reading import JsonObject, as_type, exists, read_json
 from ledom.core.strict_yaml import read_yaml
 from ledom.data.store import Manifest, read_manifests
 from ledom.model.architectures import NO_LIMIT
@@ -41,6 +41,7 @@ from ledom.model.checkpoint import (
     read_checkpoint_info,
 )
 from ledom.model.folder import count_parameters, read_config, weight_files
+from ledom.train.checkpoints import RUN
 from ledom.train.metrics import Row, read_metrics, thinned
 
 __all__ = ["Run", "export_model", "find_run", "write_dataset_card"]
@@ -85,6 +86,9 @@ def find_run(path: str | Path) -> Run:
         return Run(model)
     file = root / "recipe.yaml"
     recipe = read_yaml(file) if exists(file) else None
+    if recipe and exists(own := model.with_name(RUN)):
+        trained = read_json(own).get("recipe", {})  # recipe.yaml is that of the last direction
+        recipe |= {key: trained[key] for key in ("init_from", "optim") if key in trained}
     return Run(
         model,
         read_metrics(metrics),
