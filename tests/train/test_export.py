@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoTokenizer
 
 import ledom
@@ -267,7 +268,11 @@ def test_only_the_models_own_weights_are_exported(tmp_path, checkpoints):
 def test_the_data_card_is_complete(tmp_path, run_folder):
     folder = tmp_path / "data"
     shutil.copytree(run_folder / "data", folder)
-    write_dataset_card(folder, "me/words", "cc0-1.0")
+    published = write_dataset_card(folder, "me/words", "cc0-1.0")
+    theirs = [".env", "corpus.jsonl", "train/tasks/settings.json", "mine/tokens.ds"]
+    stored = [f"{p}/{f}" for p in ("train", "valid") for f in ("manifest.json", "tokens.ds.index")]
+    stored += ["tokenizer.json", "README.md"]
+    assert [*filter_repo_objects(theirs + stored, allow_patterns=published)] == stored
     card = (folder / "README.md").read_text()
     assert "# words\n" in card
     for part in ("train", "valid"):
@@ -302,11 +307,13 @@ class Hub:
 
 def test_push_uploads_the_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    assert push(tmp_path, "me/mine", private=True) == "https://hub.example/me/mine"
+    made = push(tmp_path, "me/mine", private=True, files=["*.ds"])
+    assert made == "https://hub.example/me/mine"
     (made, options), (_, uploaded) = Hub.calls
     assert made == "me/mine"
     assert options == {"repo_type": "model", "private": True, "exist_ok": True}
     assert uploaded["folder_path"] == tmp_path
+    assert uploaded["allow_patterns"] == ["*.ds"]
     assert (uploaded["repo_id"], uploaded["repo_type"]) == ("me/mine", "model")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -219,13 +219,13 @@ def export(
         (is_data, f"{source} is a token store; its card is added in place", ["out", "direction"]),
     )
     if is_data:
-        write_dataset_card(source, push, license)
-        folder = source
+        folder, files = source, write_dataset_card(source, push, license)
     else:
-        folder = export_model(find_run(source), out, direction, push, license)
+        folder, files = export_model(find_run(source), out, direction, push, license), None
     log(f"released: {folder}; its card: {folder / 'README.md'}")
     if push is not None:
-        log(f"uploaded: {upload(folder, push, private, 'dataset' if is_data else 'model')}")
+        kind: Literal["model", "dataset"] = "dataset" if is_data else "model"
+        log(f"uploaded: {upload(folder, push, private, kind, files)}")
 
 
 def import_command(

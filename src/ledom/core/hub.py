@@ -86,11 +86,16 @@ def _uploading(repo: str, remark: str = "") -> Iterator[None]:
 
 
 def push(
-    folder: Path, repo: str, private: bool = False, kind: Literal["model", "dataset"] = "model"
+    folder: Path,
+    repo: str,
+    private: bool = False,
+    kind: Literal["model", "dataset"] = "model",
+    files: list[str] | None = None,
 ) -> str:
     """Upload a folder to the hub as `USER/NAME`, created if necessary; returns the URL.
 
-    Raises `InputError` for a name that is not of this form, `OutputError` if the upload fails.
+    `files` are patterns of those to upload; None means all. Raises `InputError` for a name that is
+    not of this form, `OutputError` if the upload fails.
     """
     from huggingface_hub import HfApi
 
@@ -102,6 +107,7 @@ def push(
             repo_id=repo,
             folder_path=folder,
             repo_type=kind,
+            allow_patterns=files,
             commit_message=f"Upload by ledom {ledom.__version__}",
         )
     return str(address)

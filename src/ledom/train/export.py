@@ -16,6 +16,7 @@ A model folder on its own counts as a run without metrics, recipe and data.
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -31,7 +32,7 @@ from ledom.core.folders import write_folder
 from ledom.core.hub import render_card
 from ledom.core.reading import JsonObject, as_type, exists, read_json
 from ledom.core.strict_yaml import read_yaml
-from ledom.data.store import Manifest, read_manifests
+from ledom.data.store import MANIFEST, Manifest, read_manifests
 from ledom.model.architectures import NO_LIMIT
 from ledom.model.checkpoint import (
     BOS_KEY,
@@ -46,6 +47,8 @@ from ledom.train.metrics import Row, read_metrics, thinned
 
 __all__ = ["Run", "export_model", "find_run", "write_dataset_card"]
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_STORE_FILES = (*_TOKENIZER_FILES, MANIFEST, "*.ds", "*.ds.index")
 _LOSS_ROWS = 10  # rows in the card's table of losses
 _FILE_KEYS = ("init_from", "negatives", "path", "tokenizer", "train", "valid")  # of a recipe
 _EXAMPLE = '"and so they lived happily ever after."'
@@ -232,16 +235,21 @@ def _code(text: str) -> str:
     return "`" + text.replace("|", "\\|") + "`"
 
 
-def write_dataset_card(folder: Path, name: str | None = None, license: str | None = None) -> None:
+def write_dataset_card(
+    folder: Path, name: str | None = None, license: str | None = None
+) -> list[str]:
     """Write README.md into a folder that is a token store or contains several.
+
+    Returns patterns of the files to publish: the card and the stores, but not what else is there.
 
     >>> import tempfile
     >>> from ledom.data.store import write_store
     >>> from ledom.text.tokenizer import train_tokenizer
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = write_store(folder, ["so"], train_tokenizer([], 257))
-    ...     write_dataset_card(Path(folder), "so")
+    ...     write_dataset_card(Path(folder), "so")[:3]
     ...     "# so" in Path(folder, "README.md").read_text()
+    ['README.md', 'tokenizer.json', 'tokenizer_config.json']
     True
     """
     stores = read_manifests(folder)
@@ -260,3 +268,6 @@ def write_dataset_card(folder: Path, name: str | None = None, license: str | Non
     )
     with write_atomically(folder / "README.md") as out:
         out.write(card)
+    parts = [Path(glob.escape(part)) for part in stores]
+    published = [str(part / file) for part in parts for file in _STORE_FILES]
+    return ["README.md", *_TOKENIZER_FILES, *published]  # several stores may share a tokenizer
