@@ -190,7 +190,7 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
         for leftover in out.glob("*_unshuffled.ds.*.part*"):  # from tasks with other settings
             leftover.unlink(missing_ok=True)
         refuse_to_replace(out)
-        _refuse_other_tokenizer(out, tokenizer)
+        _refuse_other_files(out, tokenizer)
         documents.check()
         tokenizer.save(out)
         write_json(file, settings)
@@ -199,14 +199,16 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
     return tasks
 
 
-def _refuse_other_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
-    """Raise `InputError` for a folder with another tokenizer, which would be replaced."""
-    if (out / TASKS).exists() or not (out / "tokenizer.json").exists():
+def _refuse_other_files(out: Path, tokenizer: Tokenizer) -> None:
+    """Raise `InputError` for a folder with datatrove's own shards, or with another tokenizer."""
+    if (out / TASKS).exists():
         return
-    if Tokenizer.load(out, tokenizer.eos_token).fingerprint != tokenizer.fingerprint:
-        raise InputError(
-            "holds another tokenizer.json, which would be replaced; give another folder", path=out
-        )
+    what = "shards (.ds)" if any(out.glob("*.ds")) else None
+    if what is None and (out / "tokenizer.json").exists():
+        same = Tokenizer.load(out, tokenizer.eos_token).fingerprint == tokenizer.fingerprint
+        what = None if same else "another tokenizer.json"
+    if what:
+        raise InputError(f"holds {what}, which would be replaced; give another folder", path=out)
 
 
 def _count_tasks(documents: Documents, execution: Execution) -> int:
