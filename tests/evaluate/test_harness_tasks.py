@@ -278,3 +278,22 @@ def test_questions_with_the_same_wording_differ_by_their_choices(
         }
     )
     assert harness_tasks._asks_the_same(task, *task.eval_docs) == is_same
+
+
+@pytest.mark.slow
+def test_choices_that_a_task_shuffles_are_the_same_for_every_model_and_run(tmp_path: Path) -> None:
+    """GPQA shuffles with the global generator, which the harness seeds before it loads a task."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"question": "2 + 2?", "choices": [*map(str, range(40))]}) + "\n")
+    (tmp_path / "own.py").write_text(
+        "import random\nfrom datasets import Dataset\n\n\ndef shuffled(docs):\n"
+        "    rows = [*docs]\n    for row in rows:\n        random.shuffle(row['choices'])\n"
+        "    return Dataset.from_list(rows)\n"
+    )
+    file = tmp_path / "own.yaml"
+    text = TASK.replace('["4", "5"]', "choices").replace("FILE", str(rows))
+    file.write_text(f"{text}process_docs: !function own.shuffled\n")
+    first, second = (
+        harness_tasks.build_tasks(str(file), 0)[0].eval_docs[0]["choices"] for _ in range(2)
+    )
+    assert first == second != [*map(str, range(40))]

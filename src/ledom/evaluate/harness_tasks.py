@@ -8,6 +8,7 @@ used only for other groups, for tags, and for names that several files define.
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
@@ -15,6 +16,8 @@ from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ledom.core.errors import InputError, needs_extra
 from ledom.core.folders import temporary_folder
@@ -26,7 +29,14 @@ with needs_extra("lm-eval", "eval", "evaluation"):
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
 
-__all__ = ["build_task", "build_tasks", "check_known", "is_file", "leave_out_the_question"]
+__all__ = [
+    "build_task",
+    "build_tasks",
+    "check_known",
+    "is_file",
+    "leave_out_the_question",
+    "set_seeds",
+]
 
 _NAME = rb"^[\"']?%s[\"']?:[ \t]*[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?\r?$"
 _TASK = re.compile(_NAME % b"task", re.MULTILINE)
@@ -64,6 +74,7 @@ def build_tasks(name: str, num_fewshot: int, dataset: Path | None = None) -> lis
     `dataset` is a folder with a copy of the task's dataset on the hub, to read instead. Raises
     `InputError` if it is given for anything but a single task.
     """
+    set_seeds()
     tasks = _load(name) if dataset is None else _load_with(name, dataset)
     for task in tasks:
         shows_examples = task.OUTPUT_TYPE != "loglikelihood_rolling"
@@ -73,6 +84,15 @@ def build_tasks(name: str, num_fewshot: int, dataset: Path | None = None) -> lis
             task.set_config(key="num_fewshot", value=0)
         leave_out_the_question(task, partial(_asks_the_same, task))
     return tasks
+
+
+def set_seeds(tasks: Sequence[Any] = ()) -> None:
+    """Set the harness's own seeds: of the examples, and of the global generators, with which some
+    tasks (GPQA, RULER) shuffle choices or make questions."""
+    random.seed(0)
+    np.random.seed(1234)
+    for task in tasks:
+        task.set_fewshot_seed(seed=1234)
 
 
 def _load(name: str) -> list[Any]:

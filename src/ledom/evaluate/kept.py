@@ -18,6 +18,7 @@ from ledom.core.reading import JsonObject
 from ledom.core.records import Key, Record
 from ledom.core.stage import Stage, Track, Work, at_once, even_groups
 from ledom.evaluate.harness import LedomLM, Written, document_batches
+from ledom.evaluate.harness_tasks import set_seeds
 from ledom.evaluate.likelihood import check_requests, score
 from ledom.evaluate.scorings import Parts, Request
 from ledom.evaluate.texts import Draw, numbered
@@ -30,7 +31,6 @@ __all__ = ["Answer", "KeptLM", "file_name"]
 
 _TEXTS_TOGETHER = 32  # texts that are written together, and lost together if the run is stopped
 _FORMAT = 3  # version of `Answer` and of what it means
-_FEWSHOT_SEED = 1234  # the harness's own
 RequestT = TypeVar("RequestT")
 
 
@@ -85,7 +85,7 @@ class KeptLM(LedomLM):
         """Raise `InputError` for requests that the model cannot answer, and for saved answers that
         were made with other settings. `run` makes the same requests in the same order."""
         asked: dict[str, list[Any]] = {}
-        _set_seeds(tasks)
+        set_seeds(tasks)
         for task in tasks:
             try:
                 task.build_all_requests(
@@ -121,7 +121,7 @@ class KeptLM(LedomLM):
 
     def run(self, tasks: Sequence[Any], limit: int | None, chat: bool) -> JsonObject:
         """The harness's results and samples for these tasks."""
-        _set_seeds(tasks)
+        set_seeds(tasks)
         found: JsonObject = evaluate(
             self,
             {"tasks": {str(task.config.task): task for task in tasks}},
@@ -222,11 +222,6 @@ class KeptLM(LedomLM):
         }
         path = self._folder / f"{file_name(self._name)}.{kind}.jsonl"
         return Stage(path, Answer, settings)
-
-
-def _set_seeds(tasks: Sequence[Any]) -> None:
-    for task in tasks:
-        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
 
 
 def _texts_of(request: Request) -> tuple[str, ...]:
