@@ -75,6 +75,13 @@ def test_a_question_with_agreeing_answers_is_kept(tokenizer: Tokenizer, tmp_path
     assert summary["agreement"]["mean"] == pytest.approx(0.5, abs=1e-5)
 
 
+def test_one_of_three_answers_is_a_third(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The agreement is saved as 0.33333, which is less than 1/3."""
+    answers = {PENS: [RIGHT, WRONG, WRONG]}
+    found = made(tokenizer, tmp_path, SOLVED, [PENS], answers, min_agreement=1 / 3)
+    assert [problem.question for problem in found.problems] == [PENS]
+
+
 def test_the_formats_ending_is_not_part_of_an_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """`7</a>` is the answer 7, as written by a model trained on `...</a>`."""
     reverse = ScriptedLanguageModel(tokenizer, "reverse", {READ[SOLVED.id]: [PENS]})

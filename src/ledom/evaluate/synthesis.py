@@ -52,6 +52,8 @@ AGREEMENT = "agreement"
 """Key of a synthesized problem: the share of the forward model's answers that equal its answer."""
 REASON = "reason"
 """Key of a removed problem: why it was removed."""
+_DECIMALS = 5
+"""Of an agreement."""
 
 
 @dataclass(kw_only=True)
@@ -307,7 +309,7 @@ def _with_agreement(
         text = pair_format.written_solution(one.text)
         right[one.item_id].append(is_correct(text, expected[one.item_id]))
     return {
-        p.id: replace(p, extra=p.extra | {AGREEMENT: round(float(np.mean(right[p.id])), 5)})
+        p.id: replace(p, extra=p.extra | {AGREEMENT: round(float(np.mean(right[p.id])), _DECIMALS)})
         for p in problems
     }
 
@@ -321,7 +323,7 @@ def _sorted_out(
     """Kept and removed problems; of near duplicates, the one with the best agreement is kept."""
     final: dict[str, Problem] = {}
     for problem in sorted(answered.values(), key=lambda p: -p.extra[AGREEMENT]):
-        if problem.extra[AGREEMENT] < min_agreement:
+        if problem.extra[AGREEMENT] < round(min_agreement, _DECIMALS):
             final[problem.id] = _removed(problem, "other answer")
         elif seen.find(problem.question):
             final[problem.id] = _removed(problem, "near duplicate")
