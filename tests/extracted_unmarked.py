@@ -141,6 +141,9 @@ EXTRACTED_UNMARKED: list[tuple[str, str | None]] = [
     ("The chance is 2/6 = 1 out of 3.", "1 out of 3"),
     ("3 + 4 = 7 in one box and 3 * 4 = 12 of them in 4", "12"),
     ("He gets 24 * 2 points/answer = 48 points.\nThen 48 + 16 = 64 points.", "64"),
+    ("It costs $3.14, rounded to 2 decimal places.", "$3.14"),
+    ("It weighs 118 g, so 120 g to the nearest 10 g.", "120"),
+    ("118 to 2 significant figures is 120.", "120"),
     # no marker: before a reason
     ("There are $5$ left because 2 were eaten.", "5"),
     ("The taller plant grew 22 cm because 22 > 21.", "22"),

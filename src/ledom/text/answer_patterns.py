@@ -86,6 +86,7 @@ LAST_REASON = re.compile(  # neither a calculation nor a further clause, which e
     r"(?: [^\W\d_]+(?:[-/][^\W\d_]+)*){0,6}?)(?=\s(?:in|every|for|per|over|to|of|than|on|from)\b)"
     r"|,?\s(?:because|since(?!\s(?:[A-Z]|[0-9]{4}\b)))\b"
     r"(?![^\n]*(?:=|\b(?:so|now|and (?:s?he|they|has|have|had))\b))"
+    r"|\sto(?=\s(?:the nearest \D?[0-9.]+|[0-9]+ (?:decimal|significant))[^0-9]*\Z)"
     r"|(?:,?\s(?:rather than|instead of|which (?:occurs|happens))|,\s(?:and )?not)\b"
     r"(?!(?:\D*+[0-9][0-9.,]*+){2}))"  # two numbers: the second is the result
     r"\s(?:[^.,\n]|\.(?=[0-9])){1,200}[.\s]*\Z"

@@ -285,8 +285,8 @@ def _whole(text: str) -> str | None:
     node = _understood(line)
     if node is None or "=" not in line:
         return line if node else None
-    is_value = node.kind == "named" and node.parts[0].kind != "relation"  # 3 + 4 = 8 is a step
-    return line if is_value else None
+    kinds = [part.kind for part in node.walk()]  # 3 + 4 = 8, a relation, is a step
+    return line if "named" in kinds[:2] and "relation" not in kinds else None
 
 
 def _understood(line: str) -> Node | None:
