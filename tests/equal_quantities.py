@@ -158,4 +158,13 @@ EQUAL_QUANTITIES = [
     (r"US\$7", "$7", "a currency"),
     ("2 lacs", "200000", "a lakh is 10^5"),
     ("10-6/3", "8", "a difference without spaces"),
+    # braces that group, and choices
+    ("4210_{5}", "4210_5", "braces round one subscript"),
+    (r"{30^\circ}", "30", "braces that group, and a unit"),
+    (r"{\$12.50}", "12.5", "braces that group, and a currency"),
+    (r"x \in {(2,12) \cup (12,102)}", r"(2,12) \cup (12,102)", "braces round a union"),
+    (r"{\frac{3}{4}, -\frac{3}{4}}", r"\pm\frac{3}{4}", "braces round a list"),
+    ("(A) R", "A", "a choice that says a letter"),
+    ("(C) O_{2}", "O_2", "what a choice says, a letter"),
+    ("(B) +1", "B", "a choice that says a number with a sign"),
 ]
