@@ -255,13 +255,10 @@ def test_two_processes_in_one_folder_are_refused(tmp_path, recipe, data):
 @pytest.mark.slow
 def test_a_run_does_not_write_into_the_folder_of_a_later_one(tmp_path, recipe, data):
     folder = tmp_path / "forward"
-
-    def replace(progress):
-        shutil.rmtree(folder)
-        folder.mkdir()
-
     with pytest.raises(OutputError, match="forward: was removed or replaced while this run"):
-        train(recipe, FORWARD, data, folder, replace)
+        train(
+            recipe, FORWARD, data, folder, lambda progress: (shutil.rmtree(folder), folder.mkdir())
+        )
     assert not [*folder.iterdir()]
 
 
