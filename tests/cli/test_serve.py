@@ -23,7 +23,7 @@ from waiting import SECONDS
         (["--upstream", "http://up/v1"], "--upstream-model"),
         (["--upstream", "up", "--upstream-model", "m"], "give its address"),
         (["--prompt-price", "1"], "no --upstream"),
-        (["--strategy", "majority"], "cannot score one answer"),
+        (["--forward", "none", "--strategy", "all_terms"], "answer with these models and"),
         (["--forward", "none", "--lambda", "0.5"], "--lambda would have no effect"),
         (
             ["--strategy", "reverse_only", "--lambda", "0.3"],
@@ -42,6 +42,15 @@ def test_models_that_cannot_be_served_are_refused(
     code, printed = run("serve", "--port", 0, *options)
     assert code == 2
     assert message in printed
+
+
+@pytest.mark.parametrize("strategy", ["reverse-reward", "majority"])
+def test_a_strategy_that_is_no_reward_is_refused_before_models_are_loaded(
+    run: Run, strategy: str
+) -> None:
+    code, printed = run("serve", "--port", 0, "--strategy", strategy, "--reverse", "missing")
+    assert code == 2
+    assert f"strategy '{strategy}' cannot score one answer; choose among: forward, " in printed
 
 
 def test_a_missing_package_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

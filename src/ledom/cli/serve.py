@@ -111,9 +111,7 @@ def serve(
 
     Example: ledom serve --port 8000
     """
-    from ledom.rerank.strategies import STRATEGIES
-
-    fixed = strategy in STRATEGIES and not STRATEGIES[strategy].interpolated
+    fixed = strategy is not None and not _is_interpolated(strategy)
     options.refuse_unused(
         context,
         (fixed, f"the strategy {strategy} does not weigh two models", ["lam"]),
@@ -142,6 +140,19 @@ def serve(
         both = models_or_none(forward, reverse, device, dtype)
         judge = Judge(*both, strategy, tuned, mask_copies, empty_reward)
         _serve(server, Service(judge, settings, source))
+
+
+def _is_interpolated(strategy: str) -> bool:
+    """Whether lambda changes a reward; raises `InputError` for a strategy that is none, before
+    models are loaded, which can take minutes."""
+    from ledom.rerank.strategies import STRATEGIES, Pick
+
+    picks = {name: how for name, how in STRATEGIES.items() if isinstance(how, Pick)}
+    if strategy not in picks:
+        raise InputError(
+            f"strategy {strategy!r:.60} cannot score one answer; choose among: {', '.join(picks)}"
+        )
+    return picks[strategy].interpolated
 
 
 def _serve(server: Server, service: Service) -> None:
