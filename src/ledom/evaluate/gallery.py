@@ -165,7 +165,7 @@ def _benchmarks(file: Path, lm: LanguageModel, count: int) -> _Content:
                 name = f"{row.model} {row.scoring}".strip()
                 value = accuracy(row.interval)
                 rows.append([task.task, f"{task.num_documents:,}", name, value, gain])
-    rule = f"all tasks of the run, made by {found.command}."
+    rule = f"all tasks of the run that have an accuracy, made by {found.command}."
     return rule, [], [Table("Accuracy by task, model and scoring", rows)]
 
 
