@@ -236,6 +236,11 @@ EXTRACTED: list[tuple[str, str | None]] = [
     ("#### 11,\\! 111", "11,\\! 111"),
     ("#### 5!", "5!"),
     ("<ANSWER>5</ANSWER> in 3 steps", "5"),
+    ("<answer>The final answer is (B).</answer>", "(B)"),
+    ('<answer>{"answer": 5}</answer>', "5"),
+    ('{"answer": "The answer is B."}', "B"),
+    ("The answer is Paris</answer>", "Paris"),
+    ("3 > 2, so it is B</answer>", "B"),
     # signs, powers and fractions of numbers
     ("It is \u20115 degrees.", "-5"),  # a hyphen that does not break
     ("It is \u20135 degrees.", "\u20135"),  # a dash

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+_TAGGED = r"<answer>((?:[^<]|<(?!/?answer>)){1,1000})</answer>"
+TAGGED = re.compile(_TAGGED, re.IGNORECASE)
 TIDIED = (
+    (re.compile(rf"({_TAGGED})|</?answer>", re.IGNORECASE), r"\1\n"),  # the prompt had the other
     (re.compile(r"<<[^<>\n=]*=[^<>\n]*>>"), ""),  # GSM8K's calculator
     (
         re.compile(
@@ -82,8 +85,8 @@ LETTER = re.compile(r"\s?(?:[a-df-hj-z]|\\(?:alpha|beta|theta|lambda))(?:_\{?\w\
 LAST_REASON = re.compile(  # neither a calculation nor a further clause, which end with the result
     r"(?:(?P<result>=\s?[$€£]?[0-9][0-9.,]*%?"  # 3 * 30 = 90 miles in 30 days
     r"(?! out\b|[^\n]*(?:[=;]|\b(?:so|now|or|which|is|are|was|has|have|had|left|leaves|gives|making"
-    r"|total)\b))"
-    r"(?: [^\W\d_]+(?:[-/][^\W\d_]+)*){0,6}?)(?=\s(?:in|every|for|per|over|to|of|than|on|from)\b)"
+    r"|total)\b))(?: [^\W\d_]+(?:[-/][^\W\d_]+)*){0,6}?)"
+    r"(?=\s(?:in|every|for|per|over|during|to|of|than|on|from)\b)"
     r"|,?\s(?:because|since(?!\s(?:[A-Z]|[0-9]{4}\b)))\b"
     r"(?![^\n]*(?:=|\b(?:so|now|and (?:s?he|they|has|have|had))\b))"
     r"|\sto(?=\s(?:the nearest \D?[0-9.]+|[0-9]+ (?:decimal|significant))[^0-9]*\Z)"
@@ -144,7 +147,6 @@ CORRECTION = re.compile(
     re.IGNORECASE,
 )
 SLOT = re.compile(r"\[([^\[\],;]{1,200})\]|<([^<>,;]{1,200})>")  # [5], as in "Answer: [number]"
-TAGGED = re.compile(r"<answer>((?:[^<]|<(?!/?answer>)){1,1000})</answer>", re.IGNORECASE)
 BULLET = re.compile(r"\A[-\u2022]\s+")
 NUMBERED_HEADING = re.compile(r"\d{1,2}[.):]\s+[^\W\d_]")
 LISTED = re.compile(r"\b(?:solutions|roots|zeros|zeroes|values)\b[^.\n=]{0,60}?\bare:?\s")

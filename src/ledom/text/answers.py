@@ -120,7 +120,7 @@ def _in_box(text: str) -> str | None:
 
 def _in_tags(text: str) -> str | None:
     tagged = _last(patterns.TAGGED, text)
-    return _stated(tagged[1], is_last=True) if tagged else None
+    return (_after_mark(tagged[1]) or _stated(tagged[1], is_last=True)) if tagged else None
 
 
 def _in_json(text: str) -> str | None:
@@ -138,7 +138,7 @@ def _in_json(text: str) -> str | None:
     if not isinstance(answer, str):
         return None
     answer = patterns.LOST_BACKSLASH.sub(lambda lost: _ESCAPED[lost[0]], answer)
-    return _stated(answer, is_last=True)
+    return _after_mark(answer) or _stated(answer, is_last=True)  # "The answer is B"
 
 
 def _after_mark(text: str) -> str | None:
