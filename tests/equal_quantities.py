@@ -1,4 +1,4 @@
-r"""Pairs of equal answers with units, money, times and ratios, as in `equal_answers`."""
+r"""Pairs of equal answers with units, money, times, ratios, braces or choices (`equal_answers`)."""
 
 from __future__ import annotations
 
