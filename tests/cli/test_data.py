@@ -79,7 +79,7 @@ def test_from_documents_to_a_trained_model(
     assert code == 0, text
     store = TokenStore(tokens)
     assert ids_of(store) == [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_ids(TEXTS)]
-    assert f"60 documents, {store.manifest.num_tokens:,} tokens in 2 shards" in text
+    assert f"documents: 60, tokens: {store.manifest.num_tokens:,}, shards: 2; store: " in text
     assert run("tokenize", corpus / "a.jsonl", *options, "--out", valid)[0] == 0
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

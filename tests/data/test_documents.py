@@ -168,8 +168,8 @@ def test_hidden_files_are_skipped_and_counted(tmp_path: Path) -> None:
     documents = open_documents([str(tmp_path)])
     assert list(documents.texts()) == ["one"]
     assert documents.notes == (
-        "4 hidden: not read (.DS_Store, .cache, .git, ...)",
-        "1 of other formats: not read (.md)",
+        "hidden files and folders, not read: 4 (.DS_Store, .cache, .git, ...)",
+        "files of other formats, not read: 1 (.md)",
     )
     # A hidden folder is read if it is named explicitly.
     assert list(open_documents([str(tmp_path / ".git")]).texts()) == ["one"]
@@ -192,12 +192,10 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     documents = open_documents([str(corpus), str(corpus / "a.jsonl")])
     assert names(documents) == ["a.jsonl", "b.jsonl", "c.jsonl"]
     assert sorted(documents.texts()) == ["a", "b", "c"]
-    assert dict(note.split(":")[::-1] for note in documents.notes) == {
-        " not followed (top, up)": "2 linking to an enclosing folder",
-        " not read (loop.jsonl, lost.jsonl, pipe.jsonl)": "3 not a regular file, or a broken link",
-        " read once (a.jsonl, sub, z.jsonl)": (
-            "3 found twice, through links or on the command line"
-        ),
+    assert {*documents.notes} == {
+        "links to an enclosing folder, not followed: 2 (top, up)",
+        "broken links, pipes and devices, not read: 3 (loop.jsonl, lost.jsonl, pipe.jsonl)",
+        "found twice, by links or on the command line, read once: 3 (a.jsonl, sub, z.jsonl)",
     }
 
 

@@ -195,7 +195,7 @@ def test_an_empty_corpus_is_refused(tmp_path: Path, words: Tokenizer, here: list
     (tmp_path / "d.jsonl").write_text("\n\n")
     for tasks in (1, 2):
         out = tmp_path / str(tasks)
-        with pytest.raises(InputError, match=f"{tasks}: there are no documents to tokenize"):
+        with pytest.raises(InputError, match="^d.jsonl: there are no documents to tokenize"):
             tokenize(open_documents([str(tmp_path)]), words, out, Execution(tasks=tasks))
 
 

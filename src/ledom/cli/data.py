@@ -156,8 +156,8 @@ def _log_store(store: TokenStore | None, out: Path) -> None:
         return
     counts = store.manifest
     log(
-        f"{counts.num_documents:,} documents, {counts.num_tokens:,} tokens in "
-        f"{len(store.shards)} shards: {out}"
+        f"documents: {counts.num_documents:,}, tokens: {counts.num_tokens:,}, "
+        f"shards: {len(store.shards)}; store: {out}"
     )
 
 
@@ -201,4 +201,4 @@ def augment(
         made: tuple[list[Record], ...] = [*varied], [*candidates], [*held_out]
         for name, records in zip(files, made, strict=True):
             write_records(out / name, records)
-            log(f"{out / name}: {len(records)} records")
+            log(f"records in {out / name}: {len(records)}")

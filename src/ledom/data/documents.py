@@ -103,7 +103,7 @@ def _find(path: Path, format: str | None, finder: FileFinder) -> list[Path]:
     if path.is_dir():
         for file in finder.under(path):
             if format_of(file) is None:
-                finder.skip("{} of other formats: not read", file.suffix or file.name)
+                finder.skip("files of other formats, not read", file.suffix or file.name)
             else:
                 found.append(file)
         if not found:

@@ -28,7 +28,7 @@ class FileFinder:
     ...         _ = Path(folder, name).write_text("")
     ...     finder = FileFinder()
     ...     [file.name for file in finder.under(Path(folder))], finder.notes
-    (['a.txt', 'b.txt'], ('1 hidden: not read (.hidden)',))
+    (['a.txt', 'b.txt'], ('hidden files and folders, not read: 1 (.hidden)',))
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class FileFinder:
         """
         real = real_path(file)
         if real in self._seen:
-            self.skip("{} found twice, through links or on the command line: read once", file.name)
+            self.skip("found twice, by links or on the command line, read once", file.name)
             return False
         self._seen.add(real)
         return True
@@ -60,26 +60,26 @@ class FileFinder:
             raise InputError(f"cannot be read: {error.strerror}", path=folder) from None
         for path in paths:
             if path.name.startswith("."):
-                self.skip("{} hidden: not read", path.name)
+                self.skip("hidden files and folders, not read", path.name)
             elif path.is_dir():
                 if path.is_symlink() and real_path(folder).is_relative_to(real_path(path)):
-                    self.skip("{} linking to an enclosing folder: not followed", path.name)
+                    self.skip("links to an enclosing folder, not followed", path.name)
                 elif self.once(path):
                     yield from self.under(path)
             elif path.is_file():
                 yield path
             else:
-                self.skip("{} not a regular file, or a broken link: not read", path.name)
+                self.skip("broken links, pipes and devices, not read", path.name)
 
     def skip(self, reason: str, example: str) -> None:
-        """Count something that is left out; the count replaces `{}` in the reason."""
+        """Count something that is left out."""
         self._skipped.setdefault(reason, Counter())[example] += 1
 
     @property
     def notes(self) -> tuple[str, ...]:
         """One line per reason, with the number of files and some of their names."""
         return tuple(
-            f"{reason.format(found.total())} ({', '.join(sorted(found)[:_SHOWN])}"
+            f"{reason}: {found.total()} ({', '.join(sorted(found)[:_SHOWN])}"
             f"{', ...' if len(found) > _SHOWN else ''})"
             for reason, found in self._skipped.items()
         )

@@ -240,7 +240,7 @@ def write_manifest(
     """
     kept = [shard for shard in shards if shard.num_documents]
     if not kept:
-        raise InputError("there are no documents to tokenize", path=folder)
+        raise InputError("there are no documents to tokenize", path=source or folder)
     manifest = Manifest(
         num_documents=sum(shard.num_documents for shard in kept),
         num_tokens=sum(shard.num_tokens for shard in kept),
