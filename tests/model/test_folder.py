@@ -273,3 +273,5 @@ def test_the_error_for_a_run_folder_names_its_model(tmp_path: Path) -> None:
     (run / "model" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"/reverse: no config.json here; give .*/model$"):
         read_config(run)
+    with pytest.raises(CheckpointError, match=r"no config.json here; give .*/reverse/model$"):
+        read_config(tmp_path)  # the folder of both directions

@@ -274,7 +274,7 @@ def load_config(folder: Path) -> PretrainedConfig:
 
     >>> load_config(Path("no-folder"))
     Traceback (most recent call last):
-    ledom.core.errors.CheckpointError: no-folder: no config.json here; give a model folder
+    ledom.core.errors.CheckpointError: no-folder: no such folder; give a model folder
     """
     read_config(folder)  # refuses sizes at which transformers would fail
     with readable(folder):

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError
 from ledom.core.files import cache_folder, file_hash, real_path, write_json
 from ledom.core.reading import (
@@ -109,14 +110,16 @@ def read_config(folder: Path) -> JsonObject:
 
     >>> read_config(Path("no-folder"))
     Traceback (most recent call last):
-    ledom.core.errors.CheckpointError: no-folder: no config.json here; give a model folder
+    ledom.core.errors.CheckpointError: no-folder: no such folder; give a model folder
     """
     file = folder / "config.json"
     if not exists(file):
         refuse_adapter(folder)
-        inner = folder / "model"  # where a training run's folder has the finished model
-        remedy = f"give {inner}" if os.path.isfile(inner / "config.json") else "give a model folder"
-        raise CheckpointError(f"{folder}: no config.json here; {remedy}")
+        inner = [folder / way / "model" for way in ("", *Direction)]  # of a training run's folders
+        found = [str(model) for model in inner if os.path.isfile(model / "config.json")]
+        remedy = f"give {' or '.join(found) or 'a model folder'}"
+        what = "no config.json here" if os.path.isdir(folder) else "no such folder"
+        raise CheckpointError(f"{folder}: {what}; {remedy}")
     config = read_json_object(file)
     text_config = config.get("text_config")
     parts = (config, text_config) if isinstance(text_config, dict) else (config,)
