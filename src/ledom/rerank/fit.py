@@ -96,14 +96,14 @@ def tune_folder(
 
     >>> tune_folder(Path("no-folder"))
     Traceback (most recent call last):
-    ledom.core.errors.InputError: no-folder/problems.jsonl: no such file
+    ledom.core.errors.InputError: no-folder: no scores here; make them with: ledom rerank
     """
     check_score_names(external_scores or ())
+    scored = scored_problems(folder)
     questions = read_records(problems or folder / "problems.jsonl", Problem, unique_ids())
     kept = (folder / name for name in (GIVEN, "candidates.jsonl"))
     file = candidates or next(filter(exists, kept), folder / "candidates.jsonl")
     answers = read_candidates(file, external_scores)
-    scored = scored_problems(folder)
     questions = [problem for problem in questions if problem.id in scored]
     answers = [candidate for candidate in answers if candidate.problem_id in scored]
     scores = read_scores(folder, questions, answers)
