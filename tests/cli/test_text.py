@@ -50,6 +50,7 @@ def test_explain_ranks_and_writes_a_page(
     assert {c["correct"] for c in case["candidates"]} == {None}  # no answer is labeled
     page = (tmp_path / "report.html").read_text()
     assert "1 + 1 = 2" in page
+    assert "Problem 1<" in page
     assert "wrong" not in page
 
 
@@ -81,5 +82,8 @@ def test_explain_accepts_a_file(
     )
     code, output = run("explain", "What?", file, "--id", "p0")
     assert (code, output.count("left unexplained")) == (0, 2)  # equal texts count once
+    check_refused(
+        run("explain", "What?", file), "candidates of 2 problems, such as 'p0'; choose by --id"
+    )
     code, output = run("explain", "What?", file, "--id", "p9")
     check_refused((code, output), f"no candidates of problem 'p9' in {file}; give another --id")

@@ -78,7 +78,7 @@ def explain(
     text = text.strip() if question == "-" else text
     written = _solutions(solutions, is_file, problem_id)
     lm = load_model(reverse, "reverse", device, dtype)
-    report = run(Problem(id=problem_id or "question", question=text), written, lm)
+    report = run(Problem(id=problem_id or "1", question=text), written, lm)
     page = None if out is None else write_report(out, report)  # first: printing may fail
     show_case(report.cases[0])
     warn(report.warning)
@@ -94,6 +94,9 @@ def _solutions(
     for source, named in zip(sources, is_file, strict=True):
         if named:
             records = read_records(source, Candidate)
+            if problem_id is None and len(ids := {c.problem_id for c in records}) > 1:
+                several = f"candidates of {len(ids)} problems, such as {min(ids)!r}; choose by --id"
+                raise InputError(several, path=source)
             found += [c.text for c in records if problem_id in (None, c.problem_id)]
         else:
             found.append(argument_text(source, "solution"))
