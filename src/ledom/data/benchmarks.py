@@ -100,7 +100,7 @@ def load_benchmark(name: str) -> list[Problem]:
 
 
 def _from_hub(name: str, benchmark: Benchmark) -> Iterable[Any]:
-    otherwise = f"or name a local folder in {FOLDER_VARIABLE}"
+    otherwise = f"or set {FOLDER_VARIABLE} to a folder with these problems in {benchmark.file}"
     with needs_extra("datasets", "hub", f"benchmark {name!r}", otherwise):
         from datasets import load_dataset
     try:

@@ -205,7 +205,7 @@ def _ranked(
         for own in lists
         for one in own[:_BEST]
     ]
-    rule = f"the best {_BEST} {part}s of each {whole}, for the first {len(lists)}."
+    rule = f"the best {_BEST} {part}s of each {whole}, up to {whole} {len(lists)}."
     return rule, [], [Table(f"The best {part}s of each {whole}", rows)]
 
 
