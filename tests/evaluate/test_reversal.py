@@ -172,7 +172,9 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
-def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
+def test_the_command_resumes_and_refuses_another_seed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trained: list[str] = []
 
     def watch(name: str, done: int, steps: int) -> Any:
@@ -181,6 +183,9 @@ def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
     job = ReversalJob(tmp_path, per_order=2, steps=2)
     found = run_reversal(job, watch, no_progress)
     assert len(trained) == 4 * 2
+    assert [
+        r for r in caplog.records if r.name == "ledom"
+    ] == []  # though it validates on its texts
     assert [q.right for q in found.questions[::2]] == [f.description for f in make_facts(2)]
     written = json.loads((tmp_path / "reversal.json").read_text())
     assert written["num_facts"] == 6

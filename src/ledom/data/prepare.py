@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 _HELD_OUT_EVERY = 50
+_WARN = logging.getLogger("ledom").warning
 _SOLUTIONS_PER_DOCUMENT = 3  # per document of equations: about as long as a problem
 _TOKENIZER_SAMPLE = 20_000  # the number of documents that a new tokenizer is trained on
 
@@ -163,11 +164,14 @@ class PreparedData:
             store.verify(processes.rank(), processes.size())
 
 
-def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
+def prepare_data(
+    config: DataConfig, folder: Path, warn: Callable[..., object] = _WARN
+) -> PreparedData:
     """Create the tokenizer and stores under `folder`, unless an earlier call with `config` did.
 
     If two processes start together, as twins do, one prepares the data while the other waits and
-    logs a line now and then. With `config.sources` there is nothing to prepare.
+    logs a line now and then. With `config.sources` there is nothing to prepare. `warn` is called
+    about records that are in both parts.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -182,7 +186,7 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     if config.sources:
         return PreparedData(folder, config)
     with lock_folder(folder, "prepares the data", wait=True):
-        _prepare(config, folder)
+        _prepare(config, folder, warn)
     return PreparedData(folder, config)
 
 
@@ -249,7 +253,7 @@ def check_data(config: DataConfig) -> None:
         )
 
 
-def _prepare(config: DataConfig, folder: Path) -> None:
+def _prepare(config: DataConfig, folder: Path, warn: Callable[..., object]) -> None:
     named = Tokenizer.load(config.tokenizer, config.eos_token) if config.tokenizer else None
     settings = config.model_dump(mode="json", exclude=_FOR_READING) | _contents(config, named)
     marker = folder / "data.json"
@@ -257,7 +261,7 @@ def _prepare(config: DataConfig, folder: Path) -> None:
         remedy = "give the run another name, or remove this folder"
         check_settings(read_json(marker), settings, folder, remedy)
         return
-    train, valid, origins = _sources(config)
+    train, valid, origins = _sources(config, warn)
     # By default, a new tokenizer is trained on the first texts.
     tokenizer = named or train_tokenizer(islice(train(), _TOKENIZER_SAMPLE), config.vocab_size)
     tokenizer.save(folder)
@@ -280,7 +284,7 @@ def _contents(config: DataConfig, tokenizer: Tokenizer | None) -> dict[str, str]
 
 
 def _sources(
-    config: DataConfig,
+    config: DataConfig, warn: Callable[..., object]
 ) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]], list[tuple[str, int]]]:
     """Functions that return new iterators over the training and validation texts, and the sources
     of the validation texts for their store's manifest."""
@@ -292,7 +296,7 @@ def _sources(
             lambda: _render(generate_problems("valid", config.num_valid, config.seed), config),
             [],
         )
-    records, held_out = read_split(config, warn=logging.getLogger("ledom").warning)
+    records, held_out = read_split(config, warn)
     runs = SourceRuns()
     for record in held_out:
         runs.add(record.source if isinstance(record, Document) else record.extra.get("source"))
