@@ -78,7 +78,7 @@ def test_scoring_and_sampling_use_one_device(
     checkpoints: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(changes, "_dense", lambda weight: [weight])  # refuses the meta device
+    monkeypatch.setattr(changes, "_dense", lambda weight, name: [weight])  # refuses the meta device
     lm = load(checkpoints[direction])
     assert isinstance(lm, HFLanguageModel)
     lm.model.to("meta")

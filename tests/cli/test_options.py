@@ -102,7 +102,7 @@ def test_an_option_without_effect_is_refused_before_any_work(
 def test_a_second_file_is_not_silently_ignored(run: Run, candidate_file: Path) -> None:
     twice = "--candidates", candidate_file, "--candidates", "others.jsonl"
     check_refused(run("rerank", *twice), "--candidates is given 2 times but takes one value")
-    check_refused(run("tune", "--score-field", "a", "--score-field", "b", "none"), "none/problems")
+    check_refused(run("tune", "--score-field", "a", "--score-field", "b", "none"), "none: no score")
     check_refused(run("rank", "q", "none.jsonl", "--no-prior", "--prior"), "none.jsonl: no such")
 
 

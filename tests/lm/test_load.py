@@ -29,7 +29,7 @@ def test_the_error_for_a_missing_folder_names_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 300, f"me/{'x' * 300}", "x" * 300 + ".gguf"])
 def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"{name}: no such model folder|{name}: no config"):
+    with pytest.raises(CheckpointError, match=f"{name}: no such (model )?folder"):
         ledom.load(name, "reverse")
 
 

@@ -214,7 +214,7 @@ def test_the_context_is_read_from_the_architectures_own_key(tmp_path, kind, sett
 
 
 def test_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"none: no config\.json here"):
+    with pytest.raises(CheckpointError, match=r"none: no such folder"):
         load_checkpoint(tmp_path / "none")
 
 

@@ -233,7 +233,7 @@ def test_the_shape_may_come_from_the_initial_model(checkpoints, tokenizer, tiny_
     )
     count = make_plan(start, Setup()).parameters
     assert count == count_parameters(tiny_config, tokenizer.vocab_size)
-    with pytest.raises(CheckpointError, match=r"nowhere: no config\.json here"):
+    with pytest.raises(CheckpointError, match=r"nowhere: no such folder"):
         make_plan(start.model_copy(update={"init_from": "nowhere"}), Setup())
     with pytest.raises(InputError, match="key lora: the plan is for training all weights"):
         make_plan(start.model_copy(update={"lora": LoraConfig()}), Setup())
