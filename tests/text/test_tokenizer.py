@@ -5,9 +5,9 @@ import time
 from itertools import pairwise
 
 import pytest
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers.processors import TemplateProcessing
+from tokenizers.processors import ByteLevel, TemplateProcessing
 from transformers import AutoTokenizer
 
 from kills import die_at, in_a_child
@@ -182,6 +182,16 @@ def test_a_prefix_before_each_word_stays():
     whole = one.encode(text)
     for cut in (3, 4, 11, 12, 19, 20, 25):  # before and after spaces, and inside words
         assert one.encode(text[:cut]).ids + one.encode_inside(text[cut:]) == whole.ids, text[:cut]
+
+
+def test_the_first_token_of_a_word_may_have_no_characters_or_later_ones():
+    quoting, trimming = sentencepiece_like("metaspace"), train_tokenizer([], 257)
+    quoting.backend.normalizer = normalizers.Replace("``", "a")
+    quoting.backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    trimming.backend.pre_tokenizer = pre_tokenizers.ByteLevel()  # with a dummy prefix
+    trimming.backend.post_processor = ByteLevel(trim_offsets=True)
+    for one, text in ((quoting, "``b"), (trimming, "<|end|>b")):
+        assert one.encode("it").ids + one.encode_inside(text) == one.encode(f"it{text}").ids
 
 
 def test_changes_to_the_backend_count_inside_a_document_too(llama_like):

@@ -70,8 +70,9 @@ def ids_inside(backend: Tokenizer, inside: Tokenizer, text: str) -> list[int]:
         each.encode_batch([text], add_special_tokens=False)[0] for each in (inside, backend)
     )
     later = {start: i for i, start in reversed([*_word_starts(whole)])}
+    spaced = text[:1].isspace()  # then the first word counts too
     for i, start in _word_starts(found):
-        if start > 0 and start in later:  # the first word counts if white space came before it
+        if start > 0 and start in later and (i > 0 or spaced):
             return [*found.ids[:i], *whole.ids[later[start] :]]
     return list(found.ids)
 
@@ -81,10 +82,13 @@ def _word_starts(encoding: Encoding) -> Iterator[tuple[int, int]]:
 
     Words are the parts that a tokenizer never merges; added tokens are among them.
     """
-    words = [None, *encoding.word_ids]
+    first, words = None, [None, *encoding.word_ids]
     for i, (start, end) in enumerate(encoding.offsets):
-        if words[i] != words[i + 1] and start < end:
-            yield i, start
+        if words[i] != words[i + 1]:
+            first = i
+        if first is not None and start < end:  # the space before it may have no character
+            yield first, start
+            first = None
 
 
 def _inside(part: Any) -> Any:
