@@ -13,7 +13,7 @@ from ledom.core.errors import CheckpointError
 from ledom.lm import load
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model import changes
-from ledom.model.changes import Changes, evaluating, weights_state
+from ledom.model.changes import Changes, evaluating, modules_state, weights_state
 from ledom.model.native import library
 from ledom.text.tokenizer import Tokenizer
 
@@ -106,6 +106,14 @@ def test_hooks_in_another_process_do_not_count_as_the_same(
     assert contents.mark() == here
     monkeypatch.setattr(changes, "_PROCESS", "another")
     assert contents.mark() not in ("", here)
+
+
+def test_functions_that_transformers_imports_are_the_same_in_another_process(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
+    """Gemma 4's file has one of accelerate, which PEFT installs."""
+    monkeypatch.setattr(changes, "_PROCESS", "here alone")
+    assert "here alone" not in str(modules_state(tiny("gemma4_text", tokenizer)))
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:

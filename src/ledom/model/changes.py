@@ -49,7 +49,7 @@ _PROCESS = uuid4().hex
 _ENTERING = Lock()
 _EVALUATING: WeakKeyDictionary[nn.Module, tuple[list[None], list[nn.Module]]] = WeakKeyDictionary()
 """For each model: an item per open `evaluating` block, and the modules to restore."""
-_LIBRARIES = "torch.", "transformers.", "ledom."
+_LIBRARIES = "torch.", "transformers.", "accelerate.", "ledom."
 _NO_EFFECT = "make_inputs_require_grad", "output_capturing_hook"
 """Names of transformers' hooks that do not affect results."""
 _NO_SETTINGS = re.compile(
