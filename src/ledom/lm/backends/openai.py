@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -326,15 +327,15 @@ def _announcer(model: str) -> Callable[[Any], None]:
 
     It does not refer to the client, which closes its connections as soon as nothing does.
     """
-    announced: list[str] = []
+    announced = Event()
 
     def announce(request: Any) -> None:
-        if request.headers.get("x-stainless-retry-count") == _ANNOUNCED and not announced:
-            announced.append(str(request.url))
+        if request.headers.get("x-stainless-retry-count") == _ANNOUNCED and not announced.is_set():
+            announced.set()
             logging.getLogger("ledom").warning(
                 "%s: no usable answer from the server at %s yet; trying again, with longer pauses",
                 model,
-                *announced,
+                request.url,
             )
 
     return announce
