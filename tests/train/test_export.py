@@ -269,7 +269,7 @@ def test_the_data_card_is_complete(tmp_path, run_folder):
     folder = tmp_path / "data"
     shutil.copytree(run_folder / "data", folder)
     published = write_dataset_card(folder, "me/words", "cc0-1.0")
-    theirs = [".env", "corpus.jsonl", "train/tasks/settings.json", "mine/tokens.ds"]
+    theirs = [".env", "corpus.jsonl", "train/tasks/settings.json", "mine/tokens.ds", "train/x.ds"]
     stored = [f"{p}/{f}" for p in ("train", "valid") for f in ("manifest.json", "tokens.ds.index")]
     stored += ["tokenizer.json", "README.md"]
     assert [*filter_repo_objects(theirs + stored, allow_patterns=published)] == stored

@@ -47,8 +47,6 @@ from ledom.train.metrics import Row, read_metrics, thinned
 
 __all__ = ["Run", "export_model", "find_run", "write_dataset_card"]
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-_STORE_FILES = (*_TOKENIZER_FILES, MANIFEST, "*.ds", "*.ds.index")
 _LOSS_ROWS = 10  # rows in the card's table of losses
 _FILE_KEYS = ("init_from", "negatives", "path", "tokenizer", "train", "valid")  # of a recipe
 _EXAMPLE = '"and so they lived happily ever after."'
@@ -249,7 +247,7 @@ def write_dataset_card(
     ...     _ = write_store(folder, ["so"], train_tokenizer([], 257))
     ...     write_dataset_card(Path(folder), "so")[:3]
     ...     "# so" in Path(folder, "README.md").read_text()
-    ['README.md', 'tokenizer.json', 'tokenizer_config.json']
+    ['README.md', 'tokens.ds', 'tokens.ds.index']
     True
     """
     stores = read_manifests(folder)
@@ -268,6 +266,8 @@ def write_dataset_card(
     )
     with write_atomically(folder / "README.md") as out:
         out.write(card)
-    parts = [Path(glob.escape(part)) for part in stores]
-    published = [str(part / file) for part in parts for file in _STORE_FILES]
-    return ["README.md", *_TOKENIZER_FILES, *published]  # several stores may share a tokenizer
+    published = ["README.md", *(file["path"] + end for file in files for end in ("", ".index"))]
+    for part in (".", *stores):  # several stores may share a tokenizer
+        names = "tokenizer.json", "tokenizer_config.json", MANIFEST
+        published += [str(Path(part, name)) for name in names]
+    return [*map(glob.escape, published)]
