@@ -137,6 +137,7 @@ EXTRACTED_UNMARKED: list[tuple[str, str | None]] = [
     ("He needs 80 / 8 = $<<80/8=10>>10 for 8 cans", "$10"),
     ("3 * 4 = 12 eggs for 2 days so he has 8 left", "8"),
     ("2/3 = 67 percent of 3 is 2", "2"),
+    ("4 * 5 = $20 per item for all 3 items makes $60", "$60"),
     ("3 + 4 = 7 on Monday and 5 on Tuesday for a total of 12", "12"),
     ("The chance is 2/6 = 1 out of 3.", "1 out of 3"),
     ("3 + 4 = 7 in one box and 3 * 4 = 12 of them in 4", "12"),

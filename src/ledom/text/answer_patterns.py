@@ -84,8 +84,8 @@ CHAIN = re.compile(rf"\A(?:{_SIDE}=){{2,99}}(?!.*=)\s?")  # all but the last sid
 LETTER = re.compile(r"\s?(?:[a-df-hj-z]|\\(?:alpha|beta|theta|lambda))(?:_\{?\w\}?)?[.,]?\s?")
 LAST_REASON = re.compile(  # neither a calculation nor a further clause, which end with the result
     r"(?:(?P<result>=\s?[$€£]?[0-9][0-9.,]*%?"  # 3 * 30 = 90 miles in 30 days
-    r"(?! out\b|[^\n]*(?:[=;]|\b(?:so|now|or|which|is|are|was|has|have|had|left|leaves|gives|making"
-    r"|total)\b))(?: [^\W\d_]+(?:[-/][^\W\d_]+)*){0,6}?)"
+    r"(?! out\b|[^\n]*(?:[=;]|\b(?:so|now|or|which|is|are|was|has|have|had|left|leaves|gives|equals"
+    r"|makes|making|means|total)\b))(?: [^\W\d_]+(?:[-/][^\W\d_]+)*){0,6}?)"
     r"(?=\s(?:in|every|for|per|over|during|to|of|than|on|from)\b)"
     r"|,?\s(?:because|since(?!\s(?:[A-Z]|[0-9]{4}\b)))\b"
     r"(?![^\n]*(?:=|\b(?:so|now|and (?:s?he|they|has|have|had))\b))"
