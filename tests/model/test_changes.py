@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, wraps
+from operator import attrgetter
 from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
 
 from architectures import tiny
 from ledom.core.errors import CheckpointError
@@ -114,6 +116,18 @@ def test_functions_that_transformers_imports_are_the_same_in_another_process(
     """Gemma 4's file has one of accelerate, which PEFT installs."""
     monkeypatch.setattr(changes, "_PROCESS", "here alone")
     assert "here alone" not in str(modules_state(tiny("gemma4_text", tokenizer)))
+
+
+@pytest.mark.parametrize("place", ["apply_rotary_pos_emb", "LlamaMLP.forward"])
+def test_a_replacement_that_takes_the_name_of_the_original_counts(
+    place: str, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
+    model = tiny("llama", tokenizer)
+    before, real = modules_state(model), attrgetter(place)(modeling_llama)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{modeling_llama.__name__}.{place}", wraps(real)(lambda *_: None))
+        assert modules_state(model) != before
+    assert modules_state(model) == before
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:

@@ -238,6 +238,8 @@ def _class_name(kind: type, forward: object) -> str:
     """A class's name, and its `forward` if that was replaced."""
     own = {(base.__module__, f"{base.__qualname__}.forward") for base in kind.__mro__}
     is_own = tuple(getattr(forward, key, None) for key in ("__module__", "__qualname__")) in own
+    homes = *_LIBRARIES, *(f"{base.__module__}." for base in kind.__mro__)
+    is_own = is_own and _home(forward).startswith(homes)
     return kind.__qualname__ if is_own else f"{kind.__qualname__} {_function(forward)}"
 
 
@@ -272,8 +274,15 @@ def _function(function: Any) -> str:
     if isinstance(function, partial) and _is_plain([*function.args, function.keywords]):
         return f"{_function(function.func)} {function.args} {function.keywords}"
     name = ".".join(str(getattr(function, key, "")) for key in ("__module__", "__qualname__"))
-    known = name.startswith(_LIBRARIES) or name.partition(".")[0] in sys.stdlib_module_names
+    home = _home(function)
+    known = home.startswith(_LIBRARIES) or home.partition(".")[0] in sys.stdlib_module_names
     return name if known else f"{_PROCESS} {id(function)}"
+
+
+def _home(function: Any) -> str:
+    """The module whose code a function runs, and a dot. `functools.wraps` hides it in the names."""
+    home = getattr(function, "__globals__", {}).get("__name__")
+    return f"{home or getattr(function, '__module__', '')}."
 
 
 def _is_plain(value: object) -> bool:
