@@ -221,15 +221,15 @@ def _descriptions(model: nn.Module) -> list[str]:
 
     The functions of transformers' files follow, because a caller may replace these too.
     """
-    found = []
+    found, homes = [], set()
     for name, module in model.named_modules(remove_duplicate=False):
         kind: Any = type(module)
+        homes.add(kind.__module__)
         kind_name = _class_name(kind, getattr(kind, "forward", None))
         found.append(f"{name} {kind_name} {_settings(module)}")
-    homes = {type(module).__module__ for module in model.modules()}
     for home in sorted(home for home in homes if home.startswith("transformers.")):
         functions = filter(isroutine, [*vars(sys.modules[home]).values()])  # threads may import
-        found.extend(f"{home} {_function(function)}" for function in functions)
+        found += [home, *map(_known_function, functions)]
     return found
 
 
@@ -277,6 +277,9 @@ def _function(function: Any) -> str:
     home = _home(function)
     known = home.startswith(_LIBRARIES) or home.partition(".")[0] in sys.stdlib_module_names
     return name if known else f"{_PROCESS} {id(function)}"
+
+
+_known_function = cache(_function)  # of a function proper, whose name stays as it is
 
 
 def _home(function: Any) -> str:
