@@ -143,8 +143,11 @@ def serve(
 
 
 def _is_interpolated(strategy: str) -> bool:
-    """Whether lambda changes a reward; raises `InputError` for a strategy that is none, before
-    models are loaded, which can take minutes."""
+    """Whether lambda changes the strategy's reward.
+
+    Raises `InputError` for a name that is no strategy for one answer. `Judge` checks this too, but
+    only once the models are loaded, which can take minutes.
+    """
     from ledom.rerank.strategies import STRATEGIES, Pick
 
     picks = {name: how for name, how in STRATEGIES.items() if isinstance(how, Pick)}

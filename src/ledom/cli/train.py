@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -224,8 +224,7 @@ def export(
         folder, files = export_model(find_run(source), out, direction, push, license), None
     log(f"released: {folder}; its card: {folder / 'README.md'}")
     if push is not None:
-        kind: Literal["model", "dataset"] = "dataset" if is_data else "model"
-        log(f"uploaded: {upload(folder, push, private, kind, files)}")
+        log(f"uploaded: {upload(folder, push, private, 'dataset' if is_data else 'model', files)}")
 
 
 def import_command(

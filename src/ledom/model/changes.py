@@ -229,7 +229,7 @@ def _descriptions(model: nn.Module) -> list[str]:
         found.append(f"{name} {kind_name} {_settings(module)}")
     for home in sorted(home for home in homes if home.startswith("transformers.")):
         functions = filter(isroutine, [*vars(sys.modules[home]).values()])  # threads may import
-        found += [home, *map(_known_function, functions)]
+        found += [home, *map(_described_once, functions)]
     return found
 
 
@@ -279,7 +279,7 @@ def _function(function: Any) -> str:
     return name if known else f"{_PROCESS} {id(function)}"
 
 
-_known_function = cache(_function)  # of a function proper, whose name stays as it is
+_described_once = cache(_function)  # not for a partial, whose arguments may change
 
 
 def _home(function: Any) -> str:

@@ -106,11 +106,12 @@ class Service:
             if size <= most // 4:  # a character is at most four tokens, one per byte
                 return
             encode, count = self.judge.models[0].tokenizer.encode_ids, 0
-            for text in (text for pair in pairs for text in (pair.question, pair.answer)):
-                for start in range(0, len(text), most):  # a whole huge text would take gigabytes
-                    count += len(encode([text[start : start + most]])[0])
-                    if count > most:
-                        raise Refusal(413, f"more than {most} tokens in a request; send less")
+            texts = (text for pair in pairs for text in (pair.question, pair.answer))
+            parts = (text[i : i + most] for text in texts for i in range(0, len(text), most))
+            for part in parts:  # a whole huge text would take gigabytes
+                count += len(encode([part])[0])
+                if count > most:
+                    raise Refusal(413, f"more than {most} tokens in a request; send less")
 
         await apart(size, check)
 

@@ -21,13 +21,13 @@ import httpx
 from ledom.core.errors import InputError, in_one_line
 from ledom.core.options import check_secret
 from ledom.core.reading import JsonObject, parse_json
+from ledom.lm.backends.remote import CONNECT_SECONDS
 from ledom.serve.chat_text import content_of
 from ledom.serve.refusals import Refusal
 
 __all__ = ["Drawn", "Upstream"]
 
 _PAUSES = (0.5, 2.0)  # seconds before the first and the second retry
-_CONNECT_SECONDS = 5.0  # for one try to connect
 _LONGEST_WAIT = 3600  # most seconds that a client is told to wait
 _MOST_BYTES = 64 * 2**20  # of one answer
 _WAIT = 5  # seconds that a client is told to wait after a 429 without a time
@@ -79,7 +79,7 @@ class Upstream:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         # `draw` has its own timeout. By default, httpx sends at most 100 requests at a time.
         many = httpx.Limits(max_connections=None)
-        wait = httpx.Timeout(None, connect=_CONNECT_SECONDS)
+        wait = httpx.Timeout(None, connect=CONNECT_SECONDS)
         self.client = httpx.AsyncClient(headers=headers, timeout=wait, limits=many)
 
     async def draw(self, path: str, body: Mapping[str, Any], count: int) -> Drawn:

@@ -88,7 +88,7 @@ def find_run(path: str | Path) -> Run:
     file = root / "recipe.yaml"
     recipe = read_yaml(file) if exists(file) else None
     if recipe and exists(own := model.with_name(RUN)):
-        trained = read_json(own).get("recipe", {})  # recipe.yaml is that of the last direction
+        trained = read_json(own).get("recipe") or {}  # recipe.yaml is that of the last direction
         recipe |= {key: trained[key] for key in ("init_from", "optim") if key in trained}
     return Run(
         model,

@@ -30,7 +30,13 @@ from ledom.core.errors import InputError, ServerError, in_one_line, needs_extra
 from ledom.core.files import digest
 from ledom.core.options import check_secret
 from ledom.core.reading import JsonObject, check_counts, require
-from ledom.lm.backends.remote import RateLimit, model_info, read_logprobs, run_concurrently
+from ledom.lm.backends.remote import (
+    CONNECT_SECONDS,
+    RateLimit,
+    model_info,
+    read_logprobs,
+    run_concurrently,
+)
 from ledom.lm.confidence import Confidence, of_alternatives
 from ledom.lm.generation import ModelSpan, Prompts, PromptTexts
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
@@ -41,7 +47,6 @@ _ENDED = ("stop", "eos", "eos_token")  # finish reasons of a complete text (Open
 _NEUTRAL: JsonObject = {"top_k": -1, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Settings that have no effect. Without them, a server would apply its own defaults, such as those
 in the model's generation_config.json (vLLM) or a top_k of 40 (llama.cpp)."""
-_CONNECT_SECONDS = 5.0  # for one try to connect; the client tries again
 _ANNOUNCED = "2"  # the retry that a warning announces, a few seconds after the first request
 _T = TypeVar("_T")
 
@@ -304,7 +309,7 @@ def _client(
         import openai
     if key is not None:
         check_secret("the key in OPENAI_API_KEY", key)
-    seconds = openai.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
+    seconds = openai.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
     try:
         client = openai.OpenAI(
             api_key=key, base_url=base_url, max_retries=max_retries, timeout=seconds

@@ -22,7 +22,10 @@ from ledom.model.checkpoint import CheckpointInfo, bos_ids, read_checkpoint_info
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
-__all__ = ["RateLimit", "model_info", "read_logprobs", "run_concurrently"]
+__all__ = ["CONNECT_SECONDS", "RateLimit", "model_info", "read_logprobs", "run_concurrently"]
+
+CONNECT_SECONDS = 5.0
+"""The time that one try to connect to a server may take."""
 
 _CONTEXT = 4096  # tokens, if not specified
 _ROUNDING = 1e-3  # nats by which a log-probability may exceed 0
