@@ -255,7 +255,7 @@ def test_a_failing_upstream_gives_one_clear_line(
 @pytest.mark.slow
 def test_an_upstream_that_cannot_be_reached_fails_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledom.serve.upstream._PAUSES", ())
-    monkeypatch.setattr("ledom.serve.upstream._CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr("ledom.serve.upstream.CONNECT_SECONDS", 0.1)
     full = socket.create_server(("127.0.0.1", 0), backlog=0)
     host, port = full.getsockname()
     upstream = Upstream(f"http://{host}:{port}/v1", "big", seconds=SECONDS)
