@@ -283,9 +283,7 @@ _PICK_TERMS: dict[str, tuple[tuple[str, ...], str]] = {
 
 def _label(name: str) -> str:
     """The label of a pick: `all terms + FLIP` for `all_terms_flip`."""
-    all_terms, _, added = name.partition("all_terms_")
-    label = name if all_terms or not added else f"all terms + {added}"
-    return label.replace("_", " ").replace("flip", "FLIP")
+    return name.replace("all_terms_", "all terms + ").replace("_", " ").replace("flip", "FLIP")
 
 
 _PICKS = {
