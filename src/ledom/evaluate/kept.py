@@ -30,7 +30,7 @@ with needs_extra("lm-eval", "eval", "evaluation"):
 __all__ = ["Answer", "KeptLM", "file_name"]
 
 _TEXTS_TOGETHER = 32  # texts that are written together, and lost together if the run is stopped
-_FORMAT = 3  # version of `Answer` and of what it means
+_FORMAT = 4  # version of `Answer` and of what it means
 RequestT = TypeVar("RequestT")
 
 
