@@ -180,6 +180,16 @@ def test_the_error_for_a_damaged_checkpoint_names_it(tmp_path, checkpoints, file
     assert checkpoints.restore() == 5
 
 
+def test_a_checkpoint_with_a_changed_bit_is_refused(tmp_path, checkpoints):
+    save(checkpoints, 5)
+    shard = tmp_path / "checkpoints" / "00000005" / "__0_0.distcp"
+    stored = bytearray(shard.read_bytes())
+    stored[len(stored) // 2] ^= 1  # in a weight: torch reads it without an error
+    shard.write_bytes(stored)
+    with pytest.raises(CheckpointError, match=r"00000005: damaged; .* \(its bytes have changed"):
+        checkpoints.restore()
+
+
 @pytest.mark.parametrize(
     ("cause", "raised", "says"),
     [

@@ -3,7 +3,8 @@
 A checkpoint is a folder, `checkpoints/<step>/`, in the format of torch.distributed.checkpoint: each
 process writes its shard, and any number of processes can read it. It is written in the background,
 under a temporary name until it is complete, so the last good one survives a kill at any moment.
-Its `run.json` identifies the run. Another one, next to `checkpoints/`, exists from the run's start.
+Its `run.json` identifies the run and holds the hashes of its files. Another one, next to
+`checkpoints/`, exists from the run's start, without hashes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.core.files import differences, lock_folder, write_json
+from ledom.core.files import differences, file_hash, lock_folder, write_json
 from ledom.core.reading import JsonObject, exists, read_json
 from ledom.train.distributed import ProcessGroup
 from ledom.train.optim import OptimConfig, schedule
@@ -43,6 +44,7 @@ RUN = "run.json"
 
 _FOLDER = "checkpoints"
 _UNFINISHED = ".tmp"
+_HASHES = "sha256"
 _HOUR = 3600.0  # seconds
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 _REPORTING = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours", "trackers"}
@@ -106,8 +108,9 @@ class Checkpoints:
         try:
             written.result()
             if self._world.is_first:
-                run = json.dumps({"step": step, **self._run}, indent=1)
-                (temporary / RUN).write_text(run, encoding="utf-8")
+                hashes = {path.name: file_hash(path) for path in temporary.iterdir()}
+                run = {"step": step, **self._run, _HASHES: hashes}
+                (temporary / RUN).write_text(json.dumps(run, indent=1), encoding="utf-8")
                 temporary.rename(file)
                 self._thin_out()
         except (OSError, RuntimeError, CheckpointException) as error:
@@ -189,6 +192,8 @@ class Checkpoints:
             newest, refusal = self._find()
             if not refusal:
                 write_json(run / RUN, self._run)
+        if newest and not refusal and _is_changed(newest):
+            refusal = f"{_damaged(newest)} (its bytes have changed since it was written)"
         return newest, refusal
 
     def _find(self) -> tuple[Path | None, str]:
@@ -277,6 +282,14 @@ def _finished(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.name.isdigit())
 
 
+def _is_changed(checkpoint: Path) -> bool:
+    """Whether a file has other bytes than were written, which torch would read without an error."""
+    hashes = read_json(checkpoint / RUN).get(_HASHES, {})  # none in those of earlier versions
+    with suppress(OSError):  # reading the checkpoint names the reason
+        return any(file_hash(checkpoint / name) != hashes[name] for name in hashes)
+    return False
+
+
 def _damaged(checkpoint: Path) -> str:
     return f"{checkpoint}: damaged; remove it to resume from the previous one"
 
@@ -322,7 +335,7 @@ def _settings(run: JsonObject) -> JsonObject:
 
     A file may be moved; `prepare_data` and `check_inputs` compare its contents.
     """
-    kept: JsonObject = _kept({key: value for key, value in run.items() if key != "step"})
+    kept: JsonObject = _kept({**run, "step": None, _HASHES: None})
     recipe = kept.pop("recipe", None)
     if isinstance(recipe, dict):
         kept |= recipe
