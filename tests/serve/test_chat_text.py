@@ -127,6 +127,7 @@ THOUGHTS = [
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
     ("◁think▷", "◁/think▷"),
+    ("<thinking>", "</thinking>"),
     ("<think>", "</think>"),
 ]
 

@@ -16,7 +16,13 @@ import pytest
 
 from extracted_answers import EXTRACTED
 from ledom.core.records import Candidate, Problem
-from ledom.text.answers import equal_answers, extract_answer, is_correct, is_right
+from ledom.text.answers import (
+    equal_answers,
+    extract_answer,
+    is_correct,
+    is_right,
+    split_thought,
+)
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -25,6 +31,21 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 @pytest.mark.parametrize(("text", "answer"), EXTRACTED)
 def test_the_final_answer_is_extracted(text: str, answer: str | None) -> None:
     assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("<thinking>", "</thinking>"),
+        ("[THINK]", "[/THINK]"),
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ],
+)
+def test_models_mark_their_thoughts_in_different_ways(start: str, end: str) -> None:
+    text = f"{start}The answer is 5.{end}It is 7 now."
+    assert split_thought(text)[1] == "It is 7 now."
+    assert extract_answer(text) == "7"
+    assert extract_answer(f"{start}The answer is 5. But") is None
 
 
 def test_is_correct_compares_by_value() -> None:

@@ -29,7 +29,6 @@ __all__ = [
     "EARLY_STOP",
     "NUM_TOKENS",
     "SELF_CERTAINTY",
-    "THOUGHT_END",
     "Candidate",
     "Document",
     "Key",
@@ -42,8 +41,6 @@ __all__ = [
     "write_records",
 ]
 
-THOUGHT_END = "</think>"
-"""Ends the thought in a reasoning model's text; the answer follows."""
 SELF_CERTAINTY = "self_certainty"
 """Extra key of a sampled candidate: the model's self-certainty."""
 CONFIDENCE = ("confidence_mean", "confidence_tail", "confidence_lowest")

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from unicodedata import normalize
 
 from ledom.core.errors import InputError
+from ledom.text.thoughts import FINAL, with_tags
 
 __all__ = [
     "Messages",
@@ -44,16 +45,6 @@ _ROLES = {"[inst]": "user"} | dict.fromkeys(("model", "chatbot", "ai", "[/inst]"
 _NO_QUESTION = re.compile(  # in the user's turn: of Llama 2, of GLM
     r"\A\s*<<SYS>>.*?<</SYS>>|/nothink\s*\Z", re.DOTALL
 )
-_FINAL = re.compile(  # gpt-oss, Gemma 4, Muse and Command think in other channels
-    r"<\|channel\|>final\b(?:[^<]|<\|constrain\|>)*<\|message\|>|<channel\|>"
-    r"|\bto=user<\|message\|>|<\|START_RESPONSE\|>"
-)
-_THOUGHT_TAGS = {  # Muse, Command, Mistral, Seed-OSS and Kimi, in place of <think> and </think>
-    "<think>": re.compile(
-        r"\A\s*to=\w+<\|message\|>|<\|START_THINKING\|>|\[THINK\]|<seed:think>|◁think▷"
-    ),
-    "</think>": re.compile(r"<\|END_THINKING\|>|\[/THINK\]|</seed:think>|◁/think▷"),
-}
 _SPECIAL = re.compile(
     r"<[|｜][^<>\s|｜]{3,40}[|｜]>"  # at least 3: <|x|> is a mean in physics
     r"|\[\|(?:system|user|assistant|endofturn)\|\]"
@@ -99,7 +90,7 @@ def answer_of(response: str | Messages) -> str:
     if not isinstance(response, str):
         said = [content_of(m) for m in response if m.get("role") in ("assistant", None)]
         return said[-1].strip() if said else ""
-    return _plain(_with_tags(_FINAL.split(response)[-1]))
+    return _plain(with_tags(FINAL.split(response)[-1]))
 
 
 def has_thought_marks(response: str) -> bool:
@@ -109,8 +100,7 @@ def has_thought_marks(response: str) -> bool:
     [True, True, False]
     """
     channels = "<|channel|>", "<|channel>"
-    is_marked = any(mark in response for mark in channels) or _FINAL.search(response) is not None
-    return is_marked or _with_tags(response) != response
+    return any(mark in response for mark in channels) or with_tags(response) != response
 
 
 def is_open_thought(prompt: str) -> bool:
@@ -119,14 +109,7 @@ def is_open_thought(prompt: str) -> bool:
     >>> is_open_thought("2 + 2?<|im_end|>\\n<think>\\n"), is_open_thought("2 + 2?<think></think>")
     (True, False)
     """
-    return _with_tags(prompt.rstrip()[-40:]).endswith("<think>")
-
-
-def _with_tags(text: str) -> str:
-    """A text with `<think>` and `</think>` around its thought, whatever the model's own marks."""
-    for tag, mark in _THOUGHT_TAGS.items():
-        text = mark.sub(tag, text)
-    return text
+    return with_tags(prompt.rstrip()[-40:]).endswith("<think>")
 
 
 def response_in(query: str, prompt: str) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
-_TAGGED = r"<answer>((?:[^<]|<(?!/?answer>)){1,1000})</answer>"
+_TAGGED = r"(<answer>)((?:[^<]|<(?!/?answer>)){1,1000})(</answer>)"
 TAGGED = re.compile(_TAGGED, re.IGNORECASE)
 TIDIED = (
-    (re.compile(rf"({_TAGGED})|</?answer>", re.IGNORECASE), r"\1\n"),  # the prompt had the other
+    (
+        re.compile(rf"{_TAGGED}|</?answer>", re.IGNORECASE),
+        r"\1\n\2\n\3\n",
+    ),  # the prompt had the other
     (re.compile(r"<<[^<>\n=]*=[^<>\n]*>>"), ""),  # GSM8K's calculator
     (
         re.compile(
@@ -51,6 +54,7 @@ SENTENCE_END = re.compile(  # not a factorial's sign: 5! = 120, 5! ways
     r"(?<!\b[ie]\.[eg])(?<!\bM[rst])(?<!\b[DS][rt])(?:[.?]|(?<!\\)!(?!\s?[-+*/^=<>\\a-z]))(?=[\s*\"'`)]|$)"
 )
 JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
+ESCAPED = {"\b": r"\b", "\f": r"\f", "\r": r"\r", "\t": r"\t"}
 LOST_BACKSLASH = re.compile(r"[\b\f\r\t](?=[a-z])")  # JSON reads the \f of "\frac" as one character
 JSON_VALUE = re.compile(
     r"\s*(?:\"([^\"\n]*)|(?:null|None)\b|([$-]{0,2}[0-9]{1,3}(?:,[0-9]{3})+[^\",}\n]*|[^\",}\n]*))"
@@ -86,7 +90,7 @@ LAST_REASON = re.compile(  # neither a calculation nor a further clause, which e
     r"(?:(?P<result>=\s?[$€£]?[0-9][0-9.,]*%?"  # 3 * 30 = 90 miles in 30 days
     r"(?! out\b|[^\n]*(?:[=;]|\b(?:so|now|or|which|is|are|was|has|have|had|left|leaves|gives|equals"
     r"|makes|making|means|total)\b))(?: [^\W\d_]+(?:[-/][^\W\d_]+)*){0,6}?)"
-    r"(?=\s(?:in|every|for|per|over|during|to|of|than|on|from)\b)"
+    r"(?=\s(?:in|every|for|per|over|during|after|to|of|than|on|from)\b)"
     r"|,?\s(?:because|since(?!\s(?:[A-Z]|[0-9]{4}\b)))\b"
     r"(?![^\n]*(?:=|\b(?:so|now|and (?:s?he|they|has|have|had))\b))"
     r"|\sto(?=\s(?:the nearest \D?[0-9.]+|[0-9]+ (?:decimal|significant))[^0-9]*\Z)"

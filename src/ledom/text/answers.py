@@ -14,7 +14,7 @@ import re
 from collections import deque
 from decimal import Decimal
 
-from ledom.core.records import THOUGHT_END, Candidate, Problem
+from ledom.core.records import Candidate, Problem
 from ledom.text import answer_patterns as patterns
 from ledom.text.boxes import boxed
 from ledom.text.math.equality import is_number, same_meaning
@@ -24,12 +24,11 @@ from ledom.text.math.nodes import Node
 from ledom.text.math.notation import MARKUP, bare, has_content, keyboard, within_braces
 from ledom.text.math.spelling import QUOTED, text_key
 from ledom.text.math.units import NOT_UNITS
+from ledom.text.thoughts import with_tags
 
 __all__ = ["equal_answers", "extract_answer", "is_correct", "is_right", "split_thought"]
 
 _MOST_MARKS = 8  # from the last, in search of one that states an answer
-_THOUGHT_TAG = re.compile(r"</?think>")
-_ESCAPED = {"\b": r"\b", "\f": r"\f", "\r": r"\r", "\t": r"\t"}
 
 
 def extract_answer(text: str) -> str | None:
@@ -56,7 +55,7 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer(r"Thus \boxed{\frac{1}{2}} of them."), extract_answer("No number.")
     ('\\frac{1}{2}', None)
     """
-    thought, conclusion = split_thought(_tidy(keyboard(text)))
+    thought, conclusion = split_thought(_tidy(keyboard(with_tags(text))))
     for part in (conclusion, thought):
         before, *further = patterns.NEXT_QUESTION.split(part, maxsplit=1)
         places = [(find, before) for find in _STATING if further]
@@ -78,15 +77,16 @@ def split_thought(text: str) -> tuple[str, str]:
     """A reasoning model's thought, up to the last `</think>`, and what follows it.
 
     An open thought was cut off and is part of neither, unless it marks an answer (`####`, a box).
-    An empty thought, which Qwen 3 writes with thinking turned off, is part of neither.
+    An empty thought, which Qwen 3 writes with thinking turned off, is part of neither. Other
+    models' marks (`with_tags`) count as these tags.
 
     >>> split_thought("<think>1 + 1?</think>2"), split_thought("<think>1 + 1?")
     (('<think>1 + 1?', '2'), ('', ''))
     >>> split_thought("<think>\\n\\n</think>\\n\\n2")
     ('', '2')
     """
-    thought, _, rest = text.rpartition(THOUGHT_END)
-    if thought and not _THOUGHT_TAG.sub("", thought).strip():
+    thought, _, rest = with_tags(text).rpartition("</think>")
+    if thought and not re.sub("</?think>", "", thought).strip():
         thought, rest = "", rest.lstrip()
     conclusion, _, cut_off = rest.partition("<think>")
     is_marked = any(find(cut_off) for find in _MARKED)
@@ -120,7 +120,7 @@ def _in_box(text: str) -> str | None:
 
 def _in_tags(text: str) -> str | None:
     tagged = _last(patterns.TAGGED, text)
-    return (_after_mark(tagged[1]) or _stated(tagged[1], is_last=True)) if tagged else None
+    return (_after_mark(tagged[2]) or _stated(tagged[2], is_last=True)) if tagged else None
 
 
 def _in_json(text: str) -> str | None:
@@ -137,7 +137,7 @@ def _in_json(text: str) -> str | None:
         answer = ", ".join(map(str, answer))
     if not isinstance(answer, str):
         return None
-    answer = patterns.LOST_BACKSLASH.sub(lambda lost: _ESCAPED[lost[0]], answer)
+    answer = patterns.LOST_BACKSLASH.sub(lambda lost: patterns.ESCAPED[lost[0]], answer)
     return _after_mark(answer) or _stated(answer, is_last=True)  # "The answer is B"
 
 
