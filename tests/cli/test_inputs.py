@@ -32,6 +32,12 @@ def test_a_file_name_is_not_read_as_text(
     Path("given.json").write_text("{}")
     Path("passages.jsonl").write_text('{"id": "a", "text": "b"}\n')
     check_refused(run(*command), "given.json: this is a file, but a text is needed;")
+    Path("given.json").unlink()
+    os.mkfifo("given.json")  # as <(COMMAND) is
+    check_refused(run(*command), "given.json: this is a file, but a text is needed;")
+    Path("given.json").unlink()
+    Path("given.json").mkdir()
+    check_refused(run(*command), "given.json: this is a folder, but a text is needed;")
 
 
 def test_the_letter_case_of_jsonl_does_not_matter() -> None:

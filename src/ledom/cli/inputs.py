@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def is_jsonl(argument: str, name: str) -> bool:
     """Whether an argument names a JSONL file; any other argument is itself the text called `name`.
 
-    Raises `InputError` if it names another existing file, as that was surely not meant as the text.
+    Raises `InputError` if it names another existing file or folder, which is hardly meant as text.
 
     >>> is_jsonl("queries.jsonl", "query"), is_jsonl("2 + 2?", "query")
     (True, False)
@@ -57,7 +57,8 @@ def read_words(argument: str, name: str) -> str:
 
 
 def argument_text(argument: str, name: str) -> str:
-    """An argument as text; raises `InputError` for the name of a file, and if it is not UTF-8.
+    """An argument as text; raises `InputError` for the name of a file or folder, and if it is not
+    UTF-8.
 
     >>> argument_text("4 €", "query")
     '4 €'
@@ -67,7 +68,13 @@ def argument_text(argument: str, name: str) -> str:
 
 
 def _refuse_file(argument: str, name: str, also: str = "") -> None:
-    if os.path.isfile(argument):
+    if os.path.isdir(argument):
+        raise InputError(
+            f"this is a folder, but a text is needed; if this word is the {name}, give - and the "
+            "word as standard input",
+            path=argument,
+        )
+    if os.path.exists(argument):  # also a pipe, as of <(COMMAND)
         raise InputError(
             f"this is a file, but a text is needed; to use its contents as the {name}, give - and "
             f"the file as standard input (< FILE){also}",
