@@ -10,6 +10,7 @@ import typer.main
 
 from command_line import Run
 from ledom.cli.app import app
+from ledom.data.benchmarks import BENCHMARKS
 from ledom.data.formats import FORMATS
 from ledom.evaluate.suites import SUITE_NAMES
 from ledom.lm import BACKENDS
@@ -79,6 +80,7 @@ def test_all_splits_are_named(name: str) -> None:
     [
         ("eval", "suite", SUITE_NAMES),
         ("import", "source", ALIASES),
+        ("rerank", "problems", BENCHMARKS),
         ("rerank", "forward", [f"{prefix}:" for prefix in BACKENDS if prefix]),
         ("tokenize", "format", FORMATS),
     ],

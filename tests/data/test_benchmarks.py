@@ -46,7 +46,7 @@ def test_rows_from_the_hub_are_read(monkeypatch: pytest.MonkeyPatch, name: str) 
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     (problem,) = load_benchmark(name)
     assert (problem.question, problem.answer, problem.solution) == EXPECTED[name]
-    assert problem.extra.get("aliases") == ALIASES.get(name)
+    assert problem.aliases == ALIASES.get(name)
     assert problem.id == f"{name}-0"
     assert asked == [(BENCHMARKS[name].hub, BENCHMARKS[name].split)]
 

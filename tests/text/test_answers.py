@@ -78,6 +78,12 @@ def test_the_label_takes_precedence_over_the_answer(
     assert is_right(candidate, answer, problem) is right
 
 
+def test_an_answer_may_equal_an_alias() -> None:
+    problem = Problem(id="p", question="Who?", answer="Bach", aliases=["J. S. Bach"])
+    for answer, right in (("J. S. Bach", True), ("bach", True), ("Handel", False)):
+        assert is_right(Candidate(problem_id="p", index=0, text="..."), answer, problem) is right
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",

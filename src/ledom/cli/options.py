@@ -55,8 +55,8 @@ Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed, a
 Problems = Annotated[
     str,
     problem_option(
-        help="A JSONL file of problems, or gsm_symbolic (generated), gsm8k, math500, aime2024 or "
-        "amc2023."
+        help="A JSONL file of problems, or gsm_symbolic (generated), gsm8k, math500, aime2024, "
+        "amc2023, triviaqa or nq_open."
     ),
 ]
 NumProblems = Annotated[

@@ -156,6 +156,8 @@ class Problem(Record):
     question: str
     answer: str | None = None
     solution: str | None = None
+    aliases: list[str] | None = None
+    """Other right answers."""
 
     def __post_init__(self) -> None:
         """Reject a worked solution as the answer (GSM8K's format); no answer would equal it."""

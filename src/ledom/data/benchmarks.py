@@ -92,10 +92,7 @@ def load_benchmark(name: str) -> list[Problem]:
         return read_records(Path(folder) / benchmark.file, Problem, unique_ids())
     problems = []
     for number, row in enumerate(_from_hub(name, benchmark)):
-        fields = {**benchmark.read(row)}
-        aliases = fields.pop("aliases", None)
-        extra = {"aliases": [*aliases]} if aliases else {}
-        problems.append(Problem(id=f"{name}-{number}", extra=extra, **fields))
+        problems.append(Problem(id=f"{name}-{number}", **benchmark.read(row)))
     return problems
 
 

@@ -193,16 +193,9 @@ def _neighbors(
 
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
-    """A task of problems with written answers; raises `InputError` for a problem without one, and
-    for other right answers (`aliases`) that are not texts."""
+    """A task of problems with written answers; raises `InputError` for a problem without one."""
     problems = load_problems(source, None)
     for problem in problems:
-        aliases = problem.extra.get("aliases", [])
-        if not isinstance(aliases, list) or not all(isinstance(one, str) for one in aliases):
-            raise InputError(
-                f"problem {problem.id!r} of {source}: aliases is {in_one_line(repr(aliases))}, "
-                "expected a list of texts"
-            )
         if not problem.is_labeled:
             raise InputError(
                 f"problem {problem.id!r} of {source} has no answer to compare with; add the key "

@@ -37,7 +37,7 @@ from ledom.rerank.sample import (
 from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.step_search import SearchConfig, check_models, search, search_groups
 from ledom.rerank.strategies import STRATEGIES
-from ledom.text.answers import is_correct
+from ledom.text.answers import extract_answer, is_right
 
 __all__ = ["SearchJob", "SearchReport", "search_job"]
 
@@ -149,8 +149,9 @@ def _report(
     if drawn:
         some = f"{len(labeled)} of {len(job.problems)} problems are labeled"
         note = "" if len(labeled) == len(job.problems) else f"{some}; only these are measured"
-        found = {candidate.problem_id: candidate.text for candidate in searched}
-        right = np.array([float(is_correct(found[p.id], p.answer or "")) for p in labeled])
+        found = {candidate.problem_id: candidate for candidate in searched}
+        verdicts = [is_right(c := found[p.id], extract_answer(c.text), p) for p in labeled]
+        right = np.array(verdicts, dtype=float)
         count, rivals = _rivals(job, labeled, drawn)
         groups = [question_hash(problem.question) for problem in labeled]
         both = {"step-level search": right, **rivals}

@@ -60,8 +60,7 @@ def extract_answer(text: str) -> str | None:
         before, *further = patterns.NEXT_QUESTION.split(part, maxsplit=1)
         places = [(find, before) for find in _STATING if further]
         for find, place in [*places, *((find, part) for find in _FINDERS)]:
-            answer = find(place)
-            if answer is not None:
+            if (answer := find(place)) is not None:
                 return answer
     return None
 
@@ -365,7 +364,7 @@ def is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool
     """Whether a candidate is right; None without a label and without an answer to the problem.
 
     The candidate's label takes precedence. Without one, its final `answer` (`extract_answer` of its
-    text) is compared with the problem's answer.
+    text) is compared with the problem's answer and aliases.
 
     >>> problem = Problem(id="p", question="2 + 2?", answer="4")
     >>> is_right(Candidate(problem_id="p", index=0, text="#### 5"), "5", problem)
@@ -375,7 +374,8 @@ def is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool
     """
     if candidate.correct is not None:
         return candidate.correct
-    return equal_answers(problem.answer, answer) if problem.is_labeled else None
+    rights = problem.answer, *(problem.aliases or ())
+    return any(equal_answers(right, answer) for right in rights) if problem.is_labeled else None
 
 
 def equal_answers(first: str | None, second: str | None) -> bool:
