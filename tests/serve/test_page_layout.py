@@ -42,6 +42,7 @@ def test_a_ranking_is_printed_with_its_bars_and_without_controls(
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()
     assert not page.locator("#judge-run").is_visible()
+    assert not page.locator("#judge-example").is_visible()
     bar = page.locator("#ranking .bar").first
     assert bar.evaluate("bar => getComputedStyle(bar).printColorAdjust") == "exact"
     page.close()
