@@ -31,7 +31,6 @@ from waiting import SECONDS
         ),
         (["--reverse", "none", "--mask-copies", "4"], "--mask-copies would have no effect"),
         (["--forward", "none", "--reverse", "none"], "no model to judge with"),
-        (["--empty-reward", "nan"], "empty_reward is nan; give a finite number"),
     ],
 )
 @pytest.mark.usefixtures("fakes")
@@ -51,6 +50,12 @@ def test_a_strategy_that_is_no_reward_is_refused_before_models_are_loaded(
     code, printed = run("serve", "--port", 0, "--strategy", strategy, "--reverse", "missing")
     assert code == 2
     assert f"strategy '{strategy}' cannot score one answer; choose among: forward, " in printed
+
+
+def test_an_empty_reward_that_is_no_number_is_refused_before_models_are_loaded(run: Run) -> None:
+    code, printed = run("serve", "--port", 0, "--empty-reward", "nan", "--reverse", "missing")
+    assert code == 2
+    assert "Invalid value for '--empty-reward'" in printed
 
 
 def test_a_missing_package_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,8 +37,10 @@ Strategy = Annotated[
 EmptyReward = Annotated[
     float | None,
     typer.Option(
+        min=-1e9,
+        max=1e9,
         help="Reward of an empty answer, or of a thought that was cut off. Default: that of an "
-        "empty text, which can be the highest of all."
+        "empty text, which can be the highest of all.",
     ),
 ]
 UpstreamAddress = Annotated[

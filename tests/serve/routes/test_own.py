@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import ledom
+from ledom.core.errors import InputError
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.rerank.weights import TunedWeights
 from ledom.serve.app import make_app
@@ -171,6 +172,8 @@ def test_empty_answers_can_have_a_reward_of_their_own(
     assert judged[2:] == usual[2:]
     assert [j.scores for j in judged] == [j.scores for j in usual]
     assert max(usual, key=lambda j: j.reward) in usual[:2]  # why it exists
+    with pytest.raises(InputError, match="empty_reward is nan; give a finite number"):
+        Judge(*pair, empty_reward=math.nan)
 
 
 def test_weights_for_another_model_give_a_warning(
