@@ -252,6 +252,12 @@ def test_a_failing_upstream_gives_one_clear_line(
         assert client.get("/healthz").status_code == 200
 
 
+def test_an_upstream_that_needs_a_key_says_so(models: Models) -> None:
+    with gateway(models, lambda request: httpx.Response(401), key="") as client:
+        message = chat(client).json()["error"]["message"]
+    assert message == "the upstream answered 401: it needs a key (OPENAI_API_KEY)"
+
+
 @pytest.mark.slow
 def test_an_upstream_that_cannot_be_reached_fails_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledom.serve.upstream._PAUSES", ())

@@ -186,7 +186,8 @@ class Upstream:
         status = answer.status_code
         message = f"the upstream answered {status}"
         if status == 401:  # its message may contain parts of the key
-            return Refusal(502, f"{message}: it rejects this server's key (OPENAI_API_KEY)")
+            what = "rejects this server's key" if self.key else "needs a key"
+            return Refusal(502, f"{message}: it {what} (OPENAI_API_KEY)")
         if answer.is_redirect:
             return Refusal(502, f"{message}, a redirect; give --upstream the final address")
         if status == 404 and "/v1" not in self.base_url:

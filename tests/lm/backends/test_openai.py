@@ -179,7 +179,10 @@ def test_temporary_errors_are_retried(
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        ((401, b'{"error": {"message": "no key"}}'), "m: the server answered 401: .*no key"),
+        (
+            (401, b'{"error": {"message": "no key"}}'),
+            "m: the server answered 401: .*no key; put .* in OPENAI_API_KEY",
+        ),
         ((404, b"{}"), "the server answered 404"),
         ((422, b'{"error": "top_p > 1", "error_type": "validation"}'), "answered 422: top_p > 1"),
         ((500, b"oops"), "the server answered 500: oops$"),

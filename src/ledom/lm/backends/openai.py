@@ -242,6 +242,8 @@ class OpenAILanguageModel(LanguageModel):
         except openai.APIStatusError as error:
             said = _said(error.body or error.message)
             remedy = "; give the server's limit, as in context=4096" if "context" in said else ""
+            if error.status_code == 401:
+                remedy = "; put the server's key in OPENAI_API_KEY"
             raise ServerError(
                 f"{self.name}: the server answered {error.status_code}: {said}{remedy}"
             ) from error
