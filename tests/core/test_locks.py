@@ -75,3 +75,11 @@ def test_tasks_of_srun_are_told_of_torchrun(
             lock_folder(tmp_path, "trains"),
         ):
             pass
+
+
+def test_a_users_own_lock_file_is_kept(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("mine")
+    with lock_folder(tmp_path, "trains"):
+        pass
+    assert (tmp_path / ".lock").read_text() == "mine"
+    assert os.listdir(tmp_path) == [".lock"]

@@ -173,7 +173,7 @@ def test_waiting_names_the_lock_holder_and_ends_when_it_dies(tmp_path, config, m
     who = f"{tmp_path / 'data'}: waiting for process {child} on {socket.gethostname()}, which"
     assert who in caplog.messages[0]
     assert "stop it or write to another folder" in caplog.messages[0]
-    assert not (tmp_path / "data" / ".lock.holder").exists()
+    assert not (tmp_path / "data" / ".ledom.lock.holder").exists()
 
 
 def test_interrupted_preparation_is_redone(tmp_path, config, monkeypatch):

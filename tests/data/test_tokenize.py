@@ -216,7 +216,7 @@ def test_a_place_that_cannot_be_written_is_refused(
 def test_two_concurrent_runs_are_refused(tmp_path: Path, make: Make) -> None:
     (tmp_path / "s").mkdir()
     with (
-        FileLock(tmp_path / "s" / ".lock"),
+        FileLock(tmp_path / "s" / ".ledom.lock"),
         pytest.raises(OutputError, match="in use by .*, which tokenizes there; stop it, or"),
     ):
         make()

@@ -120,7 +120,7 @@ def test_an_input_changed_while_the_twin_trains_is_refused(
         with pytest.raises(CheckpointError, match=r"run: data.valid \(.*\) has changed since this"):
             check_inputs(full, [Direction.REVERSE], folder)
         assert (folder / "inputs.json").read_bytes() == before
-    (folder / "forward/.lock").touch()  # as left by a killed process
+    (folder / "forward/.ledom.lock").touch()  # as left by a killed process
     check_inputs(full, [Direction.REVERSE], folder)
     assert (folder / "inputs.json").read_bytes() != before
 

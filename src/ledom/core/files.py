@@ -178,7 +178,7 @@ def _cannot_write(path: str | Path, error: OSError) -> OutputError:
 
 @contextmanager
 def lock_folder(
-    folder: Path, work: str, wait: bool = False, name: str = ".lock"
+    folder: Path, work: str, wait: bool = False, name: str = ".ledom.lock"
 ) -> Iterator[Callable[[], None]]:
     """Create a folder and hold a lock in it, which the system releases if this process is killed.
 

@@ -199,7 +199,7 @@ def is_training(folder: Path) -> bool:
     >>> is_training(Path("no-run/forward"))
     False
     """
-    if not (folder / ".lock").is_file():
+    if not (folder / ".ledom.lock").is_file():
         return False
     try:
         with lock_folder(folder, "compares its inputs"):
