@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -244,6 +245,14 @@ def test_texts_that_are_scored_whole_have_no_examples(monkeypatch: pytest.Monkey
     assert task.config.num_fewshot == 0
     task.build_all_requests()
     assert [one.args for one in task.instances] == [("A0",), ("A1",), ("A2",), ("A0",)]
+
+
+def test_a_perplexity_that_is_too_large_is_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chinese text without spaces is a single word of thousands of nats."""
+    whole = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "test_split": "test"}
+    of = made(whole, 0, monkeypatch).aggregation()["word_perplexity"]
+    assert of([(-1.0, 1), (-3.0, 1)]) == pytest.approx(math.exp(2.0))
+    assert of([(-1.0, 1), (-3000.0, 1)]) == math.inf
 
 
 def test_examples_equal_those_of_the_harness_unless_one_is_the_question(

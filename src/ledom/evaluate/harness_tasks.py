@@ -8,6 +8,7 @@ used only for other groups, for tags, and for names that several files define.
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -83,7 +84,20 @@ def build_tasks(name: str, num_fewshot: int, dataset: Path | None = None) -> lis
         elif not shows_examples or task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         leave_out_the_question(task, partial(_asks_the_same, task))
+        metrics = task.aggregation()
+        metrics.update({name: partial(_aggregate, how) for name, how in metrics.items()})
     return tasks
+
+
+def _aggregate(how: Callable[[Any], Any], items: Any) -> Any:
+    """A metric of all documents; infinite if it is too large, as the perplexity of a long word.
+
+    The harness would raise an error, which would end the evaluation of all tasks.
+    """
+    try:
+        return how(items)
+    except OverflowError:
+        return math.inf
 
 
 def set_seeds(tasks: Sequence[Any] = ()) -> None:
