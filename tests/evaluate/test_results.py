@@ -32,14 +32,15 @@ def test_the_interval_of_a_perfect_share_extends_downwards() -> None:
     assert (found.interval.low, found.interval.high) == (pytest.approx(0.025**0.1), 1)
 
 
-def test_intervals_and_differences_resample_groups() -> None:
+@pytest.mark.parametrize("metric", ["acc", "exact_match (strict-match)"])
+def test_intervals_and_differences_resample_groups(metric: str) -> None:
     """Ten documents in five groups of equal values have the intervals of five documents."""
     keys = [("task", number) for number in range(10)]
     right = {key: float(key[1] % 5 < 3) for key in keys}
 
     def rows(share: int) -> list[Row]:
         own = {key: right[key] for key in keys[:share]}
-        ways = [Measured(way, "", "acc", own) for way in Direction]
+        ways = [Measured(way, "", metric, own) for way in Direction]
         return compare(ways, {key: key[1] % 5 for key in keys})
 
     assert rows(10) == rows(5)

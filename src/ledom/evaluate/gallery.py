@@ -23,7 +23,7 @@ from ledom.data.problems import generate_problems
 from ledom.evaluate.infilling import Gap, Middle
 from ledom.evaluate.inversion import InvertedPrompt
 from ledom.evaluate.proposals import Proposal
-from ledom.evaluate.results import MAIN_METRICS, Evaluation
+from ledom.evaluate.results import Evaluation, is_main
 from ledom.evaluate.retrieval import Ranked
 from ledom.evaluate.reversal import ARMS, ReversalResult
 from ledom.evaluate.synthesis import seed_prompt
@@ -160,9 +160,9 @@ def _benchmarks(file: Path, lm: LanguageModel, count: int) -> _Content:
     rows = [["task", "documents", "model, scoring", "accuracy, %", "minus forward"]]
     for task in found.tasks:
         for row in task.rows:
-            if row.metric in MAIN_METRICS and row.interval is not None and not row.note:
+            if is_main(row.metric) and row.interval is not None and not row.note:
                 gain = "" if row.less_forward is None else difference(row.less_forward)
-                name = f"{row.model} {row.scoring}".strip()
+                name = " ".join(f"{row.model} {row.scoring} {row.metric.partition(' ')[2]}".split())
                 value = accuracy(row.interval)
                 rows.append([task.task, f"{task.num_documents:,}", name, value, gain])
     rule = f"all tasks of the run that have an accuracy, made by {found.command}."

@@ -24,18 +24,16 @@ from ledom.report.results import Interval
 
 __all__ = [
     "ENTROPY",
-    "MAIN_METRICS",
     "Evaluation",
     "Measured",
     "Row",
     "TaskResult",
     "compare",
+    "is_main",
     "reciprocal_ranks",
     "right_firsts",
 ]
 
-MAIN_METRICS = ("acc", "exact_match")
-"""Metrics whose differences are shown."""
 ENTROPY = "cond. entropy"
 """The entropy of the choice given the question (forward), or of the question given the choice."""
 _SHARE = re.compile(r"(\w+_)?acc(_\w+)?|exact_match|em|f1|mc[12]|pass@\d+")
@@ -159,6 +157,15 @@ def _chances(ranked: Sequence[tuple[bool, float]]) -> dict[int, float]:
     return {}
 
 
+def is_main(metric: str) -> bool:
+    """Whether the differences of a metric are shown; a filter of its answers does not matter.
+
+    >>> is_main("acc"), is_main("exact_match (strict-match)"), is_main("acc_norm")
+    (True, True, False)
+    """
+    return metric.partition(" ")[0] in ("acc", "exact_match")
+
+
 def compare(
     measured: Sequence[Measured], groups: Mapping[Key, Hashable] | None = None
 ) -> list[Row]:
@@ -179,7 +186,7 @@ def _row(one: Measured, measured: Sequence[Measured], groups: Mapping[Key, Hasha
     if one.values:
         find_interval = share_interval if unit == "share" else bootstrap_interval
         interval = find_interval(values, groups=own)
-    if one.values and one.metric in MAIN_METRICS and not one.note:
+    if one.values and is_main(one.metric) and not one.note:
         if one.direction is Direction.REVERSE:
             forward = _paired(one, _find(measured, one.metric, Direction.FORWARD, None), own)
         if one.scoring != "reversed prompt":
