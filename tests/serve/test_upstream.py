@@ -177,6 +177,7 @@ class _Garbled(httpx.AsyncByteStream):
         yield b"not gzip"
 
 
+THOUGHT = {"message": {"content": "", "reasoning": "3 +"}, "finish_reason": "length"}
 FAILURES: dict[str, tuple[Handler, int, str]] = {
     "hangs": (
         _hangs,
@@ -208,15 +209,7 @@ FAILURES: dict[str, tuple[Handler, int, str]] = {
         "no text",
     ),
     "only thoughts": (  # a client would repeat a request after a 502
-        lambda r: httpx.Response(
-            200,
-            json={
-                "choices": [
-                    {"message": {"content": "", "reasoning": "3 +"}, "finish_reason": "length"}
-                ]
-                * 6
-            },
-        ),
+        lambda r: httpx.Response(200, json={"choices": [THOUGHT] * 6}),
         400,
         "no candidate has text within its token limit; send a larger max_tokens",
     ),
