@@ -345,3 +345,20 @@ def test_the_mock_model_depends_on_its_batch(tokenizer: Tokenizer) -> None:
     assert any((a != b).any() for a, b in zip(alone, lm.logprobs(targets), strict=True))
     lengths = [len(str(list(lm.generate(["a"] * n, Sampling(), 20)))) for n in (1, 2)]
     assert all(a != b for a, b in pairwise(lengths))
+
+
+def test_scores_of_other_parts_of_a_text_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version of ledom that knows more marks of thoughts reads less of a text."""
+    drawn = [
+        Candidate(problem_id="p", index=i, text=text)
+        for i, text in enumerate(["<think>2?</think>2", "[THINK]3?[/THINK]3"])
+    ]
+    lm, problem = FakeLanguageModel(direction="reverse"), Problem(id="p", question="1 + 1?")
+    files = ScoreFiles(tmp_path, [problem], drawn, lm, no_progress)
+    with monkeypatch.context() as patch:
+        patch.setattr("ledom.text.answers.with_tags", lambda text: text)
+        fill_scores(files)
+    with pytest.raises(InputError, match="made with other settings .without_thoughts: "):
+        fill_scores(files)

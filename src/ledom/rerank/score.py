@@ -142,8 +142,9 @@ class ScoreFiles:
             )
         if self.mask_copies and self.lm.direction is Direction.REVERSE:
             made_with |= {"mask_copies": self.mask_copies, "words": fingerprint([(WORD,)])}
-        if any(_without_thought(c.text) != c.text for c in self.candidates):
-            made_with["thoughts"] = "not read"
+        read = [_without_thought(c.text) for c in self.candidates]
+        if read != [c.text for c in self.candidates]:
+            made_with["without_thoughts"] = fingerprint((text,) for text in read)
         path = self.folder / f"scores.{name}.jsonl"
         check = partial(score_check, self.problems, self.candidates, name)
         work: Work[Candidate, Score] = Work(
