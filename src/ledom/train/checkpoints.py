@@ -149,6 +149,10 @@ class Checkpoints:
             raise CheckpointError(refusal)
         if newest is None:
             return 0
+        if any(self._world.total(self._is_changed(newest))):
+            raise CheckpointError(
+                f"{_damaged(newest)} (its bytes have changed since it was written)"
+            )
         contents = self._contents()
         try:
             _drop_unsaved(contents["optimizers"]["state"], newest)
@@ -177,6 +181,17 @@ class Checkpoints:
         self._saved = int(newest.name)
         return self._saved
 
+    def _is_changed(self, checkpoint: Path) -> bool:
+        """Whether a file in this process's share has other bytes than were written.
+
+        torch would read them without an error.
+        """
+        hashes = read_json(checkpoint / RUN).get(_HASHES, {})  # none in those of earlier versions
+        with suppress(OSError):  # reading the checkpoint names the reason
+            own = sorted(hashes)[self._world.rank :: self._world.size]
+            return any(file_hash(checkpoint / name) != hashes[name] for name in own)
+        return False
+
     def _contents(self) -> dict[str, Any]:
         weights, optimizers = get_state_dict(self._model, self._optimizers)
         return {"model": weights, "optimizers": optimizers}
@@ -192,8 +207,6 @@ class Checkpoints:
             newest, refusal = self._find()
             if not refusal:
                 write_json(run / RUN, self._run)
-        if newest and not refusal and _is_changed(newest):
-            refusal = f"{_damaged(newest)} (its bytes have changed since it was written)"
         return newest, refusal
 
     def _find(self) -> tuple[Path | None, str]:
@@ -280,14 +293,6 @@ def newest_step(folder: Path) -> int:
 def _finished(folder: Path) -> list[Path]:
     """The complete checkpoints, oldest first."""
     return sorted(path for path in folder.glob("*") if path.name.isdigit())
-
-
-def _is_changed(checkpoint: Path) -> bool:
-    """Whether a file has other bytes than were written, which torch would read without an error."""
-    hashes = read_json(checkpoint / RUN).get(_HASHES, {})  # none in those of earlier versions
-    with suppress(OSError):  # reading the checkpoint names the reason
-        return any(file_hash(checkpoint / name) != hashes[name] for name in hashes)
-    return False
 
 
 def _damaged(checkpoint: Path) -> str:
