@@ -218,6 +218,8 @@ EXTRACTED: list[tuple[str, str | None]] = [
     ("\\ln 2", "\\ln 2"),
     ("(x+1)(x+2)", "(x+1)(x+2)"),
     ("2 hours and 30 minutes", "2 hours and 30 minutes"),
+    ("So it takes her 2 hours, 30 minutes.", "2 hours, 30 minutes"),
+    ("It takes 1 hour and 30 minutes in all.", "1 hour and 30 minutes"),
     ("so x is -5", "-5"),  # not a product of letters
     ("3 + 4 = 8", "8"),
     ("5 + 6 = 11, 11 * 2 = 22 apples", "22"),

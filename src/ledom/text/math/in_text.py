@@ -65,6 +65,7 @@ _RAISED = "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"
 _REPEATING = r"\\overline\s?\{[0-9]+\}|(?<=\.)\([0-9]+\)|(?<=\.[0-9])\([0-9]+\)"
 _TIME = r"(?:(?::[0-9]+)+|(?:\s:\s[0-9]+)+)?(?:\s?[aApP]\.?[mM]\b)?"
 _POWER = rf"(?:(?:\^|\*\*)(?:\{{?[-\u2212]?[0-9]+\}}?|\([-\u2212]?[0-9]+\))|{_RAISED})"
+_MINUTES = r"\s(?:hours?|hrs?),?(?:\sand)?\s[0-9]+\s(?:minutes?|mins?)\b"  # of 2 hours 30 minutes
 _SHARE = r"\sand\s(?:an?|one)[\s-](?:half|third|quarter|fourth|fifth|sixth|eighth|tenth)\b"
 NUMBER = re.compile(
     r"(?=[-\u2212\u2013±\\$€£¥₹₱₩UR.0-9])"  # a faster search: few characters begin a number
@@ -80,7 +81,7 @@ NUMBER = re.compile(
     r"(?:[eE][-+]?[0-9]{1,4}(?![\w.]\w)"
     rf"|(?:\s?(?:[x*×·⋅∙]|\\times|\\cdot)\s?10)?{_POWER}"
     rf"|\s?\\?%|\s?{_PI}(?:/[0-9]+)?)?"
-    rf"(?:\s?(?:hundred|thousand|million|billion|trillion|quadrillion)\b|{_SHARE})?"
+    rf"(?:\s?(?:hundred|thousand|million|billion|trillion|quadrillion)\b|{_SHARE}|{_MINUTES})?"
 )
 _GROUP = r"\{(?:[^{}]|\{[^{}]{0,99}\}){1,99}\}"
 _VALUE = rf"[-\u2212]?{_UNSIGNED}(?:/[0-9]+)?"
