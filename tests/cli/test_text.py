@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,15 @@ def test_fewer_texts_than_requested_are_noted(
 
 def test_an_empty_question_is_refused(run: Run, fakes: dict[str, FakeLanguageModel]) -> None:
     check_refused(run("explain", " ", "1 + 1 = 2"), "the question is empty; give a text")
+
+
+def test_a_solution_may_be_given_as_standard_input(
+    run: Run, fakes: dict[str, FakeLanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"1 + 1 = 2\n")))
+    given = run("explain", "What is 1 + 1?", "-", "1 + 1 = 3")
+    assert given == run("explain", "What is 1 + 1?", "1 + 1 = 2", "1 + 1 = 3")
+    check_refused(run("explain", "-", "-"), "there is only one standard input")
 
 
 def test_explain_ranks_and_writes_a_page(

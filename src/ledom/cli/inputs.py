@@ -33,9 +33,15 @@ def is_jsonl(argument: str, name: str) -> bool:
 
 
 def read_text(argument: str, name: str) -> str:
-    """The text of an argument, or of standard input for `-`; see `argument_text`."""
+    """The text of an argument, or of standard input for `-`; raises `InputError` for the name of a
+    file or folder, and if it is not UTF-8.
+
+    >>> read_text("4 €", "query")
+    '4 €'
+    """
     if argument != "-":
-        return argument_text(argument, name)
+        _refuse_file(argument, name)
+        return _decode(os.fsencode(argument), name)
     if sys.stdin is None:
         raise InputError("- means standard input, but standard input is closed; give the text")
     data = sys.stdin.buffer.read().removeprefix(BOM_UTF8)  # which Windows puts before a text
@@ -54,17 +60,6 @@ def read_words(argument: str, name: str) -> str:
     if not text.strip():
         raise InputError(f"the {name} is empty; give a text")
     return text
-
-
-def argument_text(argument: str, name: str) -> str:
-    """An argument as text; raises `InputError` for the name of a file or folder, and if it is not
-    UTF-8.
-
-    >>> argument_text("4 €", "query")
-    '4 €'
-    """
-    _refuse_file(argument, name)
-    return _decode(os.fsencode(argument), name)
 
 
 def _refuse_file(argument: str, name: str, also: str = "") -> None:

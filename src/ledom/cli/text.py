@@ -10,7 +10,7 @@ import typer
 
 from ledom.cli import options
 from ledom.cli.display import log, note, show_case, show_texts, warn
-from ledom.cli.inputs import argument_text, is_jsonl, load_model, read_text, read_words
+from ledom.cli.inputs import is_jsonl, load_model, read_text, read_words
 from ledom.cli.progress import track
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, read_records
@@ -47,7 +47,10 @@ def explain(
     context: typer.Context,
     question: Annotated[str, typer.Argument(help="The question, or - for standard input.")],
     solutions: Annotated[
-        list[str], typer.Argument(help="Candidate solutions, or JSONL files of candidates.")
+        list[str],
+        typer.Argument(
+            help="Candidate solutions, JSONL files of candidates, or - for standard input."
+        ),
     ],
     problem_id: Annotated[
         str | None, typer.Option("--id", help="Read only this problem's candidates from the files.")
@@ -73,6 +76,8 @@ def explain(
         (not any(is_file), "it selects candidates from files, and none is given", ["problem_id"]),
         *options.unused_by_models(reverse),
     )
+    if [question, *solutions].count("-") > 1:
+        raise InputError("there is only one standard input; give - only once")
     options.check_results(out, "report.html", "report.md", "report.json")
     text = read_words(question, "question")
     text = text.strip() if question == "-" else text
@@ -99,7 +104,8 @@ def _solutions(
                 raise InputError(several, path=source)
             found += [c.text for c in records if problem_id in (None, c.problem_id)]
         else:
-            found.append(argument_text(source, "solution"))
+            text = read_text(source, "solution")
+            found.append(text.rstrip("\n") if source == "-" else text)
     if not found:
         raise InputError(
             f"no candidates of problem {problem_id!r} in {', '.join(sources)}; give another --id"
