@@ -52,6 +52,8 @@ def test_wrong_choices_differ_from_the_right_one_in_one_number(place: str) -> No
     questions = problem_questions(place, 10, seed=3)  # type: ignore[arg-type]
     assert len(questions) == 10
     for question in questions:
+        solutions = question.choices if place == "after" else [question.question]
+        assert all(solution.rstrip()[-1].isdigit() for solution in solutions)
         right = question.choices[question.answer_index].split()
         for choice in question.choices:
             differing = sum(a != b for a, b in zip(right, choice.split(), strict=True))

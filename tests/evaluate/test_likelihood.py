@@ -228,6 +228,10 @@ def test_the_reversed_prompt_control_puts_the_choice_on_the_wrong_side() -> None
     assert values("reversed prompt", FORWARD, *shown) == pytest.approx(forward)  # "cab bc ab"
     assert values("reversed prompt", FORWARD, *asked("ab", CHOICES)) == []
     assert values("reversed prompt", REVERSE, *contexts) == []
+    long = [Request(context, " bcb", 3) for context in ("ddab", "ddac")]  # of "bcb ddab", 7 fit
+    cut = [SCORINGS[FORWARD]["reversed prompt"](p) for p in parts_of(FORWARD, *long, context=6)]
+    exact = [0.1 * 0.1 * 0.1 * 0.2 * last for last in (0.5, 0.1)]
+    assert [math.exp(value or 0) for value in cut] == pytest.approx(exact)
 
 
 def test_greedy_metrics_are_meaningless_in_reverse() -> None:
@@ -305,6 +309,15 @@ def test_contexts_that_begin_differently_are_not_cut() -> None:
     for direction in Direction:
         with pytest.raises(InputError, match="document 4 of task 't'.*begin differently"):
             parts_of(direction, *requests, context=6)
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_a_model_that_gives_no_number_is_refused(
+    direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLE["a"], "b", math.nan)
+    with pytest.raises(InputError, match="a text has a log-probability that is not finite"):
+        parts_of(direction, *asked("abab", CHOICES))
 
 
 def test_an_empty_choice_is_refused() -> None:

@@ -47,6 +47,22 @@ def test_intervals_and_differences_resample_groups(metric: str) -> None:
     assert rows(10)[1].less_forward is not None
 
 
+def test_differences_are_from_the_forward_model_and_from_the_own_reversed_prompt() -> None:
+    def measured(way: Direction, scoring: str, *right: float) -> Measured:
+        return Measured(way, scoring, "acc", {("task", i): one for i, one in enumerate(right)})
+
+    rows = compare(
+        [
+            measured(Direction.FORWARD, "conditional", 1, 0, 0, 0),
+            measured(Direction.FORWARD, "reversed prompt", 0, 0, 0, 0),
+            measured(Direction.REVERSE, "Bayes", 1, 1, 1, 0),
+            measured(Direction.REVERSE, "reversed prompt", 1, 1, 0, 0),
+        ]
+    )
+    means = [[i and i.mean for i in (row.less_forward, row.less_reversed)] for row in rows]
+    assert means == [[None, 0.25], [None, None], [0.5, 0.25], [0.25, None]]
+
+
 @pytest.mark.parametrize("metric", ["word_perplexity", "bits_per_byte", "accuracy_gap", ENTROPY])
 def test_a_number_that_happens_to_be_0_or_1_is_not_a_share(metric: str) -> None:
     found = row(metric, *[1.0] * 10)

@@ -129,6 +129,8 @@ def test_the_chosen_answer_is_the_measured_one() -> None:
     ]
     (selection,) = select(pool, drawn, "vote_forward", default_weights())
     assert selection.answer == "2"
+    (picked,) = select(pool, drawn, "forward", default_weights())
+    assert (picked.index, picked.confidence) == (0, 0.5)
 
 
 def test_a_text_of_which_nothing_is_read_is_chosen_only_if_there_is_no_other() -> None:
