@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -113,6 +115,16 @@ def test_seconds_are_summed_over_the_files_a_strategy_needs() -> None:
     assert seconds("flip") is None  # unknown for its file
     given = Costs.count(TABLE, CANDIDATES, SCORES, sizes | {"writer": 0}, timings)
     assert given.of(STRATEGIES["forward"]).seconds == pytest.approx(3 / 2)
+
+
+def test_what_a_broken_off_candidate_wrote_is_counted() -> None:
+    """Its 8 tokens, 4 per problem, are paid for by the strategies that need the whole pool."""
+    unsure = replace(candidate("p", 9, "so", 8), finish_reason="unsure")
+    timings = {"candidates.jsonl": 54.0}  # 80, 20 and 8 tokens, at half a second each
+    found = Costs.count(TABLE, [*CANDIDATES, unsure], SCORES, {"writer": 1}, timings)
+    cost, greedy = (found.of(STRATEGIES[name]) for name in ("majority", "greedy"))
+    assert (cost.generated_tokens, cost.seconds) == (44, pytest.approx(22))
+    assert (greedy.generated_tokens, greedy.seconds) == (10, pytest.approx(5))
 
 
 def test_a_cost_is_summed_in_a_fixed_order() -> None:
