@@ -318,11 +318,16 @@ def test_tune_refuses_scores_that_an_earlier_reverse_model_left(
         fill_scores(files)
         return files
 
+    forward = FakeLanguageModel(tokenizer)
+    fill_scores(ScoreFiles(tmp_path, problems, drawn, forward, no_progress))
     files = again()
     fill_contrast(files, 2)
     fill_flip(files, FlipSettings(1))
     scores = read_scores(tmp_path, problems, drawn)
-    assert {score.target for score in scores} == {"x|y", "y", "x'|y", "x~|y"}
+    assert {score.target for score in scores} == {"y|x", "x|y", "y", "x'|y", "x~|y"}
+    (tmp_path / "scores.reverse.jsonl").unlink()
+    with pytest.raises(InputError, match=r"no reverse scores next to it; remove scores.contrast"):
+        read_scores(tmp_path, problems, drawn)
     again(mask_copies=3)
     with pytest.raises(InputError, match=r"scores.contrast.jsonl: .*mask_copies.*; remove"):
         read_scores(tmp_path, problems, drawn)
@@ -332,7 +337,7 @@ def test_tune_refuses_scores_that_an_earlier_reverse_model_left(
         with pytest.raises(InputError, match=rf"scores.{name}.jsonl: .*model: .*; remove"):
             read_scores(tmp_path, problems, drawn)
         (tmp_path / f"scores.{name}.jsonl").unlink()
-    assert {score.target for score in read_scores(tmp_path, problems, drawn)} == {"x|y", "y"}
+    assert {score.target for score in read_scores(tmp_path, problems, drawn)} == {"y|x", "x|y", "y"}
 
 
 def test_the_mock_model_depends_on_its_batch(tokenizer: Tokenizer) -> None:

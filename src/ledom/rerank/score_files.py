@@ -78,7 +78,7 @@ def _check_as_reverse(settings: JsonObject, file: Path, reverse: Path | None) ->
     remedy = f"remove {file.name}, or make it again together with the reverse scores"
     if reverse is None:
         raise InputError(f"there are no reverse scores next to it; {remedy}", path=file)
-    keys: tuple[str, ...] = ("model", "demonstrations", "mask_copies", "thoughts")
+    keys: tuple[str, ...] = ("model", "demonstrations", "mask_copies", "without_thoughts")
     own, wanted = (
         {key: made[key] for key in keys if key in made}
         for made in (settings, read_settings(reverse))
