@@ -67,6 +67,9 @@ def test_batches_contain_every_text_once_within_the_budget():
         assert len(PrefixTree.build([texts[i] for i in group]).ids) <= 200 + len(group) * 16
     assert len(groups) < sum(map(len, texts)) / 200 / 2  # sharing pays off
     assert list(batches([[1] * 500], 100)) == [[0]]
+    # The texts share 16 tokens, so a batch may hold 8 * 16 new ones, but not once [9] is in it.
+    texts = [[8] * 16 + [i] * 28 for i in range(8)]
+    assert [len(group) for group in batches([*texts, [9] * 99], 100)] == [4, 4, 1]
     assert list(batches([], 100)) == []
 
 

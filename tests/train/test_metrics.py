@@ -2,13 +2,12 @@
 
 import json
 import sys
-from contextlib import contextmanager
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from ledom.core.errors import InputError, OutputError, TrainingError
-from ledom.train import metrics
 from ledom.train.metrics import open_metrics, read_metrics
 
 ROW = {"step": 1, "loss": 2.5, "tokens": 10}
@@ -20,6 +19,8 @@ def test_rows_are_read_back_as_written(tmp_path):
         log(ROW)
         log(validated)
     assert read_metrics(tmp_path / "metrics.jsonl") == [ROW, validated]
+    with open_metrics(tmp_path, 1):  # resumes at step 1
+        assert read_metrics(tmp_path / "metrics.jsonl") == [ROW]
 
 
 def test_a_full_disk_is_an_output_error(tmp_path):
@@ -139,16 +140,25 @@ def test_missing_metrics_are_reported(tmp_path):
 
 
 def test_trackers_get_numbers_and_named_numbers(tmp_path, monkeypatch):
-    seen = []
+    seen, begun = [], []
 
-    @contextmanager
-    def tracker(name, folder, step, settings):
-        yield seen.append
+    def writer(folder, purge_step):
+        begun.append((folder, purge_step))
+        return nullcontext(SimpleNamespace(add_scalar=lambda *values: seen.append(values)))
 
-    monkeypatch.setitem(metrics._TRACKERS, "trackio", tracker)
-    with open_metrics(tmp_path, 0, ["trackio"]) as log:
+    hosted = SimpleNamespace(
+        init=lambda **_: None, finish=lambda: None, log=lambda row, step: seen.append((row, step))
+    )
+    monkeypatch.setitem(sys.modules, "trackio", hosted)
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=writer)
+    )
+    with open_metrics(tmp_path, 0, ["trackio", "tensorboard"]) as log:
         log(ROW | {"valid_data": "ab", "by": {"x y": 1.5}, "by_window": [1.0, 2.0]})
-    assert seen == [ROW | {"by/x y": 1.5}]
+    logged, *scalars = seen
+    assert logged == (ROW | {"by/x y": 1.5}, 1)
+    assert scalars == [("loss", 2.5, 1), ("tokens", 10, 1), ("by/x y", 1.5, 1)]
+    assert begun == [(str(tmp_path / "tensorboard"), 1)]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ledom.data.store import write_store
 from ledom.model.checkpoint import build_model
 from ledom.train.distributed import ProcessGroup
 from ledom.train.loop import packed_losses, train, validate
-from ledom.train.metrics import ValidationStats
+from ledom.train.metrics import ValidationStats, _numbered
 from number_documents import ids_of
 
 TEXTS = [
@@ -192,6 +192,8 @@ def test_many_windows_and_sources_are_joined(tmp_path, data):
     assert counts["end"] == 408
     assert counts["s0"] == 80
     assert counts["other sources"] == 2 * sum(range(1, 11))  # s30 to s39
+    names = [f"s{i:02}" for i in range(32)]
+    assert _numbered(names)[0] == names  # none is left to join
 
 
 @pytest.mark.slow

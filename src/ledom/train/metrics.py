@@ -316,7 +316,7 @@ class ValidationStats:
             ("position", starts, by_position),
             ("source", self._sources, by_source),
         ):
-            read = [place for place, count in enumerate(counts) if count and labels]
+            read = [place for place, count in enumerate(counts) if count]
             if read:
                 row[f"valid_loss_by_{name}"] = {labels[place]: means[place] for place in read}
                 row[f"valid_tokens_by_{name}"] = {labels[place]: counts[place] for place in read}
