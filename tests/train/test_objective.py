@@ -90,7 +90,7 @@ def test_an_epoch_uses_every_problem_once_in_its_own_order(tokenizer, problems):
     ]
     assert sorted(epochs[0]) == sorted(epochs[1])
     assert epochs[0] != epochs[1]
-    assert len({tuple(ids) for ids in epochs[0]}) == 12
+    assert len({tuple(ids) for ids in epochs[0]}) == len(epochs[0]) == 12
 
 
 def test_unusable_training_problems_are_refused(tokenizer):

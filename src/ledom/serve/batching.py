@@ -75,10 +75,10 @@ _Batch: TypeAlias = list[tuple[_Request[_T, _R], _T]]
 class Batcher(Generic[_T, _R]):
     """A queue in front of `work`, which runs in its own thread.
 
-    `cost` estimates the time of an item, in any unit. `seconds` is how long a batch of large
-    requests should take. `capacity` is the number of items that may wait. At least `least` new
-    requests may share a batch, however long it takes. `observe` is called with (number of items,
-    seconds) after every batch. The items of a request are computed in order.
+    `cost` estimates the time of an item, in any unit; it is over 0. `seconds` is how long a batch
+    of large requests should take. `capacity` is the number of items that may wait. At least `least`
+    new requests may share a batch, however long it takes. `observe` is called with (number of
+    items, seconds) after every batch. The items of a request are computed in order.
 
     >>> def double(numbers):
     ...     yield
@@ -109,7 +109,7 @@ class Batcher(Generic[_T, _R]):
         """Items that no batch has taken yet."""
         self._passed_over = 0
         self._pace: _Pace | None = None
-        self._last_items = 1.0
+        self._last_items = 1
         self._wake = asyncio.Event()
         self._closing = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledom-batch")
@@ -141,7 +141,7 @@ class Batcher(Generic[_T, _R]):
     def check_room(self, count: int) -> None:
         """Raise `Overloaded` if the queue has no room for this many items."""
         if self.waiting + count > self._capacity:
-            batches = self.waiting / max(1.0, self._last_items)
+            batches = self.waiting / self._last_items
             raise Overloaded(min(60, max(1, math.ceil(batches * self._seconds))))
 
     async def close(self) -> None:
@@ -246,10 +246,7 @@ class Batcher(Generic[_T, _R]):
         run = asyncio.get_running_loop().run_in_executor
 
         def pauses() -> bool:  # called in the thread
-            return _is_over(batch) or interrupted()
-
-        def interrupted() -> bool:
-            return bool(self._fresh) and not _completes_a_request(batch)
+            return _is_over(batch) or (bool(self._fresh) and not _completes_a_request(batch))
 
         results: list[_R] | None = None
         seconds = 0.0
@@ -260,7 +257,7 @@ class Batcher(Generic[_T, _R]):
             start = time.perf_counter()
             results = await run(self._thread, _advance, steps, pauses)
             seconds += time.perf_counter() - start
-            if results is None and interrupted():
+            if results is None and not _is_over(batch):  # new requests came
                 between: _Batch[_T, _R] = []
                 self._take_fresh(between)
                 await self._do(between)
@@ -292,7 +289,7 @@ class _Pace:
     def __init__(self, cost: float, seconds: float) -> None:
         self._cost, self._seconds = cost, seconds  # moving averages
         self._variance = self._covariance = 0.0
-        self._slope = seconds / max(cost, 1e-9)
+        self._slope = seconds / cost
 
     def learn(self, cost: float, seconds: float) -> None:
         """Take another batch into account."""
@@ -306,7 +303,7 @@ class _Pace:
 
     def cost_within(self, limit: float) -> float:
         """The cost of a batch that takes `limit` seconds, or twice the overhead if that is more."""
-        slope = min(self._slope, self._seconds / max(self._cost, 1e-9))
+        slope = min(self._slope, self._seconds / self._cost)
         overhead = self._seconds - slope * self._cost
         most = _GROWTH * self._cost
         return min(max(limit - overhead, overhead) / slope, most) if slope > 0 else most
