@@ -205,13 +205,10 @@ def is_llama_shaped(model: PreTrainedModel) -> bool:
     True
     """
     config, base = model.config, cast(Any, model.base_model)
-    full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     return (
         config.model_type in _LLAMA_SHAPED
-        and full
         and getattr(config, "sliding_window", None) is None
         and not getattr(config, "mlp_bias", False)
-        and config.hidden_act == "silu"
         and is_linear(model.get_output_embeddings())
         and all(_is_plain(module, base) for module in (base, base.norm))
         and all(_is_plain_layer(layer, base) for layer in used_layers(base))

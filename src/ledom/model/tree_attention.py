@@ -105,8 +105,7 @@ class _NativePlan:
         for segment, span in enumerate(segments.spans):
             first, last, _ = segments.queries(places, segment)
             begin = len(spans)
-            if first < last:
-                spans += [*(segments.spans[above] for above in segments.ancestors[segment]), span]
+            spans += [*(segments.spans[above] for above in segments.ancestors[segment]), span]
             for a in range(first, last, _QUERIES):
                 tasks.append((a, min(a + _QUERIES, last), begin, len(spans)))
         self._tasks, self._spans = np.array(tasks, np.int64), np.array(spans, np.int64)
