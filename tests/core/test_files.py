@@ -14,7 +14,9 @@ from kills import in_a_child
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
 from ledom.core.files import (
+    cache_folder,
     check_processes,
+    differences,
     fingerprint,
     real_path,
     write_atomically,
@@ -213,6 +215,25 @@ def test_processes_with_other_settings_are_refused_at_the_start(tmp_path, monkey
         "there, tiny (ab-bfloat16) now, the same weights in another precision: write "
         ",dtype=float32 after its name); give all processes the same"
     )
+
+
+def test_settings_of_any_kind_are_compared():
+    model = {"name": "tiny", "hash": "ab"}
+    for there, now, shown in (
+        (None, model, "None there, tiny (ab) now"),
+        (model, None, "tiny (ab) there, None now"),
+        ({"b": 1}, 2, "{'b': 1} there, 2 now"),
+        (2, {"b": 1}, "2 there, {'b': 1} now"),
+    ):
+        assert [*differences({"a": there}, {"a": now})] == [f"a: {shown}"]
+
+
+def test_the_cache_folder_is_in_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "ledom"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "ledom"
 
 
 def test_a_link_to_itself_resolves_to_itself(tmp_path):

@@ -16,6 +16,7 @@ from ledom.core.stage import (
     Make,
     Stage,
     Work,
+    at_once,
     even_groups,
     no_progress,
     read_settings,
@@ -228,6 +229,17 @@ def test_the_error_for_an_unwritable_folder_names_it(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "file" / "out.jsonl", Document, {})
     with pytest.raises(OutputError, match=r"file/out.jsonl.part: cannot be written"):
         stage.append([document(1)])
+
+
+def test_a_part_of_a_group_is_refused(tmp_path: Path) -> None:
+    """The others of the group would be made without it, or it a second time."""
+    items = [Document(id=name, text=name) for name in "ab"]
+    stage = Stage(tmp_path / "out.jsonl", Document, {})
+    stage.append(items[:1])
+    make: Make[Document, Document] = at_once(lambda some: ([item] for item in some))
+    work = Work(items, make, lambda items: [items], together=True)
+    with pytest.raises(InputError, match=r"out\.jsonl\.part: holds only part of a group of items"):
+        stage.fill(work, no_progress, "making")
 
 
 def test_a_second_concurrent_run_for_the_same_file_is_refused(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def test_a_run_needs_what_its_files_take(
 def test_what_a_run_has_written_counts_as_free(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=100))
     both = list(Direction)
     assert disk_space(recipe, both, tmp_path / "new")[1] == 100
     (tmp_path / "new" / "reverse" / "checkpoints").mkdir(parents=True)
