@@ -28,6 +28,7 @@ from ledom.data.problems import equations, generate_problems, is_true, normalize
         ("136 / 2 = 68", "136 / 2 = 120 / 2 + 16 / 2 = 60 + 8 = 68"),
         # Products first, each as its own equation.
         ("2 * 14 - 5 = 23", "2 * 14 = 20 + 8 = 28, 28 - 5 = 23"),
+        ("5 + 2 * 14 = 33", "2 * 14 = 20 + 8 = 28, 5 + 28 = 33"),
         ("1 / 2 * 222 = 111", "1 / 2 = 0.5, 0.5 * 222 = 100 + 10 + 1 = 110 + 1 = 111"),
     ],
 )

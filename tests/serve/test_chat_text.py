@@ -184,7 +184,7 @@ def test_the_users_last_turn_is_the_question() -> None:
         {"role": "user", "content": [{"type": "text", "text": "How many?"}]},
     ]
     assert question_of(messages) == "How many?"
-    assert answer_of([{"role": "assistant", "content": "7"}]) == "7"
+    assert answer_of([{"role": "assistant", "content": "7"}, *messages[:1]]) == "7"
     with pytest.raises(InputError, match="no user message"):
         question_of(messages[1:2])
 

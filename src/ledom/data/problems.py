@@ -307,7 +307,7 @@ def _places(number: Fraction) -> list[Fraction]:
         Fraction(int(digit) * 10 ** (len(written) - 1 - i), scale)
         for i, digit in enumerate(written)
         if digit in "123456789"
-    ] or [number]
+    ]
 
 
 def _place(part: Fraction) -> int:

@@ -72,8 +72,7 @@ def question_of(prompt: str | Messages) -> str:
         return question_of(question) if _is_rendered(question) else question
     said = [text for role, text in _turns(prompt) if role == "user"]
     question = said[-1] if said else _plain(prompt)
-    mark = None if question else _SPECIAL.search(prompt)
-    if mark is not None and not said:
+    if not question and (mark := _SPECIAL.search(prompt)):
         raise InputError(
             f"the prompt has chat markup ({mark[0]!r}), but no question was found in it; send "
             "plain text, or messages where the protocol has them"

@@ -143,8 +143,7 @@ class PairBatches:
         eos = [tokenizer.eos_id]
         count = skipped = 0
         for problem in problems:
-            rivals = wrong.get(problem.id, []) if config.contrastive else []
-            solutions = _solutions(problem, rivals, pair_format)
+            solutions = _solutions(problem, wrong.get(problem.id, []), pair_format)
             pairs = [(problem.question, solution) for solution in solutions]
             encoded = pair_format.encode(tokenizer, pairs, eos, eos)
             right, *others = map(self._example, encoded)
