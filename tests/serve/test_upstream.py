@@ -100,7 +100,11 @@ def test_when_one_of_many_requests_fails_the_others_are_cancelled(models: Models
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "usage", [None, {}, {"prompt_tokens": "x", "completion_tokens": -5}, {"prompt_tokens": True}]
+    "usage",
+    [
+        *(None, {}, {"prompt_tokens": "x", "completion_tokens": -5}),
+        {"prompt_tokens": True, "completion_tokens": 4},
+    ],
 )
 def test_invalid_counts_are_treated_as_unknown(models: Models, usage: Any) -> None:
     sent = {"choices": choices(2), "usage": usage}

@@ -107,7 +107,8 @@ def _strip_special(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
 def sampling_of(body: Mapping[str, Any], temperature: float, max_tokens: int) -> Sampling:
     """The sampling settings of a body in OpenAI's form, with defaults for two of them.
 
-    >>> sampling_of({"top_k": -1, "seed": -3}, 0.7, 16) == Sampling(0.7, max_tokens=16, seed=3)
+    >>> body = {"top_k": -1, "seed": -3, "max_tokens": 8}
+    >>> sampling_of(body, temperature=0.7, max_tokens=16) == Sampling(0.7, max_tokens=8, seed=3)
     True
     """
     given = body.get("temperature")
