@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from ledom.core.records import Problem, read_records, write_records
-from ledom.data.augment import augment, corrupt, miscalculate, renumber
+from ledom.data.augment import augment, corrupt, miscalculate, other_number, renumber
 from ledom.data.problems import is_true
 from ledom.text.answers import extract_answer
 from ledom.text.pair_format import STYLES
@@ -191,3 +191,8 @@ def test_the_command_holds_out_a_part(run, tmp_path):
     assert ids["valid"] == ["p0", "p50"]
     assert not [i for i in ids["train"] if i.split("-")[0] in ids["valid"]]
     assert len(ids["train"]) == 98
+
+
+def test_a_percentage_stays_round_and_below_100() -> None:
+    drawn = {other_number("20", "20% of them", Random(seed)) for seed in range(200)}
+    assert drawn == {str(number) for number in range(5, 100, 5)}
