@@ -222,7 +222,7 @@ class TrainingRun:
         with dropout the results depend on how a batch is split.
         """
         key = (self.recipe.seed, self.step, self.world.rank)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
 
     def _backward(self, batch: Batch) -> Tensor:
         """Accumulate the gradients of this process's part of a batch; returns that part's loss."""
