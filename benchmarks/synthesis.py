@@ -48,7 +48,7 @@ from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.model.checkpoint import read_checkpoint_info
 from ledom.report.formatting import accuracy, difference
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.text.answers import extract_answer, is_correct
+from ledom.text.answers import equal_answers, extract_answer
 from ledom.text.pair_format import STYLES
 from ledom.train.loop import train
 from ledom.train.optim import OptimConfig
@@ -214,7 +214,8 @@ def answers_right(
     prompts = [Prompt(p.id, lm.pair_format.before_solution(p.question)) for p in problems]
     written = propose(lm, prompts, GREEDY, 1, path, no_progress, "")
     pairs = zip(problems, written, strict=True)
-    return np.array([is_correct(one.text, problem.answer or "") for problem, one in pairs], float)
+    rights = [equal_answers(extract_answer(one.text), problem.answer) for problem, one in pairs]
+    return np.array(rights, float)
 
 
 def measure_training(options: Namespace) -> None:

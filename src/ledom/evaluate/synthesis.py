@@ -34,7 +34,7 @@ from ledom.evaluate.proposals import (
 )
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.intervals import share_interval
-from ledom.text.answers import extract_answer, is_correct
+from ledom.text.answers import equal_answers, extract_answer
 from ledom.text.duplicates import NearDuplicates
 from ledom.text.pair_format import ANSWER_MARK, PairFormat
 
@@ -304,10 +304,10 @@ def _with_agreement(
 ) -> dict[str, Problem]:
     """The problems by id, each with the share of its answers that agree."""
     right: dict[str, list[bool]] = {problem.id: [] for problem in problems}
-    expected = {problem.id: problem.answer or "" for problem in problems}
+    expected = {problem.id: problem.answer for problem in problems}
     for one in answers:
         text = pair_format.written_solution(one.text)
-        right[one.item_id].append(is_correct(text, expected[one.item_id]))
+        right[one.item_id].append(equal_answers(extract_answer(text), expected[one.item_id]))
     return {
         p.id: replace(p, extra=p.extra | {AGREEMENT: round(float(np.mean(right[p.id])), _DECIMALS)})
         for p in problems

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from unicodedata import normalize
 
 from ledom.core.errors import InputError
-from ledom.text.thoughts import FINAL, with_tags
+from ledom.text.answer_patterns import FINAL
+from ledom.text.answers import with_tags
 
 __all__ = [
     "Messages",

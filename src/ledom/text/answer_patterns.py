@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import re
 
+FINAL = re.compile(  # after a thought in another channel: of gpt-oss, Gemma 4, Muse and Command
+    r"<\|channel\|>final\b(?:[^<]|<\|constrain\|>)*<\|message\|>|<channel\|>"
+    r"|to=user<\|message\|>|<\|START_RESPONSE\|>"
+)
+THOUGHT_TAGS = (  # of Muse, Command, Mistral, Seed-OSS, Kimi, gpt-oss and Gemma 4
+    (
+        re.compile(
+            r"to=(?!user\b)\w+<\|message\|>|<\|START_THINKING\|>|\[THINK\]|<seed:think>|◁think▷"
+            r"|<thinking>|<\|channel\|>analysis<\|message\|>|<\|channel>thought\b"
+        ),
+        "<think>",
+    ),
+    (
+        re.compile(
+            r"<\|END_THINKING\|>|\[/THINK\]|</seed:think>|◁/think▷|</thinking>|" + FINAL.pattern
+        ),
+        "</think>",
+    ),
+)
 _TAGGED = r"(<answer>)((?:[^<]|<(?!/?answer>)){1,1000})(</answer>)"
 TAGGED = re.compile(_TAGGED, re.IGNORECASE)
 TIDIED = (
-    (
-        re.compile(rf"{_TAGGED}|</?answer>", re.IGNORECASE),
-        r"\1\n\2\n\3\n",
-    ),  # the prompt had the other
+    # A lone tag's other half was in the prompt.
+    (re.compile(rf"{_TAGGED}|</?answer>", re.IGNORECASE), r"\1\n\2\n\3\n"),
     (re.compile(r"<<[^<>\n=]*=[^<>\n]*>>"), ""),  # GSM8K's calculator
     (
         re.compile(

@@ -24,9 +24,8 @@ from ledom.text.math.nodes import Node
 from ledom.text.math.notation import MARKUP, bare, has_content, keyboard, within_braces
 from ledom.text.math.spelling import QUOTED, text_key
 from ledom.text.math.units import NOT_UNITS
-from ledom.text.thoughts import with_tags
 
-__all__ = ["equal_answers", "extract_answer", "is_correct", "is_right", "split_thought"]
+__all__ = ["equal_answers", "extract_answer", "is_right", "split_thought", "with_tags"]
 
 _MOST_MARKS = 8  # from the last, in search of one that states an answer
 
@@ -72,12 +71,22 @@ def _tidy(text: str) -> str:
     return text
 
 
+def with_tags(text: str) -> str:
+    """A text with `<think>` and `</think>` around its thought, whatever the model's own marks.
+
+    >>> with_tags("[THINK]3 + 4[/THINK]It is 7.")
+    '<think>3 + 4</think>It is 7.'
+    """
+    for mark, tag in patterns.THOUGHT_TAGS:
+        text = mark.sub(tag, text)
+    return text
+
+
 def split_thought(text: str) -> tuple[str, str]:
-    """A reasoning model's thought, up to the last `</think>`, and what follows it.
+    """A reasoning model's thought, up to its last `</think>` (`with_tags`), and what follows it.
 
     An open thought was cut off and is part of neither, unless it marks an answer (`####`, a box).
-    An empty thought, which Qwen 3 writes with thinking turned off, is part of neither. Other
-    models' marks (`with_tags`) count as these tags.
+    An empty thought, which Qwen 3 writes with thinking turned off, is part of neither.
 
     >>> split_thought("<think>1 + 1?</think>2"), split_thought("<think>1 + 1?")
     (('<think>1 + 1?', '2'), ('', ''))
@@ -349,15 +358,6 @@ _FINDERS = (*_STATING, _listed, _chosen, _whole, _at_end)
 
 
 # ---- whether answers are equal ----
-
-
-def is_correct(candidate_text: str, answer: str) -> bool:
-    """Whether a solution text ends in an answer that equals `answer` by value.
-
-    >>> is_correct("2 + 2 = 4. The answer is 4.", "4.0")
-    True
-    """
-    return equal_answers(extract_answer(candidate_text), answer)
 
 
 def is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool | None:
